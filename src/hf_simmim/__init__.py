@@ -1,0 +1,41 @@
+"""SimMIM for transformers: masked image modelling with any vision encoder."""
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForMaskedImageModeling
+from transformers.utils import is_torchvision_available
+
+from . import masking
+from .configuration_simmim import ENCODER_PRESETS, SimMIMConfig
+from .image_processing_simmim import SimMIMImageProcessor, SimMIMImageProcessorPil
+from .modeling_simmim import (
+    SimMIMForMaskedImageModeling,
+    SimMIMMaskedImageModelingOutput,
+    SimMIMModel,
+    SimMIMModelOutput,
+    SimMIMPreTrainedModel,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ENCODER_PRESETS",
+    "SimMIMConfig",
+    "SimMIMForMaskedImageModeling",
+    "SimMIMImageProcessor",
+    "SimMIMImageProcessorPil",
+    "SimMIMMaskedImageModelingOutput",
+    "SimMIMModel",
+    "SimMIMModelOutput",
+    "SimMIMPreTrainedModel",
+    "masking",
+]
+
+_processors = {"pil": SimMIMImageProcessorPil}
+if is_torchvision_available():
+    _processors["torchvision"] = SimMIMImageProcessor
+else:
+    SimMIMImageProcessor = SimMIMImageProcessorPil  # type: ignore[misc]
+
+AutoConfig.register(SimMIMConfig.model_type, SimMIMConfig)
+AutoModel.register(SimMIMConfig, SimMIMModel)
+AutoModelForMaskedImageModeling.register(SimMIMConfig, SimMIMForMaskedImageModeling)
+AutoImageProcessor.register(SimMIMConfig, image_processor_classes=_processors)

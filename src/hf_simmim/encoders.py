@@ -1,0 +1,121 @@
+"""Builds the encoder that a config names, and runs it to a feature map with the hidden patches hidden."""
+
+import copy
+import inspect
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import MODEL_MAPPING, PreTrainedConfig
+
+from .configuration_simmim import SimMIMConfig
+from .swin import Swin
+
+
+class EncoderOutput(NamedTuple):
+    """What every encoder returns: tokens without prefix tokens as a map (B, D, h, w), and hidden states (B, N, D)."""
+
+    feature_map: torch.Tensor
+    hidden_states: tuple[torch.Tensor, ...] | None
+    attentions: tuple[torch.Tensor, ...] | None
+
+
+def build_encoder(config: SimMIMConfig, use_mask_token: bool) -> nn.Module:
+    """Build the encoder of a config.
+
+    Args:
+        config: The SimMIM config.
+        use_mask_token: Whether the encoder holds a mask token. Models that never mask are built without one.
+
+    Returns:
+        Our own encoder where there is one for the model type, else transformers' model without its pooling layer.
+
+    Raises:
+        ValueError: If the encoder cannot hide patches.
+    """
+    encoder_config = config.encoder_config
+    if encoder_config.model_type in ENCODER_CLASSES:
+        return ENCODER_CLASSES[encoder_config.model_type](encoder_config, use_mask_token=use_mask_token)
+    return _build_transformers_encoder(encoder_config, use_mask_token)
+
+
+def _build_transformers_encoder(encoder_config: PreTrainedConfig, use_mask_token: bool) -> nn.Module:
+    """Build a transformers model that takes `bool_masked_pos` itself."""
+    name = encoder_config.model_type
+    model_class = next((cls for known, cls in MODEL_MAPPING.items() if known.model_type == name), None)
+    if isinstance(model_class, tuple):
+        model_class = model_class[0]
+    if model_class is None or "bool_masked_pos" not in inspect.signature(model_class.forward).parameters:
+        raise ValueError(
+            f"The encoder {name!r} has no mask token of its own, so the pixels under the mask would reach it. Use an"
+            " encoder that takes bool_masked_pos: swin, swinv2, vit, deit, beit, dinov2, focalnet."
+        )
+    encoder_config = copy.deepcopy(encoder_config)
+    options = inspect.signature(model_class.__init__).parameters
+    arguments = {}
+    if "add_pooling_layer" in options:
+        arguments["add_pooling_layer"] = False
+    if "use_mask_token" in options:
+        arguments["use_mask_token"] = use_mask_token
+    elif hasattr(encoder_config, "use_mask_token"):
+        encoder_config.use_mask_token = use_mask_token
+    encoder = model_class._from_config(encoder_config, **arguments)
+    has_mask_token = any(key.endswith("mask_token") for key, _ in encoder.named_parameters())
+    if use_mask_token and not has_mask_token:
+        raise ValueError(f"The encoder {name!r} was built without a mask token and cannot hide patches.")
+    return encoder
+
+
+def encode(
+    encoder: nn.Module,
+    config: SimMIMConfig,
+    pixel_values: torch.Tensor,
+    bool_masked_pos: torch.Tensor | None = None,
+    **kwargs,
+) -> EncoderOutput:
+    """Run an encoder to its feature map.
+
+    The pixels under the mask are set to zero first, so that nothing of them can reach an encoder by any way, and a NaN
+    there harms neither outputs nor gradients.
+
+    Args:
+        encoder: What `build_encoder` returned for `config`.
+        config: The SimMIM config.
+        pixel_values: Images of shape (B, C, H, W).
+        bool_masked_pos: Bool mask of shape (B, h, w) on the patch grid, True = masked.
+        **kwargs: Passed to transformers' encoders, for example `output_attentions`.
+
+    Returns:
+        Feature map of shape (B, D, H / stride, W / stride), hidden states and attentions.
+    """
+    if bool_masked_pos is not None:
+        pixel_values = hide_pixels(pixel_values, bool_masked_pos)
+    if isinstance(encoder, Swin):
+        feature_map, hidden_states = encoder(pixel_values, bool_masked_pos)
+        return EncoderOutput(feature_map, hidden_states, None)
+    if bool_masked_pos is not None:
+        kwargs["bool_masked_pos"] = bool_masked_pos.flatten(1)
+    outputs = encoder(pixel_values, **kwargs)
+    tokens = outputs.last_hidden_state  # B, prefix + N, D
+    height, width = (side // config.encoder_stride for side in pixel_values.shape[2:])
+    num_prefix_tokens = tokens.shape[1] - height * width
+    if num_prefix_tokens < 0:
+        raise ValueError(
+            f"The encoder {config.encoder_config.model_type!r} returned {tokens.shape[1]} tokens where its stride of"
+            f" {config.encoder_stride} px gives a feature map of {height}x{width}. It is not supported."
+        )
+    feature_map = tokens[:, num_prefix_tokens:].transpose(1, 2).unflatten(2, (height, width))
+    return EncoderOutput(feature_map, outputs.get("hidden_states"), outputs.get("attentions"))
+
+
+def hide_pixels(pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor) -> torch.Tensor:
+    """Images (B, C, H, W) with zeros in the patches that a mask (B, h, w) hides."""
+    batch_size, channels, height, width = pixel_values.shape
+    _, rows, columns = bool_masked_pos.shape
+    patches = pixel_values.reshape(batch_size, channels, rows, height // rows, columns, width // columns)
+    return patches.masked_fill(bool_masked_pos.view(batch_size, 1, rows, 1, columns, 1), 0).view(pixel_values.shape)
+
+
+ENCODER_CLASSES: dict[str, type[nn.Module]] = {
+    "swin": Swin,
+}

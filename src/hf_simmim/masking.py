@@ -1,0 +1,115 @@
+"""Which patches to hide. Every strategy returns a bool mask on the patch grid, True = masked."""
+
+import math
+from collections.abc import Callable
+
+import torch
+
+
+def mask_units(image_size: tuple[int, int], patch_size: int, mask_patch_size: int) -> tuple[tuple[int, int], int]:
+    """Turn a mask patch in pixels into units of the model's patch grid.
+
+    Args:
+        image_size: (height, width) in pixels.
+        patch_size: Side of the model's patches, in pixels.
+        mask_patch_size: Side of the square that is hidden or shown as a whole, in pixels.
+
+    Returns:
+        The patch grid (h, w), and the side of a mask unit in patches.
+
+    Raises:
+        ValueError: If the mask patch does not divide the image, or the model's patch does not divide the mask patch.
+    """
+    height, width = image_size
+    if mask_patch_size < 1 or mask_patch_size % patch_size:
+        multiple = max(patch_size, round(mask_patch_size / patch_size) * patch_size)
+        raise ValueError(
+            f"mask_patch_size={mask_patch_size} px is not a multiple of the model's patch size of {patch_size} px."
+            f" Use mask_patch_size={multiple}."
+        )
+    if height % mask_patch_size or width % mask_patch_size:
+        divisors = [
+            size
+            for size in range(patch_size, min(height, width) + 1, patch_size)
+            if height % size == 0 and width % size == 0
+        ]
+        options = f" Mask patches that fit: {', '.join(map(str, divisors))} px." if divisors else ""
+        nearest = [max(mask_patch_size, round(side / mask_patch_size) * mask_patch_size) for side in image_size]
+        raise ValueError(
+            f"image_size={height}x{width} is not a multiple of mask_patch_size={mask_patch_size} px."
+            f" Use image_size={nearest[0]}x{nearest[1]}, or another mask patch.{options}"
+        )
+    return (height // patch_size, width // patch_size), mask_patch_size // patch_size
+
+
+def num_masked_units(num_units: int, mask_ratio: float) -> int:
+    """How many of `num_units` are hidden: the ratio, rounded up.
+
+    Args:
+        num_units: Number of mask units in an image.
+        mask_ratio: Share of the image to hide, in (0, 1).
+
+    Returns:
+        A number from 1 to `num_units - 1`, so that something is hidden and something stays visible.
+
+    Raises:
+        ValueError: If the ratio is outside (0, 1), or would hide the whole image.
+
+    Source: `MaskGenerator` in data/data_simmim.py of microsoft/SimMIM (22 of 36 at 192 px, 30 of 49 at 224 px).
+    """
+    if not 0 < mask_ratio < 1:
+        raise ValueError(f"mask_ratio={mask_ratio} is outside (0, 1). The paper's default is 0.6.")
+    # Rounded first: 0.55 * 20 is 11.000000000000002, which is meant to be 11.
+    count = math.ceil(round(num_units * mask_ratio, 9))
+    if count >= num_units:
+        raise ValueError(
+            f"mask_ratio={mask_ratio} hides all {num_units} mask units of the image and leaves nothing to predict from."
+            " Use a smaller mask_ratio or a smaller mask_patch_size."
+        )
+    return count
+
+
+def random_mask(
+    grid_size: tuple[int, int],
+    mask_ratio: float,
+    batch_size: int = 1,
+    *,
+    unit_size: int = 1,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """Hide mask units chosen uniformly at random, the same number in every image.
+
+    Args:
+        grid_size: (h, w) of the patch grid.
+        mask_ratio: Share of the image to hide, in (0, 1).
+        batch_size: Number of masks B.
+        unit_size: Side in patches of the square that is hidden or shown as a whole.
+        generator: Source of randomness, on `device`; torch's default one if None.
+        device: Where the mask is made.
+
+    Returns:
+        Bool tensor of shape (B, h, w), True = masked.
+
+    Raises:
+        ValueError: If a unit does not divide the grid, or the ratio cannot be met.
+
+    Source: section 3.2 of the paper, "patch-aligned random masking".
+    """
+    height, width = grid_size
+    if unit_size < 1 or height % unit_size or width % unit_size:
+        raise ValueError(
+            f"unit_size={unit_size} does not divide the patch grid of {height}x{width}. Use a common divisor of both."
+        )
+    rows, columns = height // unit_size, width // unit_size
+    count = num_masked_units(rows * columns, mask_ratio)
+    scores = torch.rand(batch_size, rows * columns, generator=generator, device=device)
+    masked = torch.zeros_like(scores, dtype=torch.bool)
+    masked.scatter_(1, scores.argsort(dim=1)[:, :count], True)
+    units = masked.view(batch_size, rows, columns)
+    return units.repeat_interleave(unit_size, dim=1).repeat_interleave(unit_size, dim=2)
+
+
+MASK_STRATEGIES: dict[str, Callable[..., torch.Tensor]] = {
+    "random": random_mask,
+}
