@@ -61,7 +61,7 @@ class SimMIMConfig(PreTrainedConfig):
             mask token.
 
     Raises:
-        ValueError: If a name is unknown or the encoder's geometry is not one that masked modelling can use.
+        StrictDataclassError: If a name is unknown or the encoder's geometry is not one that masked modelling can use.
 
     Source: section 3 of the paper (arXiv 2111.09886).
     """
@@ -91,7 +91,13 @@ class SimMIMConfig(PreTrainedConfig):
                 raise ValueError(f"{field}={value!r} is unknown. Use one of: {', '.join(known)}.")
 
     def validate_geometry(self):
-        """Refuse encoders whose image is no whole number of strides."""
+        """Refuse encoders that are not made of patches, and images that are no whole number of strides."""
+        missing = [name for name in ("image_size", "patch_size") if not hasattr(self.encoder_config, name)]
+        if missing:
+            raise ValueError(
+                f"The encoder {self.encoder_config.model_type!r} has no {' and no '.join(missing)} in its config, so it"
+                " cannot hide patches. Use an encoder with non-overlapping patches, such as swin, beit, vit or dinov2."
+            )
         height, width = self.image_size
         stride = self.encoder_stride
         if height % stride or width % stride:

@@ -1,0 +1,45 @@
+# `make demo` and `make test` set up what they need in .venv; nothing but Python 3.11 or newer is needed.
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
+JOBS ?= 2
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format clean
+
+help:  ## List the targets.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: $(BIN)/python pyproject.toml constraints.txt
+	$(INSTALL) -q -e .
+	@touch $@
+
+.venv/installed-dev: $(BIN)/python pyproject.toml constraints.txt
+	$(INSTALL) -q -e ".[dev]"
+	$(BIN)/python tests/fetch_transformers_tests.py
+	@touch .venv/installed $@
+
+demo: .venv/installed  ## Pre-train on the embedded images; results are in runs/demo.
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no examples/run_mim.py
+
+test: lint  ## Run the tests that end within minutes.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+test-slow: .venv/installed-dev  ## Run the tests that take longer.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+lint: .venv/installed-dev  ## Check style and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed-dev  ## Bring the code to the project's style.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the environment and all results.
+	rm -rf .venv runs dist build

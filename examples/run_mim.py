@@ -1,0 +1,528 @@
+"""Pre-train a vision encoder with SimMIM on your own images.
+
+    accelerate launch examples/run_mim.py                                   the demo, on the embedded data
+    accelerate launch examples/run_mim.py --train_dir photos --output_dir runs/photos
+    accelerate launch examples/run_mim.py --recipe my_recipe.json --num_train_epochs 200
+
+The same command runs on one CPU, one GPU or many GPUs (run `accelerate config` once, or give `accelerate launch` its
+--num_processes). It goes on by itself from the newest whole checkpoint in --output_dir. A recipe is a JSON file with
+any of the options below as keys; what is given on the command line wins over it.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import disable_progress_bars
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, AutoConfig, HfArgumentParser, IntervalStrategy, TrainingArguments, set_seed
+
+from hf_simmim import ENCODER_PRESETS, SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
+from hf_simmim.callbacks import PictureCallback
+from hf_simmim.checkpoint import newest_whole_checkpoint
+from hf_simmim.configuration_simmim import HEADS, LOSS_REGIONS, LOSSES, TARGETS
+from hf_simmim.data import MaskedImageDataset, UnreadableImages, check_images, collate, load_images
+from hf_simmim.masking import MASK_STRATEGIES, num_masked_units
+from hf_simmim.model_card import training_card
+from hf_simmim.trainer import SimMIMTrainer
+
+EXAMPLES = Path(__file__).parent
+EMBEDDED_DATA = EXAMPLES / "data" / "fashion_mnist_7k"
+# Seed of the evaluation masks, the same in every run, so that evaluation losses compare.
+EVALUATION_SEED = 0
+
+
+@dataclass
+class DataArguments:
+    """Where the images come from."""
+
+    _argument_group_name = "images"
+
+    train_dir: str | None = field(
+        default=None, metadata={"help": "Folder of images, nested or not; labels are not needed."}
+    )
+    validation_dir: str | None = field(
+        default=None, metadata={"help": "Folder of images to evaluate on. Without it a part of the images is held out."}
+    )
+    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, or a local one."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
+    data_files: list[str] | None = field(
+        default=None, metadata={"help": "Parquet or webdataset (.tar) shards: paths, patterns or URLs."}
+    )
+    train_split: str = field(default="train", metadata={"help": "Split of the data set to train on."})
+    validation_split: str | None = field(
+        default=None, metadata={"help": "Split of the data set to evaluate on. Without it a part is held out."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "Column of the images; found by its type."})
+    holdout: float = field(
+        default=0.05,
+        metadata={"help": "Share of the images held out for evaluation if no other are named; 0 for none."},
+    )
+    holdout_seed: int = field(default=0, metadata={"help": "Seed of the choice of those images."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only this many images."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on only this many images."})
+    max_unreadable: float = field(
+        default=0.05, metadata={"help": "Largest share of images that may be unreadable before the run stops."}
+    )
+    crop_scale: list[float] = field(
+        default_factory=lambda: [0.67, 1.0],
+        metadata={"help": "Smallest and largest share of an image's area that a random crop covers."},
+    )
+    image_mean: list[float] | None = field(
+        default=None, metadata={"help": "Mean of each channel on the scale of [0, 1]. ImageNet's for three channels."}
+    )
+    image_std: list[float] | None = field(
+        default=None, metadata={"help": "Standard deviation of each channel. ImageNet's for three channels."}
+    )
+
+
+@dataclass
+class ModelArguments:
+    """What is trained, and how images are hidden."""
+
+    _argument_group_name = "model and masks"
+
+    encoder: str = field(
+        default="swin-base",
+        metadata={
+            "help": f"Architecture, freshly initialised: {', '.join(ENCODER_PRESETS)}, a model on the Hub, a folder, or"
+            " the path or text of a config in JSON."
+        },
+    )
+    checkpoint: str | None = field(
+        default=None, metadata={"help": "SimMIM checkpoint (folder or Hub) whose weights to start from."}
+    )
+    image_size: list[int] | None = field(
+        default=None,
+        metadata={"help": "Side of the images in pixels, or height and width. The encoder's own if unset."},
+    )
+    window_size: int | None = field(default=None, metadata={"help": "Window in patches. The encoder's own if unset."})
+    num_channels: int | None = field(default=None, metadata={"help": "Channels. The encoder's own if unset."})
+    drop_path_rate: float | None = field(
+        default=None, metadata={"help": "Stochastic depth. The encoder's own if unset."}
+    )
+    mask_strategy: str = field(
+        default="random", metadata={"help": "How patches are chosen.", "choices": list(MASK_STRATEGIES)}
+    )
+    mask_patch_size: int = field(
+        default=32, metadata={"help": "Side in pixels of the squares that are hidden or shown as a whole."}
+    )
+    mask_ratio: float = field(default=0.6, metadata={"help": "Share of an image to hide, between 0 and 1."})
+    head: str = field(default="linear", metadata={"help": "Prediction head.", "choices": list(HEADS)})
+    target: str = field(default="rgb", metadata={"help": "What is predicted.", "choices": list(TARGETS)})
+    loss: str = field(default="l1", metadata={"help": "Distance to the target.", "choices": list(LOSSES)})
+    loss_region: str = field(
+        default="masked", metadata={"help": "Where the loss is taken.", "choices": list(LOSS_REGIONS)}
+    )
+
+
+@dataclass
+class PretrainingArguments(TrainingArguments):
+    """Everything of TrainingArguments, with defaults for pre-training."""
+
+    _argument_group_name = "training (all of transformers.TrainingArguments)"
+
+    output_dir: str | None = field(default="runs/mim", metadata={"help": "Folder of checkpoints, pictures and logs."})
+    restart: bool = field(
+        default=False, metadata={"help": "Begin anew instead of going on from a checkpoint in --output_dir."}
+    )
+    base_learning_rate: float = field(
+        default=2e-4,
+        metadata={
+            "help": "Learning rate for 512 images a step; scaled by the real number if --learning_rate is unset."
+        },
+    )
+    learning_rate: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Peak learning rate as it is used, instead of --base_learning_rate."}
+    )
+    num_train_epochs: float = field(default=100.0, metadata={"help": "Passes over the images."})
+    per_device_train_batch_size: int = field(default=128, metadata={"help": "Images a step on each device."})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images a step on each device, evaluating."})
+    weight_decay: float = field(default=0.05, metadata={"help": "AdamW's weight decay."})
+    max_grad_norm: float = field(default=5.0, metadata={"help": "Gradients are clipped to this norm."})
+    lr_scheduler_type: str = field(default="cosine_with_min_lr", metadata={"help": "Schedule of the learning rate."})
+    lr_scheduler_kwargs: dict | str | None = field(
+        default_factory=lambda: {"min_lr_rate": 0.05}, metadata={"help": "Options of the schedule, as JSON."}
+    )
+    warmup_steps: float = field(default=0.1, metadata={"help": "Steps of warm-up, or a share of all below 1."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two reports."})
+    dataloader_num_workers: int = field(
+        default=min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1),
+        metadata={"help": "Processes that load images, for each device."},
+    )
+    dataloader_drop_last: bool = field(
+        default=True, metadata={"help": "Drop an epoch's last, incomplete batch, so that all steps are alike."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of weights, order, crops and masks."})
+
+    def __post_init__(self):
+        # Fixed by what this script trains, whatever a recipe says.
+        self.label_names = ["bool_masked_pos"]
+        self.remove_unused_columns = False
+        self.prediction_loss_only = True
+        self.logging_nan_inf_filter = False
+        self.dataloader_persistent_workers = self.dataloader_num_workers > 0
+        super().__post_init__()
+        self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
+        if self.learning_rate is None:
+            self.learning_rate = self.base_learning_rate * self.images_per_step / 512
+
+    @property
+    def images_per_step(self) -> int:
+        """Global batch: over devices, processes and accumulation."""
+        return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The description as it is written, and every default."""
+
+
+def parse_arguments(argv: list[str]) -> tuple[DataArguments, ModelArguments, PretrainingArguments]:
+    """Command line over recipe over defaults.
+
+    Raises:
+        SystemExit: If an option or a key of the recipe is unknown; the message names the nearest valid one.
+    """
+    parser = HfArgumentParser(
+        [DataArguments, ModelArguments, PretrainingArguments],
+        usage="%(prog)s [--train_dir FOLDER] [--output_dir FOLDER] [--recipe FILE] [options]",
+        description=__doc__,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--recipe", help=f"JSON file of options, or one of: {', '.join(recipe_names())}.")
+    known = {action.dest for action in parser._actions} - {"help", "recipe"}
+    named, _ = parser.parse_known_args(argv)
+    recipe = named.recipe
+    if recipe is None and not (named.train_dir or named.dataset_name or named.data_files):
+        recipe = "demo"
+    if recipe is not None:
+        parser.set_defaults(**read_recipe(recipe, known))
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        option = unknown[0].split("=")[0]
+        parser.exit(2, f"error: unknown option {option}.{nearest(option.lstrip('-'), known, '--')}\n")
+    values = vars(arguments)
+    return tuple(  # type: ignore[return-value]
+        kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.init})
+        for kind in (DataArguments, ModelArguments, PretrainingArguments)
+    )
+
+
+def recipe_names() -> list[str]:
+    """Recipes that come with this script."""
+    return sorted(path.stem for path in (EXAMPLES / "recipes").glob("*.json"))
+
+
+def read_recipe(name: str, known: set[str]) -> dict[str, Any]:
+    """Read a recipe by name or path, and refuse keys that are no option."""
+    path = EXAMPLES / "recipes" / f"{name}.json" if name in recipe_names() else Path(name)
+    if not path.is_file():
+        raise SystemExit(
+            f"error: there is no recipe {name!r}. Name a JSON file, or one of: {', '.join(recipe_names())}."
+        )
+    try:
+        recipe = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise SystemExit(f"error: the recipe {path} is not valid JSON: {error}.") from error
+    if not isinstance(recipe, dict):
+        raise SystemExit(f"error: the recipe {path} must be a JSON object of options.")
+    for key in recipe:
+        if key not in known:
+            raise SystemExit(f"error: the recipe {path} has the unknown key {key!r}.{nearest(key, known)}")
+    if isinstance(recipe.get("encoder"), dict):
+        recipe["encoder"] = json.dumps(recipe["encoder"])
+    return recipe
+
+
+def nearest(name: str, known: set[str], prefix: str = "") -> str:
+    """A sentence with the valid name that is most like a wrong one."""
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean {prefix}{match[0]}?" if match else " See --help for what there is."
+
+
+def build_config(arguments: ModelArguments) -> SimMIMConfig:
+    """The model's config from a preset, a file, JSON text or the Hub, with the geometry asked for."""
+    if arguments.checkpoint is not None:
+        return SimMIMConfig.from_pretrained(arguments.checkpoint)
+    name = arguments.encoder
+    if name in ENCODER_PRESETS:
+        encoder = dict(ENCODER_PRESETS[name])
+    elif name.lstrip().startswith("{") or name.endswith(".json"):
+        encoder = json.loads(Path(name).read_text() if name.endswith(".json") else name)
+        if "transformers_version" not in encoder:
+            check_encoder_keys(encoder)
+    else:
+        try:
+            encoder = AutoConfig.from_pretrained(name).to_dict()
+        except OSError as error:
+            raise ValueError(
+                f"encoder={name!r} is no preset ({', '.join(ENCODER_PRESETS)}) and no config was found under that name."
+                f" {error}"
+            ) from error
+    if encoder.get("model_type") == SimMIMConfig.model_type:
+        encoder = encoder["encoder_config"]
+    size = arguments.image_size
+    if size is not None:
+        if len(size) > 2:
+            raise ValueError(f"image_size={size} has {len(size)} values. Give one side, or height and width.")
+        encoder["image_size"] = size[0] if len(set(size)) == 1 else list(size)
+    for key in ("window_size", "num_channels", "drop_path_rate"):
+        value = getattr(arguments, key)
+        if value is not None:
+            encoder[key] = value
+    return SimMIMConfig(
+        encoder_config=encoder,
+        head=arguments.head,
+        target=arguments.target,
+        loss=arguments.loss,
+        loss_region=arguments.loss_region,
+    )
+
+
+def check_encoder_keys(encoder: dict[str, Any]) -> None:
+    """Refuse what a person mistyped in an encoder config: transformers' configs take any key without a word."""
+    model_type = encoder.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"The encoder's model_type {model_type!r} is unknown.{nearest(str(model_type), set(CONFIG_MAPPING))}"
+        )
+    known = CONFIG_MAPPING[model_type]().to_dict().keys() | {"model_type", "out_features", "out_indices"}
+    for key in encoder:
+        if key not in known:
+            raise ValueError(f"The encoder config of {model_type!r} has the unknown key {key!r}.{nearest(key, known)}")
+
+
+def build_processor(config: SimMIMConfig, data: DataArguments, model: ModelArguments) -> SimMIMImageProcessor:
+    """The processor that goes with the checkpoint: geometry, normalisation and masks."""
+    statistics = {}
+    for key, default in (("image_mean", 0.5), ("image_std", 0.25)):
+        values = getattr(data, key)
+        if values is None and config.num_channels != 3:
+            values = [default] * config.num_channels
+        if values is not None:
+            if len(values) != config.num_channels:
+                raise ValueError(
+                    f"{key} has {len(values)} values and the model takes {config.num_channels} channels. Give one for"
+                    " each channel."
+                )
+            statistics[key] = values
+    height, width = config.image_size
+    return SimMIMImageProcessor(
+        size={"height": height, "width": width},
+        mask_strategy=model.mask_strategy,
+        mask_patch_size=model.mask_patch_size,
+        mask_ratio=model.mask_ratio,
+        model_patch_size=config.patch_size,
+        **statistics,
+    )
+
+
+def load_splits(arguments: DataArguments):
+    """Images to train on, and images to evaluate on or None."""
+    source: dict[str, Any] = {
+        "folder": arguments.train_dir,
+        "dataset_name": arguments.dataset_name,
+        "dataset_config": arguments.dataset_config,
+        "data_files": arguments.data_files,
+        "image_column": arguments.image_column,
+    }
+    validation_split = arguments.validation_split
+    if not (arguments.train_dir or arguments.dataset_name or arguments.data_files):
+        source["dataset_name"] = str(EMBEDDED_DATA)
+        validation_split = validation_split or "test"
+    train = load_images(**source, split=arguments.train_split)
+    validation = None
+    if arguments.validation_dir is not None:
+        validation = load_images(arguments.validation_dir)
+    elif validation_split is not None:
+        validation = load_images(**source, split=validation_split)
+    elif arguments.holdout:
+        if not 0 < arguments.holdout < 1 or round(len(train) * arguments.holdout) < 1:
+            raise ValueError(f"holdout={arguments.holdout} of {len(train)} images leaves none. Use a share in (0, 1).")
+        parts = train.train_test_split(test_size=arguments.holdout, seed=arguments.holdout_seed)
+        train, validation = parts["train"], parts["test"]
+    if arguments.max_train_samples is not None:
+        train = train.select(range(min(arguments.max_train_samples, len(train))))
+    if validation is not None and arguments.max_eval_samples is not None:
+        validation = validation.select(range(min(arguments.max_eval_samples, len(validation))))
+    return train, validation
+
+
+def check_output_dir(arguments: PretrainingArguments, config: SimMIMConfig) -> Path | None:
+    """Make sure that results can be written, and find the checkpoint to go on from."""
+    output_dir = Path(arguments.output_dir)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        probe = output_dir / f".write-test-{arguments.process_index}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"output_dir={output_dir} cannot be written ({error}). Name another folder.") from error
+    if arguments.restart:
+        return None
+    if arguments.resume_from_checkpoint:
+        return Path(arguments.resume_from_checkpoint)
+    checkpoint = newest_whole_checkpoint(output_dir)
+    if checkpoint is not None:
+        saved = SimMIMConfig.from_pretrained(checkpoint)
+        if saved.encoder_config.to_diff_dict() != config.encoder_config.to_diff_dict() or saved.head != config.head:
+            raise ValueError(
+                f"{checkpoint} was trained with another model than the one asked for. Name another --output_dir, or add"
+                " --restart to begin anew there."
+            )
+    return checkpoint
+
+
+def build_trainer(
+    data_arguments: DataArguments, model_arguments: ModelArguments, arguments: PretrainingArguments
+) -> tuple[SimMIMTrainer, Path | None]:
+    """Everything that can go wrong before training starts.
+
+    Returns:
+        The trainer, and the checkpoint to go on from or None.
+
+    Raises:
+        ValueError, OSError: If the arguments or the images are unusable; the message says why and what to do.
+    """
+    set_seed(arguments.seed)
+    config = build_config(model_arguments)
+    processor = build_processor(config, data_arguments, model_arguments)
+    checkpoint = check_output_dir(arguments, config)
+    # One process reads first; the others find what it cached.
+    with arguments.main_process_first(desc="loading images"):
+        train_images, validation_images = load_splits(data_arguments)
+    common: dict[str, Any] = {
+        "image_size": config.image_size,
+        "num_channels": config.num_channels,
+        "patch_size": config.patch_size,
+        "mask_strategy": model_arguments.mask_strategy,
+        "mask_patch_size": model_arguments.mask_patch_size,
+        "mask_ratio": model_arguments.mask_ratio,
+    }
+    seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+    crop_scale = tuple(data_arguments.crop_scale)
+    train_dataset = MaskedImageDataset(train_images, seed=seed, crop_scale=crop_scale, **common)
+    if len(train_dataset) < arguments.images_per_step:
+        raise ValueError(
+            f"{len(train_dataset)} images are fewer than the {arguments.images_per_step} of one step. Use a smaller"
+            " --per_device_train_batch_size."
+        )
+    eval_dataset = None
+    if validation_images is not None:
+        eval_dataset = MaskedImageDataset(validation_images, seed=EVALUATION_SEED, crop_scale=None, **common)
+    else:
+        arguments.eval_strategy = IntervalStrategy.NO
+    datasets = [dataset for dataset in (train_dataset, eval_dataset) if dataset is not None]
+    share = data_arguments.max_unreadable
+    already_unreadable = check_images(datasets, share)
+
+    if model_arguments.checkpoint is not None:
+        model = SimMIMForMaskedImageModeling.from_pretrained(model_arguments.checkpoint)
+    else:
+        model = SimMIMForMaskedImageModeling(config)
+    path = Path(arguments.output_dir) / "unreadable_images.txt"
+    unreadable_images = UnreadableImages(path, sum(len(dataset) for dataset in datasets), share)
+    if arguments.should_save:
+        unreadable_images.record(already_unreadable)
+    trainer = SimMIMTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        data_collator=collate,
+        processing_class=processor,
+        unreadable_images=unreadable_images,
+    )
+    if eval_dataset is not None:
+        trainer.add_callback(PictureCallback(eval_dataset, processor))
+    return trainer, checkpoint
+
+
+def final_metrics(trainer: SimMIMTrainer) -> dict[str, float]:
+    """Evaluation of the weights that were saved; not repeated if the last step was evaluated already."""
+    if trainer.eval_dataset is None:
+        return {}
+    last = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
+    if last.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end:
+        return last
+    return trainer.evaluate()
+
+
+def print_plan(trainer: SimMIMTrainer, checkpoint: Path | None) -> None:
+    """Say in a few lines what is about to happen."""
+    arguments, dataset, config = trainer.args, trainer.train_dataset, trainer.model.config
+    rows, columns = (side // dataset.unit_size for side in dataset.grid_size)
+    hidden = num_masked_units(rows * columns, dataset.mask_ratio)
+    height, width = config.image_size
+    evaluated = f", {len(trainer.eval_dataset):,} to evaluate on" if trainer.eval_dataset is not None else ""
+    print(
+        f"Encoder   {config.encoder_config.model_type}, {trainer.model.num_parameters() / 1e6:.1f} M parameters with"
+        f" the head, {config.num_channels} x {height} x {width} px\n"
+        f"Masks     {hidden} of {rows * columns} squares of {dataset.unit_size * config.patch_size} px are hidden\n"
+        f"Images    {len(dataset):,} to train on{evaluated}\n"
+        f"Steps     of {arguments.images_per_step} images, learning rate up to {arguments.learning_rate:g},"
+        f" on {arguments.world_size} x {arguments.device}\n"
+        f"Output    {arguments.output_dir}" + (f", going on from {checkpoint.name}" if checkpoint else "")
+    )
+
+
+def print_results(trainer: SimMIMTrainer, metrics: dict[str, float]) -> None:
+    """Say where everything is."""
+    output_dir = Path(trainer.args.output_dir)
+    if metrics:
+        print(
+            f"Masked l1 on held-out images: {metrics['eval_masked_l1']:.2f} of 255"
+            f" (loss {metrics['eval_loss']:.4f} in normalised units)"
+        )
+    for name, meaning in (
+        ("model.safetensors", "weights, with config.json and preprocessor_config.json for from_pretrained"),
+        ("reconstruction.png", "original | masked | reconstruction"),
+        ("loss_curve.png", "loss and learning rate"),
+    ):
+        if (output_dir / name).exists():
+            print(f"{output_dir / name}  {meaning}")
+    unreadable = trainer.unreadable_images
+    if unreadable.names:
+        count = len(unreadable.names)
+        print(f"{unreadable.path}  {count} image{'s' if count > 1 else ''} that could not be read, and were skipped")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the pre-training."""
+    data_arguments, model_arguments, arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    if not arguments.should_log:
+        disable_progress_bars()
+    try:
+        trainer, checkpoint = build_trainer(data_arguments, model_arguments, arguments)
+    except StrictDataclassError as error:
+        raise SystemExit(f"error: {error.__cause__ or error}") from error
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    if arguments.should_log:
+        print_plan(trainer, checkpoint)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.save_model()
+    trainer.save_state()
+    metrics = final_metrics(trainer)
+    if metrics:
+        trainer.save_metrics("eval", metrics)
+    if arguments.should_save:
+        training_card(trainer, metrics).save(Path(arguments.output_dir) / "README.md")
+    if arguments.should_log:
+        print_results(trainer, metrics)
+    if arguments.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Trainer for masked image modelling: transformers' own, fed with uint8 images and reporting in units one can read."""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+
+from .data import EpochSampler, UnreadableImages
+from .losses import masked_mean
+from .modeling_simmim import patch_mask
+
+
+def normalize(pixels: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]) -> torch.Tensor:
+    """uint8 images (B, C, H, W) to the float images that models take, on their device."""
+    mean = torch.tensor(image_mean, device=pixels.device).view(1, -1, 1, 1)
+    std = torch.tensor(image_std, device=pixels.device).view(1, -1, 1, 1)
+    return (pixels.float() / 255 - mean) / std
+
+
+class SimMIMTrainer(Trainer):
+    """`transformers.Trainer` for the batches of `MaskedImageDataset`.
+
+    Besides the loss it reports `masked_l1`, the mean absolute error of hidden pixels on the scale of 0 to 255,
+    `images_per_second` over all processes, and `eta_seconds`.
+
+    Args:
+        unreadable_images: Where images that could not be read are counted.
+        **kwargs: Passed to Trainer; `processing_class` must be a SimMIM image processor.
+    """
+
+    def __init__(self, *args, unreadable_images: UnreadableImages, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.unreadable_images = unreadable_images
+        self._error_sums = {"train": _ErrorMean(), "eval": _ErrorMean()}
+        self._clock = (time.perf_counter(), 0)
+
+    def _get_train_sampler(self, train_dataset=None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochSampler(len(dataset), seed)
+
+    def _get_dataloader(
+        self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
+    ):
+        # Trainer drops the last batch of evaluations too, and with it part of the images.
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training
+        try:
+            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = dict(inputs)
+        self.unreadable_images.record(inputs.pop("unreadable", []))
+        inputs = super()._prepare_inputs(inputs)
+        if inputs["pixel_values"].dtype == torch.uint8:
+            processor = self.processing_class
+            inputs["pixel_values"] = normalize(inputs["pixel_values"], processor.image_mean, processor.image_std)
+        return inputs
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The model's loss; the error in pixel values is noted on the way."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        with torch.no_grad():
+            scale = torch.tensor(self.processing_class.image_std, device=loss.device).view(1, -1, 1, 1) * 255
+            error = (outputs["reconstruction"].float() - inputs["pixel_values"]).abs() * scale
+            patch_size = self.accelerator.unwrap_model(model).config.patch_size
+            mask = patch_mask(inputs["bool_masked_pos"], inputs["pixel_values"], patch_size)
+            self._error_sums["train" if model.training else "eval"].add(masked_mean(error, mask), len(error))
+        return (loss, outputs) if return_outputs else loss
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Names of the parameters that weight decay pulls on: matrices and relative position tables, as released.
+
+        Source: `get_pretrain_param_groups` in optimizer.py of microsoft/SimMIM.
+        """
+        exempt = ("mask_token", "cls_token", "position_embeddings")
+        return [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.ndim > 1 and not name.endswith(".bias") and not name.endswith(exempt)
+        ]
+
+    def train(self, *args, **kwargs):
+        """Train as Trainer does; throughput counts from here."""
+        self._clock = (time.perf_counter(), -1)
+        return super().train(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the readable figures to what Trainer logs.
+
+        Raises:
+            RuntimeError: If the training loss is no longer finite.
+        """
+        if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise RuntimeError(
+                    f"The training loss is {logs['loss']} at step {self.state.global_step}. Lower the learning rate,"
+                    " use bf16 instead of fp16, or resume from the last checkpoint with another seed."
+                )
+            logs["masked_l1"] = self._error_sums["train"].drain(self.accelerator)
+            self._add_speed(logs)
+        super().log(logs, start_time)
+
+    def _add_speed(self, logs: dict[str, float]) -> None:
+        now, step = time.perf_counter(), self.state.global_step
+        then, last_step = self._clock
+        if last_step < 0:
+            last_step = self._initial_global_step
+        self._clock = (now, step)
+        if step > last_step and now > then:
+            steps_per_second = (step - last_step) / (now - then)
+            batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            logs["images_per_second"] = round(steps_per_second * batch, 1)
+            logs["eta_seconds"] = round((self.state.max_steps - step) / steps_per_second, 1)
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """Evaluate as Trainer does, with `eval_masked_l1` beside `eval_loss`."""
+        started = time.perf_counter()
+        self._error_sums["eval"].drain(self.accelerator)
+        metrics = super().evaluate(*args, **kwargs)
+        # The time spent here is not the training's.
+        self._clock = (self._clock[0] + time.perf_counter() - started, self._clock[1])
+        return metrics
+
+    def evaluation_loop(self, *args, **kwargs):
+        """Trainer's loop, then the error over all processes joins its metrics before they are logged."""
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics[f"{prefix}_masked_l1"] = self._error_sums["eval"].drain(self.accelerator)
+        return output
+
+
+class _ErrorMean:
+    """Mean of an error over images, summed on the device and read only when it is logged."""
+
+    def __init__(self):
+        self.total: torch.Tensor | None = None
+
+    def add(self, mean: torch.Tensor, count: int) -> None:
+        term = torch.stack([mean * count, mean.new_tensor(count)])
+        self.total = term if self.total is None else self.total + term
+
+    def drain(self, accelerator) -> float:
+        """The mean over all processes since the last time; NaN if there was nothing."""
+        total = self.total if self.total is not None else torch.zeros(2, device=accelerator.device)
+        self.total = None
+        error, count = accelerator.reduce(total, reduction="sum").tolist()
+        return error / count if count else float("nan")

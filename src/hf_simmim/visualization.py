@@ -1,0 +1,120 @@
+"""Pictures of what a model does: reconstructions, and the course of the loss."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+COLUMNS = ("original", "masked", "reconstruction")
+MASK_GREY = 128
+
+
+def to_pictures(pixel_values: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]) -> np.ndarray:
+    """Undo the normalisation, for the eye.
+
+    Args:
+        pixel_values: Normalised images of shape (B, C, H, W). Of more than three channels the first three are shown.
+        image_mean: Mean of each channel, on the scale of [0, 1].
+        image_std: Standard deviation of each channel.
+
+    Returns:
+        uint8 array of shape (B, H, W, 3).
+    """
+    mean = torch.tensor(image_mean, device=pixel_values.device).view(1, -1, 1, 1)
+    std = torch.tensor(image_std, device=pixel_values.device).view(1, -1, 1, 1)
+    pixels = (pixel_values.float() * std + mean).clamp(0, 1)
+    pixels = pixels[:, :1].expand(-1, 3, -1, -1) if pixels.shape[1] < 3 else pixels[:, :3]
+    return (pixels * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def reconstruction_grid(
+    pixel_values: torch.Tensor,
+    bool_masked_pos: torch.Tensor,
+    reconstruction: torch.Tensor,
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
+    patch_size: int,
+    groups: int = 2,
+) -> Image.Image:
+    """Draw original | masked | reconstruction, one image a row.
+
+    The reconstruction shows the prediction where the image was hidden and the image itself where it was not: the loss
+    says nothing about visible patches.
+
+    Args:
+        pixel_values: Normalised images of shape (B, C, H, W).
+        bool_masked_pos: Mask of shape (B, N) or (B, h, w), True = masked.
+        reconstruction: Predicted images of shape (B, C, H, W), normalised alike.
+        image_mean: Mean of each channel.
+        image_std: Standard deviation of each channel.
+        patch_size: Side of the patches that the mask lives on, in pixels.
+        groups: Number of rows set side by side.
+
+    Returns:
+        The picture.
+    """
+    batch_size, _, height, width = pixel_values.shape
+    mask = bool_masked_pos.bool().view(batch_size, height // patch_size, width // patch_size)
+    mask = mask.repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2).cpu().numpy()[..., None]
+    original = to_pictures(pixel_values, image_mean, image_std)
+    predicted = to_pictures(reconstruction, image_mean, image_std)
+    hidden = np.where(mask, np.uint8(MASK_GREY), original)
+    filled = np.where(mask, predicted, original)
+
+    zoom = max(1, math.ceil(96 / max(height, width)))
+    cell_height, cell_width, gap = height * zoom, width * zoom, 6
+    font = ImageFont.load_default(13)
+    header = 22
+    groups = min(groups, batch_size)
+    rows = math.ceil(batch_size / groups)
+    group_width = len(COLUMNS) * (cell_width + gap)
+    canvas = Image.new(
+        "RGB", (groups * group_width + (groups - 1) * 2 * gap + gap, header + rows * (cell_height + gap)), "white"
+    )
+    draw = ImageDraw.Draw(canvas)
+    for group in range(groups):
+        left = gap + group * (group_width + 2 * gap)
+        for column, title in enumerate(COLUMNS):
+            middle = left + column * (cell_width + gap) + cell_width / 2
+            draw.text((middle, header / 2), title, fill="black", font=font, anchor="mm")
+        for row in range(rows):
+            index = group * rows + row
+            if index >= batch_size:
+                break
+            for column, pictures in enumerate((original, hidden, filled)):
+                picture = Image.fromarray(pictures[index]).resize((cell_width, cell_height), Image.Resampling.NEAREST)
+                canvas.paste(picture, (left + column * (cell_width + gap), header + row * (cell_height + gap)))
+    return canvas
+
+
+def plot_losses(log_history: Sequence[dict[str, float]], path: Path) -> None:
+    """Draw training and evaluation loss, and the learning rate, over steps.
+
+    Args:
+        log_history: `TrainerState.log_history`.
+        path: PNG file to write.
+    """
+    from matplotlib.figure import Figure
+
+    def series(key: str) -> tuple[list[float], list[float]]:
+        entries = [entry for entry in log_history if key in entry]
+        return [entry["step"] for entry in entries], [entry[key] for entry in entries]
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(*series("loss"), label="training", color="tab:blue")
+    if series("eval_loss")[0]:
+        axes.plot(*series("eval_loss"), label="evaluation (fixed masks)", color="tab:orange", marker="o", markersize=3)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss on masked pixels (normalised units)")
+    axes.grid(alpha=0.3)
+    rates = axes.twinx()
+    rates.plot(*series("learning_rate"), color="tab:grey", linestyle=":", label="learning rate")
+    rates.set_ylabel("learning rate")
+    rates.set_ylim(bottom=0)
+    lines = [*axes.get_lines(), *rates.get_lines()]
+    axes.legend(lines, [str(line.get_label()) for line in lines])
+    figure.savefig(path, dpi=120)

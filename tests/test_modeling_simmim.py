@@ -1,0 +1,299 @@
+"""The models: what they compute, that nothing leaks, and that they load where transformers' own models load."""
+
+import math
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from tiny import ENCODER_CONFIGS, batch, pixel_mask, swin_config, vit_config
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedImageModeling,
+    HieraConfig,
+    ResNetConfig,
+    SiglipVisionConfig,
+)
+
+from hf_simmim import ENCODER_PRESETS, SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMModel
+
+encoders = pytest.mark.parametrize("encoder", ENCODER_CONFIGS)
+
+
+def make_model(encoder: str = "swin", **kwargs) -> SimMIMForMaskedImageModeling:
+    torch.manual_seed(0)
+    config = SimMIMConfig(encoder_config=ENCODER_CONFIGS[encoder](**kwargs))
+    model = SimMIMForMaskedImageModeling(config).eval()
+    # Parameters that start at zero would hide what depends on them.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    return model
+
+
+@encoders
+def test_pixels_under_the_mask_change_nothing(encoder):
+    model = make_model(encoder)
+    pixel_values, mask = batch(model.config)
+    hidden = pixel_mask(mask, model.config.patch_size)
+    changed = torch.where(hidden, torch.randn_like(pixel_values) * 100, pixel_values)
+    with torch.no_grad():
+        features = model.simmim(pixel_values, bool_masked_pos=mask).feature_map
+        features_changed = model.simmim(changed, bool_masked_pos=mask).feature_map
+        whole = model.simmim(pixel_values).feature_map
+    assert torch.equal(features, features_changed)
+    assert not torch.allclose(features, whole)
+    unhidden = torch.where(hidden, pixel_values, torch.randn_like(pixel_values))
+    assert not torch.allclose(features, model.simmim(unhidden, bool_masked_pos=mask).feature_map)
+
+
+@encoders
+def test_nan_under_the_mask_harms_neither_output_nor_gradients(encoder):
+    model = make_model(encoder)
+    pixel_values, mask = batch(model.config)
+    pixel_values = pixel_values.masked_fill(pixel_mask(mask, model.config.patch_size), float("nan"))
+    reconstruction = model(pixel_values, bool_masked_pos=mask).reconstruction
+    reconstruction.sum().backward()
+    assert reconstruction.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+@encoders
+def test_every_parameter_gets_a_gradient(encoder):
+    model = make_model(encoder)
+    pixel_values, mask = batch(model.config)
+    model(pixel_values, bool_masked_pos=mask).loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@encoders
+def test_loss_is_the_mean_absolute_error_of_hidden_pixels(encoder):
+    model = make_model(encoder)
+    pixel_values, mask = batch(model.config)
+    outputs = model(pixel_values, bool_masked_pos=mask)
+    hidden = pixel_mask(mask, model.config.patch_size).expand_as(pixel_values)
+    expected = (outputs.reconstruction - pixel_values).abs()[hidden].mean()
+    assert torch.allclose(outputs.loss, expected, rtol=1e-6)
+    assert outputs.reconstruction.shape == pixel_values.shape
+
+
+def test_loss_region_all_takes_every_pixel():
+    model = make_model()
+    model.config.loss_region = "all"
+    pixel_values, mask = batch(model.config)
+    outputs = model(pixel_values, bool_masked_pos=mask)
+    assert torch.allclose(outputs.loss, (outputs.reconstruction - pixel_values).abs().mean(), rtol=1e-6)
+
+
+def test_masks_of_any_form_mean_the_same():
+    model = make_model()
+    pixel_values, mask = batch(model.config)
+    losses = [
+        model(pixel_values, bool_masked_pos=form).loss.item()
+        for form in (mask, mask.flatten(1), mask.long(), mask.flatten(1).to(torch.uint8))
+    ]
+    assert len(set(losses)) == 1
+
+
+def test_without_a_mask_there_is_no_loss():
+    model = make_model()
+    pixel_values, _ = batch(model.config)
+    outputs = model(pixel_values)
+    assert outputs.loss is None
+    assert outputs.reconstruction.shape == pixel_values.shape
+
+
+@pytest.mark.parametrize("image_size", [(32, 64), (64, 32), (48, 32)])
+@pytest.mark.parametrize("num_channels", [1, 3, 6])
+def test_rectangles_and_any_number_of_channels(image_size, num_channels):
+    model = make_model(image_size=image_size, num_channels=num_channels)
+    config = model.config
+    assert config.image_size == image_size
+    pixel_values, mask = batch(config)
+    outputs = model(pixel_values, bool_masked_pos=mask)
+    assert outputs.reconstruction.shape == (2, num_channels, *image_size)
+    assert outputs.loss.isfinite()
+    feature_map = model.simmim(pixel_values).feature_map
+    assert feature_map.shape == (2, config.hidden_size, image_size[0] // 8, image_size[1] // 8)
+
+
+@encoders
+def test_features(encoder):
+    model = make_model(encoder)
+    config = model.config
+    pixel_values, _ = batch(config)
+    outputs = model.simmim(pixel_values, output_hidden_states=True)
+    height, width = (side // config.encoder_stride for side in config.image_size)
+    assert outputs.feature_map.shape == (2, config.hidden_size, height, width)
+    assert outputs.last_hidden_state.shape == (2, height * width, config.hidden_size)
+    assert torch.equal(outputs.last_hidden_state[:, 1], outputs.feature_map[:, :, 0, 1])
+    assert torch.allclose(outputs.pooler_output, outputs.feature_map.mean((2, 3)), atol=1e-6)
+    assert len(outputs.hidden_states) > 2
+
+
+@encoders
+def test_save_and_load(encoder, tmp_path):
+    model = make_model(encoder)
+    pixel_values, mask = batch(model.config)
+    expected = model(pixel_values, bool_masked_pos=mask).reconstruction
+    features = model.simmim(pixel_values).last_hidden_state
+    model.save_pretrained(tmp_path)
+    for loader in (SimMIMForMaskedImageModeling, AutoModelForMaskedImageModeling):
+        loaded, info = loader.from_pretrained(tmp_path, output_loading_info=True)
+        assert isinstance(loaded, SimMIMForMaskedImageModeling)
+        assert not any(info.values())
+        assert torch.equal(loaded(pixel_values, bool_masked_pos=mask).reconstruction, expected)
+    for loader in (SimMIMModel, AutoModel):
+        loaded = loader.from_pretrained(tmp_path)
+        assert isinstance(loaded, SimMIMModel)
+        assert torch.equal(loaded(pixel_values).last_hidden_state, features)
+    assert AutoConfig.from_pretrained(tmp_path).encoder_config.model_type == encoder
+
+
+@encoders
+def test_names_on_disk_are_names_in_memory(encoder, tmp_path):
+    """Trainer resumes with load_state_dict(strict=False), which would silently skip renamed weights."""
+    from safetensors.torch import load_file
+
+    model = make_model(encoder)
+    model.save_pretrained(tmp_path)
+    assert load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys()
+
+
+@encoders
+def test_gradient_checkpointing_gives_the_same_gradients(encoder):
+    pixel_values, mask = batch(make_model(encoder).config)
+    norms = []
+    for checkpointing in (False, True):
+        model = make_model(encoder).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+            assert model.is_gradient_checkpointing
+        model(pixel_values, bool_masked_pos=mask).loss.backward()
+        norms.append(torch.stack([parameter.grad.norm() for parameter in model.parameters()]))
+    assert torch.allclose(*norms, rtol=1e-5)
+
+
+@encoders
+def test_bfloat16(encoder):
+    model = make_model(encoder)
+    pixel_values, mask = batch(model.config)
+    expected = model(pixel_values, bool_masked_pos=mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model(pixel_values, bool_masked_pos=mask)
+    assert outputs.loss.dtype == torch.float32
+    assert math.isclose(outputs.loss.item(), expected.loss.item(), rel_tol=0.02)
+    outputs.loss.backward()
+    model.to(torch.bfloat16)
+    outputs = model(pixel_values.bfloat16(), bool_masked_pos=mask)
+    assert outputs.loss.dtype == torch.float32
+    assert math.isclose(outputs.loss.item(), expected.loss.item(), rel_tol=0.05)
+
+
+def test_compiles_without_graph_breaks():
+    model = make_model().train()
+    pixel_values, mask = batch(model.config)
+    expected = model(pixel_values, bool_masked_pos=mask)
+    expected.loss.backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    outputs = compiled(pixel_values, bool_masked_pos=mask)
+    outputs.loss.backward()
+    assert torch.allclose(outputs.loss, expected.loss, rtol=1e-5)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        assert torch.allclose(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_initialisation_is_the_papers():
+    torch.manual_seed(0)
+    model = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=swin_config(embed_dim=64, drop_path_rate=0.1)))
+    block = model.simmim.encoder.encoder.layers[0].blocks[1]
+    for parameter in (
+        block.attention.self.query.weight,
+        block.attention.self.relative_position_bias_table,
+        block.intermediate.dense.weight,
+        model.simmim.encoder.embeddings.mask_token,
+    ):
+        assert 0.015 < parameter.std() < 0.025
+    assert block.intermediate.dense.bias.abs().max() == 0
+    # Convolutions keep torch's own default, a uniform distribution of this bound.
+    for convolution in (model.simmim.encoder.embeddings.patch_embeddings.projection, model.head.projection):
+        bound = 1 / math.sqrt(convolution.weight[0].numel())
+        assert 0.95 * bound < convolution.weight.abs().max() <= bound
+        assert 0 < convolution.bias.abs().max() <= bound
+
+
+def test_default_config_is_the_papers_swin_b():
+    config = SimMIMConfig()
+    encoder = config.encoder_config
+    assert (config.image_size, config.patch_size, config.grid_size) == ((192, 192), 4, (48, 48))
+    assert (config.hidden_size, config.encoder_stride, config.num_channels) == (1024, 32, 3)
+    assert (encoder.model_type, encoder.window_size, encoder.depths) == ("swin", 6, [2, 2, 18, 2])
+    assert (config.head, config.target, config.loss, config.loss_region) == ("linear", "rgb", "l1", "masked")
+
+
+@pytest.mark.parametrize("preset", ENCODER_PRESETS)
+def test_presets_build(preset):
+    config = SimMIMConfig(encoder_config=dict(ENCODER_PRESETS[preset]))
+    with torch.device("meta"):
+        model = SimMIMForMaskedImageModeling(config)
+    millions = model.simmim.num_parameters() / 1e6
+    expected = {"swin-tiny": 27.5, "swin-small": 48.8, "swin-base": 86.7, "swin-large": 195.0, "vit-base": 85.7}
+    assert abs(millions - expected[preset]) < 0.5
+
+
+@pytest.mark.parametrize(
+    "encoder_config", [SiglipVisionConfig, HieraConfig, ResNetConfig], ids=["siglip", "hiera", "resnet"]
+)
+def test_encoders_that_cannot_hide_patches_are_refused(encoder_config):
+    with pytest.raises((ValueError, StrictDataclassError), match=r"mask token|cannot hide patches"):
+        SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=encoder_config()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"head": "lineer"}, "head='lineer' is unknown. Use one of: linear"),
+        ({"target": "hogs"}, "target='hogs' is unknown"),
+        ({"loss": "l3"}, "loss='l3' is unknown"),
+        ({"loss_region": "some"}, "loss_region='some' is unknown. Use one of: masked, all"),
+        (
+            {"encoder_config": swin_config(image_size=36)},
+            "image_size=36x36 is not a multiple .* stride of 8 px.* 32x32",
+        ),
+    ],
+)
+def test_bad_configs_are_refused(settings, message):
+    with pytest.raises(StrictDataclassError, match=message):
+        SimMIMConfig(**settings)
+
+
+def test_bad_inputs_are_refused():
+    model = make_model()
+    pixel_values, mask = batch(model.config)
+    with pytest.raises(ValueError, match="has 1 channels and the model was built for 3"):
+        model(pixel_values[:, :1], bool_masked_pos=mask)
+    with pytest.raises(ValueError, match=r"shape \(2, 15, 16\).*\(2, 256\)"):
+        model(pixel_values, bool_masked_pos=mask[:, 1:])
+    with pytest.raises(ValueError, match="30x32 are not a multiple of the encoder's stride of 8"):
+        model(pixel_values[:, :, 2:], bool_masked_pos=mask[:, 1:])
+
+
+def test_a_model_without_mask_token_loads_from_one_with(tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    loaded = SimMIMModel.from_pretrained(tmp_path, use_mask_token=False)
+    pixel_values, mask = batch(model.config)
+    assert loaded.encoder.embeddings.mask_token is None
+    assert torch.equal(loaded(pixel_values).last_hidden_state, model.simmim(pixel_values).last_hidden_state)
+    with pytest.raises(ValueError, match="without a mask token"):
+        loaded(pixel_values, bool_masked_pos=mask)
+
+
+def test_vit_prefix_tokens_are_removed():
+    model = make_model("vit")
+    pixel_values, _ = batch(model.config)
+    tokens = model.simmim.encoder(pixel_values).last_hidden_state
+    assert torch.equal(model.simmim(pixel_values).last_hidden_state, tokens[:, 1:])
+    assert SimMIMConfig(encoder_config=vit_config()).encoder_stride == 8

@@ -1,0 +1,349 @@
+"""The pre-training script, run as a user runs it, on small folders of pictures."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel, AutoModelForMaskedImageModeling
+
+from hf_simmim import SimMIMConfig
+from hf_simmim.trainer import SimMIMTrainer
+
+ROOT = Path(__file__).parents[1]
+ENCODER = {
+    "model_type": "swin",
+    "image_size": 32,
+    "patch_size": 4,
+    "embed_dim": 16,
+    "depths": [1, 2],
+    "num_heads": [1, 2],
+    "window_size": 4,
+    "drop_path_rate": 0.1,
+}
+
+
+@pytest.fixture(scope="module")
+def run_mim():
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("run_mim", ROOT / "examples" / "run_mim.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["run_mim"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Forty-eight pictures of coloured stripes in two folders."""
+    folder = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for index in range(48):
+        color, height, width = generator.integers(0, 255, 3), 40 + index % 7, 40 + index % 5
+        pixels = np.zeros((height, width, 3), np.uint8)
+        pixels[:, :: 1 + index % 4] = color
+        path = folder / f"day{index % 2}" / f"{index:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return folder
+
+
+def options(photos, output_dir, **kwargs) -> list[str]:
+    """A command line for a run of seconds."""
+    settings = {
+        "train_dir": photos,
+        "output_dir": output_dir,
+        "encoder": json.dumps(ENCODER),
+        "mask_patch_size": 8,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 8,
+        "holdout": 8 / 48,
+        "num_train_epochs": 2,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "dataloader_num_workers": 0,
+        "use_cpu": True,
+    } | kwargs
+    return [part for key, value in settings.items() if value is not None for part in (f"--{key}", str(value))]
+
+
+def read_log(output_dir) -> list[dict]:
+    return json.loads((Path(output_dir) / "trainer_state.json").read_text())["log_history"]
+
+
+def test_a_run_leaves_everything_that_a_user_needs(run_mim, photos, tmp_path, capsys):
+    run_mim.main(options(photos, tmp_path))
+    model = AutoModelForMaskedImageModeling.from_pretrained(tmp_path)
+    assert model.config.image_size == (32, 32)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    assert (processor.mask_patch_size, processor.model_patch_size) == (8, 4)
+    inputs = processor(Image.open(photos / "day0" / "00.png"), return_tensors="pt")
+    assert AutoModel.from_pretrained(tmp_path)(**inputs).pooler_output.shape == (1, 32)
+
+    log = read_log(tmp_path)
+    training = [entry for entry in log if "loss" in entry]
+    evaluations = [entry for entry in log if "eval_loss" in entry]
+    assert (len(training), len(evaluations)) == (10, 2)
+    assert evaluations[-1]["eval_loss"] < evaluations[0]["eval_loss"]
+    for entry in training:
+        assert {"masked_l1", "images_per_second", "eta_seconds", "learning_rate", "grad_norm"} <= entry.keys()
+        # ImageNet's standard deviations are 0.225 to 0.229: the loss in units of pixels.
+        assert 0.22 * 255 < entry["masked_l1"] / entry["loss"] < 0.23 * 255
+    assert 0.22 * 255 < evaluations[0]["eval_masked_l1"] / evaluations[0]["eval_loss"] < 0.23 * 255
+
+    assert Image.open(tmp_path / "reconstruction.png").size[0] > 300
+    assert len(list((tmp_path / "reconstructions").glob("step-*.png"))) == 2
+    assert (tmp_path / "loss_curve.png").exists()
+    card = (tmp_path / "README.md").read_text()
+    assert "10 of 16 squares of 8 px" in card
+    assert "None" not in card
+    printed = capsys.readouterr().out
+    assert "40 to train on, 8 to evaluate on" in printed
+    assert str(tmp_path / "reconstruction.png") in printed
+
+
+def test_killed_and_resumed_equals_uninterrupted(run_mim, photos, tmp_path, monkeypatch, capsys):
+    settings = {"save_steps": 3, "save_strategy": "steps", "save_total_limit": 5}
+    run_mim.main(options(photos, tmp_path / "whole", **settings))
+
+    training_step, calls = SimMIMTrainer.training_step, []
+
+    def dying_step(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return training_step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimMIMTrainer, "training_step", dying_step)
+        with pytest.raises(KeyboardInterrupt):
+            run_mim.main(options(photos, tmp_path / "killed", **settings))
+    # As if it had died while it wrote another one.
+    weights = (tmp_path / "killed" / "checkpoint-6" / "model.safetensors").read_bytes()
+    (tmp_path / "killed" / "checkpoint-8").mkdir()
+    (tmp_path / "killed" / "checkpoint-8" / "model.safetensors").write_bytes(weights[:1000])
+    run_mim.main(options(photos, tmp_path / "killed", **settings, dataloader_num_workers=2))
+    assert "going on from checkpoint-6" in capsys.readouterr().out
+
+    expected = load_file(tmp_path / "whole" / "model.safetensors")
+    resumed = load_file(tmp_path / "killed" / "model.safetensors")
+    assert expected.keys() == resumed.keys()
+    for name in expected:
+        assert torch.equal(expected[name], resumed[name]), name
+    losses = [[e["loss"] for e in read_log(tmp_path / run) if "loss" in e] for run in ("whole", "killed")]
+    assert losses[0] == losses[1]
+
+
+def test_a_finished_run_is_not_run_again_and_another_model_is_refused(run_mim, photos, tmp_path, capsys):
+    run_mim.main(options(photos, tmp_path, num_train_epochs=1))
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    run_mim.main(options(photos, tmp_path, num_train_epochs=1))
+    assert (tmp_path / "model.safetensors").read_bytes() == weights
+    other = json.dumps(ENCODER | {"embed_dim": 32})
+    with pytest.raises(SystemExit, match=r"checkpoint-5 was trained with another model .*--restart"):
+        run_mim.main(options(photos, tmp_path, num_train_epochs=1, encoder=other))
+    run_mim.main([*options(photos, tmp_path, num_train_epochs=1, encoder=other), "--restart"])
+    assert AutoModel.from_pretrained(tmp_path).config.hidden_size == 64
+
+
+def test_a_run_can_start_from_a_checkpoint(run_mim, photos, tmp_path):
+    run_mim.main(options(photos, tmp_path / "first", num_train_epochs=1))
+    run_mim.main(
+        options(photos, tmp_path / "second", num_train_epochs=1, encoder=None, checkpoint=tmp_path / "first", seed=1)
+    )
+    first, second = (
+        next(entry["loss"] for entry in read_log(tmp_path / run) if "loss" in entry) for run in ("first", "second")
+    )
+    assert second < 0.9 * first
+
+
+def test_evaluation_masks_do_not_depend_on_the_run(run_mim, photos, tmp_path):
+    """With a learning rate of 0 the weights stay, so every evaluation gives the same loss."""
+    losses = set()
+    for run, workers in (("a", 0), ("b", 2)):
+        settings = {"learning_rate": 0, "data_seed": workers, "dataloader_num_workers": workers}
+        run_mim.main(options(photos, tmp_path / run, **settings))
+        losses |= {entry["eval_loss"] for entry in read_log(tmp_path / run) if "eval_loss" in entry}
+    assert len(losses) == 1
+
+
+def test_bad_pictures_are_listed(run_mim, photos, tmp_path, capsys):
+    bad = tmp_path / "photos"
+    for path in photos.rglob("*.png"):
+        (bad / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (bad / path.parent.name / path.name).write_bytes(path.read_bytes())
+    (bad / "day0" / "04.png").write_bytes(b"")
+    run_mim.main(options(bad, tmp_path / "run", num_train_epochs=1, holdout=0))
+    listed = (tmp_path / "run" / "unreadable_images.txt").read_text()
+    assert listed.startswith(str(bad / "day0" / "04.png") + "\t")
+    assert "1 image that could not be read" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"1 of 48 images .* 0\.01"):
+        run_mim.main(options(bad, tmp_path / "run2", num_train_epochs=1, max_unreadable=0.01))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train_dir": "/nowhere"}, r"/nowhere does not exist"),
+        ({"image_size": 40}, r"image_size=40x40 is not a multiple of mask_patch_size=16.* Use image_size="),
+        ({"mask_patch_size": 6}, r"mask_patch_size=6 px is not a multiple of the model's patch size of 4 px"),
+        ({"mask_ratio": 0}, r"mask_ratio=0\.0 is outside \(0, 1\)"),
+        ({"mask_ratio": 1.5}, r"mask_ratio=1\.5 is outside \(0, 1\)"),
+        ({"num_channels": 1}, r"The image has 3 channels and 1 is expected"),
+        ({"num_channels": 4}, r"The image has 3 channels and 4 are expected"),
+        ({"image_mean": 0.5}, r"image_mean has 1 values and the model takes 3 channels"),
+        ({"output_dir": "/dev/null/run"}, r"output_dir=/dev/null/run cannot be written"),
+        ({"per_device_train_batch_size": 64}, r"40 images are fewer than the 64 of one step"),
+        ({"holdout": 0.001}, r"holdout=0\.001 of 48 images leaves none"),
+        ({"encoder": '{"model_type": "swim"}'}, r"model_type 'swim' is unknown. Did you mean swin\?"),
+        ({"encoder": '{"model_type": "resnet"}'}, r"'resnet' has no image_size .*cannot hide patches"),
+        (
+            {"encoder": '{"model_type": "swin", "image_sise": 32}'},
+            r"unknown key 'image_sise'. Did you mean image_size\?",
+        ),
+        ({"image_size": 36}, r"image_size=36x36 is not a multiple of the encoder's stride of 8 px"),
+    ],
+)
+def test_bad_input_is_refused_before_training(run_mim, photos, tmp_path, settings, message):
+    settings = {"mask_patch_size": 16 if "image_size" in settings else 8} | settings
+    with pytest.raises(SystemExit, match=message):
+        run_mim.main(options(photos, **({"output_dir": tmp_path} | settings)))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"mask_ration": 0.5}', "unknown key 'mask_ration'. Did you mean mask_ratio?"),
+        ('{"learning-rate": 0.5}', "unknown key 'learning-rate'. Did you mean learning_rate?"),
+        ('{"mask_ratio": }', "not valid JSON"),
+        ("[1]", "must be a JSON object"),
+    ],
+)
+def test_bad_recipes_are_refused(run_mim, tmp_path, content, message):
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(content)
+    with pytest.raises(SystemExit, match=message):
+        run_mim.parse_arguments(["--recipe", str(recipe)])
+
+
+def test_recipe_yields_to_the_command_line(run_mim, tmp_path):
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({"mask_ratio": 0.5, "num_train_epochs": 7, "encoder": ENCODER, "bf16": False}))
+    data, model, training = run_mim.parse_arguments(
+        ["--recipe", str(recipe), "--mask_ratio", "0.7", "--output_dir", str(tmp_path), "--train_dir", "x"]
+    )
+    assert (model.mask_ratio, training.num_train_epochs, data.train_dir) == (0.7, 7, "x")
+    assert run_mim.build_config(model).hidden_size == 32
+    with pytest.raises(SystemExit, match="there is no recipe 'dem'"):
+        run_mim.parse_arguments(["--recipe", "dem"])
+
+
+def test_without_arguments_it_is_the_demo(run_mim):
+    data, model, training = run_mim.parse_arguments([])
+    assert training.output_dir == "runs/demo"
+    assert run_mim.build_config(model).num_channels == 1
+    train, validation = run_mim.load_splits(data)
+    assert (len(train), len(validation)) == (6000, 1000)
+
+
+def test_learning_rate_scales_with_the_global_batch(run_mim):
+    arguments = ["--train_dir", "x", "--per_device_train_batch_size", "64", "--gradient_accumulation_steps", "4"]
+    _, model, training = run_mim.parse_arguments([*arguments, "--base_learning_rate", "1e-4", "--use_cpu"])
+    assert training.learning_rate == pytest.approx(1e-4 * 256 / 512)
+    assert run_mim.build_config(model).encoder_config.embed_dim == 128
+    _, _, training = run_mim.parse_arguments([*arguments, "--learning_rate", "3e-4", "--use_cpu"])
+    assert training.learning_rate == 3e-4
+
+
+def test_unknown_options_are_refused_with_the_nearest(run_mim, capsys):
+    with pytest.raises(SystemExit):
+        run_mim.parse_arguments(["--mask_rato", "0.5"])
+    assert "unknown option --mask_rato. Did you mean --mask_ratio?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["swin-tiny", "vit-base", "config", "folder", "simmim"])
+def test_encoders_by_name(run_mim, tmp_path, name):
+    encoder_config = SimMIMConfig(encoder_config=ENCODER).encoder_config
+    encoder_config.save_pretrained(tmp_path / "folder")
+    SimMIMConfig(encoder_config=encoder_config).save_pretrained(tmp_path / "simmim")
+    paths = {
+        "config": tmp_path / "folder" / "config.json",
+        "folder": tmp_path / "folder",
+        "simmim": tmp_path / "simmim",
+    }
+    config = run_mim.build_config(run_mim.ModelArguments(encoder=str(paths.get(name, name)), image_size=[64, 128]))
+    assert config.image_size == (64, 128)
+    assert config.encoder_config.model_type == ("beit" if name == "vit-base" else "swin")
+    if name in paths:
+        assert config.hidden_size == 32
+
+
+def test_help_is_readable(run_mim, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        run_mim.parse_arguments(["--help"])
+    assert exit_info.value.code == 0
+    text = capsys.readouterr().out
+    assert text.splitlines()[0].startswith("usage: ")
+    assert len(text.split("Pre-train a vision encoder")[0].splitlines()) < 4
+    for group in ("images:", "model and masks:", "training (all of transformers.TrainingArguments):"):
+        assert group in text
+
+
+RECORDER = """
+import os, runpy, sys
+from hf_simmim import data
+read = data.MaskedImageDataset.__getitem__
+def recording(self, key):
+    if self.crop_scale is not None:
+        with open(os.environ["SEEN"], "a") as file:
+            file.write(f"{key}\\n")
+    return read(self, key)
+data.MaskedImageDataset.__getitem__ = recording
+sys.argv = ["run_mim.py", *sys.argv[1:]]
+runpy.run_path(os.environ["SCRIPT"], run_name="__main__")
+"""
+
+
+def test_two_processes_equal_one_of_the_same_global_batch(photos, tmp_path):
+    (tmp_path / "recorder.py").write_text(RECORDER)
+    logs = {}
+    for processes in (1, 2):
+        output_dir, seen = tmp_path / f"run{processes}", tmp_path / f"seen{processes}"
+        arguments = options(
+            photos,
+            output_dir,
+            per_device_train_batch_size=8 // processes,
+            num_train_epochs=4,
+            encoder=json.dumps(ENCODER | {"drop_path_rate": 0.0}),
+        )
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+        command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        if processes == 2:
+            # `accelerate launch --cpu` starts one process whatever it is told; this starts two, and --use_cpu makes
+            # them talk through gloo.
+            command += ["--multi_gpu", "--main_process_port", "0"]
+        environment = os.environ | {
+            "SEEN": str(seen),
+            "SCRIPT": str(ROOT / "examples" / "run_mim.py"),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT / "src"),
+        }
+        result = subprocess.run(
+            [*command, str(tmp_path / "recorder.py"), *arguments], env=environment, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        keys = sorted(int(line) for line in seen.read_text().split())
+        # 40 images, 4 epochs, every one once an epoch.
+        assert keys == list(range(160))
+        logs[processes] = read_log(output_dir)
+    for key, steps in (("loss", 20), ("eval_loss", 4), ("masked_l1", 20), ("eval_masked_l1", 4)):
+        one, two = ([entry[key] for entry in logs[processes] if key in entry] for processes in (1, 2))
+        assert len(one) == steps
+        assert two == pytest.approx(one, rel=1e-4), key

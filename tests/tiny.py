@@ -1,0 +1,70 @@
+"""Tiny models that the tests share."""
+
+from typing import Any
+
+import torch
+from transformers import BeitConfig, SwinConfig, ViTConfig
+
+from hf_simmim import SimMIMConfig
+from hf_simmim.masking import random_mask
+
+
+def swin_config(**kwargs: Any) -> SwinConfig:
+    """Three stages on a grid of 16 x 16: shifted windows, then plain ones, then a single window."""
+    defaults: dict[str, Any] = {
+        "image_size": 32,
+        "patch_size": 2,
+        "embed_dim": 16,
+        "depths": [2, 2, 1],
+        "num_heads": [2, 2, 4],
+        "window_size": 4,
+        "drop_path_rate": 0.0,
+    }
+    return SwinConfig(**(defaults | kwargs))
+
+
+def beit_config(**kwargs: Any) -> BeitConfig:
+    """The paper's ViT, small."""
+    defaults: dict[str, Any] = {
+        "image_size": 32,
+        "patch_size": 8,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "use_mask_token": True,
+        "use_shared_relative_position_bias": True,
+        "use_mean_pooling": False,
+        "drop_path_rate": 0.0,
+    }
+    return BeitConfig(**(defaults | kwargs))
+
+
+def vit_config(**kwargs: Any) -> ViTConfig:
+    """A plain ViT with absolute positions and a class token."""
+    defaults: dict[str, Any] = {
+        "image_size": 32,
+        "patch_size": 8,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
+    return ViTConfig(**(defaults | kwargs))
+
+
+ENCODER_CONFIGS = {"swin": swin_config, "beit": beit_config, "vit": vit_config}
+
+
+def batch(config: SimMIMConfig, batch_size: int = 2, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random images and masks of a config's geometry, in units of one step of the feature map."""
+    generator = torch.Generator().manual_seed(seed)
+    pixel_values = torch.randn(batch_size, config.num_channels, *config.image_size, generator=generator)
+    unit_size = config.encoder_stride // config.patch_size
+    mask = random_mask(config.grid_size, 0.6, batch_size, unit_size=unit_size, generator=generator)
+    return pixel_values, mask
+
+
+def pixel_mask(mask: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """A mask (B, h, w) on patches as one on pixels (B, 1, H, W)."""
+    return mask.repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2)[:, None]
