@@ -30,7 +30,7 @@ test: lint  ## Run the tests that end within minutes.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 test-slow: .venv/installed-dev  ## Run the tests that take longer.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+	RUN_SLOW=1 $(BIN)/python -m pytest -m slow
 
 lint: .venv/installed-dev  ## Check style and types.
 	$(BIN)/ruff check .

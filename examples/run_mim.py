@@ -512,8 +512,8 @@ def main(argv: list[str] | None = None) -> None:
         print_plan(trainer, checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model()
-    trainer.save_state()
     metrics = final_metrics(trainer)
+    trainer.save_state()
     if metrics:
         trainer.save_metrics("eval", metrics)
     if arguments.should_save:

@@ -42,7 +42,8 @@ def build_encoder(config: SimMIMConfig, use_mask_token: bool) -> nn.Module:
 def _build_transformers_encoder(encoder_config: PreTrainedConfig, use_mask_token: bool) -> nn.Module:
     """Build a transformers model that takes `bool_masked_pos` itself."""
     name = encoder_config.model_type
-    model_class = next((cls for known, cls in MODEL_MAPPING.items() if known.model_type == name), None)
+    # Looked up by class: going through the mapping imports every model, and some of its entries cannot be imported.
+    model_class = MODEL_MAPPING.get(type(encoder_config), None)
     if isinstance(model_class, tuple):
         model_class = model_class[0]
     if model_class is None or "bool_masked_pos" not in inspect.signature(model_class.forward).parameters:
@@ -50,14 +51,15 @@ def _build_transformers_encoder(encoder_config: PreTrainedConfig, use_mask_token
             f"The encoder {name!r} has no mask token of its own, so the pixels under the mask would reach it. Use an"
             " encoder that takes bool_masked_pos: swin, swinv2, vit, deit, beit, dinov2, focalnet."
         )
-    encoder_config = copy.deepcopy(encoder_config)
     options = inspect.signature(model_class.__init__).parameters
     arguments = {}
     if "add_pooling_layer" in options:
         arguments["add_pooling_layer"] = False
     if "use_mask_token" in options:
         arguments["use_mask_token"] = use_mask_token
-    elif hasattr(encoder_config, "use_mask_token"):
+    elif getattr(encoder_config, "use_mask_token", use_mask_token) != use_mask_token:
+        # Otherwise encoder and model share one config, so that what is set in it later reaches both.
+        encoder_config = copy.deepcopy(encoder_config)
         encoder_config.use_mask_token = use_mask_token
     encoder = model_class._from_config(encoder_config, **arguments)
     has_mask_token = any(key.endswith("mask_token") for key, _ in encoder.named_parameters())

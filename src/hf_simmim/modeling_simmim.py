@@ -93,6 +93,12 @@ class SimMIMModel(SimMIMPreTrainedModel):
         self.encoder = build_encoder(config, use_mask_token)
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The encoder's patch embedding, which PEFT hooks when it trains with gradient checkpointing."""
+        if isinstance(self.encoder, PreTrainedModel):
+            return self.encoder.get_input_embeddings()
+        return self.encoder.get_submodule("embeddings.patch_embeddings")
+
     @can_return_tuple
     def forward(
         self,

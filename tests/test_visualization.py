@@ -1,0 +1,67 @@
+"""Pictures: the right pixels in the right places."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_simmim.visualization import MASK_GREY, plot_losses, reconstruction_grid, to_pictures
+
+MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+
+
+def normalized(pixels: torch.Tensor) -> torch.Tensor:
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    return (pixels / 255 - mean) / std
+
+
+def test_normalisation_is_undone():
+    pixels = torch.randint(0, 256, (2, 3, 8, 12)).float()
+    pictures = to_pictures(normalized(pixels), MEAN, STD)
+    assert np.array_equal(pictures, pixels.permute(0, 2, 3, 1).byte().numpy())
+    assert to_pictures(torch.full((1, 3, 2, 2), 1e4), MEAN, STD).max() == 255
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_any_number_of_channels_is_shown(channels):
+    pictures = to_pictures(torch.zeros(1, channels, 4, 4), [0.5] * channels, [0.2] * channels)
+    assert pictures.shape == (1, 4, 4, 3)
+    assert (pictures == 128).all()
+
+
+def test_grid_shows_original_masked_and_reconstruction():
+    """One rectangular image whose right half is hidden: red, predicted blue."""
+    red = torch.zeros(1, 3, 96, 192)
+    red[:, 0] = 255
+    blue = torch.zeros(1, 3, 96, 192)
+    blue[:, 2] = 255
+    mask = torch.zeros(1, 12, 24, dtype=torch.bool)
+    mask[:, :, 12:] = True
+    grid = reconstruction_grid(normalized(red), mask.flatten(1), normalized(blue), MEAN, STD, patch_size=8)
+    pixels = np.asarray(grid)
+    row = pixels[22 + 48]
+    starts = [6, 6 + 198, 6 + 2 * 198]
+    left = [tuple(row[start + 40].tolist()) for start in starts]
+    right = [tuple(row[start + 150].tolist()) for start in starts]
+    assert left == [(255, 0, 0)] * 3
+    assert right == [(255, 0, 0), (MASK_GREY,) * 3, (0, 0, 255)]
+    assert (pixels[:22] < 100).any()
+
+
+def test_small_images_are_enlarged_and_all_are_drawn():
+    pictures = torch.arange(5).view(5, 1, 1, 1).expand(5, 3, 16, 16) * 50.0
+    mask = torch.zeros(5, 4, 4, dtype=torch.bool)
+    grid = reconstruction_grid(normalized(pictures), mask, normalized(pictures), MEAN, STD, patch_size=4)
+    colors = {tuple(color) for color in np.asarray(grid).reshape(-1, 3)}
+    assert {(value,) * 3 for value in (0, 50, 100, 150, 200)} <= colors
+    assert grid.height > 3 * 96
+
+
+def test_loss_curve(tmp_path):
+    history = [{"step": step, "loss": 1 / step, "learning_rate": 1e-3} for step in range(1, 20)]
+    history += [{"step": 10, "eval_loss": 0.2}, {"step": 19, "eval_loss": 0.1}, {"step": 19, "train_runtime": 3.0}]
+    plot_losses(history, tmp_path / "with.png")
+    plot_losses(history[:19], tmp_path / "without.png")
+    with_evaluation, without = (np.asarray(Image.open(tmp_path / name)) for name in ("with.png", "without.png"))
+    assert with_evaluation.shape == without.shape
+    assert (with_evaluation != without).any()
