@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, Features, load_dataset
 from datasets import Image as ImageFeature
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch.utils.data import Sampler
 
-from .image_processing_simmim import convert_channels
+from .image_processing_simmim import convert_channels, upright
 from .masking import MASK_STRATEGIES, mask_units, num_masked_units
 
-EXIF_ORIENTATION = 0x0112
 NUM_SUBSTITUTES = 16
 
 
@@ -176,7 +175,7 @@ def image_name(row: dict[str, Any], index: int) -> str:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(height, width) after the EXIF orientation is applied, without decoding."""
-    lies = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
+    lies = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     return (image.width, image.height) if lies else (image.height, image.width)
 
 
@@ -241,7 +240,7 @@ def crop_and_resize(
     scale = max(size[0] / (box[3] - box[1]), size[1] / (box[2] - box[0]))
     if image.format in ("JPEG", "MPO") and scale < 0.5:
         image.draft(image.mode, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-    image = convert_channels(ImageOps.exif_transpose(image), num_channels)
+    image = convert_channels(upright(image), num_channels)
     zoom_x, zoom_y = image.width / width, image.height / height
     box = (box[0] * zoom_x, box[1] * zoom_y, box[2] * zoom_x, box[3] * zoom_y)
     box = (max(box[0], 0), max(box[1], 0), min(box[2], image.width), min(box[3], image.height))

@@ -1,15 +1,27 @@
 """Image processor of SimMIM: resize, rescale, normalise and, when asked, draw which patches to hide."""
 
+import os
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageChops, ImageOps
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ChannelDimension, PILImageResampling
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    PILImageResampling,
+    SizeDict,
+    load_image,
+)
 from transformers.processing_utils import ImagesKwargs
+from transformers.utils import logging
 
 from .masking import MASK_STRATEGIES, mask_units, num_masked_units
+
+logger = logging.get_logger(__name__)
 
 
 class SimMIMImageProcessorKwargs(ImagesKwargs, total=False):
@@ -32,20 +44,22 @@ class SimMIMImageProcessorKwargs(ImagesKwargs, total=False):
     seed: int | None
     mask_strategy: str | None
     mask_patch_size: int | None
-    mask_ratio: float | None
+    mask_ratio: float | int | None
     model_patch_size: int | None
 
 
-class _SimMIMProcessing:
+class _SimMIMProcessing(BaseImageProcessor):
     """What both backends share: defaults, channels and masks."""
 
-    valid_kwargs = SimMIMImageProcessorKwargs
+    valid_kwargs = SimMIMImageProcessorKwargs  # type: ignore[assignment]
     model_input_names = ["pixel_values", "bool_masked_pos"]  # noqa: RUF012
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
     size = {"height": 192, "width": 192}  # noqa: RUF012
+    crop_size = None
     do_resize = True
+    do_center_crop = None
     do_rescale = True
     do_normalize = True
     do_mask = False
@@ -56,57 +70,15 @@ class _SimMIMProcessing:
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self._validate_mask(self.mask_strategy, self.mask_patch_size, self.mask_ratio, self.model_patch_size, self.size)
+        _check_strategy(self.mask_strategy)
+        # Of the geometry, calls with do_mask check all. Here it may never matter: fine-tuning at 200 px masks nothing, and
+        # as many units as this leave only the ratio itself to be checked.
+        num_masked_units(2**16, self.mask_ratio)
 
     @property
     def num_channels(self) -> int:
         """Channels of the images, read from `image_mean`."""
         return len(self.image_mean)
-
-    def process_image(
-        self, image, do_convert_rgb=None, input_data_format: str | ChannelDimension | None = None, **kwargs
-    ):
-        """One image of any kind to an array or tensor (C, H, W) of the processor's channels."""
-        num_channels = len(kwargs.get("image_mean") or self.image_mean)
-        if isinstance(image, Image.Image):
-            image = image_to_array(image, num_channels)
-            input_data_format = ChannelDimension.LAST
-        elif image.ndim == 3 and input_data_format is None:
-            input_data_format = _data_format(image.shape, num_channels)
-        processed = super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format, **kwargs)
-        if processed.shape[0] == 1 and num_channels == 3:
-            processed = processed.repeat(3, 1, 1) if isinstance(processed, torch.Tensor) else processed.repeat(3, 0)
-        if processed.shape[0] != num_channels:
-            raise ValueError(_channel_error(processed.shape[0], num_channels))
-        return processed
-
-    def _preprocess(
-        self, images, do_mask, seed, mask_strategy, mask_patch_size, mask_ratio, model_patch_size, size, **kwargs
-    ):
-        if do_mask:
-            # Checked before any work: the values may have come with this call.
-            self._validate_mask(mask_strategy, mask_patch_size, mask_ratio, model_patch_size, size)
-        batch = super()._preprocess(images, size=size, **kwargs)
-        if do_mask:
-            first = batch["pixel_values"][0]
-            grid_size, unit_size = mask_units(tuple(first.shape[-2:]), model_patch_size, mask_patch_size)
-            generator = None if seed is None else torch.Generator().manual_seed(seed)
-            masks = MASK_STRATEGIES[mask_strategy](
-                grid_size, mask_ratio, len(images), unit_size=unit_size, generator=generator
-            ).flatten(1)
-            as_tensor = isinstance(batch["pixel_values"], torch.Tensor)
-            batch["bool_masked_pos"] = masks if as_tensor else masks.numpy()
-        return batch
-
-    @staticmethod
-    def _validate_mask(mask_strategy, mask_patch_size, mask_ratio, model_patch_size, size) -> None:
-        if mask_strategy not in MASK_STRATEGIES:
-            raise ValueError(f"mask_strategy={mask_strategy!r} is unknown. Use one of: {', '.join(MASK_STRATEGIES)}.")
-        if not 0 < mask_ratio < 1:
-            raise ValueError(f"mask_ratio={mask_ratio} is outside (0, 1). The paper's default is 0.6.")
-        if size and size["height"] and size["width"]:
-            grid_size, unit_size = mask_units((size["height"], size["width"]), model_patch_size, mask_patch_size)
-            num_masked_units(grid_size[0] * grid_size[1] // unit_size**2, mask_ratio)
 
     def to_dict(self) -> dict[str, Any]:
         """Settings to save; a seed belongs to a call, not to a processor."""
@@ -114,20 +86,128 @@ class _SimMIMProcessing:
         settings.pop("seed", None)
         return settings
 
+    def fetch_images(self, image_url_or_urls):
+        """Open paths and addresses; give grey arrays (H, W) their channel axis.
 
-class SimMIMImageProcessorPil(_SimMIMProcessing, PilBackend):
+        transformers' own way drops transparency, clips 16-bit pictures and, on torchvision, reads fewer formats.
+        """
+        if isinstance(image_url_or_urls, (list, tuple)):
+            return [self.fetch_images(image) for image in image_url_or_urls]
+        if isinstance(image_url_or_urls, (str, os.PathLike)):
+            if not os.path.isfile(image_url_or_urls):
+                return load_image(str(image_url_or_urls))
+            with Image.open(image_url_or_urls) as image:
+                image.load()
+            return image
+        if getattr(image_url_or_urls, "ndim", None) == 2:
+            return image_url_or_urls[None]
+        return super().fetch_images(image_url_or_urls)
+
+    def process_image(  # type: ignore[override]
+        self, image, do_convert_rgb=None, input_data_format: str | ChannelDimension | None = None, **kwargs
+    ):
+        """One image of any kind to an array or tensor (C, H, W) of the processor's channels.
+
+        Pictures are always converted, so `do_convert_rgb` changes nothing. Arrays and tensors are taken as they are:
+        `rescale_factor` must fit their range.
+        """
+        num_channels = len(kwargs.get("image_mean") or self.image_mean)
+        if isinstance(image, Image.Image):
+            image = image_to_array(image, num_channels)
+            input_data_format = ChannelDimension.LAST
+        else:
+            image = self._plain_array(image)
+            if input_data_format is None:
+                input_data_format = _data_format(image.shape, num_channels)
+            if kwargs.get("do_rescale") and kwargs.get("rescale_factor") != 1 and _is_rescaled(image):
+                logger.warning_once(
+                    "An image of floats in [0, 1] is about to be rescaled once more, to nearly black. Pass"
+                    " do_rescale=False for images that are in [0, 1] already."
+                )
+        processed = super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format, **kwargs)
+        if processed.shape[0] == 1 and num_channels == 3:
+            processed = processed.repeat(3, 1, 1) if isinstance(processed, torch.Tensor) else processed.repeat(3, 0)
+        if processed.shape[0] != num_channels:
+            raise ValueError(_channel_error(processed.shape[0], num_channels))
+        return processed
+
+    def _plain_array(self, image):
+        """uint8, or else float32: resizing other types rounds, clips or fails."""
+        if isinstance(image, torch.Tensor):
+            image = image.detach()
+            return image if image.dtype == torch.uint8 else image.float()
+        return image if image.dtype == np.uint8 else image.astype(np.float32)
+
+    def _standardize_kwargs(self, **kwargs) -> dict:  # type: ignore[override]
+        kwargs = super()._standardize_kwargs(**kwargs)
+        mean, std = kwargs["image_mean"], kwargs["image_std"]
+        for name, values in (("image_mean", mean), ("image_std", std)):
+            if isinstance(values, (int, float)):
+                raise ValueError(
+                    f"{name}={values} is one number, and the number of channels is read from it. Use"
+                    f" {name}={[values] * 3} for RGB, {[values]} for grey."
+                )
+        if mean is not None and std is not None and len(mean) != len(std):
+            raise ValueError(
+                f"image_mean has {len(mean)} values and image_std has {len(std)}. Give both one value for each channel."
+            )
+        return kwargs
+
+    def _preprocess(  # type: ignore[override]
+        self, images, do_mask, seed, mask_strategy, mask_patch_size, mask_ratio, model_patch_size, **kwargs
+    ) -> BatchFeature:
+        if not images:
+            raise ValueError("There are no images to process. Pass at least one.")
+        batch = super()._preprocess(images, **kwargs)
+        if not do_mask:
+            return batch
+        pixel_values = batch["pixel_values"]
+        sizes = {tuple(image.shape[-2:]) for image in pixel_values}
+        if len(sizes) != 1:
+            raise ValueError(
+                f"do_mask=True needs images of one size and got {len(sizes)}: {sorted(sizes)}. Resize or crop them to"
+                " a fixed height and width."
+            )
+        _check_strategy(mask_strategy)
+        grid_size, unit_size = mask_units(sizes.pop(), model_patch_size, mask_patch_size)
+        # Drawn on the CPU wherever the images are, so that a seed means the same masks everywhere.
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        masks = MASK_STRATEGIES[mask_strategy](
+            grid_size, mask_ratio, len(images), unit_size=unit_size, generator=generator
+        ).flatten(1)
+        first = pixel_values[0]
+        arrays = masks.to(first.device) if isinstance(first, torch.Tensor) else masks.numpy()
+        batch["bool_masked_pos"] = list(arrays) if isinstance(pixel_values, list) else arrays
+        return batch
+
+
+class SimMIMImageProcessorPil(_SimMIMProcessing, PilBackend):  # type: ignore[misc]
     """The processor on Pillow and NumPy. See `SimMIMImageProcessorKwargs` for what it takes."""
 
+    def _plain_array(self, image):
+        image = super()._plain_array(image)
+        return image.cpu().numpy() if isinstance(image, torch.Tensor) else image
 
-class SimMIMImageProcessor(_SimMIMProcessing, TorchvisionBackend):
+    def resize(self, image: np.ndarray, size: SizeDict, resample=None, **kwargs) -> np.ndarray:  # type: ignore[override]
+        """Resize an array (C, H, W), channel by channel where Pillow has no picture mode for all of it."""
+        if image.dtype == np.uint8 and image.shape[0] in (1, 3):
+            return super().resize(image, size, resample, **kwargs)
+        outline = np.zeros((1, *image.shape[-2:]), np.uint8)
+        height, width = super().resize(outline, size, PILImageResampling.NEAREST).shape[-2:]
+        return np.stack([np.asarray(Image.fromarray(channel).resize((width, height), resample)) for channel in image])
+
+
+class SimMIMImageProcessor(_SimMIMProcessing, TorchvisionBackend):  # type: ignore[misc]
     """The processor on torchvision, batched and on any device. See `SimMIMImageProcessorKwargs` for what it takes."""
+
+    def _plain_array(self, image):
+        image = super()._plain_array(image)
+        # torch warns of read-only memory, such as `np.asarray` makes of a picture.
+        return image if isinstance(image, torch.Tensor) or image.flags.writeable else image.copy()
 
 
 def image_to_array(image: Image.Image, num_channels: int) -> np.ndarray:
     """Turn a picture of any mode upright and into an array of the wanted channels.
-
-    Grey pictures become RGB where three channels are wanted, CMYK and palettes become RGB, transparency is laid on
-    white, and the EXIF orientation is applied.
 
     Args:
         image: The picture.
@@ -137,48 +217,77 @@ def image_to_array(image: Image.Image, num_channels: int) -> np.ndarray:
         uint8 array of shape (H, W, num_channels).
 
     Raises:
+        ValueError: As `convert_channels`.
+    """
+    # Copied, as Pillow's own memory is read-only and torch warns of that.
+    array = np.array(convert_channels(upright(image), num_channels))
+    return array[..., None] if array.ndim == 2 else array
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation. A picture that has none is returned as it is, where Pillow would copy it."""
+    if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+        return image
+    return ImageOps.exif_transpose(image)
+
+
+def convert_channels(image: Image.Image, num_channels: int) -> Image.Image:
+    """Bring a picture of any mode to the wanted channels of 8 bits.
+
+    Transparency is laid on white. For three channels, grey pictures, CMYK and palettes become RGB; for one, pictures
+    in colour modes that hold nothing but grey become grey; pictures of 16 bits are scaled to 8.
+
+    Args:
+        image: The picture.
+        num_channels: Wanted channels.
+
+    Returns:
+        A picture of that many bands.
+
+    Raises:
         ValueError: If the picture has other channels, which no conversion without loss brings to `num_channels`.
     """
-    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError(
+            "The image holds floats (mode F), whose range is unknown. Convert it to 8 bits, or pass an array together"
+            " with the rescale_factor that fits it."
+        )
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Pillow clips at 255 when it converts 16-bit modes; their upper byte is the picture.
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if num_channels == 3:
-        array = np.asarray(_to_rgb(image))
-    elif num_channels == 1 and _is_grey(image):
-        array = np.asarray(_to_grey(image))[..., None]
-    else:
-        if image.mode == "P":
-            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-        array = np.asarray(image)
-        array = array[..., None] if array.ndim == 2 else array
-        if array.shape[2] != num_channels:
-            raise ValueError(_channel_error(array.shape[2], num_channels))
-    return array
+        return _opaque(image)
+    if num_channels == 1:
+        if image.mode in ("1", "L") and not image.has_transparency_data:
+            return image if image.mode == "L" else image.convert("L")
+        # Grey pictures come as RGB and palettes too, not least from the pipelines, which make every image RGB.
+        red, green, blue = _opaque(image).split()
+        if not (ImageChops.difference(red, green).getbbox() or ImageChops.difference(red, blue).getbbox()):
+            return red
+    if image.mode == "P":
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if len(image.getbands()) != num_channels:
+        raise ValueError(_channel_error(len(image.getbands()), num_channels))
+    return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
+def _opaque(image: Image.Image) -> Image.Image:
+    """RGB, on white."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    if _is_deep_grey(image):
-        image = _to_grey(image)
-    return image.convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _is_grey(image: Image.Image) -> bool:
-    return image.mode in ("1", "L", "LA", "La") or _is_deep_grey(image)
+def _check_strategy(name: str) -> None:
+    if name not in MASK_STRATEGIES:
+        raise ValueError(f"mask_strategy={name!r} is unknown. Use one of: {', '.join(MASK_STRATEGIES)}.")
 
 
-def _is_deep_grey(image: Image.Image) -> bool:
-    return image.mode.startswith("I;16") or image.mode == "I"
-
-
-def _to_grey(image: Image.Image) -> Image.Image:
-    if _is_deep_grey(image):
-        # Pillow clips at 255 when it converts 16-bit modes; their upper byte is the picture.
-        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    return image.convert("L")
+def _is_rescaled(image) -> bool:
+    """Whether an array or tensor of pixels was brought to [0, 1] before."""
+    floating = image.is_floating_point() if isinstance(image, torch.Tensor) else image.dtype.kind == "f"
+    return floating and bool(image.min() >= 0) and bool(image.max() <= 1)
 
 
 def _data_format(shape: tuple[int, ...], num_channels: int) -> ChannelDimension:
@@ -189,13 +298,14 @@ def _data_format(shape: tuple[int, ...], num_channels: int) -> ChannelDimension:
         if shape[-1] == channels:
             return ChannelDimension.LAST
     raise ValueError(
-        f"An image of shape {tuple(shape)} has no axis of {num_channels} channels, which is what the processor's"
-        " image_mean has. Set image_mean and image_std to one value for each channel, or convert the images."
+        f"An image of shape {tuple(shape)} has no axis of {num_channels} channels at either end, which is what"
+        " image_mean has values for. Set image_mean and image_std to one value for each channel, or convert the images."
     )
 
 
 def _channel_error(found: int, expected: int) -> str:
     return (
         f"The image has {found} channel{'s' if found > 1 else ''} and {expected} {'are' if expected > 1 else 'is'}"
-        f" expected. Convert the images, or set the number of channels to {found}."
+        f" expected. Convert the images, or set {found} channels: num_channels of the encoder, and as many values in"
+        " image_mean and image_std of the processor."
     )

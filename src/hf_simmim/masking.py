@@ -21,25 +21,27 @@ def mask_units(image_size: tuple[int, int], patch_size: int, mask_patch_size: in
         ValueError: If the mask patch does not divide the image, or the model's patch does not divide the mask patch.
     """
     height, width = image_size
+    if patch_size < 1:
+        raise ValueError(f"The model's patch size is {patch_size} px. Use that of the encoder, such as 4 or 16.")
     if mask_patch_size < 1 or mask_patch_size % patch_size:
-        multiple = max(patch_size, round(mask_patch_size / patch_size) * patch_size)
         raise ValueError(
             f"mask_patch_size={mask_patch_size} px is not a multiple of the model's patch size of {patch_size} px."
-            f" Use mask_patch_size={multiple}."
+            f" Use {max(1, round(mask_patch_size / patch_size)) * patch_size}.{_fitting(image_size, patch_size)}"
         )
     if height % mask_patch_size or width % mask_patch_size:
-        divisors = [
-            size
-            for size in range(patch_size, min(height, width) + 1, patch_size)
-            if height % size == 0 and width % size == 0
-        ]
-        options = f" Mask patches that fit: {', '.join(map(str, divisors))} px." if divisors else ""
-        nearest = [max(mask_patch_size, round(side / mask_patch_size) * mask_patch_size) for side in image_size]
+        nearest = [max(1, round(side / mask_patch_size)) * mask_patch_size for side in image_size]
         raise ValueError(
             f"image_size={height}x{width} is not a multiple of mask_patch_size={mask_patch_size} px."
-            f" Use image_size={nearest[0]}x{nearest[1]}, or another mask patch.{options}"
+            f" Use image_size={nearest[0]}x{nearest[1]}, or another mask patch.{_fitting(image_size, patch_size)}"
         )
     return (height // patch_size, width // patch_size), mask_patch_size // patch_size
+
+
+def _fitting(image_size: tuple[int, int], patch_size: int) -> str:
+    height, width = image_size
+    sizes = range(patch_size, max(height, width), patch_size)
+    fitting = [str(size) for size in sizes if height % size == 0 and width % size == 0]
+    return f" Mask patches that fit the image and the model: {', '.join(fitting)} px." if fitting else ""
 
 
 def num_masked_units(num_units: int, mask_ratio: float) -> int:
@@ -59,12 +61,12 @@ def num_masked_units(num_units: int, mask_ratio: float) -> int:
     """
     if not 0 < mask_ratio < 1:
         raise ValueError(f"mask_ratio={mask_ratio} is outside (0, 1). The paper's default is 0.6.")
-    # Rounded first: 0.55 * 20 is 11.000000000000002, which is meant to be 11.
-    count = math.ceil(round(num_units * mask_ratio, 9))
+    # Rounded first: 100 * 0.55 is 55.00000000000001, which is meant to be 55.
+    count = max(1, math.ceil(round(num_units * mask_ratio, 9)))
     if count >= num_units:
         raise ValueError(
-            f"mask_ratio={mask_ratio} hides all {num_units} mask units of the image and leaves nothing to predict from."
-            " Use a smaller mask_ratio or a smaller mask_patch_size."
+            f"mask_ratio={mask_ratio} hides all mask units of the image ({num_units}) and leaves nothing to predict"
+            " from. Use a smaller mask_patch_size or a smaller mask_ratio."
         )
     return count
 
@@ -85,8 +87,8 @@ def random_mask(
         mask_ratio: Share of the image to hide, in (0, 1).
         batch_size: Number of masks B.
         unit_size: Side in patches of the square that is hidden or shown as a whole.
-        generator: Source of randomness, on `device`; torch's default one if None.
-        device: Where the mask is made.
+        generator: Source of randomness; torch's default one on `device` if None.
+        device: Where the mask is made; on the generator's device if None.
 
     Returns:
         Bool tensor of shape (B, h, w), True = masked.
@@ -103,7 +105,10 @@ def random_mask(
         )
     rows, columns = height // unit_size, width // unit_size
     count = num_masked_units(rows * columns, mask_ratio)
-    scores = torch.rand(batch_size, rows * columns, generator=generator, device=device)
+    if device is None and generator is not None:
+        device = generator.device
+    # float32 whatever torch's default is: half types have so few values that ties would favour the first units.
+    scores = torch.rand(batch_size, rows * columns, generator=generator, device=device, dtype=torch.float32)
     masked = torch.zeros_like(scores, dtype=torch.bool)
     masked.scatter_(1, scores.argsort(dim=1)[:, :count], True)
     units = masked.view(batch_size, rows, columns)
