@@ -30,7 +30,7 @@ from hf_simmim.configuration_simmim import HEADS, LOSS_REGIONS, LOSSES, TARGETS
 from hf_simmim.data import MaskedImageDataset, UnreadableImages, check_images, collate, load_images
 from hf_simmim.masking import MASK_STRATEGIES, num_masked_units
 from hf_simmim.model_card import training_card
-from hf_simmim.trainer import SimMIMTrainer
+from hf_simmim.trainer import SimMIMTrainer, images_per_step
 
 EXAMPLES = Path(__file__).parent
 EMBEDDED_DATA = EXAMPLES / "data" / "fashion_mnist_7k"
@@ -128,7 +128,7 @@ class PretrainingArguments(TrainingArguments):
 
     _argument_group_name = "training (all of transformers.TrainingArguments)"
 
-    output_dir: str | None = field(default="runs/mim", metadata={"help": "Folder of checkpoints, pictures and logs."})
+    output_dir: str = field(default="runs/mim", metadata={"help": "Folder of checkpoints, pictures and logs."})
     restart: bool = field(
         default=False, metadata={"help": "Begin anew instead of going on from a checkpoint in --output_dir."}
     )
@@ -174,12 +174,7 @@ class PretrainingArguments(TrainingArguments):
         super().__post_init__()
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
         if self.learning_rate is None:
-            self.learning_rate = self.base_learning_rate * self.images_per_step / 512
-
-    @property
-    def images_per_step(self) -> int:
-        """Global batch: over devices, processes and accumulation."""
-        return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
+            self.learning_rate = self.base_learning_rate * images_per_step(self) / 512
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -193,7 +188,7 @@ def parse_arguments(argv: list[str]) -> tuple[DataArguments, ModelArguments, Pre
         SystemExit: If an option or a key of the recipe is unknown; the message names the nearest valid one.
     """
     parser = HfArgumentParser(
-        [DataArguments, ModelArguments, PretrainingArguments],
+        [DataArguments, ModelArguments, PretrainingArguments],  # type: ignore[list-item]
         usage="%(prog)s [--train_dir FOLDER] [--output_dir FOLDER] [--recipe FILE] [options]",
         description=__doc__,
         formatter_class=HelpFormatter,
@@ -291,10 +286,10 @@ def build_config(arguments: ModelArguments) -> SimMIMConfig:
 
 def check_encoder_keys(encoder: dict[str, Any]) -> None:
     """Refuse what a person mistyped in an encoder config: transformers' configs take any key without a word."""
-    model_type = encoder.get("model_type")
+    model_type = str(encoder.get("model_type"))
     if model_type not in CONFIG_MAPPING:
         raise ValueError(
-            f"The encoder's model_type {model_type!r} is unknown.{nearest(str(model_type), set(CONFIG_MAPPING))}"
+            f"The encoder's model_type {model_type!r} is unknown.{nearest(model_type, set(CONFIG_MAPPING))}"
         )
     known = CONFIG_MAPPING[model_type]().to_dict().keys() | {"model_type", "out_features", "out_indices"}
     for key in encoder:
@@ -410,11 +405,10 @@ def build_trainer(
         "mask_ratio": model_arguments.mask_ratio,
     }
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
-    crop_scale = tuple(data_arguments.crop_scale)
-    train_dataset = MaskedImageDataset(train_images, seed=seed, crop_scale=crop_scale, **common)
-    if len(train_dataset) < arguments.images_per_step:
+    train_dataset = MaskedImageDataset(train_images, seed=seed, crop_scale=data_arguments.crop_scale, **common)
+    if len(train_dataset) < images_per_step(arguments):
         raise ValueError(
-            f"{len(train_dataset)} images are fewer than the {arguments.images_per_step} of one step. Use a smaller"
+            f"{len(train_dataset)} images are fewer than the {images_per_step(arguments)} of one step. Use a smaller"
             " --per_device_train_batch_size."
         )
     eval_dataset = None
@@ -470,7 +464,7 @@ def print_plan(trainer: SimMIMTrainer, checkpoint: Path | None) -> None:
         f" the head, {config.num_channels} x {height} x {width} px\n"
         f"Masks     {hidden} of {rows * columns} squares of {dataset.unit_size * config.patch_size} px are hidden\n"
         f"Images    {len(dataset):,} to train on{evaluated}\n"
-        f"Steps     of {arguments.images_per_step} images, learning rate up to {arguments.learning_rate:g},"
+        f"Steps     of {images_per_step(arguments)} images, learning rate up to {arguments.learning_rate:g},"
         f" on {arguments.world_size} x {arguments.device}\n"
         f"Output    {arguments.output_dir}" + (f", going on from {checkpoint.name}" if checkpoint else "")
     )
@@ -478,7 +472,7 @@ def print_plan(trainer: SimMIMTrainer, checkpoint: Path | None) -> None:
 
 def print_results(trainer: SimMIMTrainer, metrics: dict[str, float]) -> None:
     """Say where everything is."""
-    output_dir = Path(trainer.args.output_dir)
+    output_dir = Path(str(trainer.args.output_dir))
     if metrics:
         print(
             f"Masked l1 on held-out images: {metrics['eval_masked_l1']:.2f} of 255"

@@ -29,11 +29,11 @@ __all__ = [
     "masking",
 ]
 
-_processors = {"pil": SimMIMImageProcessorPil}
+_processors: dict[str, type] = {"pil": SimMIMImageProcessorPil}
 if is_torchvision_available():
     _processors["torchvision"] = SimMIMImageProcessor
 else:
-    SimMIMImageProcessor = SimMIMImageProcessorPil  # type: ignore[misc]
+    SimMIMImageProcessor = SimMIMImageProcessorPil  # type: ignore[assignment, misc]
 
 AutoConfig.register(SimMIMConfig.model_type, SimMIMConfig)
 AutoModel.register(SimMIMConfig, SimMIMModel)

@@ -143,7 +143,7 @@ class SimMIMConfig(PreTrainedConfig):
         return height // self.patch_size, width // self.patch_size
 
 
-def _is_hierarchical(encoder_config: PreTrainedConfig) -> bool:
+def _is_hierarchical(encoder_config: Any) -> bool:
     """Whether each stage after the first halves the grid (Swin, SwinV2, FocalNet)."""
     return hasattr(encoder_config, "depths") and hasattr(encoder_config, "embed_dim")
 

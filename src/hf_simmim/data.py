@@ -93,11 +93,11 @@ class MaskedImageDataset(torch.utils.data.Dataset):
         mask_patch_size: int = 32,
         mask_ratio: float = 0.6,
         seed: int = 0,
-        crop_scale: tuple[float, float] | None = (0.67, 1.0),
+        crop_scale: Sequence[float] | None = (0.67, 1.0),
     ):
         if mask_strategy not in MASK_STRATEGIES:
             raise ValueError(f"mask_strategy={mask_strategy!r} is unknown. Use one of: {', '.join(MASK_STRATEGIES)}.")
-        if crop_scale is not None and not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+        if crop_scale is not None and (len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1):
             raise ValueError(f"crop_scale={tuple(crop_scale)} must be two rising shares in (0, 1], such as 0.67 1.0.")
         self.images = images
         self.image_size = image_size
@@ -181,7 +181,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 def random_box(
     size: tuple[int, int],
-    scale: tuple[float, float],
+    scale: Sequence[float],
     generator: torch.Generator,
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tuple[float, float, float, float]:

@@ -2,11 +2,11 @@
 
 import copy
 import inspect
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import MODEL_MAPPING, PreTrainedConfig
+from transformers import MODEL_MAPPING
 
 from .configuration_simmim import SimMIMConfig
 from .swin import Swin
@@ -39,11 +39,11 @@ def build_encoder(config: SimMIMConfig, use_mask_token: bool) -> nn.Module:
     return _build_transformers_encoder(encoder_config, use_mask_token)
 
 
-def _build_transformers_encoder(encoder_config: PreTrainedConfig, use_mask_token: bool) -> nn.Module:
+def _build_transformers_encoder(encoder_config: Any, use_mask_token: bool) -> nn.Module:
     """Build a transformers model that takes `bool_masked_pos` itself."""
     name = encoder_config.model_type
     # Looked up by class: going through the mapping imports every model, and some of its entries cannot be imported.
-    model_class = MODEL_MAPPING.get(type(encoder_config), None)
+    model_class: Any = MODEL_MAPPING.get(type(encoder_config), None)
     if isinstance(model_class, tuple):
         model_class = model_class[0]
     if model_class is None or "bool_masked_pos" not in inspect.signature(model_class.forward).parameters:

@@ -71,8 +71,8 @@ class _SimMIMProcessing(BaseImageProcessor):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         _check_strategy(self.mask_strategy)
-        # Of the geometry, calls with do_mask check all. Here it may never matter: fine-tuning at 200 px masks nothing, and
-        # as many units as this leave only the ratio itself to be checked.
+        # Only the ratio itself, which as many units as these leave: how the sizes fit is checked by calls with do_mask,
+        # for fine-tuning at 200 px masks nothing.
         num_masked_units(2**16, self.mask_ratio)
 
     @property

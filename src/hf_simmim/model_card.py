@@ -10,7 +10,7 @@ import transformers
 from huggingface_hub import ModelCard, ModelCardData
 
 from .masking import num_masked_units
-from .trainer import SimMIMTrainer
+from .trainer import SimMIMTrainer, images_per_step
 
 
 def template_path() -> Path:
@@ -31,7 +31,7 @@ def training_card(trainer: SimMIMTrainer, metrics: dict[str, float]) -> ModelCar
         The card; `save` writes it.
     """
     arguments, config, dataset = trainer.args, trainer.model.config, trainer.train_dataset
-    output_dir = Path(arguments.output_dir)
+    output_dir = Path(str(arguments.output_dir))
     num_units = dataset.grid_size[0] * dataset.grid_size[1] // dataset.unit_size**2
     speeds = [entry["images_per_second"] for entry in trainer.state.log_history if "images_per_second" in entry]
     values: dict[str, Any] = {
@@ -57,7 +57,7 @@ def training_card(trainer: SimMIMTrainer, metrics: dict[str, float]) -> ModelCar
         "num_images": f"{len(dataset):,}",
         "num_steps": f"{trainer.state.global_step:,}",
         "num_epochs": f"{trainer.state.epoch:g}",
-        "images_per_step": arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps,
+        "images_per_step": images_per_step(arguments),
         "optimizer": getattr(arguments.optim, "value", arguments.optim),
         "weight_decay": arguments.weight_decay,
         "max_grad_norm": arguments.max_grad_norm,

@@ -59,7 +59,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
     config: SimMIMConfig
     base_model_prefix = "simmim"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _can_compile_fullgraph = True
@@ -76,7 +76,8 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         transformers saves some encoders (ViT, BEiT, DeiT) under older names and converts them back on loading. Trainer
         does not, and would resume with part of the weights left as they were.
         """
-        return super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+        kwargs["save_original_format"] = save_original_format
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
 
 class SimMIMModel(SimMIMPreTrainedModel):

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
-from .data import EpochSampler, UnreadableImages
+from .data import EpochSampler, MaskedImageDataset, UnreadableImages
 from .losses import masked_mean
-from .modeling_simmim import patch_mask
+from .modeling_simmim import SimMIMForMaskedImageModeling, patch_mask
 
 
 def normalize(pixels: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]) -> torch.Tensor:
@@ -19,6 +19,11 @@ def normalize(pixels: torch.Tensor, image_mean: Sequence[float], image_std: Sequ
     mean = torch.tensor(image_mean, device=pixels.device).view(1, -1, 1, 1)
     std = torch.tensor(image_std, device=pixels.device).view(1, -1, 1, 1)
     return (pixels.float() / 255 - mean) / std
+
+
+def images_per_step(arguments: TrainingArguments) -> int:
+    """Global batch: over devices, processes and accumulation."""
+    return arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
 
 
 class SimMIMTrainer(Trainer):
@@ -31,6 +36,10 @@ class SimMIMTrainer(Trainer):
         unreadable_images: Where images that could not be read are counted.
         **kwargs: Passed to Trainer; `processing_class` must be a SimMIM image processor.
     """
+
+    model: SimMIMForMaskedImageModeling
+    train_dataset: MaskedImageDataset
+    eval_dataset: MaskedImageDataset | None
 
     def __init__(self, *args, unreadable_images: UnreadableImages, **kwargs):
         super().__init__(*args, **kwargs)
@@ -115,8 +124,7 @@ class SimMIMTrainer(Trainer):
         self._clock = (now, step)
         if step > last_step and now > then:
             steps_per_second = (step - last_step) / (now - then)
-            batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-            logs["images_per_second"] = round(steps_per_second * batch, 1)
+            logs["images_per_second"] = round(steps_per_second * images_per_step(self.args), 1)
             logs["eta_seconds"] = round((self.state.max_steps - step) / steps_per_second, 1)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
@@ -132,7 +140,7 @@ class SimMIMTrainer(Trainer):
         """Trainer's loop, then the error over all processes joins its metrics before they are logged."""
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
-        output.metrics[f"{prefix}_masked_l1"] = self._error_sums["eval"].drain(self.accelerator)
+        output.metrics[f"{prefix}_masked_l1"] = self._error_sums["eval"].drain(self.accelerator)  # type: ignore[index]
         return output
 
 

@@ -57,8 +57,8 @@ def reconstruction_grid(
         The picture.
     """
     batch_size, _, height, width = pixel_values.shape
-    mask = bool_masked_pos.bool().view(batch_size, height // patch_size, width // patch_size)
-    mask = mask.repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2).cpu().numpy()[..., None]
+    patches = bool_masked_pos.bool().view(batch_size, height // patch_size, width // patch_size)
+    mask = patches.repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2).cpu().numpy()[..., None]
     original = to_pictures(pixel_values, image_mean, image_std)
     predicted = to_pictures(reconstruction, image_mean, image_std)
     hidden = np.where(mask, np.uint8(MASK_GREY), original)
