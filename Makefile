@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow test-torchvision lint format clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,13 @@ test: lint  ## Run the tests that end within minutes.
 test-slow: .venv/installed-dev  ## Run the tests that take longer.
 	RUN_SLOW=1 $(BIN)/python -m pytest -m slow
 
+test-torchvision: .venv/installed-dev  ## Test the image processor on torchvision, in an environment of its own.
+	$(BIN)/python -m venv .venv-torchvision
+	.venv-torchvision/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[dev]"
+	.venv-torchvision/bin/python -m pip install --disable-pip-version-check -q --no-deps torchvision==0.28.0
+	.venv-torchvision/bin/python tests/fetch_transformers_tests.py
+	.venv-torchvision/bin/python -m pytest tests/test_image_processing_simmim.py tests/test_transformers_common.py -k "mage_processing or mage_processor or ImageProcess or processor"
+
 lint: .venv/installed-dev  ## Check style and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,4 +49,4 @@ format: .venv/installed-dev  ## Bring the code to the project's style.
 	$(BIN)/ruff format .
 
 clean:  ## Remove the environment and all results.
-	rm -rf .venv runs dist build
+	rm -rf .venv .venv-torchvision runs dist build

@@ -12,14 +12,17 @@ any of the options below as keys; what is given on the command line wins over it
 import argparse
 import dataclasses
 import difflib
+import hashlib
 import json
 import os
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import disable_progress_bars
+import torch
+from datasets import Dataset, disable_progress_bars
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, HfArgumentParser, IntervalStrategy, TrainingArguments, set_seed
 
@@ -27,15 +30,18 @@ from hf_simmim import ENCODER_PRESETS, SimMIMConfig, SimMIMForMaskedImageModelin
 from hf_simmim.callbacks import PictureCallback
 from hf_simmim.checkpoint import newest_whole_checkpoint
 from hf_simmim.configuration_simmim import HEADS, LOSS_REGIONS, LOSSES, TARGETS
-from hf_simmim.data import MaskedImageDataset, UnreadableImages, check_images, collate, load_images
-from hf_simmim.masking import MASK_STRATEGIES, num_masked_units
-from hf_simmim.model_card import training_card
+from hf_simmim.data import MaskedImageDataset, collate
+from hf_simmim.image_sources import load_images
+from hf_simmim.masking import MASK_STRATEGIES
 from hf_simmim.trainer import SimMIMTrainer, images_per_step
+from hf_simmim.unreadable_images import UnreadableImages, check_images
 
 EXAMPLES = Path(__file__).parent
 EMBEDDED_DATA = EXAMPLES / "data" / "fashion_mnist_7k"
 # Seed of the evaluation masks, the same in every run, so that evaluation losses compare.
 EVALUATION_SEED = 0
+# Of a config: what saving and loading change.
+VOLATILE_KEYS = ("architectures", "dtype", "transformers_version", "_name_or_path")
 
 
 @dataclass
@@ -57,7 +63,7 @@ class DataArguments:
     )
     train_split: str = field(default="train", metadata={"help": "Split of the data set to train on."})
     validation_split: str | None = field(
-        default=None, metadata={"help": "Split of the data set to evaluate on. Without it a part is held out."}
+        default=None, metadata={"help": "Split of --dataset_name to evaluate on. Without it a part is held out."}
     )
     image_column: str | None = field(default=None, metadata={"help": "Column of the images; found by its type."})
     holdout: float = field(
@@ -148,7 +154,8 @@ class PretrainingArguments(TrainingArguments):
     max_grad_norm: float = field(default=5.0, metadata={"help": "Gradients are clipped to this norm."})
     lr_scheduler_type: str = field(default="cosine_with_min_lr", metadata={"help": "Schedule of the learning rate."})
     lr_scheduler_kwargs: dict | str | None = field(
-        default_factory=lambda: {"min_lr_rate": 0.05}, metadata={"help": "Options of the schedule, as JSON."}
+        default=None,
+        metadata={"help": 'Options of the schedule, as JSON; {"min_lr_rate": 0.05} for cosine_with_min_lr.'},
     )
     warmup_steps: float = field(default=0.1, metadata={"help": "Steps of warm-up, or a share of all below 1."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
@@ -171,6 +178,8 @@ class PretrainingArguments(TrainingArguments):
         self.prediction_loss_only = True
         self.logging_nan_inf_filter = False
         self.dataloader_persistent_workers = self.dataloader_num_workers > 0
+        if self.lr_scheduler_kwargs is None and self.lr_scheduler_type == "cosine_with_min_lr":
+            self.lr_scheduler_kwargs = {"min_lr_rate": 0.05}
         super().__post_init__()
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
         if self.learning_rate is None:
@@ -201,16 +210,20 @@ def parse_arguments(argv: list[str]) -> tuple[DataArguments, ModelArguments, Pre
     if recipe is None and not (named.train_dir or named.dataset_name or named.data_files):
         recipe = "demo"
     if recipe is not None:
-        parser.set_defaults(**read_recipe(recipe, known))
+        # Before the command line, so that it wins, and through the parser, so that the values are checked alike.
+        argv = [*recipe_options(recipe, known), *argv]
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         option = unknown[0].split("=")[0]
-        parser.exit(2, f"error: unknown option {option}.{nearest(option.lstrip('-'), known, '--')}\n")
+        raise SystemExit(f"error: unknown option {option}.{nearest(option.lstrip('-'), known, '--')}")
     values = vars(arguments)
-    return tuple(  # type: ignore[return-value]
-        kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.init})
-        for kind in (DataArguments, ModelArguments, PretrainingArguments)
-    )
+    try:
+        return tuple(  # type: ignore[return-value]
+            kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.init})
+            for kind in (DataArguments, ModelArguments, PretrainingArguments)
+        )
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 def recipe_names() -> list[str]:
@@ -218,25 +231,27 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in (EXAMPLES / "recipes").glob("*.json"))
 
 
-def read_recipe(name: str, known: set[str]) -> dict[str, Any]:
-    """Read a recipe by name or path, and refuse keys that are no option."""
+def recipe_options(name: str, known: set[str]) -> list[str]:
+    """Read a recipe by name or path as command line options, and refuse keys that are none."""
     path = EXAMPLES / "recipes" / f"{name}.json" if name in recipe_names() else Path(name)
     if not path.is_file():
         raise SystemExit(
             f"error: there is no recipe {name!r}. Name a JSON file, or one of: {', '.join(recipe_names())}."
         )
     try:
-        recipe = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        recipe = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise SystemExit(f"error: the recipe {path} is not valid JSON: {error}.") from error
     if not isinstance(recipe, dict):
         raise SystemExit(f"error: the recipe {path} must be a JSON object of options.")
-    for key in recipe:
+    options = []
+    for key, value in recipe.items():
         if key not in known:
             raise SystemExit(f"error: the recipe {path} has the unknown key {key!r}.{nearest(key, known)}")
-    if isinstance(recipe.get("encoder"), dict):
-        recipe["encoder"] = json.dumps(recipe["encoder"])
-    return recipe
+        if value is not None:
+            values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+            options += [f"--{key}", *(str(part) for part in values)]
+    return options
 
 
 def nearest(name: str, known: set[str], prefix: str = "") -> str:
@@ -248,12 +263,15 @@ def nearest(name: str, known: set[str], prefix: str = "") -> str:
 def build_config(arguments: ModelArguments) -> SimMIMConfig:
     """The model's config from a preset, a file, JSON text or the Hub, with the geometry asked for."""
     if arguments.checkpoint is not None:
-        return SimMIMConfig.from_pretrained(arguments.checkpoint)
+        return checkpoint_config(arguments)
     name = arguments.encoder
     if name in ENCODER_PRESETS:
         encoder = dict(ENCODER_PRESETS[name])
     elif name.lstrip().startswith("{") or name.endswith(".json"):
-        encoder = json.loads(Path(name).read_text() if name.endswith(".json") else name)
+        try:
+            encoder = json.loads(Path(name).read_text() if name.endswith(".json") else name)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"encoder={name!r} cannot be read as JSON: {error}.") from error
         if "transformers_version" not in encoder:
             check_encoder_keys(encoder)
     else:
@@ -282,6 +300,24 @@ def build_config(arguments: ModelArguments) -> SimMIMConfig:
         loss=arguments.loss,
         loss_region=arguments.loss_region,
     )
+
+
+def checkpoint_config(arguments: ModelArguments) -> SimMIMConfig:
+    """The config of --checkpoint, which the other options must not contradict."""
+    try:
+        config = SimMIMConfig.from_pretrained(str(arguments.checkpoint))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint={arguments.checkpoint!r} is neither a folder with a SimMIM model nor one on the Hub. {error}"
+        ) from error
+    for name in ("image_size", "window_size", "num_channels", "drop_path_rate"):
+        if getattr(arguments, name) is not None:
+            raise ValueError(f"{name} is that of the checkpoint and cannot be changed. Leave --{name} out.")
+    for name in ("head", "target", "loss", "loss_region"):
+        value = getattr(arguments, name)
+        if value not in (getattr(ModelArguments, name), getattr(config, name)):
+            raise ValueError(f"{name}={value!r} is not that of the checkpoint, {getattr(config, name)!r}.")
+    return config
 
 
 def check_encoder_keys(encoder: dict[str, Any]) -> None:
@@ -322,7 +358,7 @@ def build_processor(config: SimMIMConfig, data: DataArguments, model: ModelArgum
     )
 
 
-def load_splits(arguments: DataArguments):
+def load_splits(arguments: DataArguments, output_dir: str):
     """Images to train on, and images to evaluate on or None."""
     source: dict[str, Any] = {
         "folder": arguments.train_dir,
@@ -335,7 +371,18 @@ def load_splits(arguments: DataArguments):
     if not (arguments.train_dir or arguments.dataset_name or arguments.data_files):
         source["dataset_name"] = str(EMBEDDED_DATA)
         validation_split = validation_split or "test"
-    train = load_images(**source, split=arguments.train_split)
+    if validation_split is not None and source["dataset_name"] is None:
+        raise ValueError(
+            f"validation_split={validation_split!r} needs --dataset_name: folders and files have no splits. Use"
+            " --validation_dir, or --holdout to keep a part of the images apart."
+        )
+    for name in ("max_train_samples", "max_eval_samples"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} leaves no images. Use 1 or more.")
+    # What a run writes into its own training folder, and the images to evaluate on, are not trained on.
+    exclude = [path for path in (arguments.validation_dir, output_dir) if path is not None]
+    train = load_images(**source, split=arguments.train_split, exclude=exclude)
     validation = None
     if arguments.validation_dir is not None:
         validation = load_images(arguments.validation_dir)
@@ -353,7 +400,7 @@ def load_splits(arguments: DataArguments):
     return train, validation
 
 
-def check_output_dir(arguments: PretrainingArguments, config: SimMIMConfig) -> Path | None:
+def check_output_dir(arguments: PretrainingArguments) -> Path | None:
     """Make sure that results can be written, and find the checkpoint to go on from."""
     output_dir = Path(arguments.output_dir)
     try:
@@ -364,18 +411,46 @@ def check_output_dir(arguments: PretrainingArguments, config: SimMIMConfig) -> P
     except OSError as error:
         raise ValueError(f"output_dir={output_dir} cannot be written ({error}). Name another folder.") from error
     if arguments.restart:
+        with arguments.main_process_first(desc="deleting the earlier run"):
+            if arguments.should_save:
+                for path in (*output_dir.glob("checkpoint-*"), output_dir / "reconstructions"):
+                    shutil.rmtree(path, ignore_errors=True)
         return None
     if arguments.resume_from_checkpoint:
         return Path(arguments.resume_from_checkpoint)
-    checkpoint = newest_whole_checkpoint(output_dir)
-    if checkpoint is not None:
-        saved = SimMIMConfig.from_pretrained(checkpoint)
-        if saved.encoder_config.to_diff_dict() != config.encoder_config.to_diff_dict() or saved.head != config.head:
-            raise ValueError(
-                f"{checkpoint} was trained with another model than the one asked for. Name another --output_dir, or add"
-                " --restart to begin anew there."
-            )
-    return checkpoint
+    return newest_whole_checkpoint(output_dir)
+
+
+def check_same_run(settings: dict[str, Any], output_dir: Path, resuming: bool, write: bool) -> None:
+    """Refuse to go on with a run whose model or images are not those it began with.
+
+    Args:
+        settings: What must stay the same, as JSON takes it.
+        output_dir: Folder of the run, whose `run.json` holds what it began with.
+        resuming: Whether there is a checkpoint to go on from.
+        write: Whether this process writes the file.
+
+    Raises:
+        ValueError: If something differs.
+    """
+    path = output_dir / "run.json"
+    settings = json.loads(json.dumps(settings))
+    if resuming and path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        for key, value in settings.items():
+            if before.get(key) != value:
+                raise ValueError(
+                    f"{output_dir} holds a run with another {key}: {before.get(key)} then, {value} now. Name another"
+                    " --output_dir, or add --restart to delete that run and begin anew."
+                )
+    if write:
+        path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+
+
+def digest(images: Dataset) -> str:
+    """A short text that differs if the images are others or in another order."""
+    names = "\n".join(images["name"])
+    return f"{len(images)} images, {hashlib.blake2b(names.encode(), digest_size=6).hexdigest()}"
 
 
 def build_trainer(
@@ -392,10 +467,22 @@ def build_trainer(
     set_seed(arguments.seed)
     config = build_config(model_arguments)
     processor = build_processor(config, data_arguments, model_arguments)
-    checkpoint = check_output_dir(arguments, config)
+    checkpoint = check_output_dir(arguments)
     # One process reads first; the others find what it cached.
     with arguments.main_process_first(desc="loading images"):
-        train_images, validation_images = load_splits(data_arguments)
+        train_images, validation_images = load_splits(data_arguments, arguments.output_dir)
+        settings = {
+            "encoder": {
+                key: value for key, value in config.encoder_config.to_dict().items() if key not in VOLATILE_KEYS
+            },
+            **{key: getattr(config, key) for key in ("head", "target", "loss", "loss_region")},
+            **{key: getattr(model_arguments, key) for key in ("mask_strategy", "mask_patch_size", "mask_ratio")},
+            "crop_scale": data_arguments.crop_scale,
+            "seed": arguments.seed,
+            "training images": digest(train_images),
+            "evaluation images": digest(validation_images) if validation_images is not None else None,
+        }
+        check_same_run(settings, Path(arguments.output_dir), checkpoint is not None, arguments.should_save)
     common: dict[str, Any] = {
         "image_size": config.image_size,
         "num_channels": config.num_channels,
@@ -421,13 +508,13 @@ def build_trainer(
     already_unreadable = check_images(datasets, share)
 
     if model_arguments.checkpoint is not None:
-        model = SimMIMForMaskedImageModeling.from_pretrained(model_arguments.checkpoint)
+        # Trained in full precision, or in the mixed one that is asked for, whatever it was saved in.
+        model = SimMIMForMaskedImageModeling.from_pretrained(model_arguments.checkpoint, dtype=torch.float32)
     else:
         model = SimMIMForMaskedImageModeling(config)
     path = Path(arguments.output_dir) / "unreadable_images.txt"
     unreadable_images = UnreadableImages(path, sum(len(dataset) for dataset in datasets), share)
-    if arguments.should_save:
-        unreadable_images.record(already_unreadable)
+    unreadable_images.record(already_unreadable)
     trainer = SimMIMTrainer(
         model=model,
         args=arguments,
@@ -455,19 +542,20 @@ def final_metrics(trainer: SimMIMTrainer) -> dict[str, float]:
 def print_plan(trainer: SimMIMTrainer, checkpoint: Path | None) -> None:
     """Say in a few lines what is about to happen."""
     arguments, dataset, config = trainer.args, trainer.train_dataset, trainer.model.config
-    rows, columns = (side // dataset.unit_size for side in dataset.grid_size)
-    hidden = num_masked_units(rows * columns, dataset.mask_ratio)
+    millions = trainer.model.num_parameters() / 1e6
     height, width = config.image_size
     evaluated = f", {len(trainer.eval_dataset):,} to evaluate on" if trainer.eval_dataset is not None else ""
-    print(
-        f"Encoder   {config.encoder_config.model_type}, {trainer.model.num_parameters() / 1e6:.1f} M parameters with"
-        f" the head, {config.num_channels} x {height} x {width} px\n"
-        f"Masks     {hidden} of {rows * columns} squares of {dataset.unit_size * config.patch_size} px are hidden\n"
-        f"Images    {len(dataset):,} to train on{evaluated}\n"
-        f"Steps     of {images_per_step(arguments)} images, learning rate up to {arguments.learning_rate:g},"
-        f" on {arguments.world_size} x {arguments.device}\n"
-        f"Output    {arguments.output_dir}" + (f", going on from {checkpoint.name}" if checkpoint else "")
-    )
+    lines = {
+        "Encoder": f"{config.encoder_config.model_type}, {millions:.1f} M parameters with the head,"
+        f" {config.num_channels} x {height} x {width} px",
+        "Masks": f"{dataset.num_masked_units} of {dataset.num_units} squares of"
+        f" {dataset.unit_size * config.patch_size} px are hidden",
+        "Images": f"{len(dataset):,} to train on{evaluated}",
+        "Steps": f"of {images_per_step(arguments)} images, learning rate up to {arguments.learning_rate:g},"
+        f" on {arguments.world_size} x {arguments.device}",
+        "Output": f"{arguments.output_dir}" + (f", going on from {checkpoint.name}" if checkpoint else ""),
+    }
+    print("\n".join(f"{title:<9} {text}" for title, text in lines.items()))
 
 
 def print_results(trainer: SimMIMTrainer, metrics: dict[str, float]) -> None:
@@ -486,8 +574,8 @@ def print_results(trainer: SimMIMTrainer, metrics: dict[str, float]) -> None:
         if (output_dir / name).exists():
             print(f"{output_dir / name}  {meaning}")
     unreadable = trainer.unreadable_images
-    if unreadable.names:
-        count = len(unreadable.names)
+    if unreadable.reasons:
+        count = len(unreadable.reasons)
         print(f"{unreadable.path}  {count} image{'s' if count > 1 else ''} that could not be read, and were skipped")
 
 
@@ -505,13 +593,15 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.should_log:
         print_plan(trainer, checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.is_fsdp_enabled:
+        # Whatever the checkpoints are: what people load is whole.
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model()
     metrics = final_metrics(trainer)
     trainer.save_state()
     if metrics:
         trainer.save_metrics("eval", metrics)
-    if arguments.should_save:
-        training_card(trainer, metrics).save(Path(arguments.output_dir) / "README.md")
+    trainer.create_model_card()
     if arguments.should_log:
         print_results(trainer, metrics)
     if arguments.push_to_hub:

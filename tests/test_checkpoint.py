@@ -44,3 +44,27 @@ def test_no_checkpoint(tmp_path):
     (tmp_path / "checkpoint-best").mkdir()
     assert newest_whole_checkpoint(tmp_path) is None
     assert newest_whole_checkpoint(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["pytorch_model_fsdp.bin", "optimizer.bin", "scheduler.pt"],
+        ["pytorch_model_fsdp_0/.metadata", "optimizer_0/.metadata", "scheduler.pt"],
+        ["global_step7/zero_pp_rank_0.pt", "latest"],
+    ],
+    ids=["FSDP with full state", "FSDP with sharded state", "DeepSpeed"],
+)
+def test_layouts_of_other_frameworks(tmp_path, files):
+    folder = tmp_path / "checkpoint-7"
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        torch.save({}, tmp_path / "any.pt")
+        (tmp_path / "any.pt").rename(folder / name)
+    with pytest.raises(ValueError, match=r"None of the checkpoints .*checkpoint-7.*--restart"):
+        newest_whole_checkpoint(tmp_path)
+    (folder / "trainer_state.json").write_text("{}")
+    assert newest_whole_checkpoint(tmp_path) == folder
+    (folder / files[1]).unlink()
+    with pytest.raises(ValueError, match="it lacks"):
+        newest_whole_checkpoint(tmp_path)

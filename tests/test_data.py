@@ -1,6 +1,7 @@
 """Loading, decoding, cropping and masking: reproducible, and never fatal for a bad file among good ones."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,15 @@ from hf_simmim.data import (
     EpochSampler,
     MaskedImageDataset,
     NoReadableImageError,
-    UnreadableImages,
     center_box,
-    check_images,
     collate,
     crop_and_resize,
-    load_images,
     random_box,
     sample_generator,
     upright_size,
 )
+from hf_simmim.image_sources import load_images
+from hf_simmim.unreadable_images import UnreadableImages, check_images
 
 EMBEDDED_DATA = Path(__file__).parents[1] / "examples" / "data" / "fashion_mnist_7k"
 
@@ -177,20 +177,24 @@ def test_bad_files_among_good_ones_are_skipped_and_named(folder):
     assert all(reason for _, reason in entries)
     sample = dataset[0]
     assert sample["pixel_values"].shape == (3, 32, 48)
-    assert len(sample["unreadable"]) == 1
+    assert sample["unreadable"][0][0].endswith("00.jpg")
 
 
 def test_unreadable_images_are_listed_once_and_stop_a_run_that_has_too_many(tmp_path):
     path = tmp_path / "unreadable.txt"
     unreadable = UnreadableImages(path, num_images=20, max_share=0.1)
-    unreadable.record([("a.jpg", "cut\noff"), ("a.jpg", "cut off")])
+    unreadable.share()
+    assert not path.exists()
+    unreadable.record([("写真.jpg", "cut off"), ("写真.jpg", "cut off")])
     unreadable.record([("b.jpg", "empty")])
-    assert path.read_text() == "a.jpg\tcut off\nb.jpg\tempty\n"
-    resumed = UnreadableImages(path, num_images=20, max_share=0.1)
-    resumed.record([("a.jpg", "cut off")])
-    assert path.read_text().count("a.jpg") == 1
+    unreadable.share()
+    assert path.read_text(encoding="utf-8") == "b.jpg\tempty\n写真.jpg\tcut off\n"
+    unreadable.record([("c.jpg", "empty")])
     with pytest.raises(NoReadableImageError, match=r"3 of 20 images .* 0\.1.*unreadable\.txt"):
-        resumed.record([("c.jpg", "empty")])
+        unreadable.share()
+    # Mended and started again.
+    UnreadableImages(path, num_images=20, max_share=0.1).share()
+    assert path.read_text() == ""
 
 
 def test_check_images_stops_when_too_many_are_unreadable(folder):
@@ -213,7 +217,9 @@ def test_a_folder_of_bad_files_only_is_an_error(tmp_path):
     dataset = make_dataset(tmp_path)
     with pytest.raises(NoReadableImageError, match="3 of 3 images"):
         check_images([dataset], 0.05)
-    with pytest.raises(NoReadableImageError, match="3 images in a row"):
+    with pytest.raises(
+        NoReadableImageError, match="64 images drawn one after the other cannot be read; the first is .*0.jpg"
+    ):
         dataset[0]
 
 
@@ -233,17 +239,59 @@ def test_bad_settings_are_refused(folder, settings, message):
         make_dataset(folder, **settings)
 
 
-def test_folder_loading(folder):
+def test_folder_loading(folder, caplog):
     (folder / "notes.txt").write_text("no image")
+    (folder / "._00.jpg").write_text("what macOS leaves")
+    (folder / ".thumbnails").mkdir()
+    (folder / ".thumbnails" / "00.jpg").write_text("hidden")
     (folder / "UPPER.JPEG").write_bytes((folder / "day 0" / "00.jpg").read_bytes())
     images = load_images(folder)
     assert len(images) == 13
     assert images[0]["image"]["path"].endswith("UPPER.JPEG")
+    assert images[0]["name"] == images[0]["image"]["path"]
+    assert len(load_images(folder, exclude=[folder / "day 0"])) == 9
     with pytest.raises(FileNotFoundError, match="does not exist"):
         load_images(folder / "nowhere")
     (folder / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no image files"):
         load_images(folder / "empty")
+
+
+def test_links_are_followed_once_and_odd_names_are_no_harm(folder, tmp_path):
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "images").symlink_to(folder)
+    (folder / "loop").symlink_to(tmp_path / "links")
+    (tmp_path / "links" / "broken.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    with open(os.fsencode(folder) + b"/\xff.jpg", "wb") as file:
+        file.write(b"not UTF-8")
+    images = load_images(tmp_path / "links")
+    assert len(images) == 13
+    assert sum(name.endswith("broken.jpg") for name in images["name"]) == 1
+
+
+def test_more_bad_files_in_a_run_than_a_step_reads(folder):
+    for path in sorted(folder.rglob("*.jpg"))[:9]:
+        path.write_bytes(b"")
+    batch = next(iter(read_epoch(make_dataset(folder), 0, batch_size=12)))
+    assert batch["pixel_values"].shape[0] == 12
+    assert len({name for name, _ in batch["unreadable"]}) == 9
+
+
+def test_rows_without_an_image_are_unreadable(tmp_path):
+    rows = [{"bytes": encode(gradient_image(20, 30)), "path": None}, None]
+    Dataset.from_dict({"image": rows}, features=Features({"image": ImageFeature()})).to_parquet(tmp_path / "a.parquet")
+    dataset = MaskedImageDataset(
+        load_images(data_files=[str(tmp_path / "a.parquet")]), (32, 32), 3, 4, mask_patch_size=8
+    )
+    assert dataset[1]["unreadable"][0] == (f"{tmp_path}/a.parquet, train row 1", "ValueError: The row holds no image.")
+
+
+@pytest.mark.parametrize(("mode", "color"), [("RGBA", (200, 100, 50, 0)), ("LA", (200, 0))])
+def test_a_last_channel_that_is_no_transparency_leaves_the_others_alone(tmp_path, mode, color):
+    """Four bands of a satellite, say, in a file that calls the fourth alpha."""
+    Image.new(mode, (40, 60), color).save(tmp_path / "bands.png")
+    dataset = make_dataset(tmp_path, image_size=(32, 32), num_channels=len(color))
+    assert dataset[0]["pixel_values"].flatten(1).unique(dim=1).flatten().tolist() == list(color)
 
 
 def test_embedded_data_loads_without_code():
@@ -291,7 +339,9 @@ def test_image_column(tmp_path):
         load_images(data_files=files)
     with pytest.raises(ValueError, match="no column 'middle'. The columns are: left, right"):
         load_images(data_files=files, image_column="middle")
-    assert load_images(data_files=files, image_column="right").column_names == ["image"]
+    images = load_images(data_files=files, image_column="right")
+    assert images.column_names == ["image", "name"]
+    assert images[0]["name"] == f"{files[0]}, train row 0"
 
 
 def test_one_source_is_needed():

@@ -224,6 +224,23 @@ def test_initialisation_is_the_papers():
         assert 0 < convolution.bias.abs().max() <= bound
 
 
+@pytest.mark.parametrize("encoder", ["beit", "vit"])
+def test_tokens_of_other_encoders_do_not_start_at_zero(encoder):
+    """Behind a LayerNorm a zero token would multiply the gradient by 1 / sqrt(eps)."""
+    torch.manual_seed(0)
+    model = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=ENCODER_CONFIGS[encoder]()))
+    for token in (model.simmim.encoder.embeddings.mask_token, model.simmim.encoder.embeddings.cls_token):
+        assert 0.01 < token.std() < 0.03
+
+
+@encoders
+def test_fsdp_finds_the_layers_to_wrap(encoder):
+    model = make_model(encoder)
+    classes = {type(module).__name__ for module in model.modules()}
+    assert model._no_split_modules
+    assert set(model._no_split_modules) <= classes
+
+
 def test_default_config_is_the_papers_swin_b():
     config = SimMIMConfig()
     encoder = config.encoder_config

@@ -1,9 +1,11 @@
 """Tiny models that the tests share."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from transformers import BeitConfig, SwinConfig, ViTConfig
+from transformers import BeitConfig, DeiTConfig, Dinov2Config, FocalNetConfig, SwinConfig, Swinv2Config, ViTConfig
 
 from hf_simmim import SimMIMConfig
 from hf_simmim.masking import random_mask
@@ -40,20 +42,37 @@ def beit_config(**kwargs: Any) -> BeitConfig:
     return BeitConfig(**(defaults | kwargs))
 
 
+VIT_SIZES: dict[str, Any] = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
+
+
 def vit_config(**kwargs: Any) -> ViTConfig:
     """A plain ViT with absolute positions and a class token."""
-    defaults: dict[str, Any] = {
-        "image_size": 32,
-        "patch_size": 8,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-    }
-    return ViTConfig(**(defaults | kwargs))
+    return ViTConfig(**(VIT_SIZES | kwargs))
 
 
-ENCODER_CONFIGS = {"swin": swin_config, "beit": beit_config, "vit": vit_config}
+def plain_config(config_class: type) -> Callable[..., Any]:
+    """Another ViT of the geometry of `vit_config`."""
+    return partial(config_class, **VIT_SIZES)
+
+
+ENCODER_CONFIGS = {
+    "swin": swin_config,
+    "beit": beit_config,
+    "vit": vit_config,
+    "deit": plain_config(DeiTConfig),
+    "dinov2": plain_config(Dinov2Config),
+    "focalnet": partial(FocalNetConfig, image_size=32, patch_size=4, embed_dim=16, depths=[1, 1], use_mask_token=True),
+    "swinv2": partial(
+        Swinv2Config, image_size=32, patch_size=4, embed_dim=16, depths=[1, 1], num_heads=[1, 2], window_size=4
+    ),
+}
 
 
 def batch(config: SimMIMConfig, batch_size: int = 2, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

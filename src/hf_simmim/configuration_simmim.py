@@ -127,6 +127,8 @@ class SimMIMConfig(PreTrainedConfig):
     @property
     def hidden_size(self) -> int:
         """Channels D of the feature map."""
+        if not hasattr(self.encoder_config, "hidden_size") and _is_hierarchical(self.encoder_config):
+            return self.encoder_config.embed_dim * 2 ** (len(self.encoder_config.depths) - 1)
         return self.encoder_config.hidden_size
 
     @property

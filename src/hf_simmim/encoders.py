@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import MODEL_MAPPING
+from transformers import MODEL_MAPPING, PreTrainedModel
+from transformers import initialization as init
 
 from .configuration_simmim import SimMIMConfig
 from .swin import Swin
@@ -66,6 +67,24 @@ def _build_transformers_encoder(encoder_config: Any, use_mask_token: bool) -> nn
     if use_mask_token and not has_mask_token:
         raise ValueError(f"The encoder {name!r} was built without a mask token and cannot hide patches.")
     return encoder
+
+
+def init_tokens(encoder: nn.Module, std: float) -> None:
+    """Draw the mask and class token of a transformers encoder from a truncated normal.
+
+    transformers starts them at zero. Behind a LayerNorm a zero token multiplies the gradient by 1 / sqrt(eps), and
+    clipping then scales the gradient of everything else down.
+
+    Args:
+        encoder: What `build_encoder` returned.
+        std: Standard deviation.
+
+    Source: `VisionTransformer.__init__` and `VisionTransformerForSimMIM.__init__` of microsoft/SimMIM.
+    """
+    if isinstance(encoder, PreTrainedModel):
+        for name, parameter in encoder.named_parameters():
+            if name.split(".")[-1] in ("mask_token", "cls_token"):
+                init.trunc_normal_(parameter, std=std)
 
 
 def encode(

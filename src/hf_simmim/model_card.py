@@ -9,7 +9,6 @@ import torch
 import transformers
 from huggingface_hub import ModelCard, ModelCardData
 
-from .masking import num_masked_units
 from .trainer import SimMIMTrainer, images_per_step
 
 
@@ -20,19 +19,18 @@ def template_path() -> Path:
     return installed if installed.exists() else package.parents[1] / "model_card_template.md"
 
 
-def training_card(trainer: SimMIMTrainer, metrics: dict[str, float]) -> ModelCard:
+def training_card(trainer: SimMIMTrainer) -> ModelCard:
     """Render the card of a finished run.
 
     Args:
         trainer: The trainer after `train()`.
-        metrics: `eval_loss` and `eval_masked_l1`, or nothing.
 
     Returns:
         The card; `save` writes it.
     """
     arguments, config, dataset = trainer.args, trainer.model.config, trainer.train_dataset
     output_dir = Path(str(arguments.output_dir))
-    num_units = dataset.grid_size[0] * dataset.grid_size[1] // dataset.unit_size**2
+    metrics = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), None)
     speeds = [entry["images_per_second"] for entry in trainer.state.log_history if "images_per_second" in entry]
     values: dict[str, Any] = {
         "model_name": arguments.hub_model_id or output_dir.name,
@@ -52,8 +50,8 @@ def training_card(trainer: SimMIMTrainer, metrics: dict[str, float]) -> ModelCar
         "mask_strategy": trainer.processing_class.mask_strategy,
         "mask_patch_size": dataset.unit_size * config.patch_size,
         "mask_ratio": dataset.mask_ratio,
-        "num_masked": num_masked_units(num_units, dataset.mask_ratio),
-        "num_units": num_units,
+        "num_masked": dataset.num_masked_units,
+        "num_units": dataset.num_units,
         "num_images": f"{len(dataset):,}",
         "num_steps": f"{trainer.state.global_step:,}",
         "num_epochs": f"{trainer.state.epoch:g}",

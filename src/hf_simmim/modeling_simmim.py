@@ -9,10 +9,10 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_simmim import SimMIMConfig
-from .encoders import build_encoder, encode
+from .encoders import build_encoder, encode, init_tokens
 from .heads import HEAD_CLASSES
-from .losses import LOSS_FUNCTIONS, masked_mean
-from .swin import init_swin_weights
+from .losses import LOSS_FUNCTIONS, masked_mean, masked_mean_per_image
+from .swin import Swin, init_swin_weights
 from .targets import TARGET_FUNCTIONS
 
 
@@ -63,7 +63,6 @@ class SimMIMPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _can_compile_fullgraph = True
-    _no_split_modules = ["SwinBlock"]  # noqa: RUF012
     _keys_to_ignore_on_load_unexpected = [r"relative_position_index$", r"attn_mask$"]  # noqa: RUF012
 
     @torch.no_grad()
@@ -92,7 +91,10 @@ class SimMIMModel(SimMIMPreTrainedModel):
     def __init__(self, config: SimMIMConfig, use_mask_token: bool = True):
         super().__init__(config)
         self.encoder = build_encoder(config, use_mask_token)
+        if isinstance(self.encoder, Swin):
+            self._no_split_modules = ["SwinBlock"]
         self.post_init()
+        init_tokens(self.encoder, std=config.initializer_range)
 
     def get_input_embeddings(self) -> nn.Module:
         """The encoder's patch embedding, which PEFT hooks when it trains with gradient checkpointing."""
@@ -214,14 +216,29 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
         )
 
     def reconstruction_loss(
-        self, reconstruction: torch.Tensor, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor
+        self,
+        reconstruction: torch.Tensor,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor,
+        per_image: bool = False,
     ) -> torch.Tensor:
-        """The config's loss between reconstruction and target, both (B, K, H, W), as a float32 scalar."""
+        """The config's loss between reconstruction and target.
+
+        Args:
+            reconstruction: Predictions of shape (B, K, H, W).
+            pixel_values: Whole, normalised images of shape (B, C, H, W).
+            bool_masked_pos: Mask of shape (B, N) or (B, h, w), True = masked.
+            per_image: Whether to average over each image rather than the batch.
+
+        Returns:
+            float32 scalar, or tensor of shape (B,).
+        """
         target = TARGET_FUNCTIONS[self.config.target](pixel_values)
         distance = LOSS_FUNCTIONS[self.config.loss](reconstruction.float(), target.float())
-        if self.config.loss_region == "all":
-            return masked_mean(distance, None)
-        return masked_mean(distance, patch_mask(bool_masked_pos, pixel_values, self.config.patch_size))
+        mask = None
+        if self.config.loss_region == "masked":
+            mask = patch_mask(bool_masked_pos, pixel_values, self.config.patch_size)
+        return masked_mean_per_image(distance, mask) if per_image else masked_mean(distance, mask)
 
 
 def patch_mask(

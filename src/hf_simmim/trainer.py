@@ -1,17 +1,18 @@
 """Trainer for masked image modelling: transformers' own, fed with uint8 images and reporting in units one can read."""
 
-import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from .data import EpochSampler, MaskedImageDataset, UnreadableImages
-from .losses import masked_mean
+from .data import EpochSampler, MaskedImageDataset
+from .losses import masked_mean_per_image
 from .modeling_simmim import SimMIMForMaskedImageModeling, patch_mask
+from .unreadable_images import UnreadableImages
 
 
 def normalize(pixels: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]) -> torch.Tensor:
@@ -44,7 +45,9 @@ class SimMIMTrainer(Trainer):
     def __init__(self, *args, unreadable_images: UnreadableImages, **kwargs):
         super().__init__(*args, **kwargs)
         self.unreadable_images = unreadable_images
-        self._error_sums = {"train": _ErrorMean(), "eval": _ErrorMean()}
+        self._training_error = _RunningMean()
+        self._evaluation: list[torch.Tensor] = []
+        self._is_finite: torch.Tensor | bool = True
         self._clock = (time.perf_counter(), 0)
 
     def _get_train_sampler(self, train_dataset=None):
@@ -69,19 +72,36 @@ class SimMIMTrainer(Trainer):
         inputs = super()._prepare_inputs(inputs)
         if inputs["pixel_values"].dtype == torch.uint8:
             processor = self.processing_class
-            inputs["pixel_values"] = normalize(inputs["pixel_values"], processor.image_mean, processor.image_std)
+            pixel_values = normalize(inputs["pixel_values"], processor.image_mean, processor.image_std)
+            inputs["pixel_values"] = pixel_values.to(self.model.dtype)
         return inputs
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The model's loss; the error in pixel values is noted on the way."""
+        """The model's loss; in training the error in pixel values is noted on the way."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        with torch.no_grad():
-            scale = torch.tensor(self.processing_class.image_std, device=loss.device).view(1, -1, 1, 1) * 255
-            error = (outputs["reconstruction"].float() - inputs["pixel_values"]).abs() * scale
-            patch_size = self.accelerator.unwrap_model(model).config.patch_size
-            mask = patch_mask(inputs["bool_masked_pos"], inputs["pixel_values"], patch_size)
-            self._error_sums["train" if model.training else "eval"].add(masked_mean(error, mask), len(error))
+        if model.training:
+            self._training_error.add(self._error_per_image(outputs, inputs))
+            self._is_finite = self._is_finite & loss.detach().isfinite()
         return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def _error_per_image(self, outputs, inputs) -> torch.Tensor:
+        """Mean absolute error of hidden pixels on the scale of 0 to 255, of shape (B,)."""
+        pixel_values = inputs["pixel_values"]
+        scale = torch.tensor(self.processing_class.image_std, device=pixel_values.device).view(1, -1, 1, 1) * 255
+        error = (outputs["reconstruction"].float() - pixel_values.float()).abs() * scale
+        mask = patch_mask(inputs["bool_masked_pos"], pixel_values, self.model.config.patch_size)
+        return masked_mean_per_image(error, mask)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Evaluate a batch, image by image: the images that even out the last batch of all processes do not count."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+            losses = self.model.reconstruction_loss(outputs["reconstruction"], **inputs, per_image=True)
+        figures = torch.stack([losses, self._error_per_image(outputs, inputs)], dim=1)
+        self._evaluation.append(self.accelerator.gather_for_metrics(figures))
+        return loss.detach(), None, None
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters that weight decay pulls on: matrices and relative position tables, as released.
@@ -105,16 +125,27 @@ class SimMIMTrainer(Trainer):
 
         Raises:
             RuntimeError: If the training loss is no longer finite.
+            NoReadableImageError: If too many images cannot be read.
         """
         if "loss" in logs:
-            if not math.isfinite(logs["loss"]):
-                raise RuntimeError(
-                    f"The training loss is {logs['loss']} at step {self.state.global_step}. Lower the learning rate,"
-                    " use bf16 instead of fp16, or resume from the last checkpoint with another seed."
-                )
-            logs["masked_l1"] = self._error_sums["train"].drain(self.accelerator)
+            self._stop_unless_finite()
+            logs["masked_l1"] = self._training_error.drain(self.accelerator)
             self._add_speed(logs)
+            self.unreadable_images.share(self.is_world_process_zero())
         super().log(logs, start_time)
+
+    def _save_checkpoint(self, model, trial):
+        # Before the good checkpoints rotate out.
+        self._stop_unless_finite()
+        super()._save_checkpoint(model, trial)
+
+    def _stop_unless_finite(self) -> None:
+        flag = torch.as_tensor(self._is_finite, dtype=torch.float32, device=self.accelerator.device)
+        if self.accelerator.reduce(flag, reduction="sum").item() < self.accelerator.num_processes:
+            raise RuntimeError(
+                f"The training loss is no longer finite at step {self.state.global_step}. The newest checkpoint is from"
+                " before that. Start again with a lower --learning_rate, or with --bf16 instead of --fp16."
+            )
 
     def _add_speed(self, logs: dict[str, float]) -> None:
         now, step = time.perf_counter(), self.state.global_step
@@ -130,33 +161,42 @@ class SimMIMTrainer(Trainer):
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Evaluate as Trainer does, with `eval_masked_l1` beside `eval_loss`."""
         started = time.perf_counter()
-        self._error_sums["eval"].drain(self.accelerator)
         metrics = super().evaluate(*args, **kwargs)
         # The time spent here is not the training's.
         self._clock = (self._clock[0] + time.perf_counter() - started, self._clock[1])
         return metrics
 
     def evaluation_loop(self, *args, **kwargs):
-        """Trainer's loop, then the error over all processes joins its metrics before they are logged."""
+        """Trainer's loop; its metrics become exact means over all images, whatever the number of processes."""
+        self._evaluation = []
         output = super().evaluation_loop(*args, **kwargs)
+        loss, error = torch.cat(self._evaluation).double().mean(dim=0).tolist()
         prefix = kwargs.get("metric_key_prefix", "eval")
-        output.metrics[f"{prefix}_masked_l1"] = self._error_sums["eval"].drain(self.accelerator)  # type: ignore[index]
-        return output
+        metrics = {f"{prefix}_loss": loss, f"{prefix}_masked_l1": error}
+        self.unreadable_images.share(self.is_world_process_zero())
+        return output._replace(metrics={**(output.metrics or {}), **metrics})
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Write our card, also where Trainer would write its own."""
+        from .model_card import training_card
+
+        if self.is_world_process_zero():
+            training_card(self).save(Path(str(self.args.output_dir)) / "README.md")
 
 
-class _ErrorMean:
-    """Mean of an error over images, summed on the device and read only when it is logged."""
+class _RunningMean:
+    """Mean of figures of single images, summed on the device and read only when it is logged."""
 
     def __init__(self):
         self.total: torch.Tensor | None = None
 
-    def add(self, mean: torch.Tensor, count: int) -> None:
-        term = torch.stack([mean * count, mean.new_tensor(count)])
+    def add(self, figures: torch.Tensor) -> None:
+        term = torch.stack([figures.sum(), figures.new_tensor(len(figures))])
         self.total = term if self.total is None else self.total + term
 
     def drain(self, accelerator) -> float:
         """The mean over all processes since the last time; NaN if there was nothing."""
         total = self.total if self.total is not None else torch.zeros(2, device=accelerator.device)
         self.total = None
-        error, count = accelerator.reduce(total, reduction="sum").tolist()
-        return error / count if count else float("nan")
+        figure, count = accelerator.reduce(total, reduction="sum").tolist()
+        return figure / count if count else float("nan")

@@ -1,0 +1,132 @@
+"""Where images come from: folders, data sets, and parquet or webdataset shards."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, Features, Value, load_dataset
+from datasets import Image as ImageFeature
+from PIL import Image
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+
+def load_images(
+    folder: str | Path | None = None,
+    dataset_name: str | None = None,
+    dataset_config: str | None = None,
+    data_files: Sequence[str] | None = None,
+    split: str = "train",
+    image_column: str | None = None,
+    exclude: Sequence[str | Path] = (),
+) -> Dataset:
+    """Load images from a folder, the Hub, or parquet and webdataset shards, undecoded.
+
+    Args:
+        folder: Folder of image files, nested or not; names and sub-folders mean nothing.
+        dataset_name: Data set on the Hub, or a local one that `datasets.load_dataset` reads.
+        dataset_config: Configuration of that data set.
+        data_files: Paths, patterns or URLs of `.parquet` or webdataset `.tar` shards.
+        split: Split to take of a data set.
+        image_column: Column that holds the images; found by its type if None.
+        exclude: Folders inside `folder` to leave out.
+
+    Returns:
+        Rows of `name`, which tells where an image came from, and `image`, undecoded.
+
+    Raises:
+        ValueError: If not exactly one source is named, or it holds no images.
+        FileNotFoundError: If the folder does not exist.
+    """
+    if sum(source is not None for source in (folder, dataset_name, data_files)) != 1:
+        raise ValueError("Name one source of images: a folder, a data set or data files.")
+    if folder is not None:
+        return _load_folder(Path(folder), [Path(path) for path in exclude])
+    source = dataset_name or ", ".join(data_files or ())
+    try:
+        if data_files is not None:
+            dataset = load_dataset(_shard_format(data_files), data_files={split: list(data_files)}, split=split)
+        else:
+            dataset = load_dataset(dataset_name, dataset_config)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # each reader has its own kinds
+        raise ValueError(f"{source} cannot be read ({type(error).__name__}: {error}).") from error
+    if isinstance(dataset, DatasetDict):
+        if split not in dataset:
+            raise ValueError(f"{source} has no split {split!r}. It has: {', '.join(dataset)}.")
+        dataset = dataset[split]
+    column = _image_column(dataset, image_column)
+    dataset = dataset.select_columns([column]).cast_column(column, ImageFeature(decode=False))
+    dataset = dataset if column == "image" else dataset.rename_column(column, "image")
+    return dataset.add_column("name", [f"{source}, {split} row {index}" for index in range(len(dataset))])
+
+
+def _load_folder(folder: Path, exclude: Sequence[Path]) -> Dataset:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"The image folder {folder} does not exist. Check the path.")
+    Image.init()
+    # What Pillow only writes, or only knows as a document or film.
+    readable = {kind for kind in Image.OPEN if kind not in ("EPS", "MPEG", "PDF", "WMF")}
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in readable}
+    paths, ignored = [], Counter[str]()
+    for path in _walk(folder, {path.resolve() for path in exclude}):
+        suffix = path.suffix.lower()
+        if not _is_utf8(path):
+            ignored["names that are not UTF-8"] += 1
+        elif suffix in suffixes:
+            paths.append(str(path))
+        else:
+            ignored[suffix or "no suffix"] += 1
+    if ignored:
+        kinds = ", ".join(f"{count} x {kind}" for kind, count in ignored.most_common(5))
+        logger.warning(f"In {folder} {sum(ignored.values())} files are not taken for images: {kinds}.")
+    if not paths:
+        known = ", ".join(sorted(suffix for suffix in suffixes if suffix in (".jpg", ".png", ".tif", ".webp", ".bmp")))
+        raise ValueError(f"The folder {folder} holds no image files ({known}, ...). Check the path.")
+    rows = {"image": [{"bytes": None, "path": path} for path in sorted(paths)], "name": sorted(paths)}
+    return Dataset.from_dict(rows, features=Features({"image": ImageFeature(decode=False), "name": Value("string")}))
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _walk(folder: Path, exclude: set[Path]) -> Iterator[Path]:
+    """All files below a folder but hidden ones; links are followed, each folder is entered once."""
+    entered = set(exclude)
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = Path(parent).resolve()
+        if real in entered or (real.name.startswith(".") and Path(parent) != folder):
+            folders.clear()
+            continue
+        entered.add(real)
+        yield from (Path(parent, name) for name in files if not name.startswith("."))
+
+
+def _shard_format(data_files: Sequence[str]) -> str:
+    formats = {".parquet": "parquet", ".tar": "webdataset"}
+    found = {formats.get(Path(file).suffix) for file in data_files}
+    if len(found) != 1 or None in found:
+        raise ValueError(f"data_files={list(data_files)} must be all .parquet or all .tar (webdataset) files.")
+    return str(found.pop())
+
+
+def _image_column(dataset: Dataset, image_column: str | None) -> str:
+    columns = [name for name, feature in dataset.features.items() if isinstance(feature, ImageFeature)]
+    if image_column is None:
+        if len(columns) != 1:
+            raise ValueError(
+                f"The data set has {len(columns)} columns of images among {', '.join(dataset.column_names)}."
+                " Name the one to use with image_column."
+            )
+        return columns[0]
+    if image_column not in dataset.column_names:
+        raise ValueError(f"There is no column {image_column!r}. The columns are: {', '.join(dataset.column_names)}.")
+    return image_column
