@@ -87,6 +87,28 @@ def test_orders_are_inverse_to_each_other(grid_size):
     assert torch.equal(shifted, positions.roll((-2, -2), dims=(1, 2)))
 
 
+def test_replaced_projections_are_used():
+    """As adapters (LoRA) and quantisation replace layers."""
+
+    class Adapted(torch.nn.Module):
+        def __init__(self, base: torch.nn.Linear):
+            super().__init__()
+            self.base, self.scale = base, torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, tokens):
+            return self.base(tokens) * self.scale
+
+    torch.manual_seed(0)
+    model, pixel_values = Swin(swin_config()).eval(), torch.randn(1, 3, 32, 32)
+    expected = model(pixel_values)[0]
+    attention = model.encoder.layers[0].blocks[1].attention.self
+    attention.query = Adapted(attention.query)
+    feature_map = model(pixel_values)[0]
+    assert torch.allclose(feature_map, expected, atol=1e-5)
+    feature_map.sum().backward()
+    assert attention.query.scale.grad != 0
+
+
 def test_drop_path_drops_whole_images_on_both_branches():
     torch.manual_seed(0)
     block = Swin(swin_config(drop_path_rate=0.5)).train().encoder.layers[2].blocks[0]

@@ -163,23 +163,53 @@ class SwinSelfAttention(nn.Module):
         num_windows = length // window_area
         head_dim = dim // self.num_heads
 
-        # One GEMM for the three projections, whose parameters stay apart for the sake of their names.
-        weight = torch.cat((self.query.weight, self.key.weight, self.value.weight))
-        bias = None if self.query.bias is None else torch.cat((self.query.bias, self.key.bias, self.value.bias))
-        qkv = F.linear(tokens, weight, bias).view(batch_size, num_windows, window_area, 3, self.num_heads, head_dim)
-
-        bias = F.embedding(layout.relative_index, self.relative_position_bias_table).permute(2, 0, 1)  # heads, N, N
-        if region_mask is None:
-            query, key, value = qkv.flatten(0, 1).permute(2, 0, 3, 1, 4)  # B * W, heads, N, d
-            bias = bias[None]
+        projections = (self.query, self.key, self.value)
+        if all(type(projection) is nn.Linear for projection in projections):
+            # One GEMM for the three, whose parameters stay apart for the sake of their names.
+            weight = torch.cat([projection.weight for projection in projections])
+            shift = None if self.query.bias is None else torch.cat([projection.bias for projection in projections])
+            qkv = F.linear(tokens, weight, shift)
         else:
-            # Windows join the heads, so that one bias of W * heads serves the whole batch without being copied.
-            query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3)  # B, W * heads, N, d
-            bias = (bias + region_mask).flatten(0, 1)[None]
-        dropout = self.dropout if self.training else 0.0
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype), dropout_p=dropout)
-        context = context.view(batch_size, num_windows, self.num_heads, window_area, head_dim)
+            # Adapters and quantisation replace the layers by their own.
+            qkv = torch.cat([projection(tokens) for projection in projections], dim=-1)
+        qkv = qkv.view(batch_size, num_windows, window_area, 3, self.num_heads, head_dim)
+
+        query, key, value = (part.transpose(2, 3) for part in qkv.unbind(3))  # B, W, heads, N, d
+        bias = F.embedding(layout.relative_index, self.relative_position_bias_table).permute(2, 0, 1)  # heads, N, N
+        if region_mask is not None:
+            bias = bias + region_mask  # W, heads, N, N
+        context = biased_attention(query, key, value, bias, self.dropout if self.training else 0.0)
         return context.transpose(2, 3).reshape(batch_size, length, dim)
+
+
+def biased_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, dropout: float
+) -> torch.Tensor:
+    """Attention inside windows, with a bias that all images share and that is never copied for each of them.
+
+    Args:
+        query: Tensor of shape (B, W, heads, N, d).
+        key: Tensor of the same shape.
+        value: Tensor of the same shape.
+        bias: Added to the logits, of shape (heads, N, N) if all windows share it, else (W, heads, N, N).
+        dropout: Share of the attention weights that are dropped.
+
+    Returns:
+        Tensor of the shape of `query`.
+    """
+    if bias.requires_grad and bias.device.type == "cpu":
+        # The fused function has no kernel here that gives the bias a gradient. What it does instead, also in the type
+        # of the parameters, is slower than this.
+        with torch.autocast("cpu", enabled=False):
+            query, key, value = (part.to(bias.dtype) for part in (query, key, value))
+            logits = torch.add(bias, query @ key.transpose(3, 4), alpha=query.shape[-1] ** -0.5)
+            return F.dropout(logits.softmax(dim=-1), dropout) @ value
+    shape = query.shape
+    # Windows join the images where they share the bias, else the heads: either way one bias serves the whole batch.
+    first = 0 if bias.dim() == 3 else 1
+    query, key, value = (part.flatten(first, first + 1) for part in (query, key, value))
+    bias = (bias if first == 0 else bias.flatten(0, 1))[None].to(query.dtype)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout).view(shape)
 
 
 class SwinDense(nn.Module):
@@ -374,14 +404,16 @@ class SwinStages(nn.Module):
             )
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Tokens (B, h, w, C) to the last stage's output, and what enters each stage followed by that output."""
+        """Tokens (B, h, w, C) to the last stage's output, and (B, N, C) for what enters each stage and that output."""
         hidden_states = []
         for stage in self.layers:
-            hidden_states.append(tokens)
-            tokens = stage(tokens)
+            # Every step goes on from the tensor that is returned, so that a gradient can be asked of it.
+            hidden_states.append(tokens.flatten(1, 2))
+            tokens = stage(hidden_states[-1].view(tokens.shape))
             if stage.downsample is not None:
-                tokens = stage.downsample(tokens)
-        return tokens, (*hidden_states, tokens)
+                tokens = stage.downsample(tokens)  # type: ignore[operator]
+        hidden_states.append(tokens.flatten(1, 2))
+        return hidden_states[-1].view(tokens.shape), tuple(hidden_states)
 
 
 class Swin(nn.Module):
@@ -418,7 +450,7 @@ class Swin(nn.Module):
         """
         tokens, hidden_states = self.encoder(self.embeddings(pixel_values, bool_masked_pos))
         feature_map = self.layernorm(tokens).permute(0, 3, 1, 2)
-        return feature_map, tuple(state.flatten(1, 2) for state in hidden_states)
+        return feature_map, hidden_states
 
 
 def init_swin_weights(module: nn.Module, std: float) -> None:
