@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -105,6 +106,10 @@ def test_a_run_leaves_everything_that_a_user_needs(run_mim, photos, tmp_path, ca
     card = (tmp_path / "README.md").read_text()
     assert "10 of 16 squares of 8 px" in card
     assert "None" not in card
+    assert f'from_pretrained("{tmp_path}")' in card
+    assert "\n\n\n" not in card
+    # The rows of a table follow each other.
+    assert re.search(r"\| hardware \| .* \|\n\| speed \| [\d.]+ images/s \|\n\nOn 8 held-out images", card)
     printed = capsys.readouterr().out
     assert "40 to train on, 8 to evaluate on" in printed
     assert str(tmp_path / "reconstruction.png") in printed

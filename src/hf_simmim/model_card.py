@@ -34,6 +34,7 @@ def training_card(trainer: SimMIMTrainer) -> ModelCard:
     speeds = [entry["images_per_second"] for entry in trainer.state.log_history if "images_per_second" in entry]
     values: dict[str, Any] = {
         "model_name": arguments.hub_model_id or output_dir.name,
+        "location": arguments.hub_model_id or output_dir,
         "encoder_name": config.encoder_config.model_type,
         "num_parameters": f"{trainer.model.simmim.num_parameters() / 1e6:.1f}",
         "has_reconstruction": (output_dir / "reconstruction.png").exists(),
