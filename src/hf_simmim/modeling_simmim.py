@@ -1,6 +1,7 @@
 """The SimMIM models: an encoder that sees some patches, and a head that predicts what the others hold."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,6 +70,13 @@ class SimMIMPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         init_swin_weights(module, std=self.config.initializer_range)
 
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Initialise what no checkpoint gave: each module as its own model does it, and the tokens as we do."""
+        super().initialize_weights()
+        base_model: Any = self.base_model
+        init_tokens(base_model.encoder, std=self.config.initializer_range)
+
     def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
         """Save with the parameter names that the model has in memory.
 
@@ -94,7 +102,6 @@ class SimMIMModel(SimMIMPreTrainedModel):
         if isinstance(self.encoder, Swin):
             self._no_split_modules = ["SwinBlock"]
         self.post_init()
-        init_tokens(self.encoder, std=config.initializer_range)
 
     def get_input_embeddings(self) -> nn.Module:
         """The encoder's patch embedding, which PEFT hooks when it trains with gradient checkpointing."""

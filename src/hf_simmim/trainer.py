@@ -170,7 +170,7 @@ class SimMIMTrainer(Trainer):
         """Trainer's loop; its metrics become exact means over all images, whatever the number of processes."""
         self._evaluation = []
         output = super().evaluation_loop(*args, **kwargs)
-        loss, error = torch.cat(self._evaluation).double().mean(dim=0).tolist()
+        loss, error = torch.cat(self._evaluation).cpu().double().mean(dim=0).tolist()
         prefix = kwargs.get("metric_key_prefix", "eval")
         metrics = {f"{prefix}_loss": loss, f"{prefix}_masked_l1": error}
         self.unreadable_images.share(self.is_world_process_zero())
