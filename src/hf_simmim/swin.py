@@ -175,9 +175,10 @@ class SwinSelfAttention(nn.Module):
         qkv = qkv.view(batch_size, num_windows, window_area, 3, self.num_heads, head_dim)
 
         query, key, value = (part.transpose(2, 3) for part in qkv.unbind(3))  # B, W, heads, N, d
-        bias = F.embedding(layout.relative_index, self.relative_position_bias_table).permute(2, 0, 1)  # heads, N, N
+        # Fused kernels refuse a bias that is not contiguous in its last dimension.
+        bias = F.embedding(layout.relative_index, self.relative_position_bias_table).permute(2, 0, 1).contiguous()
         if region_mask is not None:
-            bias = bias + region_mask  # W, heads, N, N
+            bias = bias + region_mask  # heads, N, N -> W, heads, N, N
         context = biased_attention(query, key, value, bias, self.dropout if self.training else 0.0)
         return context.transpose(2, 3).reshape(batch_size, length, dim)
 
