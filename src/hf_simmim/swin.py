@@ -63,12 +63,10 @@ def window_layout(
 
     to_shifted = to_plain = region_mask = is_real = None
     if shift:
-        positions = torch.arange(padded_height * padded_width, device=device).view(1, padded_height, padded_width, 1)
-        plain = to_windows(positions, window).flatten()
-        shifted = to_windows(positions.roll((-shift, -shift), dims=(1, 2)), window).flatten()
-        # plain[i] is the grid position of the i-th token in plain order, so argsort gives its inverse.
-        to_shifted = plain.argsort()[shifted]
-        to_plain = to_shifted.argsort()
+        order = torch.arange(padded_height * padded_width, device=device).view(1, -1, 1)
+        order = from_windows(order, window, (padded_height, padded_width))  # each position's place in window order
+        to_shifted = to_windows(order.roll((-shift, -shift), dims=(1, 2)), window).flatten()
+        to_plain = to_windows(order.roll((shift, shift), dims=(1, 2)), window).flatten()
         region_rows = _regions(padded_height, window, shift, device)
         region_columns = _regions(padded_width, window, shift, device)
         regions = (region_rows[:, None] * 3 + region_columns[None, :]).view(1, padded_height, padded_width, 1)
