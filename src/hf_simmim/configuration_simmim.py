@@ -1,5 +1,6 @@
 """Configuration of SimMIM: any vision encoder, plus the head, the target and the loss by name."""
 
+import math
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -10,6 +11,9 @@ HEADS = ("linear",)
 TARGETS = ("rgb",)
 LOSSES = ("l1",)
 LOSS_REGIONS = ("masked", "all")
+
+# Of encoders whose config has none, such as ResNet's.
+DEFAULT_IMAGE_SIZE = 224
 
 _SWIN_192: dict[str, Any] = {"model_type": "swin", "image_size": 192, "drop_path_rate": 0.0}
 
@@ -38,8 +42,9 @@ ENCODER_PRESETS: dict[str, dict[str, Any]] = {
 class SimMIMConfig(PreTrainedConfig):
     r"""Configuration of every SimMIM model.
 
-    The geometry (`image_size`, `patch_size`, `grid_size`, `encoder_stride`), `num_channels` and `hidden_size` are read
-    from `encoder_config`, so there is one place where they can be set.
+    The geometry (`image_size`, `window_size`, `patch_size`, `grid_size`, `encoder_stride`), `num_channels` and
+    `hidden_size` are those of `encoder_config`, so there is one place where they are kept. `image_size` and
+    `window_size` can be set here too, also in `from_pretrained(..., image_size=224, window_size=7)`.
 
     Args:
         encoder_config (`PreTrainedConfig` or `dict`, *optional*):
@@ -58,7 +63,7 @@ class SimMIMConfig(PreTrainedConfig):
             mask token.
 
     Raises:
-        StrictDataclassError: If a name is unknown or the encoder's geometry is not one that masked modelling can use.
+        StrictDataclassError: If a name is unknown or the image size is none.
 
     Source: section 3 of the paper (arXiv 2111.09886).
     """
@@ -78,7 +83,13 @@ class SimMIMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.encoder_config is None:
             self.encoder_config = dict(ENCODER_PRESETS["swin-base"])
+        # Of what is given beside the encoder, this is about the encoder, which has to be there first.
+        geometry = {key: kwargs.pop(key) for key in ("image_size", "window_size") if key in kwargs}
         super().__post_init__(**kwargs)
+        if getattr(self.encoder_config, "image_size", None) is None:
+            self.encoder_config.image_size = DEFAULT_IMAGE_SIZE
+        for key, value in geometry.items():
+            setattr(self, key, value)
 
     def validate_component_names(self):
         """Refuse names that no component has."""
@@ -88,67 +99,69 @@ class SimMIMConfig(PreTrainedConfig):
                 raise ValueError(f"{field}={value!r} is unknown. Use one of: {', '.join(known)}.")
 
     def validate_geometry(self):
-        """Refuse encoders that are not made of patches, and images that are no whole number of strides."""
-        missing = [name for name in ("image_size", "patch_size") if not hasattr(self.encoder_config, name)]
-        if missing:
-            raise ValueError(
-                f"The encoder {self.encoder_config.model_type!r} has no {' and no '.join(missing)} in its config, so it"
-                " cannot hide patches. Use an encoder with non-overlapping patches, such as swin, beit, vit or dinov2."
-            )
-        height, width = self.image_size
-        stride = self.encoder_stride
-        if height % stride or width % stride:
-            raise ValueError(
-                f"image_size={height}x{width} is not a multiple of the encoder's stride of {stride} px, so its feature"
-                f" map cannot be turned back into pixels. Use {_nearest(height, stride)}x{_nearest(width, stride)}."
-            )
+        """Refuse images without pixels; what the encoder makes of them is measured when a model is built."""
+        size = self.encoder_config.image_size
+        sides = [size] if isinstance(size, int) else list(size)
+        if len(sides) not in (1, 2) or not all(isinstance(side, int) and side > 0 for side in sides):
+            raise ValueError(f"image_size={size!r} must be a side, or a height and a width, in pixels.")
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
+        """(height, width) in pixels. Set it to a side or a pair."""
         size = self.encoder_config.image_size
-        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[-1]))
+
+    @image_size.setter
+    def image_size(self, size: int | tuple[int, int] | list[int]) -> None:
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        self.encoder_config.image_size = sides[0] if len(set(sides)) == 1 else list(sides)
+        self.validate_geometry()
 
     @property
-    def patch_size(self) -> int:
-        """Side of the encoder's square patches, in pixels."""
-        size = self.encoder_config.patch_size
-        if isinstance(size, int):
-            return size
-        if size[0] != size[1]:
-            raise ValueError(f"patch_size={tuple(size)} is not square. Use an encoder with square patches.")
-        return int(size[0])
+    def window_size(self) -> int | None:
+        """Side of an attention window in tokens; None for encoders without windows."""
+        return getattr(self.encoder_config, "window_size", None)
+
+    @window_size.setter
+    def window_size(self, size: int) -> None:
+        if not isinstance(self.window_size, int):
+            raise ValueError(
+                f"window_size={size} cannot be set: the encoder {self.encoder_config.model_type!r} has no windows of"
+                " one size. Leave it out."
+            )
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"window_size={size!r} must be a whole number of tokens, such as 6, 7 or 12.")
+        self.encoder_config.window_size = size
 
     @property
     def num_channels(self) -> int:
         """Channels of the images."""
-        return self.encoder_config.num_channels
+        return getattr(self.encoder_config, "num_channels", 3)
+
+    @property
+    def patch_size(self) -> int:
+        """Side in pixels of the square patches on whose grid `bool_masked_pos` lives."""
+        return self._geometry.patch_size
 
     @property
     def hidden_size(self) -> int:
         """Channels D of the feature map."""
-        if not hasattr(self.encoder_config, "hidden_size") and _is_hierarchical(self.encoder_config):
-            return self.encoder_config.embed_dim * 2 ** (len(self.encoder_config.depths) - 1)
-        return self.encoder_config.hidden_size
+        return self._geometry.hidden_size
 
     @property
     def encoder_stride(self) -> int:
         """Pixels of the image for each step of the feature map."""
-        if _is_hierarchical(self.encoder_config):
-            return self.patch_size * 2 ** (len(self.encoder_config.depths) - 1)
-        return self.patch_size
+        return self._geometry.stride
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """(h, w) of the patch grid on which `bool_masked_pos` lives."""
+        """(h, w) of the patch grid on which `bool_masked_pos` lives; a patch that the border cuts counts as one."""
         height, width = self.image_size
-        return height // self.patch_size, width // self.patch_size
+        return math.ceil(height / self.patch_size), math.ceil(width / self.patch_size)
 
+    @property
+    def _geometry(self):
+        # Imported where it is needed: measuring an encoder takes torch, a config does not.
+        from .encoder_geometry import encoder_geometry
 
-def _is_hierarchical(encoder_config: Any) -> bool:
-    """Whether each stage after the first halves the grid (Swin, SwinV2, FocalNet)."""
-    return hasattr(encoder_config, "depths") and hasattr(encoder_config, "embed_dim")
-
-
-def _nearest(size: int, step: int) -> int:
-    return max(step, round(size / step) * step)
+        return encoder_geometry(self.encoder_config)

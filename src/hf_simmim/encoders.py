@@ -1,15 +1,16 @@
 """Builds the encoder that a config names, and runs it to a feature map with the hidden patches hidden."""
 
-import copy
-import inspect
+import types
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
-from transformers import MODEL_MAPPING, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .configuration_simmim import SimMIMConfig
+from .encoder_geometry import EncoderGeometry, encoder_geometry, make_transformers_encoder, takes, whole
 from .swin import Swin
 
 
@@ -26,115 +27,158 @@ def build_encoder(config: SimMIMConfig, use_mask_token: bool) -> nn.Module:
 
     Args:
         config: The SimMIM config.
-        use_mask_token: Whether the encoder holds a mask token. Models that never mask are built without one.
+        use_mask_token: Whether the encoder holds a mask token, if it has one of its own. Models that never mask are
+            built without one.
 
     Returns:
         Our own encoder where there is one for the model type, else transformers' model without its pooling layer.
 
     Raises:
-        ValueError: If the encoder cannot hide patches.
+        ValueError: If the encoder cannot be used, with the reason.
     """
     encoder_config = config.encoder_config
     if encoder_config.model_type in ENCODER_CLASSES:
         return ENCODER_CLASSES[encoder_config.model_type](encoder_config, use_mask_token=use_mask_token)
-    return _build_transformers_encoder(encoder_config, use_mask_token)
-
-
-def _build_transformers_encoder(encoder_config: Any, use_mask_token: bool) -> nn.Module:
-    """Build a transformers model that takes `bool_masked_pos` itself."""
-    name = encoder_config.model_type
-    # Looked up by class: going through the mapping imports every model, and some of its entries cannot be imported.
-    model_class: Any = MODEL_MAPPING.get(type(encoder_config), None)
-    if isinstance(model_class, tuple):
-        model_class = model_class[0]
-    if model_class is None or "bool_masked_pos" not in inspect.signature(model_class.forward).parameters:
-        raise ValueError(
-            f"The encoder {name!r} has no mask token of its own, so the pixels under the mask would reach it. Use an"
-            " encoder that takes bool_masked_pos: swin, swinv2, vit, deit, beit, dinov2, focalnet."
-        )
-    options = inspect.signature(model_class.__init__).parameters
-    arguments = {}
-    if "add_pooling_layer" in options:
-        arguments["add_pooling_layer"] = False
-    if "use_mask_token" in options:
-        arguments["use_mask_token"] = use_mask_token
-    elif getattr(encoder_config, "use_mask_token", use_mask_token) != use_mask_token:
-        # Otherwise encoder and model share one config, so that what is set in it later reaches both.
-        encoder_config = copy.deepcopy(encoder_config)
-        encoder_config.use_mask_token = use_mask_token
-    encoder = model_class._from_config(encoder_config, **arguments)
-    has_mask_token = any(key.endswith("mask_token") for key, _ in encoder.named_parameters())
-    if use_mask_token and not has_mask_token:
-        raise ValueError(f"The encoder {name!r} was built without a mask token and cannot hide patches.")
+    geometry = encoder_geometry(encoder_config)
+    encoder = make_transformers_encoder(encoder_config, geometry.built_size, use_mask_token)
+    if geometry.route == "native" and use_mask_token:
+        if not any(name.endswith("mask_token") for name, _ in encoder.named_parameters()):
+            raise ValueError(f"The encoder {encoder_config.model_type!r} was built without a mask token.")
+    if geometry.route == "tokens":
+        encoder.get_submodule(str(geometry.patch_embedding)).register_forward_hook(_replace_hidden)
+    for module in encoder.modules():
+        if hasattr(module, "relative_position_bias_table") and hasattr(module, "generate_relative_position_index"):
+            module.forward = types.MethodType(_relative_position_bias, module)  # type: ignore[method-assign]
     return encoder
 
 
-def init_tokens(encoder: nn.Module, std: float) -> None:
-    """Draw the mask and class token of a transformers encoder from a truncated normal.
+def _relative_position_bias(
+    module: Any, window_size: tuple[int, int], interpolate_pos_encoding: bool = False, dim_size: int | None = None
+) -> torch.Tensor:
+    """The bias (1, heads, N, N) of BEiT and its like, where transformers takes the table's rows for its columns."""
+    table, old_size = module.relative_position_bias_table, module.window_size
+    if tuple(window_size) != tuple(old_size):
+        rows, columns = (2 * side - 1 for side in old_size)
+        positions, others = table[: rows * columns], table[rows * columns :]
+        positions = positions.view(1, rows, columns, -1).permute(0, 3, 1, 2)
+        size = (2 * window_size[0] - 1, 2 * window_size[1] - 1)
+        positions = F.interpolate(positions, size=size, mode="bilinear").flatten(2)[0].T
+        table = torch.cat([positions, others])
+    index = module.generate_relative_position_index(window_size).to(table.device)
+    return F.embedding(index, table).permute(2, 0, 1)[None].contiguous()
 
-    transformers starts them at zero. Behind a LayerNorm a zero token multiplies the gradient by 1 / sqrt(eps), and
-    clipping then scales the gradient of everything else down.
+
+def init_as_released(encoder: nn.Module, mask_token: nn.Parameter | None, std: float) -> None:
+    """Draw what transformers leaves at zero, or starts in another way than the paper's ViT.
+
+    transformers starts mask and class tokens at zero. Behind a LayerNorm a zero token multiplies the gradient by
+    1 / sqrt(eps), and clipping then scales the gradient of everything else down.
 
     Args:
         encoder: What `build_encoder` returned.
+        mask_token: The mask token or patch that the model holds for it, if any.
         std: Standard deviation.
 
-    Source: `VisionTransformer.__init__` and `VisionTransformerForSimMIM.__init__` of microsoft/SimMIM.
+    Source: `VisionTransformer.fix_init_weight` and `VisionTransformerForSimMIM.__init__` of microsoft/SimMIM.
     """
-    if isinstance(encoder, PreTrainedModel):
-        for name, parameter in encoder.named_parameters():
-            if name.split(".")[-1] in ("mask_token", "cls_token"):
-                init.trunc_normal_(parameter, std=std)
+    if mask_token is not None:
+        init.trunc_normal_(mask_token, std=std)
+    if not isinstance(encoder, PreTrainedModel):
+        return
+    for name, parameter in encoder.named_parameters():
+        if name.split(".")[-1] in ("mask_token", "cls_token"):
+            init.trunc_normal_(parameter, std=std)
+    if encoder.config.model_type == "beit":
+        for index, layer in enumerate(encoder.layers):  # type: ignore[arg-type]
+            for projection in (layer.attention.o_proj, layer.mlp.fc2):
+                # The released code divides what it drew; this is the same distribution, however often it is drawn.
+                init.trunc_normal_(projection.weight, std=std / (2 * (index + 1)) ** 0.5)
 
 
 def encode(
     encoder: nn.Module,
-    config: SimMIMConfig,
+    geometry: EncoderGeometry,
     pixel_values: torch.Tensor,
     bool_masked_pos: torch.Tensor | None = None,
+    mask_token: torch.Tensor | None = None,
     **kwargs,
 ) -> EncoderOutput:
     """Run an encoder to its feature map.
 
-    The pixels under the mask are set to zero first, so that nothing of them can reach an encoder by any way, and a NaN
+    The pixels under the mask are replaced first, so that nothing of them can reach an encoder by any way, and a NaN
     there harms neither outputs nor gradients.
 
     Args:
-        encoder: What `build_encoder` returned for `config`.
-        config: The SimMIM config.
-        pixel_values: Images of shape (B, C, H, W).
-        bool_masked_pos: Bool mask of shape (B, h, w) on the patch grid, True = masked.
+        encoder: What `build_encoder` returned.
+        geometry: Its geometry.
+        pixel_values: Images of shape (B, C, H, W), padded here with zeros to whole strides.
+        bool_masked_pos: Bool mask of shape (B, ceil(H / patch_size), ceil(W / patch_size)), True = masked.
+        mask_token: The mask token or patch that is held for encoders which have none.
         **kwargs: Passed to transformers' encoders, for example `output_attentions`.
 
     Returns:
-        Feature map of shape (B, D, H / stride, W / stride), hidden states and attentions.
+        Feature map of shape (B, D, ceil(H / stride), ceil(W / stride)), hidden states and attentions.
     """
+    size = (pixel_values.shape[2], pixel_values.shape[3])
+    height, width = whole(size, geometry.stride)
+    if (height, width) != size:
+        pixel_values = F.pad(pixel_values, (0, width - size[1], 0, height - size[0]))
     if bool_masked_pos is not None:
-        pixel_values = hide_pixels(pixel_values, bool_masked_pos)
-    if isinstance(encoder, Swin):
+        rows, columns = height // geometry.patch_size, width // geometry.patch_size
+        bool_masked_pos = F.pad(
+            bool_masked_pos, (0, columns - bool_masked_pos.shape[2], 0, rows - bool_masked_pos.shape[1])
+        )
+        pixel_values = hide_pixels(pixel_values, bool_masked_pos, mask_token if geometry.route == "pixels" else None)
+    if geometry.route == "own":
         feature_map, hidden_states = encoder(pixel_values, bool_masked_pos)
         return EncoderOutput(feature_map, hidden_states, None)
-    if bool_masked_pos is not None:
+    if bool_masked_pos is not None and geometry.route == "native":
         kwargs["bool_masked_pos"] = bool_masked_pos.flatten(1)
+    if takes(encoder, "interpolate_pos_encoding"):
+        kwargs["interpolate_pos_encoding"] = geometry.interpolate or (height, width) != geometry.image_size
+    if geometry.route == "tokens":
+        patch_embedding: Any = encoder.get_submodule(str(geometry.patch_embedding))
+        patch_embedding.hidden = None if bool_masked_pos is None else (bool_masked_pos, mask_token)
     outputs = encoder(pixel_values, **kwargs)
-    tokens = outputs.last_hidden_state  # B, prefix + N, D
-    height, width = (side // config.encoder_stride for side in pixel_values.shape[2:])
-    num_prefix_tokens = tokens.shape[1] - height * width
-    if num_prefix_tokens < 0:
-        raise ValueError(
-            f"The encoder {config.encoder_config.model_type!r} returned {tokens.shape[1]} tokens where its stride of"
-            f" {config.encoder_stride} px gives a feature map of {height}x{width}. It is not supported."
-        )
-    feature_map = tokens[:, num_prefix_tokens:].transpose(1, 2).unflatten(2, (height, width))
+    if geometry.route == "tokens":
+        patch_embedding.hidden = None
+    tokens = outputs.last_hidden_state
+    grid_size = (height // geometry.stride, width // geometry.stride)
+    if geometry.layout == "tokens":
+        tokens = tokens[:, geometry.num_prefix_tokens :].transpose(1, 2)
+        if tokens.shape[2] != grid_size[0] * grid_size[1]:
+            raise ValueError(
+                f"The encoder returned {tokens.shape[2]} tokens for images of {height}x{width} px where"
+                f" {grid_size[0]}x{grid_size[1]} were expected. Use images of {geometry.image_size}."
+            )
+        feature_map = tokens.unflatten(2, grid_size)
+    else:
+        feature_map = tokens if geometry.layout == "channels_first" else tokens.permute(0, 3, 1, 2)
     return EncoderOutput(feature_map, outputs.get("hidden_states"), outputs.get("attentions"))
 
 
-def hide_pixels(pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor) -> torch.Tensor:
-    """Images (B, C, H, W) with zeros in the patches that a mask (B, h, w) hides."""
+def _replace_hidden(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    """Forward hook of a patch embedding: the mask token (1, D, 1, 1) where patches are hidden."""
+    hidden = getattr(module, "hidden", None)
+    if hidden is None:
+        return output
+    bool_masked_pos, mask_token = hidden
+    return torch.where(bool_masked_pos[:, None], mask_token.to(output.dtype), output)
+
+
+def hide_pixels(
+    pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor, mask_patch: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Images (B, C, H, W) with zeros, or a mask patch (1, C, p, p), where a mask (B, H / p, W / p) hides patches."""
     batch_size, channels, height, width = pixel_values.shape
     _, rows, columns = bool_masked_pos.shape
     patches = pixel_values.reshape(batch_size, channels, rows, height // rows, columns, width // columns)
-    return patches.masked_fill(bool_masked_pos.view(batch_size, 1, rows, 1, columns, 1), 0).view(pixel_values.shape)
+    mask = bool_masked_pos.view(batch_size, 1, rows, 1, columns, 1)
+    if mask_patch is None:
+        patches = patches.masked_fill(mask, 0)
+    else:
+        patches = torch.where(mask, mask_patch[:, :, None, :, None].to(patches.dtype), patches)
+    return patches.view(pixel_values.shape)
 
 
 ENCODER_CLASSES: dict[str, type[nn.Module]] = {

@@ -10,7 +10,8 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_simmim import SimMIMConfig
-from .encoders import build_encoder, encode, init_tokens
+from .encoder_geometry import encoder_geometry
+from .encoders import build_encoder, encode, init_as_released
 from .heads import HEAD_CLASSES
 from .losses import LOSS_FUNCTIONS, masked_mean, masked_mean_per_image
 from .swin import Swin, init_swin_weights
@@ -75,7 +76,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         """Initialise what no checkpoint gave: each module as its own model does it, and the tokens as we do."""
         super().initialize_weights()
         base_model: Any = self.base_model
-        init_tokens(base_model.encoder, std=self.config.initializer_range)
+        init_as_released(base_model.encoder, base_model.mask_token, std=self.config.initializer_range)
 
     def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
         """Save with the parameter names that the model has in memory.
@@ -98,7 +99,11 @@ class SimMIMModel(SimMIMPreTrainedModel):
 
     def __init__(self, config: SimMIMConfig, use_mask_token: bool = True):
         super().__init__(config)
+        self.geometry = encoder_geometry(config.encoder_config)
         self.encoder = build_encoder(config, use_mask_token)
+        self.mask_token = None
+        if use_mask_token and self.geometry.mask_token_shape is not None:
+            self.mask_token = nn.Parameter(torch.zeros(self.geometry.mask_token_shape))
         if isinstance(self.encoder, Swin):
             self._no_split_modules = ["SwinBlock"]
         self.post_init()
@@ -138,15 +143,19 @@ class SimMIMModel(SimMIMPreTrainedModel):
                 f"pixel_values has {pixel_values.shape[1]} channels and the model was built for"
                 f" {self.config.num_channels}. Convert the images, or set num_channels in encoder_config."
             )
+        mask = patch_mask(bool_masked_pos, pixel_values, self.geometry.patch_size)
+        if mask is not None and self.mask_token is None and self.geometry.mask_token_shape is not None:
+            raise ValueError("This model was built without a mask token. Use SimMIMForMaskedImageModeling.")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         outputs = encode(
             self.encoder,
-            self.config,
+            self.geometry,
             pixel_values,
-            patch_mask(bool_masked_pos, pixel_values, self.config.patch_size),
+            mask,
+            self.mask_token,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
@@ -185,7 +194,8 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
         """Predict images of which some patches are hidden.
 
         Args:
-            pixel_values: Whole, normalised images of shape (B, C, H, W), H and W multiples of the encoder's stride.
+            pixel_values: Whole, normalised images of shape (B, C, H, W). Those whose H and W are no multiples of the
+                encoder's stride are padded inside; the padding is no part of loss and reconstruction.
             bool_masked_pos: Mask of shape (B, N) or (B, h, w) on the patch grid, True = masked. Without it nothing is
                 hidden and there is no loss.
             output_hidden_states: Whether to return the encoder's hidden states.
@@ -196,22 +206,16 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
             Loss and reconstruction.
 
         Raises:
-            ValueError: If the channels, the size or the mask do not fit.
+            ValueError: If the channels or the mask do not fit.
         """
         height, width = pixel_values.shape[2:]
-        stride = self.config.encoder_stride
-        if height % stride or width % stride:
-            raise ValueError(
-                f"Images of {height}x{width} are not a multiple of the encoder's stride of {stride} px. Resize or crop"
-                " them."
-            )
         outputs = self.simmim(
             pixel_values,
             bool_masked_pos=bool_masked_pos,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        reconstruction = self.head(outputs.feature_map)
+        reconstruction = self.head(outputs.feature_map)[:, :, :height, :width]
         loss = None
         if bool_masked_pos is not None:
             loss = self.reconstruction_loss(reconstruction, pixel_values, bool_masked_pos)
@@ -244,7 +248,7 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
         distance = LOSS_FUNCTIONS[self.config.loss](reconstruction.float(), target.float())
         mask = None
         if self.config.loss_region == "masked":
-            mask = patch_mask(bool_masked_pos, pixel_values, self.config.patch_size)
+            mask = patch_mask(bool_masked_pos, pixel_values, self.simmim.geometry.patch_size)
         return masked_mean_per_image(distance, mask) if per_image else masked_mean(distance, mask)
 
 
@@ -259,17 +263,15 @@ def patch_mask(
         patch_size: Side of a patch in pixels.
 
     Returns:
-        The mask, or None if there was none.
+        The mask, or None if there was none. Patches that the border of an image cuts have a place in it.
 
     Raises:
-        ValueError: If the images are no whole number of patches, or the mask has another shape.
+        ValueError: If the mask has another shape.
     """
     if bool_masked_pos is None:
         return None
     batch_size, _, height, width = pixel_values.shape
-    if height % patch_size or width % patch_size:
-        raise ValueError(f"Images of {height}x{width} are not a multiple of patch_size={patch_size}. Resize them.")
-    grid_size = (height // patch_size, width // patch_size)
+    grid_size = (-(-height // patch_size), -(-width // patch_size))
     expected = (batch_size, grid_size[0] * grid_size[1])
     if tuple(bool_masked_pos.shape) not in (expected, (batch_size, *grid_size)):
         raise ValueError(

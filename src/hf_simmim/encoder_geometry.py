@@ -1,0 +1,289 @@
+"""What an encoder makes of an image: patches, stride, channels, and where patches can be hidden.
+
+Found out by running the encoder on tensors that have shapes and no memory, not by reading names in its config, which
+differ from model to model. So whatever transformers has is either measured or refused with the reason.
+"""
+
+import copy
+import inspect
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+# Tokens before those of the patches: class, distillation and register tokens. More than these are something else.
+MAX_PREFIX_TOKENS = 16
+# Sizes that every pyramid of stages halves without a remainder.
+ROUND_SIZE = 64
+
+# Encoders that are our own modules, with the names of transformers' checkpoints.
+OWN_ENCODERS = ("swin",)
+
+# Encoders that run, and whose output is not what it seems to be.
+UNUSABLE_ENCODERS = {
+    "vit_mae": "it drops and shuffles patches by itself. Its weights are those of a ViT: load them as one",
+}
+
+
+class EncoderGeometry(NamedTuple):
+    """How an encoder maps images (B, C, H, W) to a feature map (B, D, H / stride, W / stride)."""
+
+    patch_size: int  # side of the patches on whose grid masks live, in pixels
+    stride: int  # pixels of the image for each step of the feature map
+    hidden_size: int  # channels D of the feature map
+    image_size: tuple[int, int]  # (height, width) that it is built for: whole strides, no less than the config's
+    # "own": our module hides patches itself. "native": transformers' model does, given bool_masked_pos. "tokens": our
+    # mask token replaces the output of its patch embedding. "pixels": our mask patch replaces pixels.
+    route: str
+    layout: str = "channels_first"  # of its output: "channels_first", "channels_last" or "tokens"
+    num_prefix_tokens: int = 0
+    patch_embedding: str | None = None  # name of the convolution whose output is replaced
+    mask_token_shape: tuple[int, ...] | None = None  # of the token or patch that SimMIMModel holds for the encoder
+    built_size: int | tuple[int, int] | None = None  # image_size for its config: some know squares only
+    interpolate: bool = False  # whether position embeddings are interpolated at its own image size too
+
+
+_measured: dict[str, EncoderGeometry] = {}
+
+
+def encoder_geometry(encoder_config: PreTrainedConfig) -> EncoderGeometry:
+    """Measure an encoder; the same config is measured once.
+
+    Args:
+        encoder_config: Config of a vision model, with an `image_size`.
+
+    Returns:
+        The geometry.
+
+    Raises:
+        ValueError: If the encoder cannot be used, with the reason.
+    """
+    key = f"{type(encoder_config).__name__} {encoder_config.to_json_string()}"
+    if key not in _measured:
+        if encoder_config.model_type in OWN_ENCODERS:
+            _measured[key] = _swin_geometry(encoder_config)
+        else:
+            _measured[key] = _measure(encoder_config)
+    return _measured[key]
+
+
+def transformers_class(encoder_config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """The class of transformers' bare model for a config, or None."""
+    # Looked up by class: going through the mapping imports every model, and some of its entries cannot be imported.
+    model_class: Any = MODEL_MAPPING.get(type(encoder_config), None)  # type: ignore[arg-type]
+    return model_class[0] if isinstance(model_class, tuple) else model_class
+
+
+def make_transformers_encoder(
+    encoder_config: PreTrainedConfig, built_size: int | tuple[int, int] | None, use_mask_token: bool
+) -> PreTrainedModel:
+    """Build transformers' model without its pooling layer.
+
+    Args:
+        encoder_config: Its config. It is shared with the model, so that what is set in it later reaches both, unless
+            something has to differ.
+        built_size: Image size that it is built for; None for that of the config.
+        use_mask_token: Whether it holds a mask token, where it can.
+
+    Returns:
+        The model, initialised as transformers does.
+    """
+    model_class: Any = transformers_class(encoder_config)
+    options = inspect.signature(model_class.__init__).parameters
+    arguments, changes = {}, {}
+    if "add_pooling_layer" in options:
+        arguments["add_pooling_layer"] = False
+    if "use_mask_token" in options:
+        arguments["use_mask_token"] = use_mask_token
+    elif getattr(encoder_config, "use_mask_token", use_mask_token) != use_mask_token:
+        changes["use_mask_token"] = use_mask_token
+    if built_size is not None and _same_size(encoder_config.image_size) != _same_size(built_size):
+        changes["image_size"] = built_size if isinstance(built_size, int) else list(built_size)
+    if changes:
+        encoder_config = copy.deepcopy(encoder_config)
+        for name, value in changes.items():
+            setattr(encoder_config, name, value)
+    return model_class._from_config(encoder_config, **arguments)
+
+
+def takes(encoder: nn.Module | type[nn.Module], argument: str) -> bool:
+    """Whether an encoder's forward has an argument of this name; `**kwargs` swallow others without a word."""
+    return argument in inspect.signature(encoder.forward).parameters
+
+
+def whole(size: tuple[int, int], step: int) -> tuple[int, int]:
+    """(height, width) rounded up to multiples of a step."""
+    return -(-size[0] // step) * step, -(-size[1] // step) * step
+
+
+def _same_size(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[-1]))
+
+
+def _swin_geometry(config: Any) -> EncoderGeometry:
+    patch_size = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
+    if _same_size(config.patch_size) != (patch_size, patch_size):
+        raise ValueError(f"patch_size={config.patch_size} is not square. Use square patches.")
+    steps = 2 ** (len(config.depths) - 1)
+    stride = patch_size * steps
+    return EncoderGeometry(
+        patch_size, stride, config.embed_dim * steps, whole(_same_size(config.image_size), stride), "own"
+    )
+
+
+class _Run(NamedTuple):
+    """What one forward without memory showed."""
+
+    shape: tuple[int, ...]  # of last_hidden_state
+    patch_embedding: tuple[str, int, int] | None  # name, patch size and channels of a convolution over whole patches
+    built_size: int | tuple[int, int]
+    interpolate: bool
+
+
+def _measure(encoder_config: Any) -> EncoderGeometry:
+    name = encoder_config.model_type
+    model_class = transformers_class(encoder_config)
+    if model_class is None:
+        raise ValueError(f"The encoder {name!r} is none: transformers has no bare model for its config.")
+    if name in UNUSABLE_ENCODERS:
+        raise ValueError(f"The encoder {name!r} cannot be used: {UNUSABLE_ENCODERS[name]}.")
+    wanted = _same_size(encoder_config.image_size)
+    run = _run(encoder_config, wanted)
+    size = wanted
+    if run.patch_embedding is not None and whole(wanted, run.patch_embedding[1]) != wanted:
+        size = whole(wanted, run.patch_embedding[1])
+        run = _run(encoder_config, size)
+    found = _read_shape(run, size)
+    if found is None:
+        size = whole(wanted, ROUND_SIZE)
+        run = _run(encoder_config, size)
+        found = _read_shape(run, size)
+    if found is not None and whole(wanted, found[0]) != size:
+        size = whole(wanted, found[0])
+        run = _run(encoder_config, size)
+        found = _read_shape(run, size)
+    if found is None:
+        raise ValueError(
+            f"The encoder {name!r} cannot be used: its output of shape {run.shape} for images of {size[0]}x{size[1]} is"
+            f" no map of square steps with at most {MAX_PREFIX_TOKENS} tokens beside it."
+        )
+    stride, layout, num_prefix_tokens = found
+    hidden_size = run.shape[1] if layout == "channels_first" else run.shape[-1]
+    mask_token_shape: tuple[int, ...] | None = None
+    patch_embedding = None
+    if takes(model_class, "bool_masked_pos"):
+        route = "native"
+        patch_size = run.patch_embedding[1] if run.patch_embedding else encoder_config.patch_size
+    elif run.patch_embedding is not None:
+        route = "tokens"
+        patch_embedding, patch_size, channels = run.patch_embedding
+        mask_token_shape = (1, channels, 1, 1)
+    else:
+        route = "pixels"
+        patch_size = 4 if stride % 4 == 0 else stride
+        mask_token_shape = (1, getattr(encoder_config, "num_channels", 3), patch_size, patch_size)
+    return EncoderGeometry(
+        patch_size,
+        stride,
+        hidden_size,
+        size,
+        route,
+        layout,
+        num_prefix_tokens,
+        patch_embedding,
+        mask_token_shape,
+        run.built_size,
+        run.interpolate,
+    )
+
+
+def _run(encoder_config: Any, size: tuple[int, int]) -> _Run:
+    """Run an encoder, built so that it takes images of a size.
+
+    Where height and width differ, many models know their position embeddings as a square only. Those that can be told
+    to interpolate are built for the rectangle, else for the square around it. Those that always interpolate do so from
+    a square, and would take a rectangle of as many positions for one.
+    """
+    square: int | tuple[int, int] = max(size)
+    attempts = [(square, False)]
+    if size[0] != size[1]:
+        attempts = [(size, False)]
+        if takes(transformers_class(encoder_config), "interpolate_pos_encoding"):  # type: ignore[arg-type]
+            attempts.append((square, True))
+        else:
+            attempts.insert(0, (square, False))
+    for attempt, (built_size, interpolate) in enumerate(attempts):
+        try:
+            return _run_once(encoder_config, size, built_size, interpolate)
+        except ImportError:
+            raise
+        except Exception as error:  # whatever a model raises that is made for something else
+            if attempt == len(attempts) - 1:
+                reason = " ".join(str(error).split())
+                raise ValueError(
+                    f"The encoder {encoder_config.model_type!r} cannot be used: given nothing but images of"
+                    f" {size[0]}x{size[1]} it raises {type(error).__name__}: {reason.rstrip('.')}."
+                ) from error
+    raise AssertionError
+
+
+def _run_once(
+    encoder_config: Any, size: tuple[int, int], built_size: int | tuple[int, int], interpolate: bool
+) -> _Run:
+    with torch.device("meta"), no_init_weights():
+        encoder = make_transformers_encoder(encoder_config, built_size, use_mask_token=True).eval()
+        pixel_values = torch.zeros(1, getattr(encoder_config, "num_channels", 3), *size, dtype=encoder.dtype)
+    seen: list[tuple[str, nn.Module]] = []
+    for module_name, module in encoder.named_modules():
+        if not any(module.children()):
+            module.register_forward_pre_hook(_note(seen, module_name, tuple(pixel_values.shape)))
+    arguments = {"interpolate_pos_encoding": True} if interpolate else {}
+    with torch.no_grad():
+        outputs = encoder(pixel_values, **arguments)
+    if getattr(outputs, "last_hidden_state", None) is None:
+        raise ValueError("its output has no last_hidden_state")
+    if "encoder_last_hidden_state" in outputs:
+        raise ValueError("it has a decoder, whose output is not a map of the image")
+    return _Run(tuple(outputs.last_hidden_state.shape), _patch_embedding(seen), built_size, interpolate)
+
+
+def _note(seen: list[tuple[str, nn.Module]], name: str, shape: tuple[int, ...]):
+    """A hook that writes down which layers get the pixels."""
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if inputs and isinstance(inputs[0], torch.Tensor) and tuple(inputs[0].shape) == shape:
+            seen.append((name, module))
+
+    return hook
+
+
+def _patch_embedding(seen: list[tuple[str, nn.Module]]) -> tuple[str, int, int] | None:
+    """The layer that gets the pixels, if it is the only one and a convolution over patches that do not overlap."""
+    layers = [(name, module) for name, module in seen if any(True for _ in module.parameters())]
+    if len(layers) != 1 or not isinstance(layers[0][1], nn.Conv2d):
+        return None
+    name, convolution = layers[0]
+    patch_size = convolution.kernel_size[0]
+    is_plain = convolution.padding in ("valid", (0, 0)) and convolution.dilation == (1, 1) and convolution.groups == 1
+    if not is_plain or convolution.kernel_size != (patch_size,) * 2 or convolution.stride != (patch_size,) * 2:
+        return None
+    return name, patch_size, convolution.out_channels
+
+
+def _read_shape(run: _Run, size: tuple[int, int]) -> tuple[int, str, int] | None:
+    """Stride, layout and number of prefix tokens, or None."""
+    smallest = run.patch_embedding[1] if run.patch_embedding else 1
+    strides = [smallest * 2**power for power in range(12)]
+    for stride in strides:
+        if size[0] % stride or size[1] % stride:
+            continue
+        grid = (size[0] // stride, size[1] // stride)
+        if len(run.shape) == 4:
+            for layout, sides in (("channels_first", run.shape[2:]), ("channels_last", run.shape[1:3])):
+                if tuple(sides) == grid:
+                    return stride, layout, 0
+        elif len(run.shape) == 3 and 0 <= run.shape[1] - grid[0] * grid[1] <= MAX_PREFIX_TOKENS:
+            return stride, "tokens", run.shape[1] - grid[0] * grid[1]
+    return None
