@@ -20,6 +20,12 @@ class LinearHead(nn.Module):
         self.projection = nn.Conv2d(hidden_size, stride**2 * num_outputs, kernel_size=1)
         self.pixel_shuffle = nn.PixelShuffle(stride)
 
+    def fits(self, weights: dict[str, torch.Tensor]) -> bool:
+        """Whether the weights of a linear layer are of this head's shape."""
+        return {name: tensor.shape for name, tensor in weights.items()} == {
+            name: tensor.shape for name, tensor in self.projection.state_dict().items()
+        }
+
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         return self.pixel_shuffle(self.projection(feature_map))  # B, K, h * stride, w * stride
 

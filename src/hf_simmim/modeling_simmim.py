@@ -1,12 +1,14 @@
 """The SimMIM models: an encoder that sees some patches, and a head that predicts what the others hold."""
 
+import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_simmim import SimMIMConfig
@@ -14,8 +16,16 @@ from .encoder_geometry import encoder_geometry
 from .encoders import build_encoder, encode, init_as_released
 from .heads import HEAD_CLASSES
 from .losses import LOSS_FUNCTIONS, masked_mean, masked_mean_per_image
+from .remapping import keep_pretrained_windows, remap, same_geometry, with_geometry_of
+from .stock_checkpoints import describe_loading, export_encoder, load_stock
 from .swin import Swin, init_swin_weights
 from .targets import TARGET_FUNCTIONS
+
+logger = logging.get_logger(__name__)
+
+# Of the arguments of `from_pretrained`: where a checkpoint is found, and how weights are held.
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+_LOADING_ARGUMENTS = ("dtype", "torch_dtype", "attn_implementation")
 
 
 @dataclass
@@ -86,6 +96,122 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         """
         kwargs["save_original_format"] = save_original_format
         return super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """Load a checkpoint as every model of transformers does, at any image size and window.
+
+        Where `image_size`, `window_size` or `config` ask for another geometry than that of the checkpoint, the weights
+        that depend on it are remapped, and the log says which.
+
+        Args:
+            pretrained_model_name_or_path: Folder or name on the Hub.
+            *model_args: Passed to the model.
+            config: Config to use instead of the checkpoint's.
+            **kwargs: As in `PreTrainedModel.from_pretrained`; keys of the config, such as `image_size` or
+                `encoder_config={"drop_path_rate": 0.1}`, change it.
+
+        Returns:
+            The model, in evaluation mode.
+
+        Raises:
+            ValueError: If weights cannot be taken to the geometry.
+        """
+        if pretrained_model_name_or_path is None or "state_dict" in kwargs:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        hub_arguments = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
+        stored = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub_arguments)
+        if config is None or isinstance(config, (str, Path)):
+            location = pretrained_model_name_or_path if config is None else config
+            config, kwargs = cls.config_class.from_pretrained(location, return_unused_kwargs=True, **kwargs)
+            kwargs |= hub_arguments
+        if same_geometry(stored, config):
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        target = copy.deepcopy(config)
+        source = with_geometry_of(stored, target)
+        keep_pretrained_windows(source, target)
+        loading = {key: kwargs[key] for key in (*hub_arguments, *_LOADING_ARGUMENTS, "use_safetensors") if key in kwargs}
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, config=source, output_loading_info=True, **loading
+        )
+        state_dict = cls._remap(model, target, *model_args, name=str(pretrained_model_name_or_path))
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs = {key: value for key, value in kwargs.items() if key not in hub_arguments}
+        target.dtype = model.config.dtype
+        remapped = super().from_pretrained(None, *model_args, config=target, state_dict=state_dict, **kwargs)
+        remapped.config._name_or_path = str(pretrained_model_name_or_path)
+        return (remapped, info) if wants_info else remapped
+
+    @classmethod
+    def _remap(cls, model, target: SimMIMConfig, *model_args, name: str) -> dict[str, torch.Tensor]:
+        """The weights of a model at another geometry; the log says what changed."""
+        with torch.device("meta"):
+            expected = {key: tensor.shape for key, tensor in cls(target, *model_args).state_dict().items()}
+        state_dict, lines = remap(dict(model.state_dict()), model.config, target, expected)
+        for line in lines:
+            logger.warning(f"{name}: {line}.")
+        return state_dict
+
+    @classmethod
+    def from_encoder(cls, pretrained_model_name_or_path: str | Path, **kwargs):
+        """Start from a vision checkpoint of transformers: its encoder, and its prediction head if it fits.
+
+        Takes checkpoints of every encoder that `encoder_config` takes, with any head on them or none, and the vision
+        part of those that have others. What was loaded, left out or freshly initialised is logged.
+
+        Args:
+            pretrained_model_name_or_path: Folder or name on the Hub.
+            **kwargs: Where to find it (`revision`, `token`, ...), how to hold it (`dtype`, `attn_implementation`), and
+                fields of `SimMIMConfig`, `image_size` and `window_size` among them: what depends on them is remapped.
+
+        Returns:
+            The model, in evaluation mode.
+
+        Raises:
+            ValueError: If the checkpoint holds no such encoder, or only part of it.
+        """
+        name = str(pretrained_model_name_or_path)
+        hub_arguments = {key: kwargs.pop(key) for key in _HUB_ARGUMENTS if key in kwargs}
+        loading = {key: kwargs.pop(key) for key in _LOADING_ARGUMENTS if key in kwargs}
+        geometry = {key: kwargs.pop(key) for key in ("image_size", "window_size") if key in kwargs}
+        encoder_config, weights, head, beside = load_stock(name, **hub_arguments)
+        source = cls.config_class(encoder_config=encoder_config.to_dict(), **kwargs)
+        model = cls(source)
+        encoder = model.base_model.encoder
+        result = encoder.load_state_dict(weights, strict=False)
+        fresh = [key for key in result.missing_keys if not key.endswith("mask_token")]
+        if fresh:
+            raise ValueError(f"{name} lacks weights of the encoder: {', '.join(fresh[:3])}.")
+        loaded = {f"encoder.{key}" for key in weights} - {f"encoder.{key}" for key in result.unexpected_keys}
+        loaded = {f"{model.base_model_prefix}.{key}" for key in loaded} if model.base_model is not model else loaded
+        if head and hasattr(model, "head") and model.head.fits(head):
+            model.head.projection.load_state_dict(head)
+            loaded |= {f"head.projection.{key}" for key in head}
+        fresh = [key for key in model.state_dict() if key not in loaded]
+        logger.warning(describe_loading(name, len(loaded), fresh, [*result.unexpected_keys, *beside]))
+        target = copy.deepcopy(source)
+        for key, value in geometry.items():
+            setattr(target, key, value)
+        keep_pretrained_windows(source, target)
+        state_dict = model.state_dict() if same_geometry(source, target) else cls._remap(model, target, name=name)
+        return super().from_pretrained(None, config=target, state_dict=state_dict, **loading)
+
+    def export_encoder(self, save_directory: str | Path) -> None:
+        """Write the encoder as a checkpoint of transformers' own model: plain `AutoModel.from_pretrained` reads it.
+
+        Args:
+            save_directory: Folder to write to.
+
+        Raises:
+            ValueError: If stock transformers cannot represent the encoder or computes something else with it, such as
+                a Swin whose window is larger than a stage; nothing is written then.
+        """
+        base_model: Any = self.base_model
+        left_out = export_encoder(
+            base_model.encoder, self.config.encoder_config, base_model.geometry, save_directory
+        )
+        if left_out:
+            logger.warning(f"{save_directory}: left out, as stock models have no use for it: {', '.join(left_out)}.")
 
 
 class SimMIMModel(SimMIMPreTrainedModel):
