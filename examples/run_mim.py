@@ -102,7 +102,11 @@ class ModelArguments:
         },
     )
     checkpoint: str | None = field(
-        default=None, metadata={"help": "SimMIM checkpoint (folder or Hub) whose weights to start from."}
+        default=None,
+        metadata={
+            "help": "Weights to start from: a SimMIM checkpoint or that of a vision model of transformers, folder or"
+            " Hub. What depends on --image_size and --window_size is remapped."
+        },
     )
     image_size: list[int] | None = field(
         default=None,
@@ -303,21 +307,55 @@ def build_config(arguments: ModelArguments) -> SimMIMConfig:
 
 
 def checkpoint_config(arguments: ModelArguments) -> SimMIMConfig:
-    """The config of --checkpoint, which the other options must not contradict."""
+    """The config of --checkpoint at the geometry asked for; the other options must not contradict it."""
     try:
-        config = SimMIMConfig.from_pretrained(str(arguments.checkpoint))
+        stored = AutoConfig.from_pretrained(str(arguments.checkpoint))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"checkpoint={arguments.checkpoint!r} is neither a folder with a SimMIM model nor one on the Hub. {error}"
+            f"checkpoint={arguments.checkpoint!r} is neither a folder with a model nor one on the Hub. {error}"
         ) from error
-    for name in ("image_size", "window_size", "num_channels", "drop_path_rate"):
-        if getattr(arguments, name) is not None:
-            raise ValueError(f"{name} is that of the checkpoint and cannot be changed. Leave --{name} out.")
-    for name in ("head", "target", "loss", "loss_region"):
-        value = getattr(arguments, name)
-        if value not in (getattr(ModelArguments, name), getattr(config, name)):
-            raise ValueError(f"{name}={value!r} is not that of the checkpoint, {getattr(config, name)!r}.")
+    if arguments.num_channels is not None:
+        raise ValueError("num_channels is that of the checkpoint and cannot be changed. Leave --num_channels out.")
+    components = ("head", "target", "loss", "loss_region")
+    if stored.model_type == SimMIMConfig.model_type:
+        config = stored
+        for name in components:
+            value = getattr(arguments, name)
+            if value not in (getattr(ModelArguments, name), getattr(config, name)):
+                raise ValueError(f"{name}={value!r} is not that of the checkpoint, {getattr(config, name)!r}.")
+    else:
+        encoder = getattr(stored, "vision_config", stored)
+        config = SimMIMConfig(
+            encoder_config=encoder.to_dict(), **{name: getattr(arguments, name) for name in components}
+        )
+    for key, value in checkpoint_geometry(arguments).items():
+        setattr(config, key, value)
+    if arguments.drop_path_rate is not None:
+        config.encoder_config.drop_path_rate = arguments.drop_path_rate
     return config
+
+
+def checkpoint_geometry(arguments: ModelArguments) -> dict[str, Any]:
+    """Image size and window, where they are asked for."""
+    geometry: dict[str, Any] = {}
+    if arguments.image_size is not None:
+        geometry["image_size"] = arguments.image_size[0] if len(arguments.image_size) == 1 else arguments.image_size
+    if arguments.window_size is not None:
+        geometry["window_size"] = arguments.window_size
+    return geometry
+
+
+def load_checkpoint(arguments: ModelArguments, config: SimMIMConfig) -> SimMIMForMaskedImageModeling:
+    """The model of --checkpoint: one of SimMIM, or one of transformers whose encoder is taken."""
+    name = str(arguments.checkpoint)
+    # Trained in full precision, or in the mixed one that is asked for, whatever it was saved in.
+    if AutoConfig.from_pretrained(name).model_type == SimMIMConfig.model_type:
+        return SimMIMForMaskedImageModeling.from_pretrained(name, config=config, dtype=torch.float32)
+    changes = {} if arguments.drop_path_rate is None else {"drop_path_rate": arguments.drop_path_rate}
+    components = {key: getattr(config, key) for key in ("head", "target", "loss", "loss_region")}
+    return SimMIMForMaskedImageModeling.from_encoder(
+        name, encoder_config=changes, dtype=torch.float32, **checkpoint_geometry(arguments), **components
+    )
 
 
 def check_encoder_keys(encoder: dict[str, Any]) -> None:
@@ -508,8 +546,7 @@ def build_trainer(
     already_unreadable = check_images(datasets, share)
 
     if model_arguments.checkpoint is not None:
-        # Trained in full precision, or in the mixed one that is asked for, whatever it was saved in.
-        model = SimMIMForMaskedImageModeling.from_pretrained(model_arguments.checkpoint, dtype=torch.float32)
+        model = load_checkpoint(model_arguments, config)
     else:
         model = SimMIMForMaskedImageModeling(config)
     path = Path(arguments.output_dir) / "unreadable_images.txt"

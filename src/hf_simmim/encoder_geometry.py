@@ -48,7 +48,7 @@ class EncoderGeometry(NamedTuple):
 _measured: dict[str, EncoderGeometry] = {}
 
 
-def encoder_geometry(encoder_config: PreTrainedConfig) -> EncoderGeometry:
+def encoder_geometry(encoder_config: Any) -> EncoderGeometry:
     """Measure an encoder; the same config is measured once.
 
     Args:
@@ -92,7 +92,8 @@ def make_transformers_encoder(
     """
     model_class: Any = transformers_class(encoder_config)
     options = inspect.signature(model_class.__init__).parameters
-    arguments, changes = {}, {}
+    arguments: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     if "add_pooling_layer" in options:
         arguments["add_pooling_layer"] = False
     if "use_mask_token" in options:
@@ -229,9 +230,7 @@ def _run(encoder_config: Any, size: tuple[int, int]) -> _Run:
     raise AssertionError
 
 
-def _run_once(
-    encoder_config: Any, size: tuple[int, int], built_size: int | tuple[int, int], interpolate: bool
-) -> _Run:
+def _run_once(encoder_config: Any, size: tuple[int, int], built_size: int | tuple[int, int], interpolate: bool) -> _Run:
     with torch.device("meta"), no_init_weights():
         encoder = make_transformers_encoder(encoder_config, built_size, use_mask_token=True).eval()
         pixel_values = torch.zeros(1, getattr(encoder_config, "num_channels", 3), *size, dtype=encoder.dtype)
@@ -264,7 +263,8 @@ def _patch_embedding(seen: list[tuple[str, nn.Module]]) -> tuple[str, int, int] 
     layers = [(name, module) for name, module in seen if any(True for _ in module.parameters())]
     if len(layers) != 1 or not isinstance(layers[0][1], nn.Conv2d):
         return None
-    name, convolution = layers[0]
+    name = layers[0][0]
+    convolution: Any = layers[0][1]
     patch_size = convolution.kernel_size[0]
     is_plain = convolution.padding in ("valid", (0, 0)) and convolution.dilation == (1, 1) and convolution.groups == 1
     if not is_plain or convolution.kernel_size != (patch_size,) * 2 or convolution.stride != (patch_size,) * 2:

@@ -36,14 +36,14 @@ def build_encoder(config: SimMIMConfig, use_mask_token: bool) -> nn.Module:
     Raises:
         ValueError: If the encoder cannot be used, with the reason.
     """
-    encoder_config = config.encoder_config
+    encoder_config: Any = config.encoder_config
     if encoder_config.model_type in ENCODER_CLASSES:
         return ENCODER_CLASSES[encoder_config.model_type](encoder_config, use_mask_token=use_mask_token)
     geometry = encoder_geometry(encoder_config)
     encoder = make_transformers_encoder(encoder_config, geometry.built_size, use_mask_token)
-    if geometry.route == "native" and use_mask_token:
-        if not any(name.endswith("mask_token") for name, _ in encoder.named_parameters()):
-            raise ValueError(f"The encoder {encoder_config.model_type!r} was built without a mask token.")
+    has_mask_token = any(name.endswith("mask_token") for name, _ in encoder.named_parameters())
+    if geometry.route == "native" and use_mask_token and not has_mask_token:
+        raise ValueError(f"The encoder {encoder_config.model_type!r} was built without a mask token.")
     if geometry.route == "tokens":
         encoder.get_submodule(str(geometry.patch_embedding)).register_forward_hook(_replace_hidden)
     for module in encoder.modules():

@@ -1,6 +1,7 @@
 """The SimMIM models: an encoder that sees some patches, and a head that predicts what the others hold."""
 
 import copy
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
@@ -119,35 +121,41 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         """
         if pretrained_model_name_or_path is None or "state_dict" in kwargs:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        name = str(pretrained_model_name_or_path)
         hub_arguments = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
-        stored = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub_arguments)
+        stored = cls.config_class.from_pretrained(name, **hub_arguments)
         if config is None or isinstance(config, (str, Path)):
-            location = pretrained_model_name_or_path if config is None else config
+            location = name if config is None else config
             config, kwargs = cls.config_class.from_pretrained(location, return_unused_kwargs=True, **kwargs)
             kwargs |= hub_arguments
         if same_geometry(stored, config):
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+            return super().from_pretrained(name, *model_args, config=config, **kwargs)
         target = copy.deepcopy(config)
         source = with_geometry_of(stored, target)
         keep_pretrained_windows(source, target)
-        loading = {key: kwargs[key] for key in (*hub_arguments, *_LOADING_ARGUMENTS, "use_safetensors") if key in kwargs}
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, config=source, output_loading_info=True, **loading
-        )
-        state_dict = cls._remap(model, target, *model_args, name=str(pretrained_model_name_or_path))
+        model_kwargs = {key: kwargs[key] for key in inspect.signature(cls.__init__).parameters if key in kwargs}
+        loading = {key: kwargs[key] for key in _LOADING_ARGUMENTS if key in kwargs} | hub_arguments | model_kwargs
+        loaded: Any = super().from_pretrained(name, *model_args, config=source, output_loading_info=True, **loading)
+        model, info = loaded
+        state_dict = cls._remap(model, cls._on_meta(target, *model_args, **model_kwargs), name)
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs = {key: value for key, value in kwargs.items() if key not in hub_arguments}
         target.dtype = model.config.dtype
-        remapped = super().from_pretrained(None, *model_args, config=target, state_dict=state_dict, **kwargs)
-        remapped.config._name_or_path = str(pretrained_model_name_or_path)
+        remapped: Any = super().from_pretrained(None, *model_args, config=target, state_dict=state_dict, **kwargs)
+        remapped.config._name_or_path = name
         return (remapped, info) if wants_info else remapped
 
     @classmethod
-    def _remap(cls, model, target: SimMIMConfig, *model_args, name: str) -> dict[str, torch.Tensor]:
-        """The weights of a model at another geometry; the log says what changed."""
-        with torch.device("meta"):
-            expected = {key: tensor.shape for key, tensor in cls(target, *model_args).state_dict().items()}
-        state_dict, lines = remap(dict(model.state_dict()), model.config, target, expected)
+    def _on_meta(cls, config: SimMIMConfig, *model_args, **model_kwargs) -> "SimMIMPreTrainedModel":
+        """The model without memory, for the names and shapes of its parameters."""
+        with torch.device("meta"), no_init_weights():
+            return cls(config, *model_args, **model_kwargs)
+
+    @staticmethod
+    def _remap(model: "SimMIMPreTrainedModel", target: "SimMIMPreTrainedModel", name: str) -> dict[str, torch.Tensor]:
+        """The weights of a model for another one of other geometry; the log says what changed."""
+        expected = {key: tensor.shape for key, tensor in target.state_dict().items()}
+        state_dict, lines = remap(dict(model.state_dict()), model.config, target.config, expected)
         for line in lines:
             logger.warning(f"{name}: {line}.")
         return state_dict
@@ -163,6 +171,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
             pretrained_model_name_or_path: Folder or name on the Hub.
             **kwargs: Where to find it (`revision`, `token`, ...), how to hold it (`dtype`, `attn_implementation`), and
                 fields of `SimMIMConfig`, `image_size` and `window_size` among them: what depends on them is remapped.
+                A dict as `encoder_config` changes other keys of the encoder's config.
 
         Returns:
             The model, in evaluation mode.
@@ -174,9 +183,10 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         hub_arguments = {key: kwargs.pop(key) for key in _HUB_ARGUMENTS if key in kwargs}
         loading = {key: kwargs.pop(key) for key in _LOADING_ARGUMENTS if key in kwargs}
         geometry = {key: kwargs.pop(key) for key in ("image_size", "window_size") if key in kwargs}
+        changes = kwargs.pop("encoder_config", {})
         encoder_config, weights, head, beside = load_stock(name, **hub_arguments)
-        source = cls.config_class(encoder_config=encoder_config.to_dict(), **kwargs)
-        model = cls(source)
+        source = cls.config_class(encoder_config=encoder_config.to_dict() | changes, **kwargs)
+        model: Any = cls(source)
         encoder = model.base_model.encoder
         result = encoder.load_state_dict(weights, strict=False)
         fresh = [key for key in result.missing_keys if not key.endswith("mask_token")]
@@ -193,7 +203,9 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         for key, value in geometry.items():
             setattr(target, key, value)
         keep_pretrained_windows(source, target)
-        state_dict = model.state_dict() if same_geometry(source, target) else cls._remap(model, target, name=name)
+        state_dict = model.state_dict()
+        if not same_geometry(source, target):
+            state_dict = cls._remap(model, cls._on_meta(target), name)
         return super().from_pretrained(None, config=target, state_dict=state_dict, **loading)
 
     def export_encoder(self, save_directory: str | Path) -> None:
@@ -207,9 +219,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
                 a Swin whose window is larger than a stage; nothing is written then.
         """
         base_model: Any = self.base_model
-        left_out = export_encoder(
-            base_model.encoder, self.config.encoder_config, base_model.geometry, save_directory
-        )
+        left_out = export_encoder(base_model.encoder, self.config.encoder_config, base_model.geometry, save_directory)
         if left_out:
             logger.warning(f"{save_directory}: left out, as stock models have no use for it: {', '.join(left_out)}.")
 

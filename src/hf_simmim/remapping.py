@@ -221,7 +221,7 @@ def _spline_matrix(knots: torch.Tensor, new_length: int) -> torch.Tensor:
         return matrix
     gaps = knots.diff()
     slopes = values.diff(dim=0) / gaps[:, None]
-    # Second derivatives at the knots: continuous first derivatives inside, and third ones at the knots next to the ends.
+    # Second derivatives at the knots: continuous first derivatives inside, third ones at the knots next to the ends.
     system = torch.zeros(count, count, dtype=torch.float64)
     right_side = torch.zeros(count, count, dtype=torch.float64)
     for i in range(1, count - 1):

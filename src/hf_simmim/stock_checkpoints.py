@@ -13,7 +13,6 @@ from transformers import MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING, AutoConfig, Pr
 
 from .encoder_geometry import EncoderGeometry, transformers_class
 from .encoders import encode
-from .remapping import stage_windows
 
 # What stock checkpoints have or lack beside the encoder's features: poolers, heads, tokens for masking.
 _OPTIONAL = ("pooler", "mask_token", "head.")
@@ -61,10 +60,9 @@ def load_stock(
         )
     base = model.base_model
     decoder = getattr(model, "decoder", None)
-    head = {}
-    if isinstance(decoder, nn.Sequential) and isinstance(decoder[0], nn.Conv2d) and decoder[0].kernel_size == (1, 1):
-        if not any(key.startswith("decoder") for key in info["missing_keys"]):
-            head = dict(decoder[0].state_dict())
+    is_linear = isinstance(decoder, nn.Sequential) and getattr(decoder[0], "kernel_size", None) == (1, 1)
+    is_whole = not any(key.startswith("decoder") for key in info["missing_keys"])
+    head = dict(decoder[0].state_dict()) if is_linear and is_whole else {}  # type: ignore[index]
     beside = [key for key, _ in model.named_parameters() if base is not model and not _is_within(key, model, decoder)]
     return model.config, names_on_disk(base), head, sorted({*info["unexpected_keys"], *beside})
 

@@ -1,0 +1,254 @@
+"""Print docs/encoders.md: every vision model of the installed transformers as an encoder, tried out.
+
+    python docs/encoders.py > docs/encoders.md       all of them, about ten minutes on two cores
+    python docs/encoders.py vit swin                 some of them
+
+Each model is built from its default config with fewer layers and random weights, so nothing is downloaded.
+"""
+
+import contextlib
+import gc
+import logging
+import platform
+import sys
+import tempfile
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from transformers import CONFIG_MAPPING, AutoModel
+
+from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
+from hf_simmim.encoder_geometry import transformers_class
+from hf_simmim.masking import pixel_mask, random_mask
+
+ROUTES = {
+    "own": "our own module",
+    "native": "its own mask token",
+    "tokens": "mask token behind its patch embedding",
+    "pixels": "mask patch in pixel space",
+}
+# Larger images only cost time.
+LARGEST_SIDE = 256
+NUM_LOCATED = 4
+
+
+@dataclass
+class Verdict:
+    """What became of one model as an encoder."""
+
+    name: str
+    refusal: str | None = None
+    geometry: Any = None
+    leak: float = float("nan")  # largest change of a feature where pixels under the mask change
+    located: int = 0  # of NUM_LOCATED patches, how many move the feature at their own place most
+    is_finite: bool = False
+    reloads: bool = False
+    export: str = ""
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether everything that an accepted encoder promises holds."""
+        return self.leak == 0 and self.located == NUM_LOCATED and self.is_finite and self.reloads
+
+
+def vision_models() -> list[str]:
+    """Model types whose bare model takes images as its main input, of those that this environment can build."""
+    names = []
+    for name in sorted(CONFIG_MAPPING):
+        # Some configs have no defaults, and some classes need libraries that are not here.
+        with contextlib.suppress(Exception):
+            model_class = transformers_class(CONFIG_MAPPING[name]())
+            if model_class is not None and model_class.main_input_name == "pixel_values":
+                names.append(name)
+    return names
+
+
+def smaller(name: str) -> list[Any]:
+    """Configs to try, the smallest first: few layers and small images, small images, the default."""
+    default = CONFIG_MAPPING[name]()
+    small: dict[str, Any] = {}
+    side = getattr(default, "image_size", None)
+    if isinstance(side, int) and side > LARGEST_SIDE:
+        patch_size = getattr(default, "patch_size", None)
+        small["image_size"] = 16 * patch_size if isinstance(patch_size, int) else LARGEST_SIDE
+    shallow: dict[str, Any] = {}
+    for key in ("num_hidden_layers", "num_layers", "depths"):
+        depth = getattr(default, key, None)
+        if isinstance(depth, int):
+            shallow[key] = min(2, depth)
+        elif isinstance(depth, (list, tuple)):
+            shallow[key] = [min(2, stage_depth) for stage_depth in depth]
+    configs = []
+    for changes in (small | shallow, small):
+        with contextlib.suppress(Exception):
+            configs.append(CONFIG_MAPPING[name](**changes))
+    return [*configs, default]
+
+
+def build(name: str) -> SimMIMForMaskedImageModeling:
+    """The model with the smallest config that works."""
+    configs = smaller(name)
+    for index, encoder_config in enumerate(configs):
+        torch.manual_seed(0)
+        try:
+            config = SimMIMConfig(encoder_config=encoder_config)
+            config.encoder_stride  # noqa: B018  refuses what cannot be an encoder, before memory is taken for it
+            return SimMIMForMaskedImageModeling(config)
+        except Exception:
+            if index == len(configs) - 1:
+                raise
+    raise AssertionError
+
+
+def examine(name: str) -> Verdict:
+    """Try one model as an encoder."""
+    try:
+        model = build(name).eval()
+    except (ValueError, ImportError) as error:
+        return Verdict(name, refusal=" ".join(str(error).split()))
+    verdict = Verdict(name, geometry=model.simmim.geometry)
+    config, geometry = model.config, model.simmim.geometry
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            # What starts at zero, or nearly so, would hide what depends on it.
+            if parameter.ndim < 2 or parameter.abs().max() < 1e-3 or "token" in parameter_name:
+                parameter.add_(torch.randn_like(parameter) * 0.02)
+    generator = torch.Generator().manual_seed(0)
+    pixel_values = torch.randn(2, config.num_channels, *config.image_size, generator=generator)
+    unit_size = max(1, geometry.stride // geometry.patch_size)
+    mask = random_mask(config.grid_size, 0.6, 2, unit_size=unit_size, generator=generator)
+    with torch.no_grad():
+        features = model.simmim(pixel_values, bool_masked_pos=mask).feature_map
+        hidden = pixel_mask(mask, geometry.patch_size, config.image_size)[:, None]
+        noise = torch.randn(pixel_values.shape, generator=generator) * 10
+        changed = model.simmim(torch.where(hidden, noise, pixel_values), bool_masked_pos=mask).feature_map
+        verdict.leak = (changed - features).abs().max().item()
+        if torch.equal(features, model.simmim(pixel_values).feature_map):
+            verdict.failures.append("the mask hides nothing")
+        verdict.located = located(model.simmim, pixel_values[:1])
+
+    model.train()
+    outputs = model(pixel_values, bool_masked_pos=mask)
+    outputs.loss.backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    verdict.is_finite = bool(outputs.reconstruction.isfinite().all()) and all(
+        gradient.isfinite().all() for gradient in gradients
+    )
+    model.zero_grad()
+    model.eval()
+
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        expected = model(pixel_values, bool_masked_pos=mask).reconstruction
+        model.save_pretrained(folder)
+        reloaded, info = SimMIMForMaskedImageModeling.from_pretrained(folder, output_loading_info=True)
+        verdict.reloads = not any(info.values()) and torch.equal(
+            reloaded(pixel_values, bool_masked_pos=mask).reconstruction, expected
+        )
+        del reloaded
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        try:
+            model.export_encoder(folder)
+            stock = AutoModel.from_pretrained(folder)
+            again = SimMIMForMaskedImageModeling.from_encoder(folder)
+            same = torch.equal(again.simmim(pixel_values).feature_map, model.simmim(pixel_values).feature_map)
+            verdict.export = f"{type(stock).__name__}" + ("" if same else ", read back differently")
+            if not same:
+                verdict.failures.append("the exported checkpoint is read back differently")
+        except ValueError as error:
+            verdict.export = " ".join(str(error).split())
+    return verdict
+
+
+def located(model: Any, pixel_values: torch.Tensor) -> int:
+    """Of some steps of the feature map, how many are those that change most where their own pixels change."""
+    stride = model.geometry.stride
+    features = model(pixel_values).feature_map
+    rows, columns = features.shape[2:]
+    count = 0
+    for index in range(NUM_LOCATED):
+        # Away from the border and off the diagonal, where there is room.
+        row = min(rows - 1, (rows // 2 + index) % rows)
+        column = min(columns - 1, (columns // 3 + 2 * index) % columns)
+        changed = pixel_values.clone()
+        area = changed[:, :, row * stride : (row + 1) * stride, column * stride : (column + 1) * stride]
+        area.copy_(torch.randn(area.shape, generator=torch.Generator().manual_seed(index)) * 3)
+        difference = (model(changed).feature_map - features).norm(dim=1)[0]
+        most = divmod(int(difference.argmax()), columns)
+        # A wrong number of prefix tokens shifts by one; maps of convolutions have none, and blur.
+        tolerance = 0 if model.geometry.layout == "tokens" else 1
+        count += max(abs(most[0] - row), abs(most[1] - column)) <= tolerance
+    return count
+
+
+def row(verdict: Verdict) -> str:
+    """A line of the table of accepted encoders."""
+    geometry = verdict.geometry
+    cells = [
+        f"`{verdict.name}`",
+        ROUTES[geometry.route],
+        geometry.patch_size,
+        geometry.stride,
+        geometry.hidden_size,
+        geometry.num_prefix_tokens,
+        f"{verdict.leak:g}",
+        f"{verdict.located}/{NUM_LOCATED}",
+        "yes" if verdict.is_finite else "**no**",
+        "yes" if verdict.reloads else "**no**",
+        verdict.export,
+    ]
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore")
+    transformers.utils.logging.set_verbosity(logging.CRITICAL)
+    transformers.utils.logging.disable_progress_bar()
+    names = sys.argv[1:] or vision_models()
+    verdicts = []
+    for index, name in enumerate(names):
+        print(f"{index + 1}/{len(names)} {name}", file=sys.stderr, flush=True)
+        verdicts.append(examine(name))
+        gc.collect()
+    accepted = [verdict for verdict in verdicts if verdict.refusal is None]
+    refused = [verdict for verdict in verdicts if verdict.refusal is not None]
+    print(
+        f"""# Encoders
+
+What `SimMIMConfig(encoder_config=...)` takes: of {len(names)} vision models of transformers
+{transformers.__version__}, {len(accepted)} are accepted and {len(refused)} refused. Printed by
+`python docs/encoders.py` (torch {torch.__version__}, {platform.machine()}, float32, random weights, default configs
+with fewer layers).
+
+- **masked by**: how patches are hidden. Pixels under the mask are replaced before any encoder sees them; then the
+  encoder's mask token, ours behind its patch embedding, or a learned patch of pixels tells it where they were.
+- **patch**: grid of `bool_masked_pos`, in pixels. **stride**: pixels for each step of the feature map of **D**
+  channels. **prefix**: class, distillation and register tokens, which are no part of it.
+- **leak**: largest change of any feature when all pixels under the mask change.
+- **place**: how many of {NUM_LOCATED} steps of the feature map change most of all where their own pixels change (they
+  or their neighbours, for the maps of convolutions).
+- **finite**: loss, reconstruction and all gradients. **reload**: `save_pretrained` and `from_pretrained` give the
+  same reconstruction, no tensor missing or left over.
+- **export**: the class that plain `AutoModel.from_pretrained` makes of `export_encoder`'s files, with the same
+  features; `from_encoder` reads them back to the same features too.
+
+| encoder | masked by | patch | stride | D | prefix | leak | place | finite | reload | export |
+| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- | --- |"""
+    )
+    for verdict in accepted:
+        print(row(verdict))
+    print("\n## Refused\n\n| model | reason |\n| --- | --- |")
+    for verdict in refused:
+        print(f"| `{verdict.name}` | {str(verdict.refusal).replace('|', ' ')} |")
+    for verdict in accepted:
+        for failure in verdict.failures:
+            print(f"{verdict.name}: {failure}", file=sys.stderr)
+    if not all(verdict.is_sound and not verdict.failures for verdict in accepted):
+        sys.exit("Some accepted encoders do not hold what is promised; see the table.")
+
+
+if __name__ == "__main__":
+    main()
