@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_simmim import SimMIMConfig
 from .encoder_geometry import EncoderGeometry, encoder_geometry, make_transformers_encoder, takes, whole
@@ -46,10 +47,25 @@ def build_encoder(config: SimMIMConfig, use_mask_token: bool) -> nn.Module:
         raise ValueError(f"The encoder {encoder_config.model_type!r} was built without a mask token.")
     if geometry.route == "tokens":
         encoder.get_submodule(str(geometry.patch_embedding)).register_forward_hook(_replace_hidden)
+    for name in geometry.unused:
+        # DDP waits for a gradient of every parameter that asks for one.
+        encoder.get_parameter(name).requires_grad_(False)
     for module in encoder.modules():
         if hasattr(module, "relative_position_bias_table") and hasattr(module, "generate_relative_position_index"):
             module.forward = types.MethodType(_relative_position_bias, module)  # type: ignore[method-assign]
     return encoder
+
+
+def layers_to_wrap(encoder: nn.Module) -> list[str]:
+    """Names of the classes of an encoder's layers, which FSDP wraps and which stay on one device."""
+    present = {type(module).__name__ for module in encoder.modules()}
+    named = [name for name in getattr(encoder, "_no_split_modules", None) or [] if name in present]
+    if named:
+        return named
+    layers = {type(module).__name__ for module in encoder.modules() if isinstance(module, GradientCheckpointingLayer)}
+    return sorted(layers) or sorted(
+        {type(layer).__name__ for module in encoder.modules() if isinstance(module, nn.ModuleList) for layer in module}
+    )
 
 
 def _relative_position_bias(
