@@ -11,6 +11,7 @@ from transformers import initialization as init
 
 from .configuration_simmim import SimMIMConfig
 from .swin import Swin
+from .swinv2 import Swinv2
 
 
 class EncoderOutput(NamedTuple):
@@ -139,4 +140,5 @@ def hide_pixels(pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor) -> to
 
 ENCODER_CLASSES: dict[str, type[nn.Module]] = {
     "swin": Swin,
+    "swinv2": Swinv2,
 }

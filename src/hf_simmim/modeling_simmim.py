@@ -13,7 +13,8 @@ from .configuration_simmim import SimMIMConfig
 from .encoders import build_encoder, encode, init_tokens
 from .heads import HEAD_CLASSES
 from .losses import LOSS_FUNCTIONS, masked_mean, masked_mean_per_image
-from .swin import Swin, init_swin_weights
+from .swin import Swin
+from .swinv2 import init_swinv2_weights
 from .targets import TARGET_FUNCTIONS
 
 
@@ -64,11 +65,15 @@ class SimMIMPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _can_compile_fullgraph = True
-    _keys_to_ignore_on_load_unexpected = [r"relative_position_index$", r"attn_mask$"]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
+        r"relative_position_index$",
+        r"relative_coords_table$",
+        r"attn_mask$",
+    ]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        init_swin_weights(module, std=self.config.initializer_range)
+        init_swinv2_weights(module, std=self.config.initializer_range)
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
@@ -100,7 +105,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
         super().__init__(config)
         self.encoder = build_encoder(config, use_mask_token)
         if isinstance(self.encoder, Swin):
-            self._no_split_modules = ["SwinBlock"]
+            self._no_split_modules = [self.encoder.stage_class.block_class.__name__]
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
