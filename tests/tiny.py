@@ -30,19 +30,26 @@ from transformers import (
 from hf_simmim import SimMIMConfig
 from hf_simmim.masking import random_mask
 
+# Three stages on a grid of 16 x 16: two with shifted windows, then a single window.
+SWIN_SIZES: dict[str, Any] = {
+    "image_size": 32,
+    "patch_size": 2,
+    "embed_dim": 16,
+    "depths": [2, 2, 1],
+    "num_heads": [2, 2, 4],
+    "window_size": 4,
+    "drop_path_rate": 0.0,
+}
+
 
 def swin_config(**kwargs: Any) -> SwinConfig:
-    """Three stages on a grid of 16 x 16: shifted windows, then plain ones, then a single window."""
-    defaults: dict[str, Any] = {
-        "image_size": 32,
-        "patch_size": 2,
-        "embed_dim": 16,
-        "depths": [2, 2, 1],
-        "num_heads": [2, 2, 4],
-        "window_size": 4,
-        "drop_path_rate": 0.0,
-    }
-    return SwinConfig(**(defaults | kwargs))
+    """The paper's Swin, small."""
+    return SwinConfig(**(SWIN_SIZES | kwargs))
+
+
+def swinv2_config(**kwargs: Any) -> Swinv2Config:
+    """SwinV2 of the geometry of `swin_config`."""
+    return Swinv2Config(**(SWIN_SIZES | kwargs))
 
 
 def beit_config(**kwargs: Any) -> BeitConfig:
@@ -87,9 +94,7 @@ PYRAMID: dict[str, Any] = {"image_size": 64, "hidden_sizes": [8, 16, 24, 32], "d
 # At least one for each way of hiding patches, and for each shape that an output comes in.
 ENCODER_CONFIGS = {
     "swin": swin_config,
-    "swinv2": partial(
-        Swinv2Config, image_size=32, patch_size=4, embed_dim=16, depths=[1, 1], num_heads=[1, 2], window_size=4
-    ),
+    "swinv2": swinv2_config,
     "beit": beit_config,
     "vit": vit_config,
     "deit": plain_config(DeiTConfig),

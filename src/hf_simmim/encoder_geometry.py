@@ -19,7 +19,7 @@ MAX_PREFIX_TOKENS = 16
 ROUND_SIZE = 64
 
 # Encoders that are our own modules, with the names of transformers' checkpoints.
-OWN_ENCODERS = ("swin",)
+OWN_ENCODERS = ("swin", "swinv2")
 
 # Encoders that run, and whose output is not what it seems to be.
 UNUSABLE_ENCODERS = {

@@ -20,7 +20,7 @@ from .heads import HEAD_CLASSES
 from .losses import LOSS_FUNCTIONS, masked_mean, masked_mean_per_image
 from .remapping import keep_pretrained_windows, remap, same_geometry, with_geometry_of
 from .stock_checkpoints import describe_loading, export_encoder, load_stock
-from .swin import init_swin_weights
+from .swinv2 import init_swinv2_weights
 from .targets import TARGET_FUNCTIONS
 
 logger = logging.get_logger(__name__)
@@ -77,11 +77,15 @@ class SimMIMPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _can_compile_fullgraph = True
-    _keys_to_ignore_on_load_unexpected = [r"relative_position_index$", r"attn_mask$"]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
+        r"relative_position_index$",
+        r"relative_coords_table$",
+        r"attn_mask$",
+    ]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        init_swin_weights(module, std=self.config.initializer_range)
+        init_swinv2_weights(module, std=self.config.initializer_range)
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
