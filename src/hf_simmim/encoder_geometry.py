@@ -210,7 +210,8 @@ def _run(encoder_config: Any, size: tuple[int, int]) -> _Run:
     to interpolate are built for the rectangle, else for the square around it. Those that always interpolate do so from
     a square, and would take a rectangle of as many positions for one.
     """
-    square: int | tuple[int, int] = max(size)
+    # Given as the config gives it: some take a number only, and some a pair only.
+    square: int | tuple[int, int] = max(size) if isinstance(encoder_config.image_size, int) else (max(size),) * 2
     attempts = [(square, False)]
     if size[0] != size[1]:
         attempts = [(size, False)]
