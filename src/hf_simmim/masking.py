@@ -9,39 +9,58 @@ import torch
 def mask_units(image_size: tuple[int, int], patch_size: int, mask_patch_size: int) -> tuple[tuple[int, int], int]:
     """Turn a mask patch in pixels into units of the model's patch grid.
 
+    Neither patch need divide the image: patches and units at the right and lower border may be cut.
+
     Args:
         image_size: (height, width) in pixels.
         patch_size: Side of the model's patches, in pixels.
         mask_patch_size: Side of the square that is hidden or shown as a whole, in pixels.
 
     Returns:
-        The patch grid (h, w), and the side of a mask unit in patches.
+        The patch grid (h, w), cut patches included, and the side of a mask unit in patches.
 
     Raises:
-        ValueError: If the mask patch does not divide the image, or the model's patch does not divide the mask patch.
+        ValueError: If the model's patch does not divide the mask patch.
     """
-    height, width = image_size
     if patch_size < 1:
         raise ValueError(f"The model's patch size is {patch_size} px. Use that of the encoder, such as 4 or 16.")
     if mask_patch_size < 1 or mask_patch_size % patch_size:
         raise ValueError(
             f"mask_patch_size={mask_patch_size} px is not a multiple of the model's patch size of {patch_size} px."
-            f" Use {max(1, round(mask_patch_size / patch_size)) * patch_size}.{_fitting(image_size, patch_size)}"
+            f" Use {max(1, round(mask_patch_size / patch_size)) * patch_size}."
         )
-    if height % mask_patch_size or width % mask_patch_size:
-        nearest = [max(1, round(side / mask_patch_size)) * mask_patch_size for side in image_size]
-        raise ValueError(
-            f"image_size={height}x{width} is not a multiple of mask_patch_size={mask_patch_size} px."
-            f" Use image_size={nearest[0]}x{nearest[1]}, or another mask patch.{_fitting(image_size, patch_size)}"
-        )
-    return (height // patch_size, width // patch_size), mask_patch_size // patch_size
+    return patch_grid(image_size, patch_size), mask_patch_size // patch_size
 
 
-def _fitting(image_size: tuple[int, int], patch_size: int) -> str:
+def patch_grid(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Rows and columns of patches that cover an image (height, width) in pixels; the last ones may be cut."""
     height, width = image_size
-    sizes = range(patch_size, max(height, width), patch_size)
-    fitting = [str(size) for size in sizes if height % size == 0 and width % size == 0]
-    return f" Mask patches that fit the image and the model: {', '.join(fitting)} px." if fitting else ""
+    return math.ceil(height / patch_size), math.ceil(width / patch_size)
+
+
+def pixel_mask(mask: torch.Tensor, patch_size: int, image_size: tuple[int, int]) -> torch.Tensor:
+    """Bring a mask from patches to pixels.
+
+    Args:
+        mask: Tensor of shape (B, h, w) on the patch grid that covers the image.
+        patch_size: Side of a patch in pixels.
+        image_size: (H, W) in pixels.
+
+    Returns:
+        Tensor of shape (B, H, W) of the same type.
+
+    Raises:
+        ValueError: If the mask is not on that grid.
+    """
+    height, width = image_size
+    grid_size = patch_grid(image_size, patch_size)
+    if tuple(mask.shape[1:]) != grid_size:
+        raise ValueError(
+            f"A mask of shape {tuple(mask.shape)} does not cover an image of {height}x{width} with patches of"
+            f" {patch_size} px. Use (B, {grid_size[0]}, {grid_size[1]})."
+        )
+    pixels = mask.repeat_interleave(patch_size, dim=1).repeat_interleave(patch_size, dim=2)
+    return pixels[:, :height, :width]
 
 
 def num_masked_units(num_units: int, mask_ratio: float) -> int:
@@ -86,7 +105,8 @@ def random_mask(
         grid_size: (h, w) of the patch grid.
         mask_ratio: Share of the image to hide, in (0, 1).
         batch_size: Number of masks B.
-        unit_size: Side in patches of the square that is hidden or shown as a whole.
+        unit_size: Side in patches of the square that is hidden or shown as a whole; those at the right and lower border
+            are cut if it does not divide the grid, and count like whole ones.
         generator: Source of randomness; torch's default one on `device` if None.
         device: Where the mask is made; on the generator's device if None.
 
@@ -94,16 +114,14 @@ def random_mask(
         Bool tensor of shape (B, h, w), True = masked.
 
     Raises:
-        ValueError: If a unit does not divide the grid, or the ratio cannot be met.
+        ValueError: If the unit is no size, or the ratio cannot be met.
 
     Source: section 3.2 of the paper, "patch-aligned random masking".
     """
     height, width = grid_size
-    if unit_size < 1 or height % unit_size or width % unit_size:
-        raise ValueError(
-            f"unit_size={unit_size} does not divide the patch grid of {height}x{width}. Use a common divisor of both."
-        )
-    rows, columns = height // unit_size, width // unit_size
+    if unit_size < 1:
+        raise ValueError(f"unit_size={unit_size} is no number of patches. Use 1 or more.")
+    rows, columns = math.ceil(height / unit_size), math.ceil(width / unit_size)
     count = num_masked_units(rows * columns, mask_ratio)
     if device is None and generator is not None:
         device = generator.device
@@ -111,8 +129,8 @@ def random_mask(
     scores = torch.rand(batch_size, rows * columns, generator=generator, device=device, dtype=torch.float32)
     masked = torch.zeros_like(scores, dtype=torch.bool)
     masked.scatter_(1, scores.argsort(dim=1)[:, :count], True)
-    units = masked.view(batch_size, rows, columns)
-    return units.repeat_interleave(unit_size, dim=1).repeat_interleave(unit_size, dim=2)
+    # A unit is to the grid what a patch is to the image.
+    return pixel_mask(masked.view(batch_size, rows, columns), unit_size, grid_size)
 
 
 MASK_STRATEGIES: dict[str, Callable[..., torch.Tensor]] = {
