@@ -18,6 +18,7 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,15 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, HfArgumentParser, IntervalStrategy, TrainingArguments, set_seed
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from hf_simmim import ENCODER_PRESETS, SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
 from hf_simmim.callbacks import PictureCallback
+from hf_simmim.channel_statistics import channel_statistics
 from hf_simmim.checkpoint import newest_whole_checkpoint
 from hf_simmim.configuration_simmim import HEADS, LOSS_REGIONS, LOSSES, TARGETS
 from hf_simmim.data import MaskedImageDataset, collate
+from hf_simmim.image_channels import keeps_deep_pictures
 from hf_simmim.image_sources import load_images
 from hf_simmim.masking import MASK_STRATEGIES
 from hf_simmim.trainer import SimMIMTrainer, images_per_step
@@ -80,12 +84,36 @@ class DataArguments:
         default_factory=lambda: [0.67, 1.0],
         metadata={"help": "Smallest and largest share of an image's area that a random crop covers."},
     )
+    rescale_factor: str = field(
+        default="1/255",
+        metadata={
+            "help": "What pixels are multiplied with before anything else, a number or a fraction. At 1/255 pictures of"
+            " 16 bits are scaled to 8. Any other factor keeps their numbers: 1/65535 if they use the whole range,"
+            " 1/4095 for 12 bits in 16. Arrays (.npy, TIFF of many bands or other numbers) always keep theirs."
+        },
+    )
     image_mean: list[float] | None = field(
-        default=None, metadata={"help": "Mean of each channel on the scale of [0, 1]. ImageNet's for three channels."}
+        default=None,
+        metadata={
+            "help": "Mean of each channel, of rescaled pixels. ImageNet's for three channels at 1/255, else computed"
+            " from the training images."
+        },
     )
     image_std: list[float] | None = field(
-        default=None, metadata={"help": "Standard deviation of each channel. ImageNet's for three channels."}
+        default=None, metadata={"help": "Standard deviation of each channel, of rescaled pixels; likewise."}
     )
+    compute_statistics: bool = field(
+        default=False,
+        metadata={"help": "Compute mean and standard deviation from the training images for RGB pictures too."},
+    )
+
+    def __post_init__(self):
+        try:
+            self.rescale = float(Fraction(self.rescale_factor))
+        except (ValueError, ZeroDivisionError):
+            self.rescale = 0.0
+        if self.rescale <= 0:
+            raise ValueError(f"rescale_factor={self.rescale_factor} is no positive number. Use one such as 1/65535.")
 
 
 @dataclass
@@ -371,20 +399,46 @@ def check_encoder_keys(encoder: dict[str, Any]) -> None:
             raise ValueError(f"The encoder config of {model_type!r} has the unknown key {key!r}.{nearest(key, known)}")
 
 
-def build_processor(config: SimMIMConfig, data: DataArguments, model: ModelArguments) -> SimMIMImageProcessor:
+def image_statistics(
+    data: DataArguments, num_channels: int, images: Dataset, before: dict[str, Any]
+) -> dict[str, list[float]]:
+    """Mean and standard deviation of the channels.
+
+    Args:
+        data: The options, which win where they are given.
+        num_channels: Channels of the model.
+        images: Training images.
+        before: `run.json` of the run that is gone on with, or nothing.
+
+    Returns:
+        `image_mean` and `image_std`: those given, or else those the run began with, ImageNet's, or those of the images.
+
+    Raises:
+        ValueError: If other than one value for each channel is given.
+    """
+    given = {key: getattr(data, key) for key in ("image_mean", "image_std") if getattr(data, key) is not None}
+    for key, values in given.items():
+        if len(values) != num_channels:
+            raise ValueError(
+                f"{key} has {len(values)} values and the model takes {num_channels} channels. Give one for each"
+                " channel."
+            )
+    if len(given) == 2:
+        return given
+    is_rgb = num_channels == 3 and not keeps_deep_pictures(data.rescale)
+    if is_rgb and not data.compute_statistics:
+        mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    elif before.get("image_mean") and before.get("image_std"):
+        mean, std = before["image_mean"], before["image_std"]
+    else:
+        mean, std = channel_statistics(images, num_channels, data.rescale)
+    return {"image_mean": mean, "image_std": std} | given
+
+
+def build_processor(
+    config: SimMIMConfig, data: DataArguments, model: ModelArguments, statistics: dict[str, list[float]]
+) -> SimMIMImageProcessor:
     """The processor that goes with the checkpoint: geometry, normalisation and masks."""
-    statistics = {}
-    for key, default in (("image_mean", 0.5), ("image_std", 0.25)):
-        values = getattr(data, key)
-        if values is None and config.num_channels != 3:
-            values = [default] * config.num_channels
-        if values is not None:
-            if len(values) != config.num_channels:
-                raise ValueError(
-                    f"{key} has {len(values)} values and the model takes {config.num_channels} channels. Give one for"
-                    " each channel."
-                )
-            statistics[key] = values
     height, width = config.image_size
     return SimMIMImageProcessor(
         size={"height": height, "width": width},
@@ -392,6 +446,7 @@ def build_processor(config: SimMIMConfig, data: DataArguments, model: ModelArgum
         mask_patch_size=model.mask_patch_size,
         mask_ratio=model.mask_ratio,
         model_patch_size=config.patch_size,
+        rescale_factor=data.rescale,
         **statistics,
     )
 
@@ -473,16 +528,25 @@ def check_same_run(settings: dict[str, Any], output_dir: Path, resuming: bool, w
     """
     path = output_dir / "run.json"
     settings = json.loads(json.dumps(settings))
-    if resuming and path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        for key, value in settings.items():
-            if before.get(key) != value:
-                raise ValueError(
-                    f"{output_dir} holds a run with another {key}: {before.get(key)} then, {value} now. Name another"
-                    " --output_dir, or add --restart to delete that run and begin anew."
-                )
+    before = settings_before(output_dir) if resuming else {}
+    for key, value in settings.items():
+        # A key is missing where an older version wrote the file.
+        if key in before and before[key] != value:
+            raise ValueError(
+                f"{output_dir} holds a run with another {key}: {before[key]} then, {value} now. Name another"
+                " --output_dir, or add --restart to delete that run and begin anew."
+            )
     if write:
-        path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+        # At once, for other processes may be reading it.
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+        part.replace(path)
+
+
+def settings_before(output_dir: Path) -> dict[str, Any]:
+    """What the run in a folder began with; nothing if that is not known."""
+    path = output_dir / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def digest(images: Dataset) -> str:
@@ -504,23 +568,26 @@ def build_trainer(
     """
     set_seed(arguments.seed)
     config = build_config(model_arguments)
-    processor = build_processor(config, data_arguments, model_arguments)
     checkpoint = check_output_dir(arguments)
     # One process reads first; the others find what it cached.
     with arguments.main_process_first(desc="loading images"):
         train_images, validation_images = load_splits(data_arguments, arguments.output_dir)
-        settings = {
-            "encoder": {
-                key: value for key, value in config.encoder_config.to_dict().items() if key not in VOLATILE_KEYS
-            },
-            **{key: getattr(config, key) for key in ("head", "target", "loss", "loss_region")},
-            **{key: getattr(model_arguments, key) for key in ("mask_strategy", "mask_patch_size", "mask_ratio")},
-            "crop_scale": data_arguments.crop_scale,
-            "seed": arguments.seed,
-            "training images": digest(train_images),
-            "evaluation images": digest(validation_images) if validation_images is not None else None,
-        }
-        check_same_run(settings, Path(arguments.output_dir), checkpoint is not None, arguments.should_save)
+    # Every process computes the same, so none has to wait for another.
+    before = settings_before(Path(arguments.output_dir)) if checkpoint is not None else {}
+    statistics = image_statistics(data_arguments, config.num_channels, train_images, before)
+    processor = build_processor(config, data_arguments, model_arguments, statistics)
+    settings = {
+        "encoder": {key: value for key, value in config.encoder_config.to_dict().items() if key not in VOLATILE_KEYS},
+        **{key: getattr(config, key) for key in ("head", "target", "loss", "loss_region")},
+        **{key: getattr(model_arguments, key) for key in ("mask_strategy", "mask_patch_size", "mask_ratio")},
+        "crop_scale": data_arguments.crop_scale,
+        "rescale_factor": data_arguments.rescale,
+        **statistics,
+        "seed": arguments.seed,
+        "training images": digest(train_images),
+        "evaluation images": digest(validation_images) if validation_images is not None else None,
+    }
+    check_same_run(settings, Path(arguments.output_dir), checkpoint is not None, arguments.should_save)
     common: dict[str, Any] = {
         "image_size": config.image_size,
         "num_channels": config.num_channels,
@@ -528,6 +595,7 @@ def build_trainer(
         "mask_strategy": model_arguments.mask_strategy,
         "mask_patch_size": model_arguments.mask_patch_size,
         "mask_ratio": model_arguments.mask_ratio,
+        "rescale_factor": data_arguments.rescale,
     }
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     train_dataset = MaskedImageDataset(train_images, seed=seed, crop_scale=data_arguments.crop_scale, **common)
@@ -579,6 +647,10 @@ def final_metrics(trainer: SimMIMTrainer) -> dict[str, float]:
 def print_plan(trainer: SimMIMTrainer, checkpoint: Path | None) -> None:
     """Say in a few lines what is about to happen."""
     arguments, dataset, config = trainer.args, trainer.train_dataset, trainer.model.config
+    processor = trainer.processing_class
+    mean, std = (
+        ", ".join(f"{value:.4g}" for value in values) for values in (processor.image_mean, processor.image_std)
+    )
     millions = trainer.model.num_parameters() / 1e6
     height, width = config.image_size
     evaluated = f", {len(trainer.eval_dataset):,} to evaluate on" if trainer.eval_dataset is not None else ""
@@ -588,6 +660,7 @@ def print_plan(trainer: SimMIMTrainer, checkpoint: Path | None) -> None:
         "Masks": f"{dataset.num_masked_units} of {dataset.num_units} squares of"
         f" {dataset.unit_size * config.patch_size} px are hidden",
         "Images": f"{len(dataset):,} to train on{evaluated}",
+        "Pixels": f"times {processor.rescale_factor:.4g}, then mean {mean} and standard deviation {std}",
         "Steps": f"of {images_per_step(arguments)} images, learning rate up to {arguments.learning_rate:g},"
         f" on {arguments.world_size} x {arguments.device}",
         "Output": f"{arguments.output_dir}" + (f", going on from {checkpoint.name}" if checkpoint else ""),

@@ -7,10 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -248,11 +250,95 @@ def test_bad_pictures_are_listed(run_mim, photos, tmp_path, capsys):
     assert not list((tmp_path / "run2").glob("checkpoint-*"))
 
 
+@pytest.fixture(scope="module")
+def bands(tmp_path_factory):
+    """Twenty-four TIFF files of five bands of 16 bits, of which 12 or fewer are used."""
+    folder = tmp_path_factory.mktemp("bands")
+    generator = np.random.default_rng(0)
+    for index in range(24):
+        height, width = 40 + index % 7, 40 + index % 5
+        pixels = generator.integers(0, 4096, (height, width, 5), np.uint16) // np.array([1, 2, 4, 8, 16], np.uint16)
+        tifffile.imwrite(folder / f"{index:02d}.tif", pixels, photometric="minisblack", planarconfig="contig")
+    return folder
+
+
+def test_16_bit_bands_from_files_to_features(run_mim, bands, tmp_path, capsys):
+    settings = {"num_channels": 5, "rescale_factor": "1/4095", "holdout": 8 / 24, "num_train_epochs": 1}
+    run_mim.main(options(bands, tmp_path, **settings))
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    assert processor.rescale_factor == 1 / 4095
+    # Of an even distribution from 0 to the largest number, and every band has half of the one before it.
+    shares = np.array([1, 1 / 2, 1 / 4, 1 / 8, 1 / 16])
+    np.testing.assert_allclose(processor.image_mean, 0.5 * shares, rtol=0.05)
+    np.testing.assert_allclose(processor.image_std, 0.289 * shares, rtol=0.05)
+    inputs = processor(str(bands / "00.tif"), return_tensors="pt")
+    # Resizing smoothes the noise.
+    assert abs(inputs["pixel_values"].mean()) < 0.1
+    assert 0.4 < inputs["pixel_values"].std() < 1.1
+    assert AutoModel.from_pretrained(tmp_path)(**inputs).pooler_output.shape == (1, 32)
+    log = read_log(tmp_path)
+    assert 0.3 < log[-1]["train_loss"] < 2
+    assert all(0 < entry["masked_l1"] < 80 for entry in log if "masked_l1" in entry)
+    assert Image.open(tmp_path / "reconstruction.png").size[0] > 300
+    assert f"times 0.0002442, then mean {processor.image_mean[0]:.4g}, " in capsys.readouterr().out
+
+    # Gone on with, it keeps its numbers whatever the files hold now.
+    statistics = json.loads((tmp_path / "run.json").read_text())["image_mean"]
+    with monkeypatched_statistics(run_mim):
+        run_mim.main(options(bands, tmp_path, **settings | {"num_train_epochs": 2}))
+    assert list(AutoImageProcessor.from_pretrained(tmp_path).image_mean) == statistics
+    for setting, message in (
+        (["--rescale_factor", "1/255"], "another rescale_factor"),
+        (["--image_mean", *["0.5"] * 5], "another image_mean"),
+    ):
+        with pytest.raises(SystemExit, match=f"{message}.*--restart"), monkeypatched_statistics(run_mim):
+            run_mim.main([*options(bands, tmp_path, **settings), *setting])
+
+
+@contextmanager
+def monkeypatched_statistics(run_mim):
+    """Statistics must not be computed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_mim, "channel_statistics", None)
+        yield
+
+
+def test_statistics_are_computed_where_none_are_known(run_mim, photos, tmp_path):
+    grey = {"train_dir": tmp_path / "grey", "num_channels": 1}
+    (tmp_path / "grey").mkdir()
+    for path in photos.rglob("*.png"):
+        Image.open(path).convert("L").save(tmp_path / "grey" / path.name)
+    expected = {"imagenet": 0.485, "given": 0.3}
+    for name, settings in (
+        ("imagenet", {}),
+        ("rgb", {"compute_statistics": True}),
+        ("grey", grey),
+        ("given", grey | {"image_mean": 0.3}),
+    ):
+        data, model, training = run_mim.parse_arguments(options(photos, tmp_path / "runs" / name, **settings))
+        trainer, _ = run_mim.build_trainer(data, model, training)
+        processor = trainer.processing_class
+        if name in expected:
+            assert processor.image_mean[0] == expected[name]
+        if name == "imagenet":
+            assert processor.image_std[0] == 0.229
+            continue
+        pictures = [
+            np.asarray(Image.open(row["image"]["path"])).reshape(-1, processor.num_channels)
+            for row in trainer.train_dataset.images
+        ]
+        pixels = np.concatenate(pictures) / 255
+        if name != "given":
+            np.testing.assert_allclose(processor.image_mean, pixels.mean(axis=0))
+        np.testing.assert_allclose(processor.image_std, pixels.std(axis=0))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"rescale_factor": "0"}, r"rescale_factor=0 is no positive number. Use one such as 1/65535"),
+        ({"rescale_factor": "1/x"}, r"rescale_factor=1/x is no positive number"),
         ({"train_dir": "/nowhere"}, r"/nowhere does not exist"),
-        ({"image_size": 40}, r"image_size=40x40 is not a multiple of mask_patch_size=16.* Use image_size="),
         ({"mask_patch_size": 6}, r"mask_patch_size=6 px is not a multiple of the model's patch size of 4 px"),
         ({"mask_ratio": 0}, r"mask_ratio=0\.0 is outside \(0, 1\)"),
         ({"mask_ratio": 1.5}, r"mask_ratio=1\.5 is outside \(0, 1\)"),

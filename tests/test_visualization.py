@@ -48,6 +48,25 @@ def test_grid_shows_original_masked_and_reconstruction():
     assert (pixels[:22] < 100).any()
 
 
+def test_grid_of_a_size_that_no_patch_divides():
+    white, black = (torch.full((1, 3, 50, 70), value) for value in (255.0, 0.0))
+    mask = torch.zeros(1, 13, 18, dtype=torch.bool)
+    mask[0, 12, 17] = True
+    grid = reconstruction_grid(normalized(white), mask.flatten(1), normalized(black), MEAN, STD, patch_size=4)
+    # Twice enlarged: of the patch at the corner 2 x 2 pixels are left.
+    filled = np.asarray(grid)[22:122, 6 + 2 * 146 : 6 + 2 * 146 + 140]
+    assert (filled[96:, 136:] == 0).all()
+    assert (filled == 0).all(axis=2).sum() == 16
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.04, 0.01), (120.0, 30.0), (0.0, 3.0)])
+def test_other_ranges_are_stretched(mean, std):
+    """Reflectances and raw numbers are neither black nor white."""
+    values = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]).view(1, 1, 1, 5).expand(1, 6, 1, 5)
+    pictures = to_pictures(values, [mean] * 6, [std] * 6)
+    assert pictures[0, 0, :, 0].tolist() == [0, 64, 128, 191, 255]
+
+
 def test_small_images_are_enlarged_and_all_are_drawn():
     pictures = torch.arange(5).view(5, 1, 1, 1).expand(5, 3, 16, 16) * 50.0
     mask = torch.zeros(5, 4, 4, dtype=torch.bool)

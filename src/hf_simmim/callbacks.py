@@ -30,7 +30,7 @@ class PictureCallback(TrainerCallback):
         """Every process runs the model, for sharded ones need all; the first one draws."""
         device = next(model.parameters()).device
         mean, std = self.processor.image_mean, self.processor.image_std
-        pixel_values = normalize(self.batch["pixel_values"].to(device), mean, std)
+        pixel_values = normalize(self.batch["pixel_values"].to(device), mean, std, self.processor.rescale_factor)
         mask = self.batch["bool_masked_pos"].to(device)
         was_training = model.training
         model.eval()

@@ -5,7 +5,6 @@ processes and a resumed run change nothing. Evaluation images are a function of 
 """
 
 import hashlib
-import io
 import math
 import re
 import struct
@@ -15,11 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from PIL import ExifTags, Image
+from PIL import Image
 from torch.utils.data import Sampler
 
-from .image_processing_simmim import convert_channels, upright
-from .masking import MASK_STRATEGIES, mask_units, num_masked_units
+from .crops import center_box, crop_and_resize, random_box, upright_size
+from .image_channels import channels_first
+from .image_files import open_image
+from .masking import MASK_STRATEGIES, mask_units, num_masked_units, patch_grid
 
 # Tries before a sample is given up. At a share of unreadable images of a half this happens once in 2**64.
 NUM_TRIES = 64
@@ -63,7 +64,7 @@ class EpochSampler(Sampler[int]):
 
 
 class MaskedImageDataset(torch.utils.data.Dataset):
-    """Images as uint8 tensors with a mask each.
+    """Images with a mask each, never normalised: that is the device's work.
 
     Args:
         images: Rows of `name` and undecoded `image`, as `load_images` makes them.
@@ -76,9 +77,11 @@ class MaskedImageDataset(torch.utils.data.Dataset):
         seed: Seed of crops, flips and masks.
         crop_scale: Smallest and largest share of the image's area that a crop covers; None for the largest crop at the
             centre, without flips, the same in every epoch.
+        rescale_factor: What the pixels are going to be multiplied with; it decides what becomes of pictures of 16 bits,
+            as `image_files.py` tells.
 
     Raises:
-        ValueError: If image, mask patch, model patch and ratio do not fit each other.
+        ValueError: If mask patch, model patch and ratio do not fit each other.
 
     Source: `SimMIMTransform` in data/data_simmim.py of microsoft/SimMIM.
     """
@@ -94,6 +97,7 @@ class MaskedImageDataset(torch.utils.data.Dataset):
         mask_ratio: float = 0.6,
         seed: int = 0,
         crop_scale: Sequence[float] | None = (0.67, 1.0),
+        rescale_factor: float = 1 / 255,
     ):
         if mask_strategy not in MASK_STRATEGIES:
             raise ValueError(f"mask_strategy={mask_strategy!r} is unknown. Use one of: {', '.join(MASK_STRATEGIES)}.")
@@ -103,12 +107,13 @@ class MaskedImageDataset(torch.utils.data.Dataset):
         self.image_size = image_size
         self.num_channels = num_channels
         self.grid_size, self.unit_size = mask_units(image_size, patch_size, mask_patch_size)
-        self.num_units = self.grid_size[0] * self.grid_size[1] // self.unit_size**2
+        self.num_units = math.prod(patch_grid(self.grid_size, self.unit_size))
         self.num_masked_units = num_masked_units(self.num_units, mask_ratio)
         self.mask_strategy = MASK_STRATEGIES[mask_strategy]
         self.mask_ratio = mask_ratio
         self.seed = seed
         self.crop_scale = crop_scale
+        self.rescale_factor = rescale_factor
 
     def __len__(self) -> int:
         return len(self.images)
@@ -120,8 +125,9 @@ class MaskedImageDataset(torch.utils.data.Dataset):
             key: `epoch * len(self) + index`; in epoch 0 that is the index.
 
         Returns:
-            `pixel_values` uint8 (C, H, W), `bool_masked_pos` bool (N,), and `unreadable`, a list of (name, reason) of
-            images that could not be decoded and in whose place another one stands.
+            `pixel_values` (C, H, W), uint8 or float32 as the image has it, `bool_masked_pos` bool (N,), and
+            `unreadable`, a list of (name, reason) of images that could not be decoded and in whose place another one
+            stands.
         """
         epoch, index = divmod(key, len(self))
         generator = sample_generator(self.seed, epoch if self.crop_scale else 0, index)
@@ -134,8 +140,9 @@ class MaskedImageDataset(torch.utils.data.Dataset):
         for _ in range(NUM_TRIES):
             row = self.images[index]
             try:
-                return self._decode(open_image(row), generator), unreadable
-            except Exception as error:  # Pillow's plugins raise anything on a broken file
+                image = open_row(row, self.num_channels, self.rescale_factor)
+                return self._decode(image, generator), unreadable
+            except Exception as error:  # readers raise anything on a broken file
                 unreadable.append((row["name"], describe(error)))
             # At random, for broken files come in runs.
             index = int(torch.randint(len(self), (), generator=generator))
@@ -144,7 +151,7 @@ class MaskedImageDataset(torch.utils.data.Dataset):
             f" ({unreadable[0][1]}). Remove them or name another source."
         )
 
-    def _decode(self, image: Image.Image, generator: torch.Generator) -> torch.Tensor:
+    def _decode(self, image: Image.Image | np.ndarray, generator: torch.Generator) -> torch.Tensor:
         flip = False
         size = upright_size(image)
         if self.crop_scale is None:
@@ -154,11 +161,14 @@ class MaskedImageDataset(torch.utils.data.Dataset):
             flip = bool(torch.rand((), generator=generator) < 0.5)
         array = crop_and_resize(image, box, self.image_size, self.num_channels)
         # Copied: Pillow's buffer is read-only, and a flipped view has negative strides.
-        return torch.from_numpy(np.array(array[:, ::-1] if flip else array)).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(np.array(np.moveaxis(array[:, ::-1] if flip else array, -1, 0), order="C"))
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Samples of `MaskedImageDataset` to a batch: tensors stacked, the lists of unreadable images joined."""
+    """Samples of `MaskedImageDataset` to a batch: tensors stacked, the lists of unreadable images joined.
+
+    One float32 image makes the whole batch float32.
+    """
     batch: dict[str, Any] = {
         key: torch.stack([sample[key] for sample in samples]) for key in ("pixel_values", "bool_masked_pos")
     }
@@ -166,95 +176,32 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-def open_image(row: dict[str, Any]) -> Image.Image:
-    """Open the image of a row of `load_images`; the pixels are decoded later."""
+def open_row(row: dict[str, Any], num_channels: int, rescale_factor: float) -> Image.Image | np.ndarray:
+    """Open the image of a row of `load_images`.
+
+    Args:
+        row: The row: a file or its content, or an array.
+        num_channels: Wanted channels C.
+        rescale_factor: What the pixels are going to be multiplied with.
+
+    Returns:
+        A picture that is decoded later, or an array of shape (C, H, W), uint8 or float32.
+
+    Raises:
+        ValueError, OSError: If there is none or it cannot be read, and whatever else the readers raise.
+    """
     source = row["image"]
     if source is None:
         raise ValueError("The row holds no image.")
-    return Image.open(io.BytesIO(source["bytes"]) if source["bytes"] is not None else source["path"])
+    if isinstance(source, dict):
+        content = source["bytes"] if source["bytes"] is not None else source["path"]
+        source = open_image(content, num_channels, rescale_factor)
+    return channels_first(source, num_channels) if isinstance(source, np.ndarray) else source
 
 
 def describe(error: Exception) -> str:
     """An error in one line, without the addresses of objects in memory."""
     return re.sub(r"<_io\.BytesIO object at \w+>", "its bytes", " ".join(f"{type(error).__name__}: {error}".split()))
-
-
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) after the EXIF orientation is applied, without decoding."""
-    lies = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    return (image.width, image.height) if lies else (image.height, image.width)
-
-
-def random_box(
-    size: tuple[int, int],
-    scale: Sequence[float],
-    generator: torch.Generator,
-    aspect: tuple[float, float] = (3 / 4, 4 / 3),
-) -> tuple[float, float, float, float]:
-    """A random crop as torchvision's `RandomResizedCrop` draws it.
-
-    Args:
-        size: (height, width) of the image.
-        scale: Smallest and largest share of its area.
-        generator: Source of randomness.
-        aspect: Smallest and largest width / height, drawn evenly on a logarithmic scale.
-
-    Returns:
-        (left, top, right, bottom) in pixels.
-    """
-    height, width = size
-    low, high = (math.log(bound) for bound in aspect)
-    for _ in range(10):
-        share, ratio, x, y = torch.rand(4, generator=generator).tolist()
-        area = height * width * (scale[0] + share * (scale[1] - scale[0]))
-        ratio = math.exp(low + ratio * (high - low))
-        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            left = math.floor(x * (width - crop_width + 1))
-            top = math.floor(y * (height - crop_height + 1))
-            return left, top, left + crop_width, top + crop_height
-    ratio = min(max(width / height, aspect[0]), aspect[1])
-    return center_box(size, (1.0, ratio))
-
-
-def center_box(size: tuple[int, int], aspect_of: tuple[float, float]) -> tuple[float, float, float, float]:
-    """The largest crop at the centre of an image (height, width) that has the proportions of `aspect_of`."""
-    height, width = size
-    zoom = min(height / aspect_of[0], width / aspect_of[1])
-    crop_height, crop_width = aspect_of[0] * zoom, aspect_of[1] * zoom
-    left, top = (width - crop_width) / 2, (height - crop_height) / 2
-    return left, top, left + crop_width, top + crop_height
-
-
-def crop_and_resize(
-    image: Image.Image, box: tuple[float, float, float, float], size: tuple[int, int], num_channels: int
-) -> np.ndarray:
-    """Decode, turn upright, crop and resize in as few passes as Pillow allows.
-
-    JPEG files are decoded at the smallest of libjpeg's scales that still has as many pixels as are wanted.
-
-    Args:
-        image: Opened picture, not yet decoded.
-        box: (left, top, right, bottom) in the upright picture.
-        size: (height, width) of the result.
-        num_channels: Channels C of the result.
-
-    Returns:
-        uint8 array of shape (height, width, C).
-    """
-    height, width = upright_size(image)
-    scale = max(size[0] / (box[3] - box[1]), size[1] / (box[2] - box[0]))
-    if image.format in ("JPEG", "MPO") and scale < 0.5:
-        image.draft(image.mode, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-    image = convert_channels(upright(image), num_channels)
-    zoom_x, zoom_y = image.width / width, image.height / height
-    box = (box[0] * zoom_x, box[1] * zoom_y, box[2] * zoom_x, box[3] * zoom_y)
-    box = (max(box[0], 0), max(box[1], 0), min(box[2], image.width), min(box[3], image.height))
-    # Pillow takes the last of two or four bands for transparency and weights the others with it.
-    bands = image.split() if num_channels in (2, 4) else (image,)
-    resized = [band.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0) for band in bands]
-    array = np.stack([np.asarray(band) for band in resized], axis=-1) if len(resized) > 1 else np.asarray(resized[0])
-    return array[..., None] if array.ndim == 2 else array
 
 
 def evenly_spaced(length: int, count: int) -> list[int]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageChops, ImageOps
+from PIL import Image
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import (
@@ -19,6 +19,8 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
+from .image_channels import channel_error, channels_first, convert_channels, find_channels, picture_or_array, upright
+from .image_files import open_image
 from .masking import MASK_STRATEGIES, mask_units, num_masked_units
 
 logger = logging.get_logger(__name__)
@@ -86,22 +88,32 @@ class _SimMIMProcessing(BaseImageProcessor):
         settings.pop("seed", None)
         return settings
 
-    def fetch_images(self, image_url_or_urls):
+    def fetch_images(self, image_url_or_urls, num_channels: int | None = None, rescale_factor: float | None = None):
         """Open paths and addresses; give grey arrays (H, W) their channel axis.
 
         transformers' own way drops transparency, clips 16-bit pictures and, on torchvision, reads fewer formats.
         """
         if isinstance(image_url_or_urls, (list, tuple)):
-            return [self.fetch_images(image) for image in image_url_or_urls]
+            return [self.fetch_images(image, num_channels, rescale_factor) for image in image_url_or_urls]
         if isinstance(image_url_or_urls, (str, os.PathLike)):
             if not os.path.isfile(image_url_or_urls):
                 return load_image(str(image_url_or_urls))
-            with Image.open(image_url_or_urls) as image:
-                image.load()
+            image = open_image(
+                image_url_or_urls, num_channels or self.num_channels, rescale_factor or self.rescale_factor
+            )
+            if isinstance(image, Image.Image):
+                with image:
+                    image.load()
             return image
         if getattr(image_url_or_urls, "ndim", None) == 2:
             return image_url_or_urls[None]
         return super().fetch_images(image_url_or_urls)
+
+    def _prepare_image_like_inputs(self, images, *args, **kwargs):
+        # Here, for transformers calls `fetch_images` without what this call says about channels and factor.
+        num_channels = len(kwargs.get("image_mean") or self.image_mean)
+        images = self.fetch_images(images, num_channels, kwargs.get("rescale_factor"))
+        return super()._prepare_image_like_inputs(images, *args, **kwargs)
 
     def process_image(  # type: ignore[override]
         self, image, do_convert_rgb=None, input_data_format: str | ChannelDimension | None = None, **kwargs
@@ -109,17 +121,26 @@ class _SimMIMProcessing(BaseImageProcessor):
         """One image of any kind to an array or tensor (C, H, W) of the processor's channels.
 
         Pictures are always converted, so `do_convert_rgb` changes nothing. Arrays and tensors are taken as they are:
-        `rescale_factor` must fit their range.
+        `rescale_factor` must fit their range. Pictures of 16 bits are taken as they are unless the factor is 1/255.
         """
         num_channels = len(kwargs.get("image_mean") or self.image_mean)
         if isinstance(image, Image.Image):
-            image = image_to_array(image, num_channels)
+            image = picture_or_array(image, kwargs.get("rescale_factor") or self.rescale_factor)
+        if isinstance(image, Image.Image):
+            # Copied, as Pillow's own memory is read-only and torch warns of that.
+            image = np.array(convert_channels(upright(image), num_channels))
+            image = image[..., None] if image.ndim == 2 else image
             input_data_format = ChannelDimension.LAST
         else:
+            if isinstance(image, np.ndarray):
+                image = channels_first(image, num_channels, input_data_format)
+                input_data_format = ChannelDimension.FIRST
             image = self._plain_array(image)
             if input_data_format is None:
-                input_data_format = _data_format(image.shape, num_channels)
-            if kwargs.get("do_rescale") and kwargs.get("rescale_factor") != 1 and _is_rescaled(image):
+                input_data_format = find_channels(image.shape, num_channels)
+            factor = kwargs.get("rescale_factor") if kwargs.get("do_rescale") else None
+            # Where the mean is smaller than the factor it was taken of such images.
+            if factor is not None and factor < max(kwargs.get("image_mean") or self.image_mean) and _is_rescaled(image):
                 logger.warning_once(
                     "An image of floats in [0, 1] is about to be rescaled once more, to nearly black. Pass"
                     " do_rescale=False for images that are in [0, 1] already."
@@ -128,7 +149,7 @@ class _SimMIMProcessing(BaseImageProcessor):
         if processed.shape[0] == 1 and num_channels == 3:
             processed = processed.repeat(3, 1, 1) if isinstance(processed, torch.Tensor) else processed.repeat(3, 0)
         if processed.shape[0] != num_channels:
-            raise ValueError(_channel_error(processed.shape[0], num_channels))
+            raise ValueError(channel_error(processed.shape[0], num_channels))
         return processed
 
     def _plain_array(self, image):
@@ -206,79 +227,6 @@ class SimMIMImageProcessor(_SimMIMProcessing, TorchvisionBackend):  # type: igno
         return image if isinstance(image, torch.Tensor) or image.flags.writeable else image.copy()
 
 
-def image_to_array(image: Image.Image, num_channels: int) -> np.ndarray:
-    """Turn a picture of any mode upright and into an array of the wanted channels.
-
-    Args:
-        image: The picture.
-        num_channels: Wanted channels.
-
-    Returns:
-        uint8 array of shape (H, W, num_channels).
-
-    Raises:
-        ValueError: As `convert_channels`.
-    """
-    # Copied, as Pillow's own memory is read-only and torch warns of that.
-    array = np.array(convert_channels(upright(image), num_channels))
-    return array[..., None] if array.ndim == 2 else array
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation. A picture that has none is returned as it is, where Pillow would copy it."""
-    if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-        return image
-    return ImageOps.exif_transpose(image)
-
-
-def convert_channels(image: Image.Image, num_channels: int) -> Image.Image:
-    """Bring a picture of any mode to the wanted channels of 8 bits.
-
-    Transparency is laid on white. For three channels, grey pictures, CMYK and palettes become RGB; for one, pictures
-    in colour modes that hold nothing but grey become grey; pictures of 16 bits are scaled to 8.
-
-    Args:
-        image: The picture.
-        num_channels: Wanted channels.
-
-    Returns:
-        A picture of that many bands.
-
-    Raises:
-        ValueError: If the picture has other channels, which no conversion without loss brings to `num_channels`.
-    """
-    if image.mode == "F":
-        raise ValueError(
-            "The image holds floats (mode F), whose range is unknown. Convert it to 8 bits, or pass an array together"
-            " with the rescale_factor that fits it."
-        )
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # Pillow clips at 255 when it converts 16-bit modes; their upper byte is the picture.
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if num_channels == 3:
-        return _opaque(image)
-    if num_channels == 1:
-        if image.mode in ("1", "L") and not image.has_transparency_data:
-            return image if image.mode == "L" else image.convert("L")
-        # Grey pictures come as RGB and palettes too, not least from the pipelines, which make every image RGB.
-        red, green, blue = _opaque(image).split()
-        if not (ImageChops.difference(red, green).getbbox() or ImageChops.difference(red, blue).getbbox()):
-            return red
-    if image.mode == "P":
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    if len(image.getbands()) != num_channels:
-        raise ValueError(_channel_error(len(image.getbands()), num_channels))
-    return image
-
-
-def _opaque(image: Image.Image) -> Image.Image:
-    """RGB, on white."""
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
 def _check_strategy(name: str) -> None:
     if name not in MASK_STRATEGIES:
         raise ValueError(f"mask_strategy={name!r} is unknown. Use one of: {', '.join(MASK_STRATEGIES)}.")
@@ -288,24 +236,3 @@ def _is_rescaled(image) -> bool:
     """Whether an array or tensor of pixels was brought to [0, 1] before."""
     floating = image.is_floating_point() if isinstance(image, torch.Tensor) else image.dtype.kind == "f"
     return floating and bool(image.min() >= 0) and bool(image.max() <= 1)
-
-
-def _data_format(shape: tuple[int, ...], num_channels: int) -> ChannelDimension:
-    """Which end of an array's shape holds the channels; first if both could."""
-    for channels in (num_channels, 1) if num_channels == 3 else (num_channels,):
-        if shape[0] == channels:
-            return ChannelDimension.FIRST
-        if shape[-1] == channels:
-            return ChannelDimension.LAST
-    raise ValueError(
-        f"An image of shape {tuple(shape)} has no axis of {num_channels} channels at either end, which is what"
-        " image_mean has values for. Set image_mean and image_std to one value for each channel, or convert the images."
-    )
-
-
-def _channel_error(found: int, expected: int) -> str:
-    return (
-        f"The image has {found} channel{'s' if found > 1 else ''} and {expected} {'are' if expected > 1 else 'is'}"
-        f" expected. Convert the images, or set {found} channels: num_channels of the encoder, and as many values in"
-        " image_mean and image_std of the processor."
-    )

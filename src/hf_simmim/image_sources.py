@@ -4,8 +4,11 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from datasets import Dataset, DatasetDict, Features, Value, load_dataset
+import numpy as np
+import pyarrow
+from datasets import Array2D, Array3D, Dataset, DatasetDict, Features, List, Value, load_dataset
 from datasets import Image as ImageFeature
 from PIL import Image
 from transformers.utils import logging
@@ -25,16 +28,17 @@ def load_images(
     """Load images from a folder, the Hub, or parquet and webdataset shards, undecoded.
 
     Args:
-        folder: Folder of image files, nested or not; names and sub-folders mean nothing.
+        folder: Folder of image and `.npy` files, nested or not; names and sub-folders mean nothing.
         dataset_name: Data set on the Hub, or a local one that `datasets.load_dataset` reads.
         dataset_config: Configuration of that data set.
         data_files: Paths, patterns or URLs of `.parquet` or webdataset `.tar` shards.
         split: Split to take of a data set.
-        image_column: Column that holds the images; found by its type if None.
+        image_column: Column that holds the images, as files or as arrays of numbers; found by its type if
+            None, files before arrays.
         exclude: Folders inside `folder` to leave out.
 
     Returns:
-        Rows of `name`, which tells where an image came from, and `image`, undecoded.
+        Rows of `name`, which tells where an image came from, and `image`, an undecoded file or an array.
 
     Raises:
         ValueError: If not exactly one source is named, or it holds no images.
@@ -59,9 +63,16 @@ def load_images(
             raise ValueError(f"{source} has no split {split!r}. It has: {', '.join(dataset)}.")
         dataset = dataset[split]
     column = _image_column(dataset, image_column)
-    dataset = dataset.select_columns([column]).cast_column(column, ImageFeature(decode=False))
+    dtype = _array_dtype(dataset.features[column])
+    dataset = dataset.select_columns([column])
+    if dtype is None:
+        dataset = dataset.cast_column(column, ImageFeature(decode=False))
     dataset = dataset if column == "image" else dataset.rename_column(column, "image")
-    return dataset.add_column("name", [f"{source}, {split} row {index}" for index in range(len(dataset))])
+    dataset = dataset.add_column("name", [f"{source}, {split} row {index}" for index in range(len(dataset))])
+    if dtype is not None:
+        # Without a format the rows are lists of lists of Python numbers.
+        return dataset.with_format("numpy", columns=["image"], output_all_columns=True, dtype=dtype)
+    return dataset
 
 
 def _load_folder(folder: Path, exclude: Sequence[Path]) -> Dataset:
@@ -70,7 +81,7 @@ def _load_folder(folder: Path, exclude: Sequence[Path]) -> Dataset:
     Image.init()
     # What Pillow only writes, or only knows as a document or film.
     readable = {kind for kind in Image.OPEN if kind not in ("EPS", "MPEG", "PDF", "WMF")}
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in readable}
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in readable} | {".npy"}
     paths, ignored = [], Counter[str]()
     for path in _walk(folder, {path.resolve() for path in exclude}):
         suffix = path.suffix.lower()
@@ -84,7 +95,8 @@ def _load_folder(folder: Path, exclude: Sequence[Path]) -> Dataset:
         kinds = ", ".join(f"{count} x {kind}" for kind, count in ignored.most_common(5))
         logger.warning(f"In {folder} {sum(ignored.values())} files are not taken for images: {kinds}.")
     if not paths:
-        known = ", ".join(sorted(suffix for suffix in suffixes if suffix in (".jpg", ".png", ".tif", ".webp", ".bmp")))
+        common = (".jpg", ".png", ".tif", ".webp", ".bmp", ".npy")
+        known = ", ".join(sorted(suffix for suffix in suffixes if suffix in common))
         raise ValueError(f"The folder {folder} holds no image files ({known}, ...). Check the path.")
     rows = {"image": [{"bytes": None, "path": path} for path in sorted(paths)], "name": sorted(paths)}
     return Dataset.from_dict(rows, features=Features({"image": ImageFeature(decode=False), "name": Value("string")}))
@@ -118,9 +130,21 @@ def _shard_format(data_files: Sequence[str]) -> str:
     return str(found.pop())
 
 
+def _array_dtype(feature: Any) -> np.dtype | None:
+    """Type of the numbers of a column of arrays, which webdataset shards hold as lists of lists; None for others."""
+    if isinstance(feature, (Array2D, Array3D)):
+        return np.dtype(feature.dtype)
+    depth = 0
+    while isinstance(feature, List):
+        feature, depth = feature.feature, depth + 1
+    is_number = isinstance(feature, Value) and pyarrow.types.is_primitive(feature.pa_type)
+    return np.dtype(feature.dtype) if is_number and depth in (2, 3) else None
+
+
 def _image_column(dataset: Dataset, image_column: str | None) -> str:
-    columns = [name for name, feature in dataset.features.items() if isinstance(feature, ImageFeature)]
     if image_column is None:
+        files = [name for name, feature in dataset.features.items() if isinstance(feature, ImageFeature)]
+        columns = files or [name for name, feature in dataset.features.items() if _array_dtype(feature) is not None]
         if len(columns) != 1:
             raise ValueError(
                 f"The data set has {len(columns)} columns of images among {', '.join(dataset.column_names)}."

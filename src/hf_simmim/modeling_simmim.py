@@ -387,9 +387,11 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
         target = TARGET_FUNCTIONS[self.config.target](pixel_values)
         distance = LOSS_FUNCTIONS[self.config.loss](reconstruction.float(), target.float())
         mask = None
+        patch_size = self.simmim.geometry.patch_size
         if self.config.loss_region == "masked":
-            mask = patch_mask(bool_masked_pos, pixel_values, self.simmim.geometry.patch_size)
-        return masked_mean_per_image(distance, mask) if per_image else masked_mean(distance, mask)
+            mask = patch_mask(bool_masked_pos, pixel_values, patch_size)
+        mean = masked_mean_per_image if per_image else masked_mean
+        return mean(distance, mask, patch_size)
 
 
 def patch_mask(

@@ -1,4 +1,4 @@
-"""Trainer for masked image modelling: transformers' own, fed with uint8 images and reporting in units one can read."""
+"""Trainer for masked image modelling: transformers' own, fed with raw pixels and reporting in units one can read."""
 
 import time
 from collections.abc import Sequence
@@ -15,11 +15,23 @@ from .modeling_simmim import SimMIMForMaskedImageModeling, patch_mask
 from .unreadable_images import UnreadableImages
 
 
-def normalize(pixels: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]) -> torch.Tensor:
-    """uint8 images (B, C, H, W) to the float images that models take, on their device."""
+def normalize(
+    pixels: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float], rescale_factor: float = 1 / 255
+) -> torch.Tensor:
+    """Bring the pixels that `MaskedImageDataset` yields to what models take, on the device where they are.
+
+    Args:
+        pixels: Images of shape (B, C, H, W), uint8 or float32.
+        image_mean: Mean of each channel, of rescaled pixels.
+        image_std: Standard deviation of each channel, of rescaled pixels.
+        rescale_factor: What pixels are multiplied with.
+
+    Returns:
+        float32 tensor (pixels * rescale_factor - image_mean) / image_std.
+    """
     mean = torch.tensor(image_mean, device=pixels.device).view(1, -1, 1, 1)
     std = torch.tensor(image_std, device=pixels.device).view(1, -1, 1, 1)
-    return (pixels.float() / 255 - mean) / std
+    return (pixels.float() * rescale_factor - mean) / std
 
 
 def images_per_step(arguments: TrainingArguments) -> int:
@@ -30,8 +42,8 @@ def images_per_step(arguments: TrainingArguments) -> int:
 class SimMIMTrainer(Trainer):
     """`transformers.Trainer` for the batches of `MaskedImageDataset`.
 
-    Besides the loss it reports `masked_l1`, the mean absolute error of hidden pixels on the scale of 0 to 255,
-    `images_per_second` over all processes, and `eta_seconds`.
+    Besides the loss it reports `masked_l1`, the mean absolute error of hidden pixels on the scale of 0 to 255
+    (rescaled pixels times 255), `images_per_second` over all processes, and `eta_seconds`.
 
     Args:
         unreadable_images: Where images that could not be read are counted.
@@ -70,10 +82,11 @@ class SimMIMTrainer(Trainer):
         inputs = dict(inputs)
         self.unreadable_images.record(inputs.pop("unreadable", []))
         inputs = super()._prepare_inputs(inputs)
-        if inputs["pixel_values"].dtype == torch.uint8:
-            processor = self.processing_class
-            pixel_values = normalize(inputs["pixel_values"], processor.image_mean, processor.image_std)
-            inputs["pixel_values"] = pixel_values.to(self.model.dtype)
+        processor = self.processing_class
+        pixel_values = normalize(
+            inputs["pixel_values"], processor.image_mean, processor.image_std, processor.rescale_factor
+        )
+        inputs["pixel_values"] = pixel_values.to(self.model.dtype)
         return inputs
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -91,7 +104,7 @@ class SimMIMTrainer(Trainer):
         scale = torch.tensor(self.processing_class.image_std, device=pixel_values.device).view(1, -1, 1, 1) * 255
         error = (outputs["reconstruction"].float() - pixel_values.float()).abs() * scale
         mask = patch_mask(inputs["bool_masked_pos"], pixel_values, self.model.config.patch_size)
-        return masked_mean_per_image(error, mask)
+        return masked_mean_per_image(error, mask, self.model.config.patch_size)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Evaluate a batch, image by image: the images that even out the last batch of all processes do not count."""

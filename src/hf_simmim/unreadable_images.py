@@ -6,15 +6,8 @@ from pathlib import Path
 
 import torch
 
-from .data import (
-    MaskedImageDataset,
-    NoReadableImageError,
-    crop_and_resize,
-    describe,
-    evenly_spaced,
-    open_image,
-    upright_size,
-)
+from .crops import crop_and_resize, upright_size
+from .data import MaskedImageDataset, NoReadableImageError, describe, evenly_spaced, open_row
 
 
 def check_images(
@@ -40,9 +33,9 @@ def check_images(
             row = dataset.images[index]
             count += 1
             try:
-                image = open_image(row)
+                image = open_row(row, dataset.num_channels, dataset.rescale_factor)
                 crop_and_resize(image, (0, 0, *upright_size(image)[::-1]), (8, 8), dataset.num_channels)
-            except Exception as error:  # Pillow's plugins raise anything on a broken file
+            except Exception as error:  # readers raise anything on a broken file
                 unreadable.append((row["name"], describe(error)))
     # Three standard deviations of what chance gives a sample; none if the sample is everything.
     is_sample = count < sum(len(dataset) for dataset in datasets)

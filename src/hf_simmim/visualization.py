@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from .masking import patch_grid, pixel_mask
+
 COLUMNS = ("original", "masked", "reconstruction")
 MASK_GREY = 128
 
@@ -15,18 +17,25 @@ MASK_GREY = 128
 def to_pictures(pixel_values: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]) -> np.ndarray:
     """Undo the normalisation, for the eye.
 
+    Black is 0 and white is 1 after rescaling, as in pictures. Channels whose mean and standard deviation show another
+    range, such as those of satellites, go from black to white within two standard deviations around their mean.
+
     Args:
         pixel_values: Normalised images of shape (B, C, H, W). Of more than three channels the first three are shown.
-        image_mean: Mean of each channel, on the scale of [0, 1].
+        image_mean: Mean of each channel of rescaled pixels.
         image_std: Standard deviation of each channel.
 
     Returns:
         uint8 array of shape (B, H, W, 3).
     """
-    mean = torch.tensor(image_mean, device=pixel_values.device).view(1, -1, 1, 1)
-    std = torch.tensor(image_std, device=pixel_values.device).view(1, -1, 1, 1)
-    pixels = (pixel_values.float() * std + mean).clamp(0, 1)
-    pixels = pixels[:, :1].expand(-1, 3, -1, -1) if pixels.shape[1] < 3 else pixels[:, :3]
+    shown = 1 if pixel_values.shape[1] < 3 else 3
+    pixels = pixel_values[:, :shown].float()
+    mean, std = (torch.tensor(values[:shown], device=pixels.device) for values in (image_mean, image_std))
+    if bool(((mean >= 0) & (mean <= 1) & (std >= 0.1) & (std <= 1)).all()):
+        pixels = pixels * std.view(1, -1, 1, 1) + mean.view(1, -1, 1, 1)
+    else:
+        pixels = pixels / 4 + 0.5
+    pixels = pixels.clamp(0, 1).expand(-1, 3, -1, -1)
     return (pixels * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
@@ -46,7 +55,7 @@ def reconstruction_grid(
 
     Args:
         pixel_values: Normalised images of shape (B, C, H, W).
-        bool_masked_pos: Mask of shape (B, N) or (B, h, w), True = masked.
+        bool_masked_pos: Mask of shape (B, N) or (B, h, w) on the patches that cover the image, True = masked.
         reconstruction: Predicted images of shape (B, C, H, W), normalised alike.
         image_mean: Mean of each channel.
         image_std: Standard deviation of each channel.
@@ -57,8 +66,8 @@ def reconstruction_grid(
         The picture.
     """
     batch_size, _, height, width = pixel_values.shape
-    patches = bool_masked_pos.bool().view(batch_size, height // patch_size, width // patch_size)
-    mask = patches.repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2).cpu().numpy()[..., None]
+    patches = bool_masked_pos.bool().view(batch_size, *patch_grid((height, width), patch_size))
+    mask = pixel_mask(patches, patch_size, (height, width)).cpu().numpy()[..., None]
     original = to_pictures(pixel_values, image_mean, image_std)
     predicted = to_pictures(reconstruction, image_mean, image_std)
     hidden = np.where(mask, np.uint8(MASK_GREY), original)

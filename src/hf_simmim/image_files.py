@@ -1,0 +1,143 @@
+"""Opened images: pictures or arrays, and what their numbers mean.
+
+- A picture is what Pillow opens: JPEG, PNG, TIFF of 8 bits, and so on. It is converted to the wanted channels.
+- An array is everything else: `.npy` files, TIFF files of other numbers or bands, data set columns of numbers, arrays
+  passed to the image processor. It must have the wanted channels, and its numbers are taken as they are stored: uint8
+  as uint8, all others as float32.
+
+Pictures of 16 bits stand between the two, and `rescale_factor` decides. At 1/255, which says that pixels are numbers
+from 0 to 255, they are scaled to 8 bits. At any other factor (1/65535 for the whole range, 1/10000 for reflectances of
+Sentinel-2) they are arrays.
+
+Either way a model sees (numbers * rescale_factor - image_mean) / image_std.
+"""
+
+import importlib
+import io
+import os
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from .image_channels import keeps_deep_pictures, picture_or_array, upright, warn_of_lost_bits
+
+NPY_MAGIC = b"\x93NUMPY"
+TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def open_image(source: str | os.PathLike | bytes, num_channels: int, rescale_factor: float) -> Image.Image | np.ndarray:
+    """Open a file; the pixels of a picture are decoded later.
+
+    Args:
+        source: Path, or content of the file.
+        num_channels: Wanted channels C, which tell whether the pages of a TIFF file are channels.
+        rescale_factor: What the numbers are going to be multiplied with.
+
+    Returns:
+        A picture, or an array of shape (H, W), (H, W, C) or (C, H, W) of any numbers.
+
+    Raises:
+        ValueError, OSError: If the file cannot be read, and whatever else the readers raise.
+    """
+    if isinstance(source, bytes):
+        head = source[:6]
+    else:
+        with open(source, "rb") as file:
+            head = file.read(6)
+    if head == NPY_MAGIC:
+        # Pickles run code.
+        return np.load(_readable(source), allow_pickle=False)
+    if head.startswith(TIFF_MAGICS):
+        return _open_tiff(source, num_channels, rescale_factor)
+    image = Image.open(_readable(source))
+    if image.format == "PNG" and image.mode != "I;16" and _png_is_deep(image):
+        if keeps_deep_pictures(rescale_factor):
+            image.close()
+            return _read_deep_png(source)
+        warn_of_lost_bits()
+    return picture_or_array(image, rescale_factor)
+
+
+def _readable(source: str | os.PathLike | bytes) -> Any:
+    return io.BytesIO(source) if isinstance(source, bytes) else source
+
+
+def _png_is_deep(image: ImageFile.ImageFile) -> bool:
+    return bool(image.tile) and str(image.tile[0].args).endswith(";16B")
+
+
+def _read_deep_png(source: str | os.PathLike | bytes) -> np.ndarray:
+    """Colours of 16 bits, for which Pillow has no mode: it keeps the byte that is the upper one in the order named."""
+    halves = []
+    for order in ("16B", "16L"):
+        with Image.open(_readable(source)) as image:
+            if not str(image.tile[0].args).startswith("RGB"):
+                raise ValueError(
+                    "The PNG file holds grey with transparency of 16 bits, which cannot be read. Convert it to grey."
+                )
+            image.tile = [tile._replace(args=str(tile.args).replace("16B", order)) for tile in image.tile]
+            halves.append(np.asarray(upright(image)).astype(np.uint16))
+    return halves[0] << 8 | halves[1]
+
+
+def _open_tiff(source: str | os.PathLike | bytes, num_channels: int, rescale_factor: float) -> Image.Image | np.ndarray:
+    try:
+        image: Image.Image = Image.open(_readable(source))
+    except UnidentifiedImageError:
+        return _read_tiff(source, num_channels)
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    if tags.get(274, 1) > 4 and not isinstance(source, bytes):
+        # Pillow maps files of some modes to memory, and those that lie on their side with the wrong width.
+        image.close()
+        with open(source, "rb") as file:
+            image = Image.open(io.BytesIO(file.read()))
+    bits, num_bands = max(tags.get(258, (1,))), tags.get(277, 1)
+    is_unsigned = set(tags.get(339, (1,))) == {1}
+    pages_are_channels = num_bands == 1 < num_channels and getattr(image, "n_frames", 1) == num_channels
+    # Pillow opens files of more bands than it has a mode for, and leaves the last ones out.
+    if pages_are_channels or num_bands != len(image.getbands()):
+        image.close()
+        return _read_tiff(source, num_channels)
+    if is_unsigned and bits <= (8 if keeps_deep_pictures(rescale_factor) else 16):
+        if bits > 8:
+            warn_of_lost_bits()
+        return image
+    # Pillow reads what tifffile needs another package for, but it knows neither colours of 16 bits nor uint32.
+    if image.mode.startswith("I;16") or image.mode == "F" or (image.mode == "I" and bits == 16):
+        return np.asarray(upright(image))
+    image.close()
+    return _read_tiff(source, num_channels)
+
+
+def _read_tiff(source: str | os.PathLike | bytes, num_channels: int) -> np.ndarray:
+    """A TIFF file of any numbers and bands: all its pages if they fit the channels, else the first one, upright."""
+    # Imported by name: transformers would demand it of everybody who loads a checkpoint's code.
+    try:
+        tifffile = importlib.import_module("tifffile")
+    except ImportError as error:
+        raise ImportError("TIFF files of these bands or numbers need tifffile: pip install tifffile.") from error
+    try:
+        with tifffile.TiffFile(_readable(source)) as tiff:
+            series, page = tiff.series[0], tiff.pages.first
+            if len(series.shape) == 3 > len(page.shape) and num_channels in (series.shape[0], series.shape[-1]):
+                return series.asarray()
+            orientation = page.tags.get(274)
+            return _turned(page.asarray(), page.axes, int(orientation.value) if orientation else 1)
+    except (ImportError, KeyError, ValueError) as error:
+        # Without imagecodecs tifffile looks for codecs in Python itself, which older ones lack.
+        if isinstance(error, ImportError) or "imagecodecs" in str(error):
+            reason = str(error).strip("\"'")
+            raise ValueError(
+                f"The TIFF file is compressed in a way that needs another package ({reason}): pip install imagecodecs."
+            ) from error
+        raise
+
+
+def _turned(array: np.ndarray, axes: str, orientation: int) -> np.ndarray:
+    """Apply the TIFF orientation (1 to 8) to an array whose axes are named Y and X."""
+    rows, columns = axes.index("Y"), axes.index("X")
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(rows, columns)
+    mirrored = tuple(axis for axis, of in ((columns, (2, 3, 6, 7)), (rows, (3, 4, 7, 8))) if orientation in of)
+    return np.flip(array, mirrored)
