@@ -1,67 +1,28 @@
-"""The small Swin of the authors' code whose numbers are in `fixtures/`."""
+"""The small models of the authors' code whose numbers are in `fixtures/`, as the converter brings them to us."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import SwinConfig
 
-from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
+from hf_simmim import SimMIMForMaskedImageModeling, conversion
 
 FIXTURES = Path(__file__).parent / "fixtures"
-
-# Authors' name -> ours, applied in order. `attn.qkv` is split in three as well.
-RENAMES = (
-    ("decoder.0.", "head.projection."),
-    ("encoder.patch_embed.proj.", "simmim.encoder.embeddings.patch_embeddings.projection."),
-    ("encoder.patch_embed.norm.", "simmim.encoder.embeddings.norm."),
-    ("encoder.mask_token", "simmim.encoder.embeddings.mask_token"),
-    ("encoder.norm.", "simmim.encoder.layernorm."),
-    ("encoder.layers.", "simmim.encoder.encoder.layers."),
-    (".norm1.", ".layernorm_before."),
-    (".norm2.", ".layernorm_after."),
-    (".attn.proj.", ".attention.output.dense."),
-    (".attn.relative_position_bias_table", ".attention.self.relative_position_bias_table"),
-    (".mlp.fc1.", ".intermediate.dense."),
-    (".mlp.fc2.", ".output.dense."),
-)
+GOLDEN = ("swin", "swinv2", "vit")
 
 
-def our_names(name: str) -> list[str]:
-    """Our parameters that hold what one of the authors' holds, in order."""
-    for old, new in RENAMES:
-        name = name.replace(old, new) if not old.startswith("encoder.") or name.startswith(old) else name
-    if ".attn.qkv." in name:
-        return [name.replace(".attn.qkv.", f".attention.self.{part}.") for part in ("query", "key", "value")]
-    return [name]
-
-
-def golden_config() -> SimMIMConfig:
-    """Geometry of the golden Swin."""
-    return SimMIMConfig(
-        encoder_config=SwinConfig(
-            image_size=96,
-            patch_size=4,
-            window_size=3,
-            embed_dim=24,
-            depths=[2, 2, 2, 2],
-            num_heads=[1, 2, 4, 8],
-            drop_path_rate=0.0,
-        )
-    )
-
-
-def golden_model() -> SimMIMForMaskedImageModeling:
+def golden_model(encoder: str = "swin") -> SimMIMForMaskedImageModeling:
     """Our model with the authors' weights; every one of them is used and none is missing."""
-    state_dict = {}
-    for name, tensor in load_file(FIXTURES / "swin_pretrain_weights.safetensors").items():
-        names = our_names(name)
-        state_dict.update(zip(names, tensor.chunk(len(names)), strict=True))
-    model = SimMIMForMaskedImageModeling(golden_config())
-    model.load_state_dict(state_dict, strict=True)
+    model: Any = conversion.convert_checkpoint(FIXTURES / f"{encoder}_pretrain.pth").model
     return model
 
 
-def golden_values() -> dict[str, torch.Tensor]:
+def golden_values(encoder: str = "swin") -> dict[str, torch.Tensor]:
     """What the authors' code computed."""
-    return load_file(FIXTURES / "swin_pretrain.safetensors")
+    return load_file(FIXTURES / f"{encoder}_pretrain.safetensors")
+
+
+def our_names(name: str, encoder: str = "swin") -> list[str]:
+    """Our parameters that hold what one of the authors' holds, in order."""
+    return conversion.our_names(name.removeprefix("encoder."), {"vit": "beit"}.get(encoder, encoder))

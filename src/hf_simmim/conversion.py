@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoModelForMaskedImageModeling
 from transformers.models.beit.modeling_beit import BeitRelativePositionBias
 
 from . import SimMIMImageProcessor
-from .configuration_simmim import SimMIMConfig
+from .configuration_simmim import TARGETS, SimMIMConfig
 from .conversion_card import conversion_card
 from .masking import random_mask
 from .modeling_simmim import SimMIMForMaskedImageModeling, SimMIMModel, SimMIMPreTrainedModel
@@ -212,8 +212,8 @@ def _config(encoder: dict[str, Any], settings: Settings) -> SimMIMConfig:
 
 def _target(settings: Settings) -> dict[str, Any]:
     """What the prediction head was trained on, as fields of the config."""
-    if settings.get("normalise_target"):
-        return {}
+    if settings.get("normalise_target") and "normalized_rgb" in TARGETS:
+        return {"target": "normalized_rgb", "target_options": {"window_size": settings.get("normalise_window", 47)}}
     return {}
 
 

@@ -21,6 +21,8 @@ STATE_OF_THE_RUN = (
 )
 
 Settings = dict[str, Any]
+# The settings that can be lists.
+LISTS = ("image_size", "depths", "num_heads", "pretrained_window_sizes", "image_mean", "image_std")
 
 
 @dataclass
@@ -324,7 +326,7 @@ def _named(name: str, config: Any) -> Iterator[Any]:
 
 def _checked_settings(settings: Settings) -> Settings:
     for name, value in settings.items():
-        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        values = list(value) if isinstance(value, (list, tuple)) and name in LISTS else [value]
         if not values or not all(isinstance(item, str if name == "model_type" else (int, float)) for item in values):
             raise ValueError(f"The stored config has {name}={value!r}, of which nothing can be made.")
         if isinstance(value, tuple):

@@ -149,8 +149,8 @@ def table_window(original: OriginalCheckpoint, stage: int) -> int:
     elif _has_table(original, stage):
         rows = side = _shape(original, f"{attention}.relative_coords_table", 4)[1]
         rows *= side
-    elif isinstance(original.settings.get("window_size"), int):
-        return original.settings["window_size"]
+    elif type(window := original.settings.get("window_size")) is int and window > 0:
+        return window
     else:
         raise ValueError(
             "SwinV2 keeps the window in no weight, and the file has neither relative_coords_table nor a stored config."
