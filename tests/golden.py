@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from hf_simmim import SimMIMForMaskedImageModeling, conversion
+from hf_simmim import SimMIMForMaskedImageModeling, original_names
+from hf_simmim.conversion import convert_checkpoint
 
 FIXTURES = Path(__file__).parent / "fixtures"
 GOLDEN = ("swin", "swinv2", "vit")
@@ -14,7 +15,7 @@ GOLDEN = ("swin", "swinv2", "vit")
 
 def golden_model(encoder: str = "swin") -> SimMIMForMaskedImageModeling:
     """Our model with the authors' weights; every one of them is used and none is missing."""
-    model: Any = conversion.convert_checkpoint(FIXTURES / f"{encoder}_pretrain.pth").model
+    model: Any = convert_checkpoint(FIXTURES / f"{encoder}_pretrain.pth").model
     return model
 
 
@@ -25,4 +26,4 @@ def golden_values(encoder: str = "swin") -> dict[str, torch.Tensor]:
 
 def our_names(name: str, encoder: str = "swin") -> list[str]:
     """Our parameters that hold what one of the authors' holds, in order."""
-    return conversion.our_names(name.removeprefix("encoder."), {"vit": "beit"}.get(encoder, encoder))
+    return original_names.our_names(name.removeprefix("encoder."), {"vit": "beit"}.get(encoder, encoder))

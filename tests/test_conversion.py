@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForMaskedImageM
 
 from hf_simmim import SimMIMForMaskedImageModeling, SimMIMModel
 from hf_simmim.conversion import convert_checkpoint, save_conversion
-from hf_simmim.original_checkpoints import literals
+from hf_simmim.original_settings import literals
 from hf_simmim.untrusted_files import read_pth
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "convert_checkpoint.py"

@@ -6,7 +6,6 @@ is compared with what our code computes, or is named in the report with the reas
 
 import copy
 import hashlib
-import math
 import re
 import shutil
 import tempfile
@@ -18,58 +17,19 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModel, AutoModelForMaskedImageModeling
-from transformers.models.beit.modeling_beit import BeitRelativePositionBias
 
 from . import SimMIMImageProcessor
 from .configuration_simmim import TARGETS, SimMIMConfig
 from .conversion_card import conversion_card
 from .masking import random_mask
 from .modeling_simmim import SimMIMForMaskedImageModeling, SimMIMModel, SimMIMPreTrainedModel
-from .original_checkpoints import OriginalCheckpoint, Settings, open_checkpoint
+from .original_buffers import BUFFER, stage_grids, verify_buffers
+from .original_checkpoints import OriginalCheckpoint, open_checkpoint
 from .original_geometry import Size, check_windows, encoder_settings
-from .swin import WindowLayout, window_layout
+from .original_names import our_names
+from .original_settings import Settings
 from .untrusted_files import read_pth
 
-# Authors' name -> ours inside the encoder, in one or in three equal parts. The first pattern that fits counts.
-_SWIN_BLOCK = r"layers\.(\d+)\.blocks\.(\d+)\."
-_OUR_SWIN_BLOCK = r"encoder.layers.\1.blocks.\2."
-SWIN_NAMES: dict[str, tuple[str, ...]] = {
-    r"mask_token": ("embeddings.mask_token",),
-    r"absolute_pos_embed": ("embeddings.position_embeddings",),
-    r"patch_embed\.proj\.(\w+)": (r"embeddings.patch_embeddings.projection.\1",),
-    r"patch_embed\.norm\.(\w+)": (r"embeddings.norm.\1",),
-    r"norm\.(\w+)": (r"layernorm.\1",),
-    r"layers\.(\d+)\.downsample\.(\w+\.\w+)": (r"encoder.layers.\1.downsample.\2",),
-    _SWIN_BLOCK + r"attn\.qkv\.(\w+)": tuple(
-        rf"{_OUR_SWIN_BLOCK}attention.self.{part}.\3" for part in ("query", "key", "value")
-    ),
-    _SWIN_BLOCK + r"attn\.q_bias": (f"{_OUR_SWIN_BLOCK}attention.self.query.bias",),
-    _SWIN_BLOCK + r"attn\.v_bias": (f"{_OUR_SWIN_BLOCK}attention.self.value.bias",),
-    _SWIN_BLOCK + r"attn\.(relative_position_bias_table|logit_scale)": (rf"{_OUR_SWIN_BLOCK}attention.self.\3",),
-    _SWIN_BLOCK + r"attn\.cpb_mlp\.(\d\.\w+)": (rf"{_OUR_SWIN_BLOCK}attention.self.continuous_position_bias_mlp.\3",),
-    _SWIN_BLOCK + r"attn\.proj\.(\w+)": (rf"{_OUR_SWIN_BLOCK}attention.output.dense.\3",),
-    _SWIN_BLOCK + r"norm1\.(\w+)": (rf"{_OUR_SWIN_BLOCK}layernorm_before.\3",),
-    _SWIN_BLOCK + r"norm2\.(\w+)": (rf"{_OUR_SWIN_BLOCK}layernorm_after.\3",),
-    _SWIN_BLOCK + r"mlp\.fc1\.(\w+)": (rf"{_OUR_SWIN_BLOCK}intermediate.dense.\3",),
-    _SWIN_BLOCK + r"mlp\.fc2\.(\w+)": (rf"{_OUR_SWIN_BLOCK}output.dense.\3",),
-}
-VIT_NAMES: dict[str, tuple[str, ...]] = {
-    r"(mask_token|cls_token)": (r"embeddings.\1",),
-    r"pos_embed": ("embeddings.position_embeddings",),
-    r"patch_embed\.proj\.(\w+)": (r"embeddings.patch_embeddings.projection.\1",),
-    r"rel_pos_bias\.(relative_position_bias_table)": (r"shared_position_bias.\1",),
-    r"norm\.(\w+)": (r"layernorm.\1",),
-    r"blocks\.(\d+)\.attn\.qkv\.(\w+)": tuple(rf"layers.\1.attention.{part}_proj.\2" for part in "qkv"),
-    r"blocks\.(\d+)\.attn\.([qv])_bias": (r"layers.\1.attention.\2_proj.bias",),
-    r"blocks\.(\d+)\.attn\.(relative_position_bias_table)": (r"layers.\1.relative_position_bias.\2",),
-    r"blocks\.(\d+)\.attn\.proj\.(\w+)": (r"layers.\1.attention.o_proj.\2",),
-    r"blocks\.(\d+)\.gamma_([12])": (r"layers.\1.lambda_\2",),
-    r"blocks\.(\d+)\.norm1\.(\w+)": (r"layers.\1.layernorm_before.\2",),
-    r"blocks\.(\d+)\.norm2\.(\w+)": (r"layers.\1.layernorm_after.\2",),
-    r"blocks\.(\d+)\.(mlp\.fc[12]\.\w+)": (r"layers.\1.\2",),
-}
-ENCODER_NAMES = {"swin": SWIN_NAMES, "swinv2": SWIN_NAMES, "beit": VIT_NAMES}
-BUFFER = re.compile(r"(.*\.)?(relative_position_index|attn_mask|relative_coords_table)")
 # A fine-tuned ViT normalises after pooling: that norm belongs to its classifier.
 CLASSIFIER = re.compile(r"(head|fc_norm)\.(weight|bias)")
 
@@ -115,7 +75,7 @@ def convert_checkpoint(path: str | Path, image_size: Size | None = None) -> Conv
     encoder, remarks = encoder_settings(original, image_size)
     config = _config(encoder, original.settings)
     if original.architecture != "beit":
-        check_windows(original, encoder, _stage_grids(config))
+        check_windows(original, encoder, stage_grids(config))
     is_pretrained = "decoder.0.weight" in original.weights
     model: Any = (
         SimMIMForMaskedImageModeling(config)
@@ -129,7 +89,7 @@ def convert_checkpoint(path: str | Path, image_size: Size | None = None) -> Conv
             f" compute the same: {', '.join(unknown[:12])}{' and others' if len(unknown) > 12 else ''}."
         )
     _load(model, state_dict, used)
-    verified = _verify_buffers(original, config, model)
+    verified = verify_buffers(original, config)
 
     sha256 = hashlib.sha256()
     with Path(path).open("rb") as file:
@@ -228,13 +188,6 @@ def _described(config: SimMIMConfig) -> str:
     return f"{text}, width {encoder.embed_dim}, depths {depths}, heads {heads}, window {encoder.window_size}"
 
 
-def _stage_grids(config: SimMIMConfig) -> list[Size]:
-    """(h, w) of each stage of a Swin, in tokens."""
-    height, width = config.grid_size
-    stages = range(len(config.encoder_config.depths))
-    return [(math.ceil(height / 2**stage), math.ceil(width / 2**stage)) for stage in stages]
-
-
 def _renamed(
     original: OriginalCheckpoint, model: SimMIMPreTrainedModel
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor], list[str]]:
@@ -264,25 +217,6 @@ def _renamed(
     return state_dict, used, classifier, unknown
 
 
-def our_names(name: str, architecture: str, prefix: str = "simmim.encoder.") -> list[str]:
-    """Our parameters that hold what one of the authors' holds, in order.
-
-    Args:
-        name: The authors' name, without `encoder.`.
-        architecture: swin, swinv2 or beit.
-        prefix: Before the names of our encoder's parameters.
-
-    Returns:
-        One name, three for query, key and value, or none if we have no such parameter.
-    """
-    if name in ("decoder.0.weight", "decoder.0.bias"):
-        return [name.replace("decoder.0.", "head.projection.")]
-    for pattern, replacements in ENCODER_NAMES[architecture].items():
-        if found := re.fullmatch(pattern, name):
-            return [prefix + found.expand(replacement) for replacement in replacements]
-    return []
-
-
 def _load(model: SimMIMPreTrainedModel, state_dict: dict[str, torch.Tensor], used: dict[str, torch.Tensor]) -> None:
     """Fill every parameter, or say why not."""
     places = model.state_dict()
@@ -305,80 +239,6 @@ def _load(model: SimMIMPreTrainedModel, state_dict: dict[str, torch.Tensor], use
             f"{', '.join(broken[:5])} in the file holds NaN or infinity: the run had diverged. Use an earlier file."
         )
     model.load_state_dict(state_dict, strict=True)
-
-
-def _verify_buffers(original: OriginalCheckpoint, config: SimMIMConfig, model: SimMIMPreTrainedModel) -> list[str]:
-    """Compare the buffers of a file with what our code computes in their place, and return what they are."""
-    verified = []
-    layouts: dict[int, WindowLayout] = {}
-    for name, theirs in original.weights.items():
-        found = BUFFER.fullmatch(name)
-        if not found:
-            continue
-        if original.architecture == "beit":
-            ours = (
-                _vit_index(config)
-                if re.fullmatch(r"(rel_pos_bias|blocks\.\d+\.attn)\.relative_position_index", name)
-                else None
-            )
-        else:
-            ours = _swin_buffer(name, config, layouts)
-        # The table is computed in floating point, on another machine.
-        tolerance = 1e-6 if found[2] == "relative_coords_table" else 0.0
-        if (
-            ours is None
-            or ours.shape != theirs.shape
-            or not torch.allclose(theirs.double(), ours.double(), rtol=0.0, atol=tolerance)
-        ):
-            raise ValueError(
-                f"{original.file_names[name]} in the file is not what our {original.architecture} computes at"
-                f" {config.image_size[0]} x {config.image_size[1]} px, so the model would not be the same. If the file"
-                " was made for another size, give --image_size."
-            )
-        verified.append(found[2])
-    return verified
-
-
-def _vit_index(config: SimMIMConfig) -> torch.Tensor:
-    """Which row of its table transformers' BEiT takes for each pair of tokens, the class token first."""
-    return BeitRelativePositionBias.generate_relative_position_index(config.grid_size)
-
-
-def _swin_buffer(name: str, config: SimMIMConfig, layouts: dict[int, WindowLayout]) -> torch.Tensor | None:
-    """What our Swin or SwinV2 computes in the place of a buffer, or None if it has no such thing."""
-    found = re.fullmatch(_SWIN_BLOCK + r"(?:attn\.(relative_position_index|relative_coords_table)|(attn_mask))", name)
-    grids = _stage_grids(config)
-    if not found or int(found[1]) >= len(grids):
-        return None
-    stage, block = int(found[1]), int(found[2])
-    encoder = config.encoder_config
-    window = min(encoder.window_size, *grids[stage])
-    if stage not in layouts:
-        layouts[stage] = window_layout(grids[stage], window, torch.device("cpu"), torch.float32)
-    layout = layouts[stage]
-    if found[3] == "relative_position_index":
-        return layout.relative_index
-    if found[3] == "relative_coords_table":
-        return relative_coords_table(window, encoder.pretrained_window_sizes[stage])
-    return layout.region_mask[:, 0] if block % 2 and layout.region_mask is not None else None
-
-
-def relative_coords_table(window: int, pretrained_window: int) -> torch.Tensor:
-    """Distances inside a window as SwinV2 feeds them to its position bias.
-
-    Args:
-        window: Window in tokens.
-        pretrained_window: Window in whose units distances are measured; 0 for the same.
-
-    Returns:
-        float32 tensor of shape (1, 2 * window - 1, 2 * window - 1, 2), on a logarithmic scale.
-
-    Source: `WindowAttention.__init__` in models/swin_transformer_v2.py of microsoft/Swin-Transformer.
-    """
-    distances = torch.arange(1 - window, window, dtype=torch.float32)
-    table = torch.stack(torch.meshgrid(distances, distances, indexing="ij"), dim=-1)
-    table = table * 8 / max((pretrained_window or window) - 1, 1)
-    return (table.sign() * (table.abs() + 1.0).log2() / 3.0)[None]
 
 
 def _processor(config: SimMIMConfig, settings: Settings) -> SimMIMImageProcessor:
