@@ -1,4 +1,4 @@
-"""Speed and memory of our Swin against transformers' own, in masked image modelling.
+"""Speed and memory of our Swin and SwinV2 against transformers' own, in masked image modelling.
 
 Both models hold the same weights and get the same images and masks. They are timed in one process, in turns, so that
 drift of the machine cancels, and only after both gave the same loss and reconstruction.
@@ -17,19 +17,21 @@ from pathlib import Path
 import torch
 import transformers
 from torch import nn
-from transformers import SwinConfig, SwinForMaskedImageModeling
+from transformers import SwinConfig, SwinForMaskedImageModeling, Swinv2Config, Swinv2ForMaskedImageModeling
 
 from hf_simmim import ENCODER_PRESETS, SimMIMConfig, SimMIMForMaskedImageModeling
 from hf_simmim.masking import random_mask
 
+PEERS = {"swin": (SwinConfig, SwinForMaskedImageModeling), "swinv2": (Swinv2Config, Swinv2ForMaskedImageModeling)}
 WARM_UP_ROUNDS = 3
 COLUMNS = "| | ours, images/s | transformers, images/s | ratio (min to max) | ours, MiB | transformers, MiB |"
 Inputs = dict[str, torch.Tensor]
 
 
-def build_models(encoder: str) -> dict[str, nn.Module]:
+def build_models(model: str, encoder: str) -> dict[str, nn.Module]:
     """Our model and transformers' with the same weights, which are moved off the initial zeros and ones."""
-    config = SwinConfig.from_dict(ENCODER_PRESETS[encoder] | {"encoder_stride": 32})
+    config_class, peer_class = PEERS[model]
+    config = config_class.from_dict(ENCODER_PRESETS[encoder] | {"model_type": model, "encoder_stride": 32})
     torch.manual_seed(0)
     ours = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=config))
     with torch.no_grad():
@@ -37,9 +39,9 @@ def build_models(encoder: str) -> dict[str, nn.Module]:
             parameter.add_(torch.randn_like(parameter), alpha=0.02)
     # Loading converts the names of checkpoints, which are ours, to those that transformers has in memory.
     weights = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
-    for old, new in (("simmim.encoder.", "swin."), ("head.projection.", "decoder.0.")):
+    for old, new in (("simmim.encoder.", f"{model}."), ("head.projection.", "decoder.0.")):
         weights = {name.replace(old, new): tensor for name, tensor in weights.items()}
-    theirs = SwinForMaskedImageModeling.from_pretrained(None, config=config, state_dict=weights)
+    theirs = peer_class.from_pretrained(None, config=config, state_dict=weights)
     return {"ours": ours, "theirs": theirs}
 
 
@@ -109,6 +111,7 @@ def _linux_field(path: str, name: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=PEERS, default="swin")
     parser.add_argument("--encoder", choices=["swin-tiny", "swin-small", "swin-base"], default="swin-tiny")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 is autocast")
@@ -118,7 +121,7 @@ def main() -> None:
     parser.add_argument("--only_memory", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
 
-    models = {name: model.to(args.device) for name, model in build_models(args.encoder).items()}
+    models = {name: model.to(args.device) for name, model in build_models(args.model, args.encoder).items()}
     inputs = {name: tensor.to(args.device) for name, tensor in build_inputs(args.encoder, args.batch_size).items()}
     if args.compile:
         for model in models.values():
@@ -128,8 +131,9 @@ def main() -> None:
         print(f"{peak_memory(make_step(models[name], inputs, args, kind), args.device):.0f}")
         return
     device = torch.cuda.get_device_name() if args.device == "cuda" else _linux_field("/proc/cpuinfo", "model name")
+    name = args.encoder.replace("swin", args.model)
     print(
-        f"{device}, {args.encoder} at 192 px window 6, batch {args.batch_size}, {torch.get_num_threads()} threads,"
+        f"{device}, {name} at 192 px window 6, batch {args.batch_size}, {torch.get_num_threads()} threads,"
         f" {args.dtype}{' autocast' * (args.dtype == 'bfloat16')}, {'compiled' if args.compile else 'eager'},"
         f" {args.rounds} rounds, torch {torch.__version__}, transformers {transformers.__version__}"
     )

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoModel
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
@@ -108,14 +109,15 @@ def examine(name: str) -> Verdict:
     """Try one model as an encoder."""
     try:
         model = build(name).eval()
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, StrictDataclassError) as error:
         return Verdict(name, refusal=" ".join(str(error).split()))
     verdict = Verdict(name, geometry=model.simmim.geometry)
     config, geometry = model.config, model.simmim.geometry
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             # What starts at zero, or nearly so, would hide what depends on it.
-            if parameter.ndim < 2 or parameter.abs().max() < 1e-3 or "token" in parameter_name:
+            starts_at_zero = parameter.numel() and parameter.abs().max() < 1e-3
+            if parameter.ndim < 2 or starts_at_zero or "token" in parameter_name:
                 parameter.add_(torch.randn_like(parameter) * 0.02)
     generator = torch.Generator().manual_seed(0)
     pixel_values = torch.randn(2, config.num_channels, *config.image_size, generator=generator)

@@ -18,7 +18,7 @@ from hf_simmim.targets import TARGET_FUNCTIONS
 
 ROOT = Path(__file__).parents[1]
 TRAVELLING = ("configuration_simmim", "modeling_simmim", "image_processing_simmim", "masking", "encoders", "swin")
-TRAVELLING += ("heads", "targets", "losses")
+TRAVELLING += ("swinv2", "heads", "targets", "losses")
 
 
 @pytest.fixture(scope="module")

@@ -5,24 +5,51 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import BeitConfig, DeiTConfig, Dinov2Config, FocalNetConfig, SwinConfig, Swinv2Config, ViTConfig
+from transformers import (
+    BeitConfig,
+    CLIPVisionConfig,
+    ConvNextConfig,
+    Data2VecVisionConfig,
+    DeiTConfig,
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
+    DINOv3ViTConfig,
+    FocalNetConfig,
+    HieraConfig,
+    IJepaConfig,
+    PvtV2Config,
+    ResNetConfig,
+    SegformerConfig,
+    SiglipVisionConfig,
+    SwinConfig,
+    Swinv2Config,
+    ViTConfig,
+    ViTMSNConfig,
+)
 
 from hf_simmim import SimMIMConfig
 from hf_simmim.masking import random_mask
 
+# Three stages on a grid of 16 x 16: two with shifted windows, then a single window.
+SWIN_SIZES: dict[str, Any] = {
+    "image_size": 32,
+    "patch_size": 2,
+    "embed_dim": 16,
+    "depths": [2, 2, 1],
+    "num_heads": [2, 2, 4],
+    "window_size": 4,
+    "drop_path_rate": 0.0,
+}
+
 
 def swin_config(**kwargs: Any) -> SwinConfig:
-    """Three stages on a grid of 16 x 16: shifted windows, then plain ones, then a single window."""
-    defaults: dict[str, Any] = {
-        "image_size": 32,
-        "patch_size": 2,
-        "embed_dim": 16,
-        "depths": [2, 2, 1],
-        "num_heads": [2, 2, 4],
-        "window_size": 4,
-        "drop_path_rate": 0.0,
-    }
-    return SwinConfig(**(defaults | kwargs))
+    """The paper's Swin, small."""
+    return SwinConfig(**(SWIN_SIZES | kwargs))
+
+
+def swinv2_config(**kwargs: Any) -> Swinv2Config:
+    """SwinV2 of the geometry of `swin_config`."""
+    return Swinv2Config(**(SWIN_SIZES | kwargs))
 
 
 def beit_config(**kwargs: Any) -> BeitConfig:
@@ -62,16 +89,31 @@ def plain_config(config_class: type) -> Callable[..., Any]:
     return partial(config_class, **VIT_SIZES)
 
 
+PYRAMID: dict[str, Any] = {"image_size": 64, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+
+# At least one for each way of hiding patches, and for each shape that an output comes in.
 ENCODER_CONFIGS = {
     "swin": swin_config,
+    "swinv2": swinv2_config,
     "beit": beit_config,
     "vit": vit_config,
     "deit": plain_config(DeiTConfig),
     "dinov2": plain_config(Dinov2Config),
     "focalnet": partial(FocalNetConfig, image_size=32, patch_size=4, embed_dim=16, depths=[1, 1], use_mask_token=True),
-    "swinv2": partial(
-        Swinv2Config, image_size=32, patch_size=4, embed_dim=16, depths=[1, 1], num_heads=[1, 2], window_size=4
+    "data2vec-vision": partial(plain_config(Data2VecVisionConfig), use_relative_position_bias=True),
+    "dinov2_with_registers": plain_config(Dinov2WithRegistersConfig),
+    "dinov3_vit": plain_config(DINOv3ViTConfig),
+    "ijepa": plain_config(IJepaConfig),
+    "vit_msn": plain_config(ViTMSNConfig),
+    "siglip_vision_model": plain_config(SiglipVisionConfig),
+    "clip_vision_model": plain_config(CLIPVisionConfig),
+    "convnext": partial(ConvNextConfig, **PYRAMID),
+    "resnet": partial(ResNetConfig, embedding_size=8, **PYRAMID),
+    "hiera": partial(
+        HieraConfig, image_size=[64, 64], embed_dim=8, num_heads=[1, 1, 2, 2], depths=[1, 1, 1, 1], num_layers=4
     ),
+    "segformer": partial(SegformerConfig, **PYRAMID),
+    "pvt_v2": partial(PvtV2Config, num_attention_heads=[1, 2, 3, 4], **PYRAMID),
 }
 
 

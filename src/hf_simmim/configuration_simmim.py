@@ -1,5 +1,6 @@
 """Configuration of SimMIM: any vision encoder, plus the head, the target and the loss by name."""
 
+import copy
 import math
 from typing import Any, ClassVar
 
@@ -158,6 +159,23 @@ class SimMIMConfig(PreTrainedConfig):
         """(h, w) of the patch grid on which `bool_masked_pos` lives; a patch that the border cuts counts as one."""
         height, width = self.image_size
         return math.ceil(height / self.patch_size), math.ceil(width / self.patch_size)
+
+    def for_fine_tuning(self) -> "SimMIMConfig":
+        """A copy whose encoder is what the paper fine-tunes.
+
+        Swin stays as it is. The ViT gets a relative position table in every block in the place of the shared one, and
+        loses its final norm: fine-tuning starts a fresh one behind the mean of the tokens. `from_pretrained` copies
+        the table and drops the norm.
+
+        Source: configs/vit_base__800ep and `remap_pretrained_keys_vit` in utils.py of microsoft/SimMIM.
+        """
+        config = copy.deepcopy(self)
+        if hasattr(config.encoder_config, "use_shared_relative_position_bias"):
+            if config.encoder_config.use_shared_relative_position_bias:
+                config.encoder_config.use_shared_relative_position_bias = False
+                config.encoder_config.use_relative_position_bias = True
+            config.encoder_config.use_mean_pooling = True
+        return config
 
     @property
     def _geometry(self):

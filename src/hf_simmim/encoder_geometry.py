@@ -19,7 +19,7 @@ MAX_PREFIX_TOKENS = 16
 ROUND_SIZE = 64
 
 # Encoders that are our own modules, with the names of transformers' checkpoints.
-OWN_ENCODERS = ("swin",)
+OWN_ENCODERS = ("swin", "swinv2")
 
 # Encoders that run, and whose output is not what it seems to be.
 UNUSABLE_ENCODERS = {
@@ -43,6 +43,7 @@ class EncoderGeometry(NamedTuple):
     mask_token_shape: tuple[int, ...] | None = None  # of the token or patch that SimMIMModel holds for the encoder
     built_size: int | tuple[int, int] | None = None  # image_size for its config: some know squares only
     interpolate: bool = False  # whether position embeddings are interpolated at its own image size too
+    unused: tuple[str, ...] = ()  # parameters that the feature map does not depend on, such as those of a pooler
 
 
 _measured: dict[str, EncoderGeometry] = {}
@@ -141,6 +142,7 @@ class _Run(NamedTuple):
     patch_embedding: tuple[str, int, int] | None  # name, patch size and channels of a convolution over whole patches
     built_size: int | tuple[int, int]
     interpolate: bool
+    unused: tuple[str, ...]
 
 
 def _measure(encoder_config: Any) -> EncoderGeometry:
@@ -197,6 +199,7 @@ def _measure(encoder_config: Any) -> EncoderGeometry:
         mask_token_shape,
         run.built_size,
         run.interpolate,
+        run.unused,
     )
 
 
@@ -239,13 +242,19 @@ def _run_once(encoder_config: Any, size: tuple[int, int], built_size: int | tupl
         if not any(module.children()):
             module.register_forward_pre_hook(_note(seen, module_name, tuple(pixel_values.shape)))
     arguments = {"interpolate_pos_encoding": True} if interpolate else {}
-    with torch.no_grad():
+    with torch.enable_grad():
         outputs = encoder(pixel_values, **arguments)
-    if getattr(outputs, "last_hidden_state", None) is None:
-        raise ValueError("its output has no last_hidden_state")
-    if "encoder_last_hidden_state" in outputs:
-        raise ValueError("it has a decoder, whose output is not a map of the image")
-    return _Run(tuple(outputs.last_hidden_state.shape), _patch_embedding(seen), built_size, interpolate)
+        if getattr(outputs, "last_hidden_state", None) is None:
+            raise ValueError("its output has no last_hidden_state")
+        if "encoder_last_hidden_state" in outputs:
+            raise ValueError("it has a decoder, whose output is not a map of the image")
+        outputs.last_hidden_state.sum().backward()
+    unused = tuple(
+        name
+        for name, parameter in encoder.named_parameters()
+        if parameter.requires_grad and parameter.grad is None and not name.endswith("mask_token")
+    )
+    return _Run(tuple(outputs.last_hidden_state.shape), _patch_embedding(seen), built_size, interpolate, unused)
 
 
 def _note(seen: list[tuple[str, nn.Module]], name: str, shape: tuple[int, ...]):

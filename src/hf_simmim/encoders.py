@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_simmim import SimMIMConfig
 from .encoder_geometry import EncoderGeometry, encoder_geometry, make_transformers_encoder, takes, whole
 from .swin import Swin
+from .swinv2 import Swinv2
 
 
 class EncoderOutput(NamedTuple):
@@ -47,9 +49,35 @@ def build_encoder(config: SimMIMConfig, use_mask_token: bool) -> nn.Module:
     if geometry.route == "tokens":
         encoder.get_submodule(str(geometry.patch_embedding)).register_forward_hook(_replace_hidden)
     for module in encoder.modules():
+        if isinstance(module, PreTrainedModel):
+            module.is_custom_code = _has_names_of_its_own  # type: ignore[method-assign]
+    for name in geometry.unused:
+        # DDP waits for a gradient of every parameter that asks for one.
+        encoder.get_parameter(name).requires_grad_(False)
+    for module in encoder.modules():
         if hasattr(module, "relative_position_bias_table") and hasattr(module, "generate_relative_position_index"):
             module.forward = types.MethodType(_relative_position_bias, module)  # type: ignore[method-assign]
     return encoder
+
+
+def _has_names_of_its_own() -> bool:
+    """Tells transformers not to rename weights for an encoder on loading, as it does for stock checkpoints.
+
+    Ours have the names that the model has in memory, which some of its patterns match by accident.
+    """
+    return True
+
+
+def layers_to_wrap(encoder: nn.Module) -> list[str]:
+    """Names of the classes of an encoder's layers, which FSDP wraps and which stay on one device."""
+    present = {type(module).__name__ for module in encoder.modules()}
+    named = [name for name in getattr(encoder, "_no_split_modules", None) or [] if name in present]
+    if named:
+        return named
+    layers = {type(module).__name__ for module in encoder.modules() if isinstance(module, GradientCheckpointingLayer)}
+    return sorted(layers) or sorted(
+        {type(layer).__name__ for module in encoder.modules() if isinstance(module, nn.ModuleList) for layer in module}
+    )
 
 
 def _relative_position_bias(
@@ -183,4 +211,5 @@ def hide_pixels(
 
 ENCODER_CLASSES: dict[str, type[nn.Module]] = {
     "swin": Swin,
+    "swinv2": Swinv2,
 }

@@ -15,12 +15,12 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_simmim import SimMIMConfig
 from .encoder_geometry import encoder_geometry
-from .encoders import build_encoder, encode, init_as_released
+from .encoders import build_encoder, encode, init_as_released, layers_to_wrap
 from .heads import HEAD_CLASSES
 from .losses import LOSS_FUNCTIONS, masked_mean, masked_mean_per_image
 from .remapping import keep_pretrained_windows, remap, same_geometry, with_geometry_of
 from .stock_checkpoints import describe_loading, export_encoder, load_stock
-from .swin import Swin, init_swin_weights
+from .swinv2 import init_swinv2_weights
 from .targets import TARGET_FUNCTIONS
 
 logger = logging.get_logger(__name__)
@@ -77,11 +77,15 @@ class SimMIMPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _can_compile_fullgraph = True
-    _keys_to_ignore_on_load_unexpected = [r"relative_position_index$", r"attn_mask$"]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
+        r"relative_position_index$",
+        r"relative_coords_table$",
+        r"attn_mask$",
+    ]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        init_swin_weights(module, std=self.config.initializer_range)
+        init_swinv2_weights(module, std=self.config.initializer_range)
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
@@ -240,9 +244,9 @@ class SimMIMModel(SimMIMPreTrainedModel):
         self.mask_token = None
         if use_mask_token and self.geometry.mask_token_shape is not None:
             self.mask_token = nn.Parameter(torch.zeros(self.geometry.mask_token_shape))
-        if isinstance(self.encoder, Swin):
-            self._no_split_modules = ["SwinBlock"]
         self.post_init()
+        # After post_init, which takes over the encoder's own list with classes that it does not have.
+        self._no_split_modules = layers_to_wrap(self.encoder)
 
     def get_input_embeddings(self) -> nn.Module:
         """The encoder's patch embedding, which PEFT hooks when it trains with gradient checkpointing."""

@@ -33,6 +33,7 @@ class WindowLayout(NamedTuple):
     to_plain: torch.Tensor | None  # L: the inverse
     region_mask: torch.Tensor | None  # W, 1, N, N: logits that keep the regions of a shifted window apart
     is_real: torch.Tensor | None  # L, 1 in plain window order: 1 for tokens, 0 for padding; None without padding
+    coordinates: torch.Tensor | None = None  # rows of the bias table, 2: distances, where the bias is made from them
 
 
 def window_layout(
@@ -141,8 +142,17 @@ class SwinDropPath(nn.Module):
         return f"drop_prob={self.drop_prob}"
 
 
-class SwinSelfAttention(nn.Module):
-    """Attention inside each window, with a learned bias for each relative position."""
+class WindowSelfAttention(nn.Module):
+    """Attention inside each window; subclasses say how queries meet keys and what bias relative positions get.
+
+    Args:
+        config: Config of the encoder.
+        dim: Channels of the stage.
+        num_heads: Heads of the stage.
+        window_size: Window of the stage, in tokens.
+    """
+
+    has_key_bias = True  # where queries and values have one
 
     def __init__(self, config: PreTrainedConfig, dim: int, num_heads: int, window_size: int):
         super().__init__()
@@ -151,47 +161,71 @@ class SwinSelfAttention(nn.Module):
         self.num_heads = num_heads
         self.dropout = config.attention_probs_dropout_prob
         self.query = nn.Linear(dim, dim, bias=config.qkv_bias)
-        self.key = nn.Linear(dim, dim, bias=config.qkv_bias)
+        self.key = nn.Linear(dim, dim, bias=config.qkv_bias and self.has_key_bias)
         self.value = nn.Linear(dim, dim, bias=config.qkv_bias)
-        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
+
+    def bias_table(self, layout: WindowLayout) -> torch.Tensor:
+        """Bias of each head (columns) for each relative position (rows)."""
+        raise NotImplementedError
+
+    def attend(self, qkv: torch.Tensor, bias: torch.Tensor, dropout: float) -> torch.Tensor:
+        """Projections (B, W, N, 3, heads, d) and bias, as `biased_attention` takes it, to (B, W, heads, N, d)."""
+        raise NotImplementedError
 
     def forward(self, tokens: torch.Tensor, layout: WindowLayout, region_mask: torch.Tensor | None) -> torch.Tensor:
         batch_size, length, dim = tokens.shape
         window_area = layout.window_size**2
-        num_windows = length // window_area
-        head_dim = dim // self.num_heads
-
-        projections = (self.query, self.key, self.value)
-        if all(type(projection) is nn.Linear for projection in projections):
-            # One GEMM for the three, whose parameters stay apart for the sake of their names.
-            weight = torch.cat([projection.weight for projection in projections])
-            shift = None if self.query.bias is None else torch.cat([projection.bias for projection in projections])
-            qkv = F.linear(tokens, weight, shift)
-        else:
-            # Adapters and quantisation replace the layers by their own.
-            qkv = torch.cat([projection(tokens) for projection in projections], dim=-1)
-        qkv = qkv.view(batch_size, num_windows, window_area, 3, self.num_heads, head_dim)
-
-        query, key, value = (part.transpose(2, 3) for part in qkv.unbind(3))  # B, W, heads, N, d
+        qkv = project_jointly(tokens, (self.query, self.key, self.value))
+        qkv = qkv.view(batch_size, length // window_area, window_area, 3, self.num_heads, dim // self.num_heads)
         # Fused kernels refuse a bias that is not contiguous in its last dimension.
-        bias = F.embedding(layout.relative_index, self.relative_position_bias_table).permute(2, 0, 1).contiguous()
+        bias = F.embedding(layout.relative_index, self.bias_table(layout)).permute(2, 0, 1).contiguous()
         if region_mask is not None:
             bias = bias + region_mask  # heads, N, N -> W, heads, N, N
-        context = biased_attention(query, key, value, bias, self.dropout if self.training else 0.0)
+        context = self.attend(qkv, bias, self.dropout if self.training else 0.0)
         return context.transpose(2, 3).reshape(batch_size, length, dim)
 
 
+def project_jointly(tokens: torch.Tensor, projections: tuple[nn.Module, ...]) -> torch.Tensor:
+    """Tokens (..., D) through several layers from D to D channels, side by side: (..., D * number of layers)."""
+    if not all(type(projection) is nn.Linear for projection in projections):
+        # Adapters and quantisation replace the layers by their own.
+        return torch.cat([projection(tokens) for projection in projections], dim=-1)
+    # One GEMM for all, whose parameters stay apart for the sake of their names.
+    weight = torch.cat([projection.weight for projection in projections])  # type: ignore[misc]
+    biases = [projection.bias for projection in projections]
+    shift = None
+    if any(bias is not None for bias in biases):
+        shift = torch.cat([weight.new_zeros(tokens.shape[-1]) if bias is None else bias for bias in biases])  # type: ignore[misc]
+    return F.linear(tokens, weight, shift)
+
+
+class SwinSelfAttention(WindowSelfAttention):
+    """Attention inside each window, with a learned bias for each relative position."""
+
+    def __init__(self, config: PreTrainedConfig, dim: int, num_heads: int, window_size: int):
+        super().__init__(config, dim, num_heads, window_size)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
+
+    def bias_table(self, layout: WindowLayout) -> torch.Tensor:
+        return self.relative_position_bias_table
+
+    def attend(self, qkv: torch.Tensor, bias: torch.Tensor, dropout: float) -> torch.Tensor:
+        query, key, value = (part.transpose(2, 3) for part in qkv.unbind(3))  # B, W, heads, N, d
+        return biased_attention(query, key, value, bias, dropout, scale=query.shape[-1] ** -0.5)
+
+
 def biased_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, dropout: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, dropout: float, scale: float
 ) -> torch.Tensor:
     """Attention inside windows, with a bias that all images share and that is never copied for each of them.
 
     Args:
-        query: Tensor of shape (B, W, heads, N, d).
-        key: Tensor of the same shape.
+        query: Tensor of shape (B, W, heads, N, d), of the type of `value` or a wider one.
+        key: Tensor of the same shape and type.
         value: Tensor of the same shape.
         bias: Added to the logits, of shape (heads, N, N) if all windows share it, else (W, heads, N, N).
         dropout: Share of the attention weights that are dropped.
+        scale: Factor of the products of queries and keys.
 
     Returns:
         Tensor of the shape of `query`.
@@ -201,14 +235,15 @@ def biased_attention(
         # of the parameters, is slower than this.
         with torch.autocast("cpu", enabled=False):
             query, key, value = (part.to(bias.dtype) for part in (query, key, value))
-            logits = torch.add(bias, query @ key.transpose(3, 4), alpha=query.shape[-1] ** -0.5)
+            logits = torch.add(bias, query @ key.transpose(3, 4), alpha=scale)
             return F.dropout(logits.softmax(dim=-1), dropout) @ value
     shape = query.shape
     # Windows join the images where they share the bias, else the heads: either way one bias serves the whole batch.
     first = 0 if bias.dim() == 3 else 1
-    query, key, value = (part.flatten(first, first + 1) for part in (query, key, value))
-    bias = (bias if first == 0 else bias.flatten(0, 1))[None].to(query.dtype)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout).view(shape)
+    query, key, value = (part.to(value.dtype).flatten(first, first + 1) for part in (query, key, value))
+    bias = (bias if first == 0 else bias.flatten(0, 1))[None].to(value.dtype)
+    context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale)
+    return context.view(shape)
 
 
 class SwinDense(nn.Module):
@@ -226,9 +261,9 @@ class SwinDense(nn.Module):
 class SwinAttention(nn.Module):
     """Windowed attention and its output projection."""
 
-    def __init__(self, config: PreTrainedConfig, dim: int, num_heads: int, window_size: int):
+    def __init__(self, config: PreTrainedConfig, dim: int, self_attention: WindowSelfAttention):
         super().__init__()
-        self.self = SwinSelfAttention(config, dim, num_heads, window_size)
+        self.self = self_attention
         self.output = SwinDense(dim, dim, config.hidden_dropout_prob)
 
     def forward(self, tokens: torch.Tensor, layout: WindowLayout, region_mask: torch.Tensor | None) -> torch.Tensor:
@@ -238,16 +273,23 @@ class SwinAttention(nn.Module):
 class SwinBlock(GradientCheckpointingLayer):
     """Attention and MLP, each normalised before and with stochastic depth on its residual branch."""
 
+    attention_class: type[WindowSelfAttention] = SwinSelfAttention
+    norm_class: type[nn.LayerNorm] = nn.LayerNorm
+
     def __init__(self, config: PreTrainedConfig, dim: int, num_heads: int, window_size: int, drop_path: float):
         super().__init__()
         hidden_dim = int(config.mlp_ratio * dim)
-        self.layernorm_before = nn.LayerNorm(dim, eps=config.layer_norm_eps)
-        self.attention = SwinAttention(config, dim, num_heads, window_size)
+        self.layernorm_before = self.norm_class(dim, eps=config.layer_norm_eps)
+        self.attention = SwinAttention(config, dim, self.attention_class(config, dim, num_heads, window_size))
         self.drop_path = SwinDropPath(drop_path)
-        self.layernorm_after = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.layernorm_after = self.norm_class(dim, eps=config.layer_norm_eps)
         self.intermediate = SwinDense(dim, hidden_dim)
         self.activation = ACT2FN[config.hidden_act]
         self.output = SwinDense(hidden_dim, dim, config.hidden_dropout_prob)
+
+    def mlp(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, L, C) through the two dense layers."""
+        return self.output(self.activation(self.intermediate(tokens)))
 
     def forward(
         self,
@@ -260,7 +302,7 @@ class SwinBlock(GradientCheckpointingLayer):
         if is_real is not None:
             normalised = normalised * is_real
         tokens = tokens + self.drop_path(self.attention(normalised, layout, region_mask))
-        return tokens + self.drop_path(self.output(self.activation(self.intermediate(self.layernorm_after(tokens)))))
+        return tokens + self.drop_path(self.mlp(self.layernorm_after(tokens)))
 
 
 class SwinPatchMerging(nn.Module):
@@ -272,37 +314,49 @@ class SwinPatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        batch_size, height, width, dim = tokens.shape
-        if height % 2 or width % 2:
-            tokens = F.pad(tokens, (0, 0, 0, width % 2, 0, height % 2))
-            height, width = height + height % 2, width + width % 2
-        squares = tokens.view(batch_size, height // 2, 2, width // 2, 2, dim)
-        # The released order of the four: down a column, then the next column.
-        squares = squares.permute(0, 1, 3, 4, 2, 5).reshape(batch_size, height // 2, width // 2, 4 * dim)
-        return self.reduction(self.norm(squares))
+        return self.reduction(self.norm(join_squares(tokens)))
+
+
+def join_squares(tokens: torch.Tensor) -> torch.Tensor:
+    """(B, h, w, C) to (B, ceil(h / 2), ceil(w / 2), 4 C): the channels of each 2x2 square in a row."""
+    batch_size, height, width, dim = tokens.shape
+    if height % 2 or width % 2:
+        tokens = F.pad(tokens, (0, 0, 0, width % 2, 0, height % 2))
+        height, width = height + height % 2, width + width % 2
+    squares = tokens.view(batch_size, height // 2, 2, width // 2, 2, dim)
+    # The released order of the four: down a column, then the next column.
+    return squares.permute(0, 1, 3, 4, 2, 5).reshape(batch_size, height // 2, width // 2, 4 * dim)
 
 
 class SwinStage(nn.Module):
-    """Blocks at one resolution, then the step down to the next."""
+    """Blocks at one resolution, then the step down to the next.
 
-    def __init__(
-        self,
-        config: PreTrainedConfig,
-        dim: int,
-        num_heads: int,
-        window_size: int,
-        drop_paths: list[float],
-        downsample: bool,
-    ):
+    Args:
+        config: Config of the encoder.
+        stage: Index of the stage, from 0.
+        window_size: Window of the stage, in tokens.
+        drop_paths: Rate of stochastic depth of each block.
+    """
+
+    block_class: type[SwinBlock] = SwinBlock
+    merging_class: type[nn.Module] = SwinPatchMerging
+
+    def __init__(self, config: PreTrainedConfig, stage: int, window_size: int, drop_paths: list[float]):
         super().__init__()
+        dim = config.embed_dim * 2**stage
+        num_heads = config.num_heads[stage]
         self.window_size = window_size
-        self.blocks = nn.ModuleList(SwinBlock(config, dim, num_heads, window_size, rate) for rate in drop_paths)
-        self.downsample = SwinPatchMerging(dim) if downsample else None
+        self.blocks = nn.ModuleList(self.block_class(config, dim, num_heads, window_size, rate) for rate in drop_paths)
+        self.downsample = self.merging_class(dim) if stage < len(config.depths) - 1 else None
+
+    def layout(self, grid_size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> WindowLayout:
+        """How the windows of this stage lie on a grid of (h, w) tokens."""
+        return window_layout(grid_size, self.window_size, device, dtype)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens of shape (B, h, w, C) to the stage's output of the same shape, before `downsample`."""
         height, width = tokens.shape[1:3]
-        layout = window_layout((height, width), self.window_size, tokens.device, tokens.dtype)
+        layout = self.layout((height, width), tokens.device, tokens.dtype)
         padded_height, padded_width = layout.padded_size
         if layout.is_real is not None:
             tokens = F.pad(tokens, (0, 0, 0, padded_width - width, 0, padded_height - height))
@@ -383,7 +437,7 @@ class SwinEmbeddings(nn.Module):
 class SwinStages(nn.Module):
     """The stages, under the name that checkpoints give them."""
 
-    def __init__(self, config: PreTrainedConfig, grid_size: tuple[int, int]):
+    def __init__(self, config: PreTrainedConfig, grid_size: tuple[int, int], stage_class: type[SwinStage]):
         super().__init__()
         depth = sum(config.depths)
         rates = [config.drop_path_rate * index / max(depth - 1, 1) for index in range(depth)]
@@ -391,16 +445,8 @@ class SwinStages(nn.Module):
         for stage, stage_depth in enumerate(config.depths):
             first = sum(config.depths[:stage])
             stage_grid = [max(1, math.ceil(side / 2**stage)) for side in grid_size]
-            self.layers.append(
-                SwinStage(
-                    config,
-                    dim=config.embed_dim * 2**stage,
-                    num_heads=config.num_heads[stage],
-                    window_size=min(config.window_size, *stage_grid),
-                    drop_paths=rates[first : first + stage_depth],
-                    downsample=stage < len(config.depths) - 1,
-                )
-            )
+            window_size = min(config.window_size, *stage_grid)
+            self.layers.append(stage_class(config, stage, window_size, rates[first : first + stage_depth]))
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Tokens (B, h, w, C) to the last stage's output, and (B, N, C) for what enters each stage and that output."""
@@ -424,6 +470,8 @@ class Swin(nn.Module):
             that a forward does not use.
     """
 
+    stage_class: type[SwinStage] = SwinStage
+
     def __init__(self, config: PreTrainedConfig, use_mask_token: bool = False):
         super().__init__()
         self.config = config
@@ -431,7 +479,7 @@ class Swin(nn.Module):
         patch_size = (config.patch_size,) * 2 if isinstance(config.patch_size, int) else tuple(config.patch_size)
         grid_size = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
         self.embeddings = SwinEmbeddings(config, grid_size, use_mask_token)
-        self.encoder = SwinStages(config, grid_size)
+        self.encoder = SwinStages(config, grid_size, self.stage_class)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(
