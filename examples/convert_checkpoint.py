@@ -12,7 +12,7 @@ import sys
 
 from transformers.utils import logging
 
-from hf_simmim.conversion import convert_checkpoint, save_conversion
+from hf_simmim.conversion import check_output_dir, convert_checkpoint, save_conversion
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -39,6 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if size is not None and (len(size) > 2 or min(size) < 1):
             raise ValueError(f"--image_size {' '.join(map(str, size))} is no size. Give one side, or height and width.")
+        check_output_dir(arguments.output_dir, arguments.overwrite)
         conversion = convert_checkpoint(arguments.path, None if size is None else (size[0], size[-1]))
         save_conversion(conversion, arguments.output_dir, arguments.overwrite)
     except (ValueError, OSError, RuntimeError) as error:

@@ -180,12 +180,13 @@ BLOCK = "layers__0__blocks__1"
         ({f"{BLOCK}__norm1__weight": torch.ones(9)}, r"has shape \(9,\) and the model's \(8,\)"),
         ({"norm__bias": torch.full((16,), torch.nan)}, r"norm.bias in the file holds NaN"),
         ({"norm__bias": torch.ones(16).to_sparse()}, r"norm.bias is not a plain tensor"),
-        ({"norm__bias": 3}, r"hold 'norm.bias', a int and no tensor"),
+        ({"norm__bias": 3}, r"hold 'norm.bias', of type int and no tensor"),
         ({"patch_embed__proj__weight": torch.ones(8, 3, 4)}, r"and not 4 dimensions"),
         ({"patch_embed__proj__weight": torch.ones(8, 3, 4, 2)}, "4x2 px and not square"),
         ({"layers__0__blocks__0__attn__relative_position_bias_table": torch.ones(48, 2)}, "no square window"),
         ({"layers__3__norm__weight": torch.ones(8)}, r"only the numbers \[0, 1, 3\]"),
         ({"encoder__norm__bias": torch.ones(16)}, "names some weights twice"),
+        ({"\x1b[2Jnorm": torch.ones(16)}, r"no place for, .* \?\[2Jnorm\."),
     ],
 )
 def test_flaws_are_named(path, changes, message):
@@ -279,6 +280,13 @@ def test_pretrained_windows_of_swinv2_are_in_its_buffers(path):
     torch.save(content, path)
     with pytest.raises(ValueError, match="SwinV2 keeps the window in no weight"):
         convert_checkpoint(path, (64, 64))
+
+
+def test_pretrained_windows_that_the_buffers_contradict(path):
+    content = read_pth(FIXTURES / "swinv2_pretrain.pth")
+    content["config"]["MODEL"]["SWINV2"]["PRETRAINED_WINDOW_SIZES"] = [3, 3, 3, 3]
+    with pytest.raises(ValueError, match="relative_coords_table in the file is not what our swinv2 computes"):
+        convert_checkpoint(save(content, path))
 
 
 @pytest.mark.parametrize("encoder", ["swin", "swinv2", "vit"])

@@ -24,7 +24,7 @@ from .conversion_card import conversion_card
 from .masking import random_mask
 from .modeling_simmim import SimMIMForMaskedImageModeling, SimMIMModel, SimMIMPreTrainedModel
 from .original_buffers import BUFFER, stage_grids, verify_buffers
-from .original_checkpoints import OriginalCheckpoint, open_checkpoint
+from .original_checkpoints import OriginalCheckpoint, listed, open_checkpoint
 from .original_geometry import Size, check_windows, encoder_settings
 from .original_names import our_names
 from .original_settings import Settings
@@ -86,10 +86,10 @@ def convert_checkpoint(path: str | Path, image_size: Size | None = None) -> Conv
     if unknown:
         raise ValueError(
             f"The file holds {len(unknown)} weights that our {encoder['model_type']} has no place for, so it would not"
-            f" compute the same: {', '.join(unknown[:12])}{' and others' if len(unknown) > 12 else ''}."
+            f" compute the same: {listed(unknown)}."
         )
     _load(model, state_dict, used)
-    verified = verify_buffers(original, config)
+    verified = verify_buffers(original, config, model.base_model.encoder)
 
     sha256 = hashlib.sha256()
     with Path(path).open("rb") as file:
@@ -144,10 +144,7 @@ def save_conversion(conversion: Conversion, output_dir: str | Path, overwrite: b
         RuntimeError: If what is loaded back is not what was written.
     """
     output_dir = Path(output_dir)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"{output_dir} is a file. Name a folder.")
-    if output_dir.exists() and any(output_dir.iterdir()) and not overwrite:
-        raise ValueError(f"{output_dir} is not empty. Name another folder, or add --overwrite.")
+    check_output_dir(output_dir, overwrite)
     output_dir.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".converting-", dir=output_dir))
     try:
@@ -161,6 +158,23 @@ def save_conversion(conversion: Conversion, output_dir: str | Path, overwrite: b
             path.replace(output_dir / path.name)
     finally:
         shutil.rmtree(draft)
+
+
+def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> None:
+    """Refuse a folder that a checkpoint cannot be written to, before any work is done.
+
+    Args:
+        output_dir: Folder to write to.
+        overwrite: Whether it may hold files already.
+
+    Raises:
+        ValueError: If it is not empty and `overwrite` is not set, or is a file.
+    """
+    output_dir = Path(output_dir)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"{output_dir} is a file. Name a folder.")
+    if output_dir.exists() and any(output_dir.iterdir()) and not overwrite:
+        raise ValueError(f"{output_dir} is not empty. Name another folder, or add --overwrite.")
 
 
 def _config(encoder: dict[str, Any], settings: Settings) -> SimMIMConfig:
@@ -223,15 +237,15 @@ def _load(model: SimMIMPreTrainedModel, state_dict: dict[str, torch.Tensor], use
     missing = [name for name in places if name not in state_dict]
     if missing:
         raise ValueError(
-            f"The file lacks {len(missing)} of our model's {len(places)} parameters: {', '.join(missing[:12])}"
-            f"{' and others' if len(missing) > 12 else ''}. It is incomplete, or was written by other code."
+            f"The file lacks {len(missing)} of our model's {len(places)} parameters: {listed(missing)}. It is"
+            " incomplete, or was written by other code."
         )
     for name, tensor in state_dict.items():
         theirs, ours = tuple(tensor.shape), tuple(places[name].shape)
         if theirs != ours:
             raise ValueError(
-                f"The file's tensor for {name} has shape {theirs} and the model's {ours}."
-                " If the image size is not the file's, give --image_size."
+                f"The file's tensor for {name} has shape {theirs} and the model's {ours}. If the image size is not the"
+                " file's, give --image_size."
             )
     broken = [name for name, tensor in used.items() if not tensor.isfinite().all()]
     if broken:

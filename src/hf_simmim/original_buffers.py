@@ -5,6 +5,7 @@ A buffer is derived from the geometry. That it is the same here is what says tha
 
 import math
 import re
+from typing import Any
 
 import torch
 from transformers.models.beit.modeling_beit import BeitRelativePositionBias
@@ -13,7 +14,7 @@ from .configuration_simmim import SimMIMConfig
 from .original_checkpoints import OriginalCheckpoint
 from .original_geometry import Size
 from .original_names import SWIN_BLOCK
-from .swin import WindowLayout, window_layout
+from .swin import Swin, WindowLayout
 
 VIT_INDEX = re.compile(r"(rel_pos_bias|blocks\.\d+\.attn)\.relative_position_index")
 BUFFER = re.compile(r"(.*\.)?(relative_position_index|attn_mask|relative_coords_table)")
@@ -26,12 +27,13 @@ def stage_grids(config: SimMIMConfig) -> list[Size]:
     return [(math.ceil(height / 2**stage), math.ceil(width / 2**stage)) for stage in stages]
 
 
-def verify_buffers(original: OriginalCheckpoint, config: SimMIMConfig) -> list[str]:
+def verify_buffers(original: OriginalCheckpoint, config: SimMIMConfig, encoder: Any) -> list[str]:
     """Compare the buffers of a checkpoint with what our code computes in their place.
 
     Args:
         original: The checkpoint.
         config: The config that was read off it.
+        encoder: The encoder of that config.
 
     Returns:
         What each buffer is: relative_position_index, attn_mask or relative_coords_table.
@@ -48,7 +50,7 @@ def verify_buffers(original: OriginalCheckpoint, config: SimMIMConfig) -> list[s
         if original.architecture == "beit":
             ours = _vit_index(config) if VIT_INDEX.fullmatch(name) else None
         else:
-            ours = _swin_buffer(name, config, layouts)
+            ours = _swin_buffer(name, encoder, stage_grids(config), layouts)
         # The table is computed in floating point, and on another machine.
         tolerance = 8 * torch.finfo(theirs.dtype).eps if theirs.is_floating_point() else 0.0
         if (
@@ -70,38 +72,21 @@ def _vit_index(config: SimMIMConfig) -> torch.Tensor:
     return BeitRelativePositionBias.generate_relative_position_index(config.grid_size)
 
 
-def _swin_buffer(name: str, config: SimMIMConfig, layouts: dict[int, WindowLayout]) -> torch.Tensor | None:
+def _swin_buffer(name: str, encoder: Swin, grids: list[Size], layouts: dict[int, WindowLayout]) -> torch.Tensor | None:
     """What our Swin or SwinV2 computes in the place of a buffer, or None if it has no such thing."""
     found = re.fullmatch(SWIN_BLOCK + r"(?:attn\.(relative_position_index|relative_coords_table)|(attn_mask))", name)
-    grids = stage_grids(config)
     if not found or int(found[1]) >= len(grids):
         return None
-    stage, block = int(found[1]), int(found[2])
-    encoder = config.encoder_config
-    window = min(encoder.window_size, *grids[stage])
+    stage, is_shifted = int(found[1]), int(found[2]) % 2 == 1
     if stage not in layouts:
-        layouts[stage] = window_layout(grids[stage], window, torch.device("cpu"), torch.float32)
+        module: Any = encoder.encoder.layers[stage]
+        layouts[stage] = module.layout(grids[stage], torch.device("cpu"), torch.float32)
     layout = layouts[stage]
     if found[3] == "relative_position_index":
         return layout.relative_index
     if found[3] == "relative_coords_table":
-        return relative_coords_table(window, encoder.pretrained_window_sizes[stage])
-    return layout.region_mask[:, 0] if block % 2 and layout.region_mask is not None else None
-
-
-def relative_coords_table(window: int, pretrained_window: int) -> torch.Tensor:
-    """Distances inside a window as SwinV2 feeds them to its position bias.
-
-    Args:
-        window: Window in tokens.
-        pretrained_window: Window in whose units distances are measured; 0 for the same.
-
-    Returns:
-        float32 tensor of shape (1, 2 * window - 1, 2 * window - 1, 2), on a logarithmic scale.
-
-    Source: `WindowAttention.__init__` in models/swin_transformer_v2.py of microsoft/Swin-Transformer.
-    """
-    distances = torch.arange(1 - window, window, dtype=torch.float32)
-    table = torch.stack(torch.meshgrid(distances, distances, indexing="ij"), dim=-1)
-    table = table * 8 / max((pretrained_window or window) - 1, 1)
-    return (table.sign() * (table.abs() + 1.0).log2() / 3.0)[None]
+        if layout.coordinates is None:
+            return None
+        side = 2 * layout.window_size - 1
+        return layout.coordinates.view(1, side, side, 2)
+    return layout.region_mask[:, 0] if is_shifted and layout.region_mask is not None else None

@@ -10,6 +10,7 @@ import torch
 
 from .original_names import from_authors, from_mmpretrain
 from .original_settings import Settings, authors_settings, mmpretrain_settings
+from .untrusted_files import printable
 
 SIMMIM, SWIN_TRANSFORMER, MMPRETRAIN = "microsoft/SimMIM", "microsoft/Swin-Transformer", "open-mmlab/mmpretrain"
 
@@ -62,11 +63,11 @@ def open_checkpoint(content: Any) -> OriginalCheckpoint:
     if entry is None and content and all(isinstance(value, torch.Tensor) for value in content.values()):
         content, entry = {"model": content}, "model"
     if entry is None:
-        raise ValueError(f"The file has no weights under 'model' or 'state_dict'; it holds {_listed(content)}.")
+        raise ValueError(f"The file has no weights under 'model' or 'state_dict'; it holds {listed(content)}.")
     weights = _checked_weights(content[entry])
     unknown = [key for key in content if key not in (entry, "config", "meta", *STATE_OF_THE_RUN)]
     if unknown:
-        raise ValueError(f"The file has entries that nothing is known of: {_listed(unknown)}. Remove them from it.")
+        raise ValueError(f"The file has entries that nothing is known of: {listed(unknown)}. Remove them from it.")
     dropped = [key for key in content if key in STATE_OF_THE_RUN]
 
     if any(".attn.w_msa." in name for name in weights):
@@ -93,9 +94,10 @@ def open_checkpoint(content: Any) -> OriginalCheckpoint:
 
 def _checked_weights(weights: dict[Any, Any]) -> dict[str, torch.Tensor]:
     """Tensors as they should be: dense, real, and as large as the memory that they say they have."""
-    for name, tensor in weights.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise ValueError(f"The weights hold {name!r}, a {type(tensor).__name__} and no tensor.")
+    for key, tensor in weights.items():
+        name = printable(str(key))
+        if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"The weights hold {name!r}, of type {type(tensor).__name__} and no tensor.")
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_complex():
             raise ValueError(f"{name} is not a plain tensor but {tensor.layout}, {tensor.dtype} on {tensor.device}.")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
@@ -110,10 +112,11 @@ def _architecture(weights: dict[str, torch.Tensor]) -> str:
         return "swinv2" if "layers.0.blocks.0.attn.logit_scale" in weights else "swin"
     raise ValueError(
         f"The weights are those of no Swin, SwinV2 or ViT of {SIMMIM}, {SWIN_TRANSFORMER} or {MMPRETRAIN}: they are"
-        f" {_listed(weights)}."
+        f" {listed(weights)}."
     )
 
 
-def _listed(names: Any, limit: int = 12) -> str:
-    names = [str(name)[:120] for name in names]
+def listed(names: Any, limit: int = 12) -> str:
+    """Names that a file gives, in one line that is safe to print."""
+    names = [printable(str(name)[:120]) for name in names]
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "") or "nothing"

@@ -129,7 +129,7 @@ def _renamed(
         for pattern, replacement in renames:
             name = re.sub(pattern, replacement, name)
         if name in file_names:
-            raise ValueError(f"The file names some weights twice: {file_names[name]} and {original}.")
+            raise ValueError(f"The file names some weights twice: {file_names[name]!r} and {original!r}.")
         file_names[name] = original
     return {name: weights[original] for name, original in file_names.items()}, file_names
 

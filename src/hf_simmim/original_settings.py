@@ -157,7 +157,8 @@ def _named(name: str, config: Any) -> Iterator[Any]:
 def _checked_settings(settings: Settings) -> Settings:
     for name, value in settings.items():
         values = list(value) if isinstance(value, (list, tuple)) and name in LISTS else [value]
-        if not values or not all(isinstance(item, str if name == "model_type" else (int, float)) for item in values):
+        is_known = str.isidentifier(str(value)) if name == "model_type" else bool(values)
+        if not is_known or not all(isinstance(item, str if name == "model_type" else (int, float)) for item in values):
             raise ValueError(f"The stored config has {name}={value!r}, of which nothing can be made.")
         if isinstance(value, tuple):
             settings[name] = values

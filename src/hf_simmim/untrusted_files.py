@@ -76,6 +76,18 @@ def read_pth(path: str | Path) -> Any:
             raise ValueError(_explanation(path, error)) from error
 
 
+def printable(text: str) -> str:
+    """A text of a stranger without what terminals take for commands.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The text with a question mark for each character that is not printed.
+    """
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def _check_kind(path: Path) -> bool:
     """Whether a file is of today's format; raises unless it is of one that torch reads weights from."""
     with path.open("rb") as file:
@@ -143,7 +155,7 @@ def _explanation(path: Path, error: Exception) -> str:
             " was run. Do not load this file by other means unless you trust whoever made it."
         )
     found = re.search(r"WeightsUnpickler error:\s*([^\n]+)", text)
-    reason = found[1] if found else (text.splitlines() or [""])[0]
+    reason = printable(found[1] if found else (text.splitlines() or [""])[0])
     return (
         f"{path} cannot be read: it is cut off or damaged, or was not made by torch.save ({type(error).__name__}:"
         f" {reason}). Nothing of it was run. Get it again."
