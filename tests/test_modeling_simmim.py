@@ -5,17 +5,20 @@ import math
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from tiny import ENCODER_CONFIGS, batch, pixel_mask, swin_config, vit_config
+from tiny import ENCODER_CONFIGS, batch, swin_config, vit_config
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForMaskedImageModeling,
-    HieraConfig,
-    ResNetConfig,
-    SiglipVisionConfig,
+    BertConfig,
+    Siglip2VisionConfig,
+    VideoMAEConfig,
+    ViTMAEConfig,
+    YolosConfig,
 )
 
 from hf_simmim import ENCODER_PRESETS, SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMModel
+from hf_simmim.masking import pixel_mask, random_mask
 
 encoders = pytest.mark.parametrize("encoder", ENCODER_CONFIGS)
 
@@ -35,7 +38,7 @@ def make_model(encoder: str = "swin", **kwargs) -> SimMIMForMaskedImageModeling:
 def test_pixels_under_the_mask_change_nothing(encoder):
     model = make_model(encoder)
     pixel_values, mask = batch(model.config)
-    hidden = pixel_mask(mask, model.config.patch_size)
+    hidden = pixel_mask(mask, model.config.patch_size, model.config.image_size)[:, None]
     changed = torch.where(hidden, torch.randn_like(pixel_values) * 100, pixel_values)
     with torch.no_grad():
         features = model.simmim(pixel_values, bool_masked_pos=mask).feature_map
@@ -51,7 +54,9 @@ def test_pixels_under_the_mask_change_nothing(encoder):
 def test_nan_under_the_mask_harms_neither_output_nor_gradients(encoder):
     model = make_model(encoder)
     pixel_values, mask = batch(model.config)
-    pixel_values = pixel_values.masked_fill(pixel_mask(mask, model.config.patch_size), float("nan"))
+    pixel_values = pixel_values.masked_fill(
+        pixel_mask(mask, model.config.patch_size, model.config.image_size)[:, None], float("nan")
+    )
     reconstruction = model(pixel_values, bool_masked_pos=mask).reconstruction
     reconstruction.sum().backward()
     assert reconstruction.isfinite().all()
@@ -63,7 +68,11 @@ def test_every_parameter_gets_a_gradient(encoder):
     model = make_model(encoder)
     pixel_values, mask = batch(model.config)
     model(pixel_values, bool_masked_pos=mask).loss.backward()
-    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    # What only a pooler sees is frozen, for DDP waits for every parameter that is not.
+    assert without == frozen == {f"simmim.encoder.{name}" for name in model.simmim.geometry.unused}
+    assert all("post_layernorm" in name or "layernorm" in name or ".head." in name for name in frozen)
 
 
 @encoders
@@ -71,7 +80,7 @@ def test_loss_is_the_mean_absolute_error_of_hidden_pixels(encoder):
     model = make_model(encoder)
     pixel_values, mask = batch(model.config)
     outputs = model(pixel_values, bool_masked_pos=mask)
-    hidden = pixel_mask(mask, model.config.patch_size).expand_as(pixel_values)
+    hidden = pixel_mask(mask, model.config.patch_size, model.config.image_size)[:, None].expand_as(pixel_values)
     expected = (outputs.reconstruction - pixel_values).abs()[hidden].mean()
     assert torch.allclose(outputs.loss, expected, rtol=1e-6)
     assert outputs.reconstruction.shape == pixel_values.shape
@@ -166,11 +175,17 @@ def test_gradient_checkpointing_gives_the_same_gradients(encoder):
     norms = []
     for checkpointing in (False, True):
         model = make_model(encoder).train()
+        if checkpointing and encoder in ("resnet", "convnext"):
+            with pytest.raises(ValueError, match="not compatible with gradient checkpointing"):
+                model.gradient_checkpointing_enable()
+            return
         if checkpointing:
             model.gradient_checkpointing_enable()
             assert model.is_gradient_checkpointing
         model(pixel_values, bool_masked_pos=mask).loss.backward()
-        norms.append(torch.stack([parameter.grad.norm() for parameter in model.parameters()]))
+        norms.append(
+            torch.stack([parameter.grad.norm() for parameter in model.parameters() if parameter.requires_grad])
+        )
     assert torch.allclose(*norms, rtol=1e-5)
 
 
@@ -261,11 +276,61 @@ def test_presets_build(preset):
 
 
 @pytest.mark.parametrize(
-    "encoder_config", [SiglipVisionConfig, HieraConfig, ResNetConfig], ids=["siglip", "hiera", "resnet"]
+    ("encoder_config", "reason"),
+    [
+        (YolosConfig(num_hidden_layers=1), "no map of square steps with at most 16 tokens beside it"),
+        (ViTMAEConfig(), "it drops and shuffles patches by itself"),
+        (Siglip2VisionConfig(num_hidden_layers=1), "pixel_attention_mask"),
+        (VideoMAEConfig(num_hidden_layers=1), "expected 5, got 4"),
+        (BertConfig(num_hidden_layers=1), "expected 2"),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
 )
-def test_encoders_that_cannot_hide_patches_are_refused(encoder_config):
-    with pytest.raises((ValueError, StrictDataclassError), match=r"mask token|cannot hide patches"):
-        SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=encoder_config()))
+def test_models_that_are_no_encoders_are_refused_with_the_reason(encoder_config, reason):
+    config = SimMIMConfig(encoder_config=encoder_config)
+    with pytest.raises(ValueError, match=f"{encoder_config.model_type}.*cannot be used.*{reason}"):
+        SimMIMForMaskedImageModeling(config)
+
+
+@encoders
+@pytest.mark.parametrize("image_size", [(64, 96), (72, 56)])
+def test_any_height_and_width(encoder, image_size):
+    """Images that are no multiple of the stride are padded, and the padding is no part of loss and reconstruction."""
+    model = make_model(encoder, image_size=list(image_size))
+    config, geometry = model.config, model.simmim.geometry
+    assert config.image_size == image_size
+    assert config.grid_size == tuple(math.ceil(side / geometry.patch_size) for side in image_size)
+    pixel_values = torch.randn(2, 3, *image_size, generator=torch.Generator().manual_seed(0))
+    mask = random_mask(config.grid_size, 0.5, 2, unit_size=2, generator=torch.Generator().manual_seed(0))
+    outputs = model(pixel_values, bool_masked_pos=mask)
+    assert outputs.reconstruction.shape == pixel_values.shape
+    hidden = pixel_mask(mask, geometry.patch_size, image_size)[:, None].expand_as(pixel_values)
+    expected = (outputs.reconstruction - pixel_values).abs()[hidden].mean()
+    assert torch.allclose(outputs.loss, expected, rtol=1e-5)
+    feature_map = model.simmim(pixel_values).feature_map
+    assert feature_map.shape[2:] == tuple(math.ceil(side / geometry.stride) for side in image_size)
+
+
+@encoders
+def test_features_are_where_the_pixels_are(encoder):
+    """Each step of the feature map answers most to its own pixels: prefix tokens and reading order are right.
+
+    Where it is a map already there are neither, and convolutions blur.
+    """
+    model = make_model(encoder, image_size=[64, 96] if encoder != "hiera" else [64, 128]).simmim
+    height, width = model.config.image_size
+    stride = model.geometry.stride
+    pixel_values = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = model(pixel_values).feature_map
+        rows, columns = features.shape[2:]
+        for row, column in ((0, columns - 1), (rows - 1, 0), (rows // 2, columns // 2)):
+            changed = pixel_values.clone()
+            changed[:, :, row * stride : (row + 1) * stride, column * stride : (column + 1) * stride] += 3
+            difference = (model(changed).feature_map - features).norm(dim=1)[0]
+            found = divmod(int(difference.argmax()), columns)
+            distance = max(abs(found[0] - row), abs(found[1] - column))
+            assert distance <= (0 if model.geometry.layout == "tokens" else 1)
 
 
 @pytest.mark.parametrize(
@@ -275,14 +340,14 @@ def test_encoders_that_cannot_hide_patches_are_refused(encoder_config):
         ({"target": "hogs"}, "target='hogs' is unknown"),
         ({"loss": "l3"}, "loss='l3' is unknown"),
         ({"loss_region": "some"}, "loss_region='some' is unknown. Use one of: masked, all"),
-        (
-            {"encoder_config": swin_config(image_size=36)},
-            "image_size=36x36 is not a multiple .* stride of 8 px.* 32x32",
-        ),
+        ({"image_size": 0}, "image_size=0 must be a side, or a height and a width, in pixels"),
+        ({"image_size": (32, 32, 3)}, "image_size=.* must be a side"),
+        ({"window_size": 0}, "window_size=0 must be a whole number of tokens"),
+        ({"encoder_config": vit_config(), "window_size": 7}, "window_size=7 cannot be set: .*'vit' has no windows"),
     ],
 )
 def test_bad_configs_are_refused(settings, message):
-    with pytest.raises(StrictDataclassError, match=message):
+    with pytest.raises((StrictDataclassError, ValueError), match=message):
         SimMIMConfig(**settings)
 
 
@@ -293,8 +358,8 @@ def test_bad_inputs_are_refused():
         model(pixel_values[:, :1], bool_masked_pos=mask)
     with pytest.raises(ValueError, match=r"shape \(2, 15, 16\).*\(2, 256\)"):
         model(pixel_values, bool_masked_pos=mask[:, 1:])
-    with pytest.raises(ValueError, match="30x32 are not a multiple of the encoder's stride of 8"):
-        model(pixel_values[:, :, 2:], bool_masked_pos=mask[:, 1:])
+    with pytest.raises(ValueError, match=r"Images of 28x32 .*\(2, 224\)"):
+        model(pixel_values[:, :, 4:], bool_masked_pos=mask)
 
 
 def test_a_model_without_mask_token_loads_from_one_with(tmp_path):

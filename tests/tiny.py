@@ -124,8 +124,3 @@ def batch(config: SimMIMConfig, batch_size: int = 2, seed: int = 0) -> tuple[tor
     unit_size = config.encoder_stride // config.patch_size
     mask = random_mask(config.grid_size, 0.6, batch_size, unit_size=unit_size, generator=generator)
     return pixel_values, mask
-
-
-def pixel_mask(mask: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """A mask (B, h, w) on patches as one on pixels (B, 1, H, W)."""
-    return mask.repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2)[:, None]

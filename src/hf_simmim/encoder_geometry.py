@@ -153,10 +153,16 @@ def _measure(encoder_config: Any) -> EncoderGeometry:
     if name in UNUSABLE_ENCODERS:
         raise ValueError(f"The encoder {name!r} cannot be used: {UNUSABLE_ENCODERS[name]}.")
     wanted = _same_size(encoder_config.image_size)
-    run = _run(encoder_config, wanted)
     size = wanted
-    if run.patch_embedding is not None and whole(wanted, run.patch_embedding[1]) != wanted:
-        size = whole(wanted, run.patch_embedding[1])
+    try:
+        run = _run(encoder_config, size)
+    except ValueError:
+        size = whole(wanted, ROUND_SIZE)
+        if size == wanted:
+            raise
+        run = _run(encoder_config, size)
+    if run.patch_embedding is not None and whole(size, run.patch_embedding[1]) != size:
+        size = whole(size, run.patch_embedding[1])
         run = _run(encoder_config, size)
     found = _read_shape(run, size)
     if found is None:
@@ -210,27 +216,28 @@ def _run(encoder_config: Any, size: tuple[int, int]) -> _Run:
     to interpolate are built for the rectangle, else for the square around it. Those that always interpolate do so from
     a square, and would take a rectangle of as many positions for one.
     """
-    square: int | tuple[int, int] = max(size)
-    attempts = [(square, False)]
+    side = max(size)
+    # Some models take one number only, and some only a pair.
+    squares: list[int | tuple[int, int]] = [side, (side, side)]
+    attempts = [(square, False) for square in squares]
     if size[0] != size[1]:
-        attempts = [(size, False)]
         if takes(transformers_class(encoder_config), "interpolate_pos_encoding"):  # type: ignore[arg-type]
-            attempts.append((square, True))
+            attempts = [(size, False), *((square, True) for square in squares)]
         else:
-            attempts.insert(0, (square, False))
-    for attempt, (built_size, interpolate) in enumerate(attempts):
+            attempts = [*attempts, (size, False)]
+    errors = []
+    for built_size, interpolate in attempts:
         try:
             return _run_once(encoder_config, size, built_size, interpolate)
         except ImportError:
             raise
         except Exception as error:  # whatever a model raises that is made for something else
-            if attempt == len(attempts) - 1:
-                reason = " ".join(str(error).split())
-                raise ValueError(
-                    f"The encoder {encoder_config.model_type!r} cannot be used: given nothing but images of"
-                    f" {size[0]}x{size[1]} it raises {type(error).__name__}: {reason.rstrip('.')}."
-                ) from error
-    raise AssertionError
+            errors.append(error)
+    reason = " ".join(str(errors[0]).split()).rstrip(".")
+    raise ValueError(
+        f"The encoder {encoder_config.model_type!r} cannot be used: given nothing but images of {size[0]}x{size[1]} it"
+        f" raises {type(errors[0]).__name__}: {reason}."
+    ) from errors[0]
 
 
 def _run_once(encoder_config: Any, size: tuple[int, int], built_size: int | tuple[int, int], interpolate: bool) -> _Run:
@@ -242,7 +249,8 @@ def _run_once(encoder_config: Any, size: tuple[int, int], built_size: int | tupl
         if not any(module.children()):
             module.register_forward_pre_hook(_note(seen, module_name, tuple(pixel_values.shape)))
     arguments = {"interpolate_pos_encoding": True} if interpolate else {}
-    with torch.enable_grad():
+    # On the CPU: models keep index tensors that they make on the way, and would keep them without memory, too.
+    with torch.device("cpu"), torch.enable_grad():
         outputs = encoder(pixel_values, **arguments)
         if getattr(outputs, "last_hidden_state", None) is None:
             raise ValueError("its output has no last_hidden_state")

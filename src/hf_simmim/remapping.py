@@ -181,10 +181,17 @@ def resize_table(table: torch.Tensor, old: tuple[int, int], new: tuple[int, int]
     rows, columns = 2 * old[0] - 1, 2 * old[1] - 1
     positions, extra = table[: rows * columns], table[rows * columns :]
     grid = positions.double().reshape(rows, columns, -1)
-    by_row = _spline_matrix(_geometric_distances(rows, 2 * new[0] - 1), 2 * new[0] - 1).to(table.device)
-    by_column = _spline_matrix(_geometric_distances(columns, 2 * new[1] - 1), 2 * new[1] - 1).to(table.device)
+    by_row = _axis_matrix(rows, 2 * new[0] - 1).to(table.device)
+    by_column = _axis_matrix(columns, 2 * new[1] - 1).to(table.device)
     resized = torch.einsum("ir,rch,jc->ijh", by_row, grid, by_column)
     return torch.cat([resized.flatten(0, 1).to(table.dtype), extra])
+
+
+def _axis_matrix(length: int, new_length: int) -> torch.Tensor:
+    """The linear map of one axis of a table."""
+    if length == new_length:
+        return torch.eye(length, dtype=torch.float64)
+    return _spline_matrix(_geometric_distances(length, new_length), new_length)
 
 
 def _geometric_distances(length: int, new_length: int) -> torch.Tensor:

@@ -58,7 +58,8 @@ def load_stock(
             f"{name} lacks {len(missing)} weights of the {config.model_type!r} encoder that its config describes, such"
             f" as {', '.join(missing[:3])}. It would start at random there: use the checkpoint of a whole model."
         )
-    base = model.base_model
+    # Not of a bare model: one of them holds an inner model under its own prefix.
+    base = model if isinstance(model, transformers_class(config) or ()) else model.base_model
     decoder = getattr(model, "decoder", None)
     is_linear = isinstance(decoder, nn.Sequential) and getattr(decoder[0], "kernel_size", None) == (1, 1)
     is_whole = not any(key.startswith("decoder") for key in info["missing_keys"])

@@ -1,0 +1,180 @@
+"""Weights at another image size or window."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import ENCODER_CONFIGS, batch, beit_config, swin_config, swinv2_config, vit_config
+from transformers import AutoModel
+from transformers.testing_utils import CaptureLogger
+
+from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMModel, modeling_simmim
+from hf_simmim.remapping import resize_positions, resize_table
+
+
+def save(config, folder) -> SimMIMForMaskedImageModeling:
+    """A model with tables and embeddings that are not zero, saved."""
+    torch.manual_seed(0)
+    model = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=config)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(folder)
+    return model
+
+
+def test_the_spline_is_scipys():
+    """`interp2d(kind="cubic")` on a grid was `RectBivariateSpline` with cubic pieces and no smoothing."""
+    interpolate = pytest.importorskip("scipy.interpolate")
+    from hf_simmim.remapping import _geometric_distances
+
+    for old, new in ((6, 7), (7, 12), (12, 24), (8, 6), (14, 37)):
+        table = torch.randn((2 * old - 1) ** 2, 2, generator=torch.Generator().manual_seed(0))
+        knots = _geometric_distances(2 * old - 1, 2 * new - 1).numpy()
+        points = torch.arange(1 - new, new).double().numpy()
+        resized = resize_table(table, (old, old), (new, new))
+        for head in range(2):
+            values = table[:, head].view(2 * old - 1, -1).double().numpy()
+            expected = interpolate.RectBivariateSpline(knots, knots, values)(points, points)
+            ours = resized[:, head].view(2 * new - 1, -1)
+            assert torch.allclose(ours, torch.from_numpy(expected).float(), atol=1e-5)
+
+
+def test_tables_of_rectangles_and_class_tokens():
+    table = torch.randn(7 * 5 + 3, 4, generator=torch.Generator().manual_seed(0))  # a grid of 4 x 3
+    resized = resize_table(table, (4, 3), (6, 3))
+    assert resized.shape == (11 * 5 + 3, 4)
+    assert torch.equal(resized[-3:], table[-3:])
+    turned = resize_table(table.clone(), (4, 3), (4, 3))
+    assert torch.allclose(turned, table, atol=1e-6)
+    # The middle is the distance of a token to itself, wherever it lies.
+    assert torch.allclose(resized[:-3].view(11, 5, 4)[5, 2], table[:-3].view(7, 5, 4)[3, 2], atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_tables_too_small_for_a_cubic(window):
+    table = torch.randn((2 * window - 1) ** 2, 2, generator=torch.Generator().manual_seed(0))
+    resized = resize_table(table, (window, window), (4, 4))
+    assert resized.shape == (49, 2)
+    assert resized.isfinite().all()
+    assert torch.allclose(resized[24], table[len(table) // 2], atol=1e-6)
+
+
+def test_positions_keep_their_prefix():
+    positions = torch.randn(1, 2 + 12, 8)
+    resized = resize_positions(positions, (3, 4), (6, 2))
+    assert resized.shape == (1, 2 + 12, 8)
+    assert torch.equal(resized[:, :2], positions[:, :2])
+    assert resize_positions(positions[0], (3, 4), (6, 8)).shape == (2 + 48, 8)
+
+
+@pytest.mark.parametrize("loader", [SimMIMModel, AutoModel, SimMIMForMaskedImageModeling])
+def test_from_pretrained_takes_a_geometry(loader, tmp_path):
+    save(swin_config(), tmp_path)
+    with CaptureLogger(modeling_simmim.logger) as log:
+        model, info = loader.from_pretrained(
+            tmp_path,
+            image_size=(48, 64),
+            window_size=6,
+            output_loading_info=True,
+            encoder_config={"drop_path_rate": 0.25},
+        )
+    assert "relative position tables from 4x4 to 6x6 tokens, geometric bicubic" in log.out
+    assert not info["missing_keys"]
+    assert (model.config.image_size, model.config.window_size) == ((48, 64), 6)
+    assert model.config.encoder_config.drop_path_rate == 0.25
+    assert not model.training
+    model.save_pretrained(tmp_path / "again")
+    again = loader.from_pretrained(tmp_path / "again")
+    pixel_values, _ = batch(model.config)
+    assert torch.equal(again.base_model(pixel_values)[0], model.base_model(pixel_values)[0])
+
+
+def test_the_same_geometry_changes_nothing(tmp_path):
+    model = save(swin_config(), tmp_path)
+    with CaptureLogger(modeling_simmim.logger) as log:
+        loaded = SimMIMModel.from_pretrained(tmp_path, image_size=32, window_size=4, use_mask_token=False)
+    assert log.out == ""
+    pixel_values, _ = batch(model.config)
+    assert torch.equal(loaded(pixel_values).feature_map, model.simmim(pixel_values).feature_map)
+
+
+def test_a_model_without_mask_token_is_remapped_too(tmp_path):
+    save(vit_config(), tmp_path)
+    loaded = SimMIMModel.from_pretrained(tmp_path, image_size=64, use_mask_token=False, dtype=torch.bfloat16)
+    assert loaded.encoder.embeddings.mask_token is None
+    assert loaded.dtype == torch.bfloat16
+    assert loaded.encoder.embeddings.position_embeddings.shape[1] == 65
+
+
+def test_swinv2_is_told_its_pretrained_windows(tmp_path):
+    """The last stage is smaller than the window: its own is what the bias was trained with."""
+    model = save(swinv2_config(image_size=32, window_size=8), tmp_path)
+    with CaptureLogger(modeling_simmim.logger) as log:
+        loaded = SimMIMModel.from_pretrained(tmp_path, image_size=64, window_size=16)
+    assert loaded.config.encoder_config.pretrained_window_sizes == [8, 8, 4]
+    assert "continuous position bias, trained with windows of [8, 8, 4] tokens" in log.out
+    weights = loaded.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.simmim.state_dict().items())
+    loaded.save_pretrained(tmp_path / "larger")
+    back = SimMIMModel.from_pretrained(tmp_path / "larger", image_size=32, window_size=8)
+    assert back.config.encoder_config.pretrained_window_sizes == [8, 8, 4]
+    pixel_values, _ = batch(model.config)
+    with torch.no_grad():
+        assert torch.allclose(back(pixel_values).feature_map, model.simmim(pixel_values).feature_map, atol=1e-6)
+
+
+@pytest.mark.parametrize("encoder", ENCODER_CONFIGS)
+def test_every_encoder_goes_to_another_size_and_learns_there(encoder, tmp_path):
+    save(ENCODER_CONFIGS[encoder](), tmp_path)
+    model = SimMIMForMaskedImageModeling.from_pretrained(tmp_path, image_size=(96, 64))
+    assert model.config.image_size == (96, 64)
+    pixel_values, mask = batch(model.config)
+    outputs = model(pixel_values, bool_masked_pos=mask)
+    outputs.loss.backward()
+    assert outputs.reconstruction.shape == (2, 3, 96, 64)
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_the_shared_table_of_the_vit_goes_to_every_block(tmp_path):
+    model = save(beit_config(), tmp_path)
+    config = SimMIMConfig.from_pretrained(tmp_path, image_size=48).for_fine_tuning()
+    with CaptureLogger(modeling_simmim.logger) as log:
+        loaded, info = SimMIMModel.from_pretrained(tmp_path, config=config, output_loading_info=True)
+    assert "the shared relative position table copied to 2 blocks" in log.out
+    assert "from 4x4 to 6x6 tokens" in log.out
+    assert not info["missing_keys"]
+    assert isinstance(loaded.encoder.layernorm, torch.nn.Identity)
+    shared = model.simmim.encoder.shared_position_bias.relative_position_bias_table
+    for layer in loaded.encoder.layers:
+        table = layer.relative_position_bias.relative_position_bias_table
+        assert torch.equal(table, resize_table(shared, (4, 4), (6, 6)))
+
+
+def test_for_fine_tuning_leaves_swin_as_it_is():
+    config = SimMIMConfig()
+    assert config.for_fine_tuning().to_dict() == config.to_dict()
+
+
+def test_a_window_for_an_encoder_without_windows_is_refused(tmp_path):
+    save(vit_config(), tmp_path)
+    with pytest.raises(ValueError, match="window_size=7 cannot be set: the encoder 'vit' has no windows"):
+        SimMIMModel.from_pretrained(tmp_path, window_size=7)
+
+
+def test_golden_swin_at_another_window(tmp_path):
+    """Tables and features of the authors' fine-tuning code, window 3 -> 4 and 96 -> 128 px."""
+    from golden import FIXTURES, golden_model, our_names
+
+    golden_model().save_pretrained(tmp_path)
+    golden = load_file(FIXTURES / "swin_finetune_remap.safetensors")
+    model = SimMIMModel.from_pretrained(tmp_path, image_size=128, window_size=4)
+    weights = model.state_dict()
+    tables = [name for name in golden if name.endswith("relative_position_bias_table")]
+    for name in tables:
+        (ours,) = our_names(f"encoder.{name}")
+        assert torch.allclose(weights[ours.removeprefix("simmim.")], golden[name], atol=1e-4)
+    assert len(tables) == 8
+    with torch.no_grad():
+        pooled = model(golden["pixel_values"]).pooler_output
+    assert torch.allclose(pooled, golden["pooled_features"], atol=1e-4)
