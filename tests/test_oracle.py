@@ -1,17 +1,17 @@
-"""Parity with the authors' released code."""
+"""Parity with the authors' released code, from its checkpoints in its own format."""
 
 import json
 from types import SimpleNamespace
 
 import pytest
 import torch
-from golden import FIXTURES, GOLDEN_CONFIGS, golden_model, golden_values, our_names
+from golden import FIXTURES, GOLDEN, golden_model, golden_values, our_names
 
 from hf_simmim.losses import l1, masked_mean
 from hf_simmim.trainer import SimMIMTrainer
 
 
-@pytest.fixture(scope="module", params=GOLDEN_CONFIGS)
+@pytest.fixture(scope="module", params=GOLDEN)
 def golden(request):
     """Model with the authors' weights, their values, and our outputs after a backward."""
     model, values = golden_model(request.param), golden_values(request.param)
@@ -22,7 +22,9 @@ def golden(request):
         loss = masked_mean(l1(outputs.reconstruction, values["target"]), values["mask"].bool())
     loss.backward()
     feature_map = model.simmim(values["pixel_values"], bool_masked_pos=values["mask"]).feature_map
-    return SimpleNamespace(model=model, values=values, outputs=outputs, loss=loss, feature_map=feature_map)
+    return SimpleNamespace(
+        encoder=request.param, model=model, values=values, outputs=outputs, loss=loss, feature_map=feature_map
+    )
 
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -40,7 +42,7 @@ def test_gradients(golden):
     unseen = set(gradients)
     for key, expected in golden.values.items():
         if key.startswith("grad_norm."):
-            names = our_names(key.removeprefix("grad_norm."))
+            names = our_names(key.removeprefix("grad_norm."), golden.encoder)
             norm = torch.cat([gradients[name].flatten() for name in names]).norm()
             assert relative_error(norm, expected[0]) < 1e-4, key
             unseen -= set(names)
