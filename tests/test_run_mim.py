@@ -355,12 +355,12 @@ def test_statistics_are_computed_where_none_are_known(run_mim, photos, tmp_path)
         ({"encoder": "no-such-model"}, r"encoder='no-such-model' is no preset \(swin-tiny"),
         ({"holdout": 0.001}, r"holdout=0\.001 of 48 images leaves none"),
         ({"encoder": '{"model_type": "swim"}'}, r"model_type 'swim' is unknown. Did you mean swin\?"),
-        ({"encoder": '{"model_type": "resnet"}'}, r"'resnet' has no image_size .*cannot hide patches"),
+        ({"encoder": '{"model_type": "yolos"}'}, r"'yolos' cannot be used: .* no map of square steps"),
         (
             {"encoder": '{"model_type": "swin", "image_sise": 32}'},
             r"unknown key 'image_sise'. Did you mean image_size\?",
         ),
-        ({"image_size": 36}, r"image_size=36x36 is not a multiple of the encoder's stride of 8 px"),
+        ({"image_size": 0}, r"image_size=0 must be a side, or a height and a width"),
     ],
 )
 def test_bad_input_is_refused_before_training(run_mim, photos, tmp_path, settings, message):

@@ -130,8 +130,9 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         stored = cls.config_class.from_pretrained(name, **hub_arguments)
         if config is None or isinstance(config, (str, Path)):
             location = name if config is None else config
+            loading = {key: kwargs.pop(key) for key in _LOADING_ARGUMENTS if key in kwargs} | hub_arguments
             config, kwargs = cls.config_class.from_pretrained(location, return_unused_kwargs=True, **kwargs)
-            kwargs |= hub_arguments
+            kwargs |= loading
         if same_geometry(stored, config):
             return super().from_pretrained(name, *model_args, config=config, **kwargs)
         target = copy.deepcopy(config)
