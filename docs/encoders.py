@@ -63,7 +63,9 @@ def vision_models() -> list[str]:
         # Some configs have no defaults, and some classes need libraries that are not here.
         with contextlib.suppress(Exception):
             model_class = transformers_class(CONFIG_MAPPING[name]())
-            if model_class is not None and model_class.main_input_name == "pixel_values":
+            if model_class is None or not model_class.__module__.startswith("transformers."):
+                continue
+            if model_class.main_input_name == "pixel_values":
                 names.append(name)
     return names
 
@@ -213,7 +215,10 @@ def main() -> None:
     verdicts = []
     for index, name in enumerate(names):
         print(f"{index + 1}/{len(names)} {name}", file=sys.stderr, flush=True)
-        verdicts.append(examine(name))
+        try:
+            verdicts.append(examine(name))
+        except Exception as error:
+            sys.exit(f"{name} is accepted and then fails: {type(error).__name__}: {error}")
         gc.collect()
     accepted = [verdict for verdict in verdicts if verdict.refusal is None]
     refused = [verdict for verdict in verdicts if verdict.refusal is not None]

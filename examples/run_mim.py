@@ -316,14 +316,10 @@ def build_config(arguments: ModelArguments) -> SimMIMConfig:
             ) from error
     if encoder.get("model_type") == SimMIMConfig.model_type:
         encoder = encoder["encoder_config"]
-    size = arguments.image_size
-    if size is not None:
-        if len(size) > 2:
-            raise ValueError(f"image_size={size} has {len(size)} values. Give one side, or height and width.")
-        encoder["image_size"] = size[0] if len(set(size)) == 1 else list(size)
-    for key in ("window_size", "num_channels", "drop_path_rate"):
+    for key in ("num_channels", "drop_path_rate"):
         value = getattr(arguments, key)
         if value is not None:
+            check_encoder_keys({"model_type": encoder.get("model_type"), key: value})
             encoder[key] = value
     return SimMIMConfig(
         encoder_config=encoder,
@@ -331,7 +327,21 @@ def build_config(arguments: ModelArguments) -> SimMIMConfig:
         target=arguments.target,
         loss=arguments.loss,
         loss_region=arguments.loss_region,
+        **geometry(arguments),
     )
+
+
+def geometry(arguments: ModelArguments) -> dict[str, Any]:
+    """Image size and window, where they are asked for."""
+    values: dict[str, Any] = {}
+    if arguments.image_size is not None:
+        size = arguments.image_size
+        if len(size) > 2:
+            raise ValueError(f"image_size={size} has {len(size)} values. Give one side, or height and width.")
+        values["image_size"] = size[0] if len(size) == 1 else size
+    if arguments.window_size is not None:
+        values["window_size"] = arguments.window_size
+    return values
 
 
 def checkpoint_config(arguments: ModelArguments) -> SimMIMConfig:
@@ -356,21 +366,11 @@ def checkpoint_config(arguments: ModelArguments) -> SimMIMConfig:
         config = SimMIMConfig(
             encoder_config=encoder.to_dict(), **{name: getattr(arguments, name) for name in components}
         )
-    for key, value in checkpoint_geometry(arguments).items():
+    for key, value in geometry(arguments).items():
         setattr(config, key, value)
     if arguments.drop_path_rate is not None:
         config.encoder_config.drop_path_rate = arguments.drop_path_rate
     return config
-
-
-def checkpoint_geometry(arguments: ModelArguments) -> dict[str, Any]:
-    """Image size and window, where they are asked for."""
-    geometry: dict[str, Any] = {}
-    if arguments.image_size is not None:
-        geometry["image_size"] = arguments.image_size[0] if len(arguments.image_size) == 1 else arguments.image_size
-    if arguments.window_size is not None:
-        geometry["window_size"] = arguments.window_size
-    return geometry
 
 
 def load_checkpoint(arguments: ModelArguments, config: SimMIMConfig) -> SimMIMForMaskedImageModeling:
@@ -382,7 +382,7 @@ def load_checkpoint(arguments: ModelArguments, config: SimMIMConfig) -> SimMIMFo
     changes = {} if arguments.drop_path_rate is None else {"drop_path_rate": arguments.drop_path_rate}
     components = {key: getattr(config, key) for key in ("head", "target", "loss", "loss_region")}
     return SimMIMForMaskedImageModeling.from_encoder(
-        name, encoder_config=changes, dtype=torch.float32, **checkpoint_geometry(arguments), **components
+        name, encoder_config=changes, dtype=torch.float32, **geometry(arguments), **components
     )
 
 
@@ -393,7 +393,8 @@ def check_encoder_keys(encoder: dict[str, Any]) -> None:
         raise ValueError(
             f"The encoder's model_type {model_type!r} is unknown.{nearest(model_type, set(CONFIG_MAPPING))}"
         )
-    known = CONFIG_MAPPING[model_type]().to_dict().keys() | {"model_type", "out_features", "out_indices"}
+    # The size of images is kept in every config, also in those that have no place for it.
+    known = CONFIG_MAPPING[model_type]().to_dict().keys() | {"model_type", "image_size", "out_features", "out_indices"}
     for key in encoder:
         if key not in known:
             raise ValueError(f"The encoder config of {model_type!r} has the unknown key {key!r}.{nearest(key, known)}")

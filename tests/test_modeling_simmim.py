@@ -248,6 +248,20 @@ def test_tokens_of_other_encoders_do_not_start_at_zero(encoder):
         assert 0.01 < token.std() < 0.03
 
 
+def test_the_vit_starts_as_released():
+    """Projections onto the residual stream are scaled down with depth, and the shared table starts at zero."""
+    torch.manual_seed(0)
+    config = SimMIMConfig(encoder_config=ENCODER_CONFIGS["beit"](hidden_size=64, num_hidden_layers=4))
+    encoder = SimMIMForMaskedImageModeling(config).simmim.encoder
+    for index, layer in enumerate(encoder.layers):
+        for projection in (layer.attention.o_proj, layer.mlp.fc2):
+            expected = 0.02 / math.sqrt(2 * (index + 1))
+            assert 0.9 * expected < projection.weight.std() < 1.1 * expected
+        assert 0.018 < layer.mlp.fc1.weight.std() < 0.022
+    assert encoder.shared_position_bias.relative_position_bias_table.abs().max() == 0
+    assert 0.018 < encoder.embeddings.patch_embeddings.projection.weight.std() < 0.022
+
+
 @encoders
 def test_fsdp_finds_the_layers_to_wrap(encoder):
     model = make_model(encoder)

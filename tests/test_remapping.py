@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from golden import FIXTURES, golden_model, our_names
 from safetensors.torch import load_file
 from tiny import ENCODER_CONFIGS, batch, beit_config, swin_config, swinv2_config, vit_config
 from transformers import AutoModel
@@ -164,17 +165,32 @@ def test_a_window_for_an_encoder_without_windows_is_refused(tmp_path):
 
 def test_golden_swin_at_another_window(tmp_path):
     """Tables and features of the authors' fine-tuning code, window 3 -> 4 and 96 -> 128 px."""
-    from golden import FIXTURES, golden_model, our_names
-
-    golden_model().save_pretrained(tmp_path)
+    golden_model("swin").save_pretrained(tmp_path)
     golden = load_file(FIXTURES / "swin_finetune_remap.safetensors")
     model = SimMIMModel.from_pretrained(tmp_path, image_size=128, window_size=4)
     weights = model.state_dict()
     tables = [name for name in golden if name.endswith("relative_position_bias_table")]
     for name in tables:
-        (ours,) = our_names(f"encoder.{name}")
+        (ours,) = our_names(name, "swin")
         assert torch.allclose(weights[ours.removeprefix("simmim.")], golden[name], atol=1e-4)
     assert len(tables) == 8
     with torch.no_grad():
         pooled = model(golden["pixel_values"]).pooler_output
+    assert torch.allclose(pooled, golden["pooled_features"], atol=1e-4)
+
+
+def test_golden_vit_for_fine_tuning(tmp_path):
+    """Tables and tokens of the authors' fine-tuning code, 64 -> 96 px, a table for each block and no final norm."""
+    golden_model("vit").save_pretrained(tmp_path)
+    golden = load_file(FIXTURES / "vit_finetune_remap.safetensors")
+    config = SimMIMConfig.from_pretrained(tmp_path, image_size=96).for_fine_tuning()
+    model = SimMIMModel.from_pretrained(tmp_path, config=config)
+    for index, layer in enumerate(model.encoder.layers):
+        expected = golden[f"blocks.{index}.attn.relative_position_bias_table"]
+        table = layer.relative_position_bias.relative_position_bias_table
+        assert torch.allclose(table, expected, atol=1e-4)
+    with torch.no_grad():
+        tokens = model(golden["pixel_values"]).last_hidden_state
+    assert torch.allclose(tokens, golden["tokens"][:, 1:], atol=1e-4)
+    pooled = torch.nn.functional.layer_norm(tokens.mean(1), tokens.shape[-1:], eps=1e-6)
     assert torch.allclose(pooled, golden["pooled_features"], atol=1e-4)

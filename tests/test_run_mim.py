@@ -361,6 +361,8 @@ def test_statistics_are_computed_where_none_are_known(run_mim, photos, tmp_path)
             r"unknown key 'image_sise'. Did you mean image_size\?",
         ),
         ({"image_size": 0}, r"image_size=0 must be a side, or a height and a width"),
+        ({"encoder": "vit-base", "window_size": 7}, r"window_size=7 cannot be set: the encoder 'beit' has no windows"),
+        ({"encoder": '{"model_type": "vit"}', "drop_path_rate": 0.1}, r"'vit' has the unknown key 'drop_path_rate'"),
     ],
 )
 def test_bad_input_is_refused_before_training(run_mim, photos, tmp_path, settings, message):

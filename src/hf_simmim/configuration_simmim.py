@@ -88,7 +88,9 @@ class SimMIMConfig(PreTrainedConfig):
         geometry = {key: kwargs.pop(key) for key in ("image_size", "window_size") if key in kwargs}
         super().__post_init__(**kwargs)
         if getattr(self.encoder_config, "image_size", None) is None:
-            self.encoder_config.image_size = DEFAULT_IMAGE_SIZE
+            # timm's configs have it elsewhere.
+            input_size = (getattr(self.encoder_config, "pretrained_cfg", None) or {}).get("input_size")
+            self.encoder_config.image_size = list(input_size[1:]) if input_size else DEFAULT_IMAGE_SIZE
         for key, value in geometry.items():
             setattr(self, key, value)
 

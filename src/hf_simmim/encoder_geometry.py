@@ -18,6 +18,9 @@ MAX_PREFIX_TOKENS = 16
 # Sizes that every pyramid of stages halves without a remainder.
 ROUND_SIZE = 64
 
+# More than one, to see what becomes of a batch.
+BATCH_SIZE = 2
+
 # Encoders that are our own modules, with the names of transformers' checkpoints.
 OWN_ENCODERS = ("swin", "swinv2")
 
@@ -101,13 +104,25 @@ def make_transformers_encoder(
         arguments["use_mask_token"] = use_mask_token
     elif getattr(encoder_config, "use_mask_token", use_mask_token) != use_mask_token:
         changes["use_mask_token"] = use_mask_token
-    if built_size is not None and _same_size(encoder_config.image_size) != _same_size(built_size):
+    if encoder_config.model_type == "timm_wrapper":
+        changes["model_args"] = _timm_arguments(encoder_config, built_size)
+    elif built_size is not None and _same_size(encoder_config.image_size) != _same_size(built_size):
         changes["image_size"] = built_size if isinstance(built_size, int) else list(built_size)
     if changes:
         encoder_config = copy.deepcopy(encoder_config)
         for name, value in changes.items():
             setattr(encoder_config, name, value)
     return model_class._from_config(encoder_config, **arguments)
+
+
+def _timm_arguments(encoder_config: Any, built_size: int | tuple[int, int] | None) -> dict[str, Any]:
+    """What timm's `create_model` is told of the geometry, which is no part of a timm config."""
+    arguments = dict(encoder_config.model_args or {})
+    if built_size is not None:
+        arguments["img_size"] = _same_size(built_size)
+    if hasattr(encoder_config, "num_channels"):
+        arguments["in_chans"] = encoder_config.num_channels
+    return arguments
 
 
 def takes(encoder: nn.Module | type[nn.Module], argument: str) -> bool:
@@ -140,7 +155,7 @@ class _Run(NamedTuple):
 
     shape: tuple[int, ...]  # of last_hidden_state
     patch_embedding: tuple[str, int, int] | None  # name, patch size and channels of a convolution over whole patches
-    built_size: int | tuple[int, int]
+    built_size: int | tuple[int, int] | None
     interpolate: bool
     unused: tuple[str, ...]
 
@@ -156,11 +171,12 @@ def _measure(encoder_config: Any) -> EncoderGeometry:
     size = wanted
     try:
         run = _run(encoder_config, size)
-    except ValueError:
+    except ValueError as error:
         size = whole(wanted, ROUND_SIZE)
-        if size == wanted:
-            raise
-        run = _run(encoder_config, size)
+        try:
+            run = _run(encoder_config, size)
+        except ValueError:
+            raise error from None
     if run.patch_embedding is not None and whole(size, run.patch_embedding[1]) != size:
         size = whole(size, run.patch_embedding[1])
         run = _run(encoder_config, size)
@@ -209,24 +225,29 @@ def _measure(encoder_config: Any) -> EncoderGeometry:
     )
 
 
-def _run(encoder_config: Any, size: tuple[int, int]) -> _Run:
-    """Run an encoder, built so that it takes images of a size.
+def _ways_to_build(encoder_config: Any, size: tuple[int, int]) -> list[tuple[int | tuple[int, int] | None, bool]]:
+    """Image sizes to build an encoder for, and whether it interpolates then, for images of a size; the best first.
 
     Where height and width differ, many models know their position embeddings as a square only. Those that can be told
     to interpolate are built for the rectangle, else for the square around it. Those that always interpolate do so from
     a square, and would take a rectangle of as many positions for one.
     """
-    side = max(size)
+    if encoder_config.model_type == "timm_wrapper":
+        # timm's transformers are told the size, its convolutional networks refuse to be.
+        return [(size, False), (None, False)]
     # Some models take one number only, and some only a pair.
-    squares: list[int | tuple[int, int]] = [side, (side, side)]
-    attempts = [(square, False) for square in squares]
-    if size[0] != size[1]:
-        if takes(transformers_class(encoder_config), "interpolate_pos_encoding"):  # type: ignore[arg-type]
-            attempts = [(size, False), *((square, True) for square in squares)]
-        else:
-            attempts = [*attempts, (size, False)]
+    squares = (max(size), (max(size), max(size)))
+    if size[0] == size[1]:
+        return [(square, False) for square in squares]
+    if takes(transformers_class(encoder_config), "interpolate_pos_encoding"):  # type: ignore[arg-type]
+        return [(size, False), *((square, True) for square in squares)]
+    return [*((square, False) for square in squares), (size, False)]
+
+
+def _run(encoder_config: Any, size: tuple[int, int]) -> _Run:
+    """Run an encoder, built so that it takes images of a size."""
     errors = []
-    for built_size, interpolate in attempts:
+    for built_size, interpolate in _ways_to_build(encoder_config, size):
         try:
             return _run_once(encoder_config, size, built_size, interpolate)
         except ImportError:
@@ -240,10 +261,12 @@ def _run(encoder_config: Any, size: tuple[int, int]) -> _Run:
     ) from errors[0]
 
 
-def _run_once(encoder_config: Any, size: tuple[int, int], built_size: int | tuple[int, int], interpolate: bool) -> _Run:
+def _run_once(
+    encoder_config: Any, size: tuple[int, int], built_size: int | tuple[int, int] | None, interpolate: bool
+) -> _Run:
     with torch.device("meta"), no_init_weights():
         encoder = make_transformers_encoder(encoder_config, built_size, use_mask_token=True).eval()
-        pixel_values = torch.zeros(1, getattr(encoder_config, "num_channels", 3), *size, dtype=encoder.dtype)
+        pixel_values = torch.zeros(BATCH_SIZE, getattr(encoder_config, "num_channels", 3), *size, dtype=encoder.dtype)
     seen: list[tuple[str, nn.Module]] = []
     for module_name, module in encoder.named_modules():
         if not any(module.children()):
@@ -256,6 +279,8 @@ def _run_once(encoder_config: Any, size: tuple[int, int], built_size: int | tupl
             raise ValueError("its output has no last_hidden_state")
         if "encoder_last_hidden_state" in outputs:
             raise ValueError("it has a decoder, whose output is not a map of the image")
+        if outputs.last_hidden_state.shape[0] != BATCH_SIZE:
+            raise ValueError("it joins the images of a batch to one sequence")
         outputs.last_hidden_state.sum().backward()
     unused = tuple(
         name
