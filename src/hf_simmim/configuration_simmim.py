@@ -18,14 +18,23 @@ DEFAULT_IMAGE_SIZE = 224
 
 _SWIN_192: dict[str, Any] = {"model_type": "swin", "image_size": 192, "drop_path_rate": 0.0}
 
-# The encoders of the paper at their pre-training geometry (section 4.1, and configs/ of microsoft/SimMIM), and the two
-# smaller Swins at the geometry of Swin-B.
+# The encoders of the paper at their pre-training geometry (section 4.1, and configs/ of microsoft/SimMIM), the two
+# smaller Swins at the geometry of Swin-B, and SwinV2-B (configs/simmim of microsoft/Swin-Transformer).
 ENCODER_PRESETS: dict[str, dict[str, Any]] = {
     "swin-tiny": _SWIN_192 | {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 6},
     "swin-small": _SWIN_192 | {"embed_dim": 96, "depths": [2, 2, 18, 2], "num_heads": [3, 6, 12, 24], "window_size": 6},
     "swin-base": _SWIN_192 | {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 6},
     "swin-large": _SWIN_192
     | {"embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48], "window_size": 12},
+    "swinv2-base": {
+        "model_type": "swinv2",
+        "image_size": 192,
+        "embed_dim": 128,
+        "depths": [2, 2, 18, 2],
+        "num_heads": [4, 8, 16, 32],
+        "window_size": 12,
+        "drop_path_rate": 0.1,
+    },
     "vit-base": {
         "model_type": "beit",
         "image_size": 224,
