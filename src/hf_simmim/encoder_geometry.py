@@ -150,6 +150,10 @@ def _swin_geometry(config: Any) -> EncoderGeometry:
     )
 
 
+class _NoMapError(ValueError):
+    """The model runs, and its output is no map of each image."""
+
+
 class _Run(NamedTuple):
     """What one forward without memory showed."""
 
@@ -254,11 +258,14 @@ def _run(encoder_config: Any, size: tuple[int, int]) -> _Run:
             raise
         except Exception as error:  # whatever a model raises that is made for something else
             errors.append(error)
-    reason = " ".join(str(errors[0]).split()).rstrip(".")
+    error = errors[0]
+    reason = " ".join(str(error).split()).rstrip(".")
+    if not isinstance(error, _NoMapError):
+        reason = f"raises {type(error).__name__}: {reason}"
     raise ValueError(
         f"The encoder {encoder_config.model_type!r} cannot be used: given nothing but images of {size[0]}x{size[1]} it"
-        f" raises {type(errors[0]).__name__}: {reason}."
-    ) from errors[0]
+        f" {reason}."
+    ) from error
 
 
 def _run_once(
@@ -276,11 +283,11 @@ def _run_once(
     with torch.device("cpu"), torch.enable_grad():
         outputs = encoder(pixel_values, **arguments)
         if getattr(outputs, "last_hidden_state", None) is None:
-            raise ValueError("its output has no last_hidden_state")
+            raise _NoMapError("returns no last_hidden_state")
         if "encoder_last_hidden_state" in outputs:
-            raise ValueError("it has a decoder, whose output is not a map of the image")
+            raise _NoMapError("returns what a decoder makes, which is no map of the image")
         if outputs.last_hidden_state.shape[0] != BATCH_SIZE:
-            raise ValueError("it joins the images of a batch to one sequence")
+            raise _NoMapError("joins the images of a batch to one sequence")
         outputs.last_hidden_state.sum().backward()
     unused = tuple(
         name
