@@ -258,14 +258,14 @@ def _run(encoder_config: Any, size: tuple[int, int]) -> _Run:
             raise
         except Exception as error:  # whatever a model raises that is made for something else
             errors.append(error)
-    error = errors[0]
-    reason = " ".join(str(error).split()).rstrip(".")
-    if not isinstance(error, _NoMapError):
-        reason = f"raises {type(error).__name__}: {reason}"
+    first = errors[0]
+    reason = " ".join(str(first).split()).rstrip(".")
+    if not isinstance(first, _NoMapError):
+        reason = f"raises {type(first).__name__}: {reason}"
     raise ValueError(
         f"The encoder {encoder_config.model_type!r} cannot be used: given nothing but images of {size[0]}x{size[1]} it"
         f" {reason}."
-    ) from error
+    ) from first
 
 
 def _run_once(
