@@ -108,6 +108,12 @@ def test_our_own_checkpoint_is_refused(tmp_path):
         SimMIMModel.from_encoder(tmp_path)
 
 
+def test_a_stock_checkpoint_is_not_loaded_at_random(tmp_path):
+    AutoModel.from_config(vit_config()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds a 'vit' model and none of SimMIM. Load it with SimMIMModel.from_enc"):
+        SimMIMModel.from_pretrained(tmp_path)
+
+
 def test_the_vision_part_of_another_model(tmp_path):
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     config = CLIPConfig(
@@ -126,7 +132,7 @@ def test_from_encoder_at_another_geometry(tmp_path):
     stock = shake(AutoModel.from_config(vit_config()))
     stock.save_pretrained(tmp_path)
     with CaptureLogger(modeling_simmim.logger) as log:
-        ours = SimMIMModel.from_encoder(tmp_path, image_size=(48, 64), encoder_config={"hidden_dropout_prob": 0.25})
+        ours = SimMIMModel.from_encoder(tmp_path, encoder_config={"image_size": [48, 64], "hidden_dropout_prob": 0.25})
     assert "absolute position embeddings from 4x4 to 6x8 tokens, bicubic" in log.out
     assert ours.config.encoder_config.hidden_dropout_prob == 0.25
     pixel_values, _ = batch(ours.config)

@@ -127,7 +127,13 @@ class SimMIMPreTrainedModel(PreTrainedModel):
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         name = str(pretrained_model_name_or_path)
         hub_arguments = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
-        stored = cls.config_class.from_pretrained(name, **hub_arguments)
+        stored_dict, _ = cls.config_class.get_config_dict(name, **hub_arguments)
+        if stored_dict.get("model_type") != cls.config_class.model_type:
+            raise ValueError(
+                f"{name} holds a {stored_dict.get('model_type')!r} model and none of SimMIM. Load it with"
+                f" {cls.__name__}.from_encoder."
+            )
+        stored = cls.config_class.from_dict(stored_dict)
         if config is None or isinstance(config, (str, Path)):
             location = name if config is None else config
             loading = {key: kwargs.pop(key) for key in _LOADING_ARGUMENTS if key in kwargs} | hub_arguments
@@ -187,27 +193,26 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         name = str(pretrained_model_name_or_path)
         hub_arguments = {key: kwargs.pop(key) for key in _HUB_ARGUMENTS if key in kwargs}
         loading = {key: kwargs.pop(key) for key in _LOADING_ARGUMENTS if key in kwargs}
-        geometry = {key: kwargs.pop(key) for key in ("image_size", "window_size") if key in kwargs}
         changes = kwargs.pop("encoder_config", {})
         encoder_config, weights, head, beside = load_stock(name, **hub_arguments)
-        source = cls.config_class(encoder_config=encoder_config.to_dict() | changes, **kwargs)
+        stored = cls.config_class(encoder_config=encoder_config.to_dict())
+        target = cls.config_class(encoder_config=encoder_config.to_dict() | changes, **kwargs)
+        source = with_geometry_of(stored, target)
+        keep_pretrained_windows(source, target)
         model: Any = cls(source)
-        encoder = model.base_model.encoder
-        result = encoder.load_state_dict(weights, strict=False)
-        fresh = [key for key in result.missing_keys if not key.endswith("mask_token")]
-        if fresh:
-            raise ValueError(f"{name} lacks weights of the encoder: {', '.join(fresh[:3])}.")
-        loaded = {f"encoder.{key}" for key in weights} - {f"encoder.{key}" for key in result.unexpected_keys}
-        loaded = {f"{model.base_model_prefix}.{key}" for key in loaded} if model.base_model is not model else loaded
+        prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+        result = model.base_model.encoder.load_state_dict(weights, strict=False)
+        lacking = [key for key in result.missing_keys if not key.endswith("mask_token")]
+        if lacking:
+            raise ValueError(f"{name} lacks weights of the encoder: {', '.join(lacking[:3])}.")
+        loaded = {f"{prefix}encoder.{key}" for key in weights.keys() - set(result.unexpected_keys)}
         if head and hasattr(model, "head") and model.head.fits(head):
             model.head.projection.load_state_dict(head)
             loaded |= {f"head.projection.{key}" for key in head}
+        elif head:
+            beside = [*beside, "decoder"]
         fresh = [key for key in model.state_dict() if key not in loaded]
         logger.warning(describe_loading(name, len(loaded), fresh, [*result.unexpected_keys, *beside]))
-        target = copy.deepcopy(source)
-        for key, value in geometry.items():
-            setattr(target, key, value)
-        keep_pretrained_windows(source, target)
         state_dict = model.state_dict()
         if not same_geometry(source, target):
             state_dict = cls._remap(model, cls._on_meta(target), name)
