@@ -1,6 +1,9 @@
 """The models: what they compute, that nothing leaks, and that they load where transformers' own models load."""
 
+import copy
 import math
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -84,6 +87,65 @@ def test_loss_is_the_mean_absolute_error_of_hidden_pixels(encoder):
     expected = (outputs.reconstruction - pixel_values).abs()[hidden].mean()
     assert torch.allclose(outputs.loss, expected, rtol=1e-6)
     assert outputs.reconstruction.shape == pixel_values.shape
+
+
+def test_what_no_forward_uses_stays_frozen_however_a_model_is_loaded(tmp_path):
+    """Loading makes parameters trainable again, and DDP waits for each that is."""
+    for name in ("clip_vision_model", "dinov3_vit"):
+        model = make_model(name)
+        model.save_pretrained(tmp_path / name)
+        model.export_encoder(tmp_path / f"{name}-stock")
+        frozen = {f"encoder.{unused}" for unused in model.simmim.geometry.unused}
+        for loaded in (
+            SimMIMModel.from_pretrained(tmp_path / name),
+            AutoModel.from_pretrained(tmp_path / name, image_size=48),
+            SimMIMModel.from_encoder(tmp_path / f"{name}-stock"),
+            SimMIMForMaskedImageModeling.from_pretrained(tmp_path / name).simmim,
+        ):
+            assert {key for key, parameter in loaded.named_parameters() if not parameter.requires_grad} == frozen
+        unmasked = SimMIMModel.from_pretrained(tmp_path / name, use_mask_token=False)
+        pixel_values, _ = batch(unmasked.config)
+        unmasked(pixel_values).last_hidden_state.sum().backward()
+        assert all(parameter.grad is not None for parameter in unmasked.parameters() if parameter.requires_grad)
+
+
+@encoders
+def test_pickles_and_memory_formats(encoder):
+    model = make_model(encoder)
+    pixel_values, mask = batch(model.config)
+    with torch.no_grad():
+        expected = model(pixel_values, bool_masked_pos=mask).reconstruction
+        for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.allclose(copied(pixel_values, bool_masked_pos=mask).reconstruction, expected, atol=1e-6)
+        pixel_values = pixel_values.to(memory_format=torch.channels_last)
+        assert torch.allclose(model(pixel_values, bool_masked_pos=mask).reconstruction, expected, atol=1e-5)
+
+
+def test_measuring_in_threads_and_without_gradients_leaves_torch_as_it_is():
+    configs = [SimMIMConfig(encoder_config=vit_config(hidden_size=32, intermediate_size=size)) for size in range(8, 16)]
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda config: config.encoder_stride, configs)) == {8}
+    layer = torch.nn.Linear(64, 64)
+    assert 0 < layer.weight.abs().max() <= 1 / 8
+    with torch.inference_mode():
+        config = SimMIMConfig(encoder_config=vit_config(intermediate_size=17))
+        assert SimMIMModel(config)(torch.zeros(1, 3, 32, 32)).feature_map.shape == (1, 32, 4, 4)
+
+
+def test_a_rectangle_of_positions_is_not_taken_for_a_square():
+    model = make_model("vit", image_size=[32, 128]).simmim
+    with pytest.raises(
+        ValueError, match=r"64x64 px do not fit an encoder .* rectangle of 32x128 px.*image_size=\.\.\."
+    ):
+        model(torch.zeros(1, 3, 64, 64))
+
+
+def test_configs_are_not_shared_with_the_caller():
+    encoder_config = swin_config()
+    SimMIMConfig(encoder_config=encoder_config, image_size=64, window_size=2)
+    assert (encoder_config.image_size, encoder_config.window_size) == (32, 4)
+    SimMIMConfig().encoder_config.depths[0] = 99
+    assert SimMIMConfig().encoder_config.depths[0] == 2
 
 
 def test_loss_region_all_takes_every_pixel():
@@ -297,7 +359,7 @@ def test_presets_build(preset):
 @pytest.mark.parametrize(
     ("encoder_config", "reason"),
     [
-        (YolosConfig(num_hidden_layers=1), "no map of square steps with at most 16 tokens beside it"),
+        (YolosConfig(num_hidden_layers=1), "its detection tokens stand behind those of the patches"),
         (ViTMAEConfig(), "it drops and shuffles patches by itself"),
         (Siglip2VisionConfig(num_hidden_layers=1), "pixel_attention_mask"),
         (VideoMAEConfig(num_hidden_layers=1), "expected 5, got 4"),

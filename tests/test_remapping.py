@@ -124,6 +124,32 @@ def test_swinv2_is_told_its_pretrained_windows(tmp_path):
         assert torch.allclose(back(pixel_values).feature_map, model.simmim(pixel_values).feature_map, atol=1e-6)
 
 
+def test_swinv2_keeps_its_pretrained_windows_under_another_config(tmp_path):
+    save(swinv2_config(image_size=32, window_size=4), tmp_path)
+    larger = SimMIMModel.from_pretrained(tmp_path, image_size=64, window_size=8)
+    larger.save_pretrained(tmp_path / "larger")
+    config = SimMIMConfig(encoder_config=swinv2_config(image_size=64, window_size=8))
+    loaded = SimMIMModel.from_pretrained(tmp_path / "larger", config=config)
+    assert loaded.config.encoder_config.pretrained_window_sizes == [4, 4, 4]
+    pixel_values, _ = batch(config)
+    with torch.no_grad():
+        assert torch.allclose(loaded(pixel_values).feature_map, larger(pixel_values).feature_map, atol=1e-6)
+
+
+def test_what_is_asked_of_the_loader_is_asked_at_another_geometry_too(tmp_path):
+    model = save(vit_config(), tmp_path)
+    with torch.no_grad():
+        model.head.projection.bias.fill_(0.5)
+    model.save_pretrained(tmp_path, variant="ema")
+    loaded = SimMIMForMaskedImageModeling.from_pretrained(tmp_path, variant="ema", image_size=48)
+    assert torch.equal(loaded.head.projection.bias, model.head.projection.bias)
+    assert loaded.name_or_path == str(tmp_path)
+    grey = SimMIMModel.from_pretrained(
+        tmp_path, image_size=48, encoder_config={"num_channels": 1}, ignore_mismatched_sizes=True
+    )
+    assert grey.encoder.embeddings.patch_embeddings.projection.weight.shape[1] == 1
+
+
 @pytest.mark.parametrize("encoder", ENCODER_CONFIGS)
 def test_every_encoder_goes_to_another_size_and_learns_there(encoder, tmp_path):
     save(ENCODER_CONFIGS[encoder](), tmp_path)

@@ -1,5 +1,7 @@
 """Weights from transformers' own models and back to them."""
 
+import re
+
 import pytest
 import torch
 from tiny import ENCODER_CONFIGS, VIT_SIZES, batch, swin_config, swinv2_config, vit_config
@@ -156,6 +158,41 @@ def test_rectangles_that_stock_beit_computes_wrongly_are_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot represent this 'beit' encoder: there its features differ by"):
         model.export_encoder(tmp_path / "stock")
     assert not (tmp_path / "stock").exists()
+
+
+def test_padding_that_stock_models_do_not_do_is_refused(tmp_path):
+    model = SimMIMModel(SimMIMConfig(encoder_config=ENCODER_CONFIGS["resnet"](image_size=80)))
+    with pytest.raises(ValueError, match=r"images of 80x80 px are no multiple of its stride of 32 px.*\(96, 96\)"):
+        model.export_encoder(tmp_path / "stock")
+    assert not (tmp_path / "stock").exists()
+
+
+def test_exporting_changes_nothing(tmp_path):
+    model = SimMIMModel(SimMIMConfig(encoder_config=ENCODER_CONFIGS["resnet"]())).train()
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.eval()
+    state, numbers = model.state_dict(), torch.get_rng_state()
+    state = {name: tensor.clone() for name, tensor in state.items()}
+    model.export_encoder(tmp_path)
+    assert model.encoder.training
+    assert not any(norm.training for norm in norms)
+    assert torch.equal(torch.get_rng_state(), numbers)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"imge_size": 32}, "'imge_size' is no argument. Did you mean image_size?"),
+        ({"device_map": "cpu"}, "'device_map' is no argument"),
+        ({"encoder_config": {"hiden_size": 8}}, "'hiden_size' is no key of encoder_config. Did you mean hidden_size?"),
+    ],
+)
+def test_unknown_arguments_are_refused(arguments, message, tmp_path):
+    AutoModel.from_config(vit_config()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SimMIMModel.from_encoder(tmp_path, **arguments)
 
 
 def test_bfloat16_is_kept(tmp_path):

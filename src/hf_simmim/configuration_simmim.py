@@ -92,7 +92,9 @@ class SimMIMConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         if self.encoder_config is None:
-            self.encoder_config = dict(ENCODER_PRESETS["swin-base"])
+            self.encoder_config = ENCODER_PRESETS["swin-base"]
+        # What is changed here is not to change what the caller has.
+        self.encoder_config = copy.deepcopy(self.encoder_config)
         # Of what is given beside the encoder, this is about the encoder, which has to be there first.
         geometry = {key: kwargs.pop(key) for key in ("image_size", "window_size") if key in kwargs}
         super().__post_init__(**kwargs)
@@ -112,10 +114,7 @@ class SimMIMConfig(PreTrainedConfig):
 
     def validate_geometry(self):
         """Refuse images without pixels; what the encoder makes of them is measured when a model is built."""
-        size = self.encoder_config.image_size
-        sides = [size] if isinstance(size, int) else list(size)
-        if len(sides) not in (1, 2) or not all(isinstance(side, int) and side > 0 for side in sides):
-            raise ValueError(f"image_size={size!r} must be a side, or a height and a width, in pixels.")
+        _check_size(self.encoder_config.image_size)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -125,9 +124,9 @@ class SimMIMConfig(PreTrainedConfig):
 
     @image_size.setter
     def image_size(self, size: int | tuple[int, int] | list[int]) -> None:
-        sides = (size, size) if isinstance(size, int) else tuple(size)
+        _check_size(size)
+        sides = (size,) if isinstance(size, int) else tuple(size)
         self.encoder_config.image_size = sides[0] if len(set(sides)) == 1 else list(sides)
-        self.validate_geometry()
 
     @property
     def window_size(self) -> int | None:
@@ -194,3 +193,9 @@ class SimMIMConfig(PreTrainedConfig):
         from .encoder_geometry import encoder_geometry
 
         return encoder_geometry(self.encoder_config)
+
+
+def _check_size(size: Any) -> None:
+    sides = size if isinstance(size, (list, tuple)) else [size]
+    if len(sides) not in (1, 2) or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"image_size={size!r} must be a side, or a height and a width, in pixels.")

@@ -6,12 +6,14 @@ differ from model to model. So whatever transformers has is either measured or r
 
 import copy
 import inspect
+import json
+import re
+import threading
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
 # Tokens before those of the patches: class, distillation and register tokens. More than these are something else.
 MAX_PREFIX_TOKENS = 16
@@ -27,7 +29,12 @@ OWN_ENCODERS = ("swin", "swinv2")
 # Encoders that run, and whose output is not what it seems to be.
 UNUSABLE_ENCODERS = {
     "vit_mae": "it drops and shuffles patches by itself. Its weights are those of a ViT: load them as one",
+    "yolos": "its detection tokens stand behind those of the patches",
 }
+
+
+# Names of the parameters that hold absolute positions.
+POSITIONS = re.compile(r"(position_embeddings?|pos_embed|position_embeddings?\.weight)$")
 
 
 class EncoderGeometry(NamedTuple):
@@ -46,10 +53,13 @@ class EncoderGeometry(NamedTuple):
     mask_token_shape: tuple[int, ...] | None = None  # of the token or patch that SimMIMModel holds for the encoder
     built_size: int | tuple[int, int] | None = None  # image_size for its config: some know squares only
     interpolate: bool = False  # whether position embeddings are interpolated at its own image size too
+    can_interpolate: bool = False  # whether its forward can be told to
+    takes_other_sizes: bool = True  # whether images of another size than its own come out right
     unused: tuple[str, ...] = ()  # parameters that the feature map does not depend on, such as those of a pooler
 
 
 _measured: dict[str, EncoderGeometry] = {}
+_measuring = threading.RLock()
 
 
 def encoder_geometry(encoder_config: Any) -> EncoderGeometry:
@@ -64,13 +74,18 @@ def encoder_geometry(encoder_config: Any) -> EncoderGeometry:
     Raises:
         ValueError: If the encoder cannot be used, with the reason.
     """
-    key = f"{type(encoder_config).__name__} {encoder_config.to_json_string()}"
-    if key not in _measured:
-        if encoder_config.model_type in OWN_ENCODERS:
-            _measured[key] = _swin_geometry(encoder_config)
-        else:
-            _measured[key] = _measure(encoder_config)
-    return _measured[key]
+    if encoder_config.model_type in OWN_ENCODERS:
+        return _swin_geometry(encoder_config)
+    settings = {key: value for key, value in encoder_config.to_dict().items() if key not in ("id2label", "label2id")}
+    key = f"{type(encoder_config).__name__} {json.dumps(settings, sort_keys=True, default=str)}"
+    with _measuring:
+        if key not in _measured:
+            # Kernels that are chosen for a GPU do not run without memory; the shapes are the same with any.
+            plain = copy.deepcopy(encoder_config)
+            plain._attn_implementation = "eager"
+            with torch.inference_mode(False):
+                _measured[key] = _measure(plain)
+        return _measured[key]
 
 
 def transformers_class(encoder_config: PreTrainedConfig) -> type[PreTrainedModel] | None:
@@ -162,6 +177,7 @@ class _Run(NamedTuple):
     built_size: int | tuple[int, int] | None
     interpolate: bool
     unused: tuple[str, ...]
+    has_positions: bool
 
 
 def _measure(encoder_config: Any) -> EncoderGeometry:
@@ -199,6 +215,7 @@ def _measure(encoder_config: Any) -> EncoderGeometry:
             f" no map of square steps with at most {MAX_PREFIX_TOKENS} tokens beside it."
         )
     stride, layout, num_prefix_tokens = found
+    can_interpolate = takes(model_class, "interpolate_pos_encoding")
     hidden_size = run.shape[1] if layout == "channels_first" else run.shape[-1]
     mask_token_shape: tuple[int, ...] | None = None
     patch_embedding = None
@@ -225,6 +242,11 @@ def _measure(encoder_config: Any) -> EncoderGeometry:
         mask_token_shape,
         run.built_size,
         run.interpolate,
+        can_interpolate,
+        # Told to interpolate, models take their positions for those of a square.
+        not (
+            can_interpolate and run.has_positions and isinstance(run.built_size, tuple) and len(set(run.built_size)) > 1
+        ),
         run.unused,
     )
 
@@ -271,7 +293,7 @@ def _run(encoder_config: Any, size: tuple[int, int]) -> _Run:
 def _run_once(
     encoder_config: Any, size: tuple[int, int], built_size: int | tuple[int, int] | None, interpolate: bool
 ) -> _Run:
-    with torch.device("meta"), no_init_weights():
+    with torch.device("meta"):
         encoder = make_transformers_encoder(encoder_config, built_size, use_mask_token=True).eval()
         pixel_values = torch.zeros(BATCH_SIZE, getattr(encoder_config, "num_channels", 3), *size, dtype=encoder.dtype)
     seen: list[tuple[str, nn.Module]] = []
@@ -294,7 +316,10 @@ def _run_once(
         for name, parameter in encoder.named_parameters()
         if parameter.requires_grad and parameter.grad is None and not name.endswith("mask_token")
     )
-    return _Run(tuple(outputs.last_hidden_state.shape), _patch_embedding(seen), built_size, interpolate, unused)
+    has_positions = any(POSITIONS.search(name) for name, _ in encoder.named_parameters())
+    return _Run(
+        tuple(outputs.last_hidden_state.shape), _patch_embedding(seen), built_size, interpolate, unused, has_positions
+    )
 
 
 def _note(seen: list[tuple[str, nn.Module]], name: str, shape: tuple[int, ...]):

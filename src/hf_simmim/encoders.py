@@ -1,6 +1,5 @@
 """Builds the encoder that a config names, and runs it to a feature map with the hidden patches hidden."""
 
-import types
 from typing import Any, NamedTuple
 
 import torch
@@ -9,9 +8,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.beit.modeling_beit import BeitRelativePositionBias
+from transformers.models.data2vec.modeling_data2vec_vision import Data2VecVisionRelativePositionBias
 
 from .configuration_simmim import SimMIMConfig
-from .encoder_geometry import EncoderGeometry, encoder_geometry, make_transformers_encoder, takes, whole
+from .encoder_geometry import EncoderGeometry, encoder_geometry, make_transformers_encoder, whole
 from .swin import Swin
 from .swinv2 import Swinv2
 
@@ -51,13 +52,24 @@ def build_encoder(config: SimMIMConfig, use_mask_token: bool) -> nn.Module:
     for module in encoder.modules():
         if isinstance(module, PreTrainedModel):
             module.is_custom_code = _has_names_of_its_own  # type: ignore[method-assign]
-    for name in geometry.unused:
-        # DDP waits for a gradient of every parameter that asks for one.
-        encoder.get_parameter(name).requires_grad_(False)
-    for module in encoder.modules():
-        if hasattr(module, "relative_position_bias_table") and hasattr(module, "generate_relative_position_index"):
-            module.forward = types.MethodType(_relative_position_bias, module)  # type: ignore[method-assign]
+        if type(module) in _BIAS_CLASSES:
+            module.__class__ = _BIAS_CLASSES[type(module)]
     return encoder
+
+
+def freeze_unused(encoder: nn.Module, geometry: EncoderGeometry, use_mask_token: bool) -> None:
+    """Freeze the parameters that get no gradient: DDP waits for every one that asks for one.
+
+    Loading a checkpoint makes every parameter trainable again, so this comes after it, too.
+
+    Args:
+        encoder: What `build_encoder` returned.
+        geometry: Its geometry.
+        use_mask_token: Whether the model masks. Some encoders hold a mask token in any case.
+    """
+    for name, parameter in encoder.named_parameters():
+        if name in geometry.unused or (not use_mask_token and name.endswith("mask_token")):
+            parameter.requires_grad_(False)
 
 
 def _has_names_of_its_own() -> bool:
@@ -80,20 +92,37 @@ def layers_to_wrap(encoder: nn.Module) -> list[str]:
     )
 
 
-def _relative_position_bias(
-    module: Any, window_size: tuple[int, int], interpolate_pos_encoding: bool = False, dim_size: int | None = None
-) -> torch.Tensor:
-    """The bias (1, heads, N, N) of BEiT and its like, where transformers takes the table's rows for its columns."""
-    table, old_size = module.relative_position_bias_table, module.window_size
-    if tuple(window_size) != tuple(old_size):
-        rows, columns = (2 * side - 1 for side in old_size)
-        positions, others = table[: rows * columns], table[rows * columns :]
-        positions = positions.view(1, rows, columns, -1).permute(0, 3, 1, 2)
-        size = (2 * window_size[0] - 1, 2 * window_size[1] - 1)
-        positions = F.interpolate(positions, size=size, mode="bilinear").flatten(2)[0].T
-        table = torch.cat([positions, others])
-    index = module.generate_relative_position_index(window_size).to(table.device)
-    return F.embedding(index, table).permute(2, 0, 1)[None].contiguous()
+class _RelativePositionBias(nn.Module):
+    """The bias of BEiT and its like on grids that are no squares, where transformers takes rows for columns."""
+
+    def forward(
+        self, window_size: tuple[int, int], interpolate_pos_encoding: bool = False, dim_size: int | None = None
+    ) -> torch.Tensor:
+        """The bias (1, heads, N, N) for a grid of tokens (h, w)."""
+        table: Any = self.relative_position_bias_table
+        rows, columns = (2 * side - 1 for side in self.window_size)  # type: ignore[union-attr]
+        if tuple(window_size) != tuple(self.window_size):  # type: ignore[arg-type]
+            positions, others = table[: rows * columns], table[rows * columns :]
+            positions = positions.view(1, rows, columns, -1).permute(0, 3, 1, 2)
+            size = (2 * window_size[0] - 1, 2 * window_size[1] - 1)
+            positions = F.interpolate(positions, size=size, mode="bilinear").flatten(2)[0].T
+            table = torch.cat([positions, others])
+        index = self.generate_relative_position_index(window_size).to(table.device)  # type: ignore[operator]
+        return F.embedding(index, table).permute(2, 0, 1)[None].contiguous()
+
+
+class BeitBias(_RelativePositionBias, BeitRelativePositionBias):
+    """See `_RelativePositionBias`."""
+
+
+class Data2VecVisionBias(_RelativePositionBias, Data2VecVisionRelativePositionBias):
+    """See `_RelativePositionBias`."""
+
+
+_BIAS_CLASSES: dict[type, type] = {
+    BeitRelativePositionBias: BeitBias,
+    Data2VecVisionRelativePositionBias: Data2VecVisionBias,
+}
 
 
 def init_as_released(encoder: nn.Module, mask_token: nn.Parameter | None, std: float) -> None:
@@ -162,14 +191,23 @@ def encode(
         return EncoderOutput(feature_map, hidden_states, None)
     if bool_masked_pos is not None and geometry.route == "native":
         kwargs["bool_masked_pos"] = bool_masked_pos.flatten(1)
-    if takes(encoder, "interpolate_pos_encoding"):
+    if (height, width) != geometry.image_size and not geometry.takes_other_sizes:
+        raise ValueError(
+            f"Images of {height}x{width} px do not fit an encoder that was built for a rectangle of"
+            f" {geometry.image_size[0]}x{geometry.image_size[1]} px: it would take its positions for those of a square."
+            " Load it with from_pretrained(..., image_size=...) for them."
+        )
+    if geometry.can_interpolate:
         kwargs["interpolate_pos_encoding"] = geometry.interpolate or (height, width) != geometry.image_size
     if geometry.route == "tokens":
         patch_embedding: Any = encoder.get_submodule(str(geometry.patch_embedding))
         patch_embedding.hidden = None if bool_masked_pos is None else (bool_masked_pos, mask_token)
-    outputs = encoder(pixel_values, **kwargs)
-    if geometry.route == "tokens":
-        patch_embedding.hidden = None
+        try:
+            outputs = encoder(pixel_values, **kwargs)
+        finally:
+            patch_embedding.hidden = None
+    else:
+        outputs = encoder(pixel_values, **kwargs)
     tokens = outputs.last_hidden_state
     grid_size = (height // geometry.stride, width // geometry.stride)
     if geometry.layout == "tokens":
@@ -206,7 +244,7 @@ def hide_pixels(
         patches = patches.masked_fill(mask, 0)
     else:
         patches = torch.where(mask, mask_patch[:, :, None, :, None].to(patches.dtype), patches)
-    return patches.view(pixel_values.shape)
+    return patches.reshape(pixel_values.shape)
 
 
 ENCODER_CLASSES: dict[str, type[nn.Module]] = {

@@ -1,21 +1,22 @@
 """The SimMIM models: an encoder that sees some patches, and a head that predicts what the others hold."""
 
 import copy
+import difflib
 import inspect
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.initialization import no_init_weights
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_simmim import SimMIMConfig
 from .encoder_geometry import encoder_geometry
-from .encoders import build_encoder, encode, init_as_released, layers_to_wrap
+from .encoders import build_encoder, encode, freeze_unused, init_as_released, layers_to_wrap
 from .heads import HEAD_CLASSES
 from .losses import LOSS_FUNCTIONS, masked_mean, masked_mean_per_image
 from .remapping import keep_pretrained_windows, remap, same_geometry, with_geometry_of
@@ -25,9 +26,20 @@ from .targets import TARGET_FUNCTIONS
 
 logger = logging.get_logger(__name__)
 
-# Of the arguments of `from_pretrained`: where a checkpoint is found, and how weights are held.
+# Of the arguments of `from_pretrained`: where a checkpoint is found, how weights are held, and where they are put.
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 _LOADING_ARGUMENTS = ("dtype", "torch_dtype", "attn_implementation")
+_PLACEMENT_ARGUMENTS = (
+    "device_map",
+    "device_mesh",
+    "max_memory",
+    "offload_buffers",
+    "offload_folder",
+    "offload_state_dict",
+    "quantization_config",
+    "tp_plan",
+    "tp_size",
+)
 
 
 @dataclass
@@ -38,7 +50,8 @@ class SimMIMModelOutput(ModelOutput):
         last_hidden_state: Tokens of shape (B, N, D), in reading order, without class or register tokens.
         pooler_output: Their mean, of shape (B, D).
         feature_map: The same tokens as a map of shape (B, D, h, w).
-        hidden_states: Tuple of tensors (B, N_i, D_i), the patch embedding first, if asked for.
+        hidden_states: Tuple of tensors, the patch embedding first, if asked for: (B, N_i, D_i) for transformers,
+            class tokens included, (B, D_i, h_i, w_i) for convolutional networks.
         attentions: Tuple of attention weights, if asked for and the encoder gives them (our Swin does not).
     """
 
@@ -123,8 +136,17 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: If weights cannot be taken to the geometry.
         """
+        result = cls._load(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        model = result[0] if isinstance(result, tuple) else result
+        model.base_model.freeze_unused()
+        return result
+
+    @classmethod
+    def _load(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """`from_pretrained`, but for parameters that loading makes trainable."""
+        plainly: Any = super().from_pretrained
         if pretrained_model_name_or_path is None or "state_dict" in kwargs:
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+            return plainly(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         name = str(pretrained_model_name_or_path)
         hub_arguments = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
         stored_dict, _ = cls.config_class.get_config_dict(name, **hub_arguments)
@@ -139,27 +161,29 @@ class SimMIMPreTrainedModel(PreTrainedModel):
             loading = {key: kwargs.pop(key) for key in _LOADING_ARGUMENTS if key in kwargs} | hub_arguments
             config, kwargs = cls.config_class.from_pretrained(location, return_unused_kwargs=True, **kwargs)
             kwargs |= loading
-        if same_geometry(stored, config):
-            return super().from_pretrained(name, *model_args, config=config, **kwargs)
         target = copy.deepcopy(config)
         source = with_geometry_of(stored, target)
         keep_pretrained_windows(source, target)
-        model_kwargs = {key: kwargs[key] for key in inspect.signature(cls.__init__).parameters if key in kwargs}
-        loading = {key: kwargs[key] for key in _LOADING_ARGUMENTS if key in kwargs} | hub_arguments | model_kwargs
-        loaded: Any = super().from_pretrained(name, *model_args, config=source, output_loading_info=True, **loading)
-        model, info = loaded
-        state_dict = cls._remap(model, cls._on_meta(target, *model_args, **model_kwargs), name)
+        if same_geometry(source, target):
+            return plainly(name, *model_args, config=target, **kwargs)
+        # All at the stored geometry first, and on the CPU; then the weights at the other one, where they are wanted.
         wants_info = kwargs.pop("output_loading_info", False)
-        kwargs = {key: value for key, value in kwargs.items() if key not in hub_arguments}
+        placement = {key: kwargs.pop(key) for key in _PLACEMENT_ARGUMENTS if key in kwargs}
+        model, info = plainly(name, *model_args, config=source, output_loading_info=True, **kwargs)
+        model_kwargs = {key: kwargs[key] for key in inspect.signature(cls.__init__).parameters if key in kwargs}
+        loading = {key: kwargs[key] for key in _LOADING_ARGUMENTS if key in kwargs}
+        state_dict = cls._remap(model, cls._on_meta(target, *model_args, **model_kwargs), name)
         target.dtype = model.config.dtype
-        remapped: Any = super().from_pretrained(None, *model_args, config=target, state_dict=state_dict, **kwargs)
-        remapped.config._name_or_path = name
+        remapped = plainly(
+            None, *model_args, config=target, state_dict=state_dict, **model_kwargs, **loading, **placement
+        )
+        remapped.name_or_path = remapped.config._name_or_path = name
         return (remapped, info) if wants_info else remapped
 
     @classmethod
     def _on_meta(cls, config: SimMIMConfig, *model_args, **model_kwargs) -> "SimMIMPreTrainedModel":
         """The model without memory, for the names and shapes of its parameters."""
-        with torch.device("meta"), no_init_weights():
+        with torch.device("meta"):
             return cls(config, *model_args, **model_kwargs)
 
     @staticmethod
@@ -188,13 +212,16 @@ class SimMIMPreTrainedModel(PreTrainedModel):
             The model, in evaluation mode.
 
         Raises:
-            ValueError: If the checkpoint holds no such encoder, or only part of it.
+            ValueError: If the checkpoint holds no such encoder, or only part of it, or an argument is unknown.
         """
         name = str(pretrained_model_name_or_path)
         hub_arguments = {key: kwargs.pop(key) for key in _HUB_ARGUMENTS if key in kwargs}
         loading = {key: kwargs.pop(key) for key in _LOADING_ARGUMENTS if key in kwargs}
         changes = kwargs.pop("encoder_config", {})
+        known = {field.name for field in fields(cls.config_class)} | {"image_size", "window_size"}
+        _refuse_unknown(kwargs, known, "argument", "from_encoder")
         encoder_config, weights, head, beside = load_stock(name, **hub_arguments)
+        _refuse_unknown(changes, {*encoder_config.to_dict(), "image_size"}, "key of encoder_config", name)
         stored = cls.config_class(encoder_config=encoder_config.to_dict())
         target = cls.config_class(encoder_config=encoder_config.to_dict() | changes, **kwargs)
         source = with_geometry_of(stored, target)
@@ -216,7 +243,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         state_dict = model.state_dict()
         if not same_geometry(source, target):
             state_dict = cls._remap(model, cls._on_meta(target), name)
-        return super().from_pretrained(None, config=target, state_dict=state_dict, **loading)
+        return cls.from_pretrained(None, config=target, state_dict=state_dict, **loading)
 
     def export_encoder(self, save_directory: str | Path) -> None:
         """Write the encoder as a checkpoint of transformers' own model: plain `AutoModel.from_pretrained` reads it.
@@ -229,7 +256,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
                 a Swin whose window is larger than a stage; nothing is written then.
         """
         base_model: Any = self.base_model
-        left_out = export_encoder(base_model.encoder, self.config.encoder_config, base_model.geometry, save_directory)
+        left_out = export_encoder(base_model.encoder, self.config, base_model.geometry, save_directory)
         if left_out:
             logger.warning(f"{save_directory}: left out, as stock models have no use for it: {', '.join(left_out)}.")
 
@@ -245,14 +272,20 @@ class SimMIMModel(SimMIMPreTrainedModel):
 
     def __init__(self, config: SimMIMConfig, use_mask_token: bool = True):
         super().__init__(config)
+        self.use_mask_token = use_mask_token
         self.geometry = encoder_geometry(config.encoder_config)
         self.encoder = build_encoder(config, use_mask_token)
         self.mask_token = None
         if use_mask_token and self.geometry.mask_token_shape is not None:
             self.mask_token = nn.Parameter(torch.zeros(self.geometry.mask_token_shape))
+        self.freeze_unused()
         self.post_init()
         # After post_init, which takes over the encoder's own list with classes that it does not have.
         self._no_split_modules = layers_to_wrap(self.encoder)
+
+    def freeze_unused(self) -> None:
+        """Freeze the parameters that no forward uses, such as those of a pooler."""
+        freeze_unused(self.encoder, self.geometry, self.use_mask_token)
 
     def get_input_embeddings(self) -> nn.Module:
         """The encoder's patch embedding, which PEFT hooks when it trains with gradient checkpointing."""
@@ -398,6 +431,15 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
             mask = patch_mask(bool_masked_pos, pixel_values, patch_size)
         mean = masked_mean_per_image if per_image else masked_mean
         return mean(distance, mask, patch_size)
+
+
+def _refuse_unknown(names: Iterable[str], known: set[str], kind: str, place: str) -> None:
+    """Refuse names that would go into a config and change nothing."""
+    for name in names:
+        if name not in known:
+            match = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {match[0]}?" if match else ""
+            raise ValueError(f"{place}: {name!r} is no {kind}.{hint}")
 
 
 def patch_mask(

@@ -1,13 +1,13 @@
 """Weights that depend on image size or window, taken from one geometry to another."""
 
 import copy
-import re
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from .configuration_simmim import SimMIMConfig
+from .encoder_geometry import POSITIONS, encoder_geometry, whole
 
 # Of an encoder's config: what decides how many positions there are, and which tables hold them.
 GEOMETRY_KEYS = (
@@ -20,7 +20,6 @@ GEOMETRY_KEYS = (
 )
 
 _TABLE = "relative_position_bias_table"
-_POSITIONS = re.compile(r"(position_embeddings?|pos_embed|position_embedding\.weight|position_embeddings\.weight)$")
 
 
 def same_geometry(source: SimMIMConfig, target: SimMIMConfig) -> bool:
@@ -46,7 +45,7 @@ def _geometry(config: SimMIMConfig) -> dict[str, Any]:
 
 def stage_windows(config: SimMIMConfig) -> list[int]:
     """Window of each stage of a Swin or SwinV2 in tokens, shrunk to stages that are smaller."""
-    height, width = config.grid_size
+    height, width = (side // config.patch_size for side in whole(config.image_size, config.encoder_stride))
     return [
         min(config.window_size or 1, *(max(1, -(-side // 2**stage)) for side in (height, width)))
         for stage in range(len(config.encoder_config.depths))
@@ -59,11 +58,14 @@ def keep_pretrained_windows(source: SimMIMConfig, target: SimMIMConfig) -> None:
     The bias is a function of coordinates that are divided by the window's size; after a change of window it has to be
     the size of pre-training.
     """
-    if source.encoder_config.model_type != "swinv2" or any(source.encoder_config.pretrained_window_sizes):
+    if source.encoder_config.model_type != "swinv2":
         return
-    windows = stage_windows(source)
-    if windows != stage_windows(target):
-        target.encoder_config.pretrained_window_sizes = windows
+    trained = list(source.encoder_config.pretrained_window_sizes)
+    if any(trained):
+        if not any(target.encoder_config.pretrained_window_sizes):
+            target.encoder_config.pretrained_window_sizes = trained
+    elif stage_windows(source) != stage_windows(target):
+        target.encoder_config.pretrained_window_sizes = stage_windows(source)
 
 
 def remap(
@@ -102,7 +104,7 @@ def remap(
                 old, new = _table_grids(tensor, expected[name], old_grid, new_grid)
                 tensor = resize_table(tensor, old, new)
                 note(f"relative position tables from {old[0]}x{old[1]} to {new[0]}x{new[1]} tokens, geometric bicubic")
-        elif _POSITIONS.search(name) and old_grid != new_grid and tensor.ndim in (2, 3):
+        elif POSITIONS.search(name) and old_grid != new_grid and tensor.ndim in (2, 3):
             tensor = resize_positions(tensor, old_grid, new_grid)
             note(
                 f"absolute position embeddings from {old_grid[0]}x{old_grid[1]} to {new_grid[0]}x{new_grid[1]} tokens,"
@@ -135,8 +137,6 @@ def _share_out(state_dict: dict[str, torch.Tensor], expected: dict[str, torch.Si
 
 def _built_grid(config: SimMIMConfig) -> tuple[int, int]:
     """(h, w) of the patch grid that an encoder holds positions for."""
-    from .encoder_geometry import encoder_geometry
-
     geometry = encoder_geometry(config.encoder_config)
     size = geometry.built_size if geometry.built_size is not None else geometry.image_size
     height, width = (size, size) if isinstance(size, int) else size

@@ -11,16 +11,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING, AutoConfig, PreTrainedModel
 
+from .configuration_simmim import SimMIMConfig
 from .encoder_geometry import EncoderGeometry, transformers_class
 from .encoders import encode
 
 # What stock checkpoints have or lack beside the encoder's features: poolers, heads, tokens for masking.
-_OPTIONAL = ("pooler", "mask_token", "head.")
+_OPTIONAL = {"pooler", "mask_token", "head"}
 
 
 def is_optional(name: str) -> bool:
     """Whether an encoder's features do not depend on a parameter of this name."""
-    return any(part in name for part in _OPTIONAL)
+    return not _OPTIONAL.isdisjoint(name.split("."))
 
 
 def load_stock(
@@ -88,13 +89,13 @@ def names_on_disk(encoder: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def export_encoder(
-    encoder: nn.Module, encoder_config: Any, geometry: EncoderGeometry, save_directory: str | Path
+    encoder: nn.Module, config: SimMIMConfig, geometry: EncoderGeometry, save_directory: str | Path
 ) -> list[str]:
     """Write an encoder as a checkpoint of transformers' own model, and prove that it computes the same there.
 
     Args:
         encoder: What `build_encoder` returned.
-        encoder_config: Its config.
+        config: The SimMIM config.
         geometry: Its geometry.
         save_directory: Folder to write to.
 
@@ -104,13 +105,24 @@ def export_encoder(
     Raises:
         ValueError: If stock transformers cannot represent the encoder; nothing is written then.
     """
-    encoder_config = copy.deepcopy(getattr(encoder, "config", encoder_config))
+    encoder_config: Any = copy.deepcopy(encoder.config)
     model_class: Any = transformers_class(encoder_config)
+    if config.image_size != geometry.image_size:
+        height, width = geometry.image_size
+        raise ValueError(
+            _cannot(
+                encoder_config,
+                f"images of {config.image_size[0]}x{config.image_size[1]} px are no multiple of its stride of"
+                f" {geometry.stride} px, and only ours pads them (from_pretrained(..., image_size=({height}, {width}))"
+                " goes to the next that is)",
+            )
+        )
     _refuse_clamped_windows(encoder_config, geometry)
     state_dict = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     with tempfile.TemporaryDirectory() as folder:
         if isinstance(encoder, PreTrainedModel):
-            stock = model_class._from_config(encoder_config, dtype=encoder.dtype)
+            with torch.random.fork_rng(devices=[]):
+                stock = model_class._from_config(encoder_config, dtype=encoder.dtype)
             result = stock.load_state_dict(state_dict, strict=False)
             missing, left_out = list(result.missing_keys), list(result.unexpected_keys)
             stock.save_pretrained(folder)
@@ -168,7 +180,7 @@ def _check_same_features(
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(1, getattr(encoder_config, "num_channels", 3), *geometry.image_size, generator=generator)
     images = images.to(parameter.device, parameter.dtype)
-    was_training = encoder.training
+    modes = {module: module.training for module in encoder.modules()}
     try:
         stock = model_class.from_pretrained(folder, dtype=parameter.dtype).to(parameter.device).eval()
         expected = encode(encoder.eval(), geometry, images).feature_map.float()
@@ -178,7 +190,8 @@ def _check_same_features(
     except (RuntimeError, ValueError) as error:
         raise ValueError(_cannot(encoder_config, f"there it fails with: {' '.join(str(error).split())}")) from error
     finally:
-        encoder.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode
     difference = ((features - expected).norm() / expected.norm()).item()
     if not difference < (1e-4 if parameter.dtype == torch.float32 else 5e-2):
         raise ValueError(_cannot(encoder_config, f"there its features differ by {difference:.1e} of their norm"))

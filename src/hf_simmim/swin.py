@@ -477,7 +477,10 @@ class Swin(nn.Module):
         self.config = config
         image_size = (config.image_size,) * 2 if isinstance(config.image_size, int) else tuple(config.image_size)
         patch_size = (config.patch_size,) * 2 if isinstance(config.patch_size, int) else tuple(config.patch_size)
-        grid_size = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
+        # Of images padded to whole steps of the last stage.
+        steps = 2 ** (len(config.depths) - 1)
+        height, width = (math.ceil(image_size[i] / (patch_size[i] * steps)) * steps for i in range(2))
+        grid_size = (height, width)
         self.embeddings = SwinEmbeddings(config, grid_size, use_mask_token)
         self.encoder = SwinStages(config, grid_size, self.stage_class)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)

@@ -103,8 +103,8 @@ class SimMIMTrainer(Trainer):
         pixel_values = inputs["pixel_values"]
         scale = torch.tensor(self.processing_class.image_std, device=pixel_values.device).view(1, -1, 1, 1) * 255
         error = (outputs["reconstruction"].float() - pixel_values.float()).abs() * scale
-        mask = patch_mask(inputs["bool_masked_pos"], pixel_values, self.model.config.patch_size)
-        return masked_mean_per_image(error, mask, self.model.config.patch_size)
+        mask = patch_mask(inputs["bool_masked_pos"], pixel_values, self.model.simmim.geometry.patch_size)
+        return masked_mean_per_image(error, mask, self.model.simmim.geometry.patch_size)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Evaluate a batch, image by image: the images that even out the last batch of all processes do not count."""
