@@ -25,8 +25,10 @@ from typing import Any
 import torch
 from datasets import Dataset, disable_progress_bars
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, AutoConfig, HfArgumentParser, IntervalStrategy, TrainingArguments, set_seed
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils import logging
 
 from hf_simmim import ENCODER_PRESETS, SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
 from hf_simmim.callbacks import PictureCallback
@@ -39,6 +41,8 @@ from hf_simmim.image_sources import load_images
 from hf_simmim.masking import MASK_STRATEGIES
 from hf_simmim.trainer import SimMIMTrainer, images_per_step
 from hf_simmim.unreadable_images import UnreadableImages, check_images
+
+logger = logging.get_logger(__name__)
 
 EXAMPLES = Path(__file__).parent
 EMBEDDED_DATA = EXAMPLES / "data" / "fashion_mnist_7k"
@@ -84,19 +88,20 @@ class DataArguments:
         default_factory=lambda: [0.67, 1.0],
         metadata={"help": "Smallest and largest share of an image's area that a random crop covers."},
     )
-    rescale_factor: str = field(
-        default="1/255",
+    rescale_factor: str | None = field(
+        default=None,
         metadata={
-            "help": "What pixels are multiplied with before anything else, a number or a fraction. At 1/255 pictures of"
-            " 16 bits are scaled to 8. Any other factor keeps their numbers: 1/65535 if they use the whole range,"
-            " 1/4095 for 12 bits in 16. Arrays (.npy, TIFF of many bands or other numbers) always keep theirs."
+            "help": "What pixels are multiplied with before anything else, a number or a fraction; that of --checkpoint"
+            " or 1/255 if unset. At 1/255 pictures of 16 bits are scaled to 8. Any other factor keeps their numbers:"
+            " 1/65535 if they use the whole range, 1/4095 for 12 bits in 16. Arrays (.npy, TIFF of many bands or other"
+            " numbers) always keep theirs."
         },
     )
     image_mean: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Mean of each channel, of rescaled pixels. ImageNet's for three channels at 1/255, else computed"
-            " from the training images."
+            "help": "Mean of each channel, of rescaled pixels. That of --checkpoint, or ImageNet's for three channels"
+            " at 1/255, or else computed from the training images."
         },
     )
     image_std: list[float] | None = field(
@@ -104,14 +109,16 @@ class DataArguments:
     )
     compute_statistics: bool = field(
         default=False,
-        metadata={"help": "Compute mean and standard deviation from the training images for RGB pictures too."},
+        metadata={"help": "Compute mean and standard deviation from the training images in any case."},
     )
 
     def __post_init__(self):
-        try:
-            self.rescale = float(Fraction(self.rescale_factor))
-        except (ValueError, ZeroDivisionError):
-            self.rescale = 0.0
+        self.rescale = 1 / 255
+        if self.rescale_factor is not None:
+            try:
+                self.rescale = float(Fraction(self.rescale_factor))
+            except (ValueError, ZeroDivisionError):
+                self.rescale = 0.0
         if self.rescale <= 0:
             raise ValueError(f"rescale_factor={self.rescale_factor} is no positive number. Use one such as 1/65535.")
 
@@ -311,15 +318,16 @@ def build_config(arguments: ModelArguments) -> SimMIMConfig:
             encoder = AutoConfig.from_pretrained(name).to_dict()
         except OSError as error:
             raise ValueError(
-                f"encoder={name!r} is no preset ({', '.join(ENCODER_PRESETS)}) and no config was found under that name."
-                f" {error}"
+                f"encoder={name!r} is no preset ({', '.join(ENCODER_PRESETS)}) and no config was found under that"
+                f" name.{nearest(name, set(ENCODER_PRESETS))} {error}"
             ) from error
     if encoder.get("model_type") == SimMIMConfig.model_type:
         encoder = encoder["encoder_config"]
     for key in ("num_channels", "drop_path_rate"):
         value = getattr(arguments, key)
         if value is not None:
-            check_encoder_keys({"model_type": encoder.get("model_type"), key: value})
+            if key not in CONFIG_MAPPING[str(encoder.get("model_type"))]().to_dict():
+                raise ValueError(f"{key}={value}: the encoder {encoder.get('model_type')!r} has no such setting.")
             encoder[key] = value
     return SimMIMConfig(
         encoder_config=encoder,
@@ -352,8 +360,11 @@ def checkpoint_config(arguments: ModelArguments) -> SimMIMConfig:
         raise ValueError(
             f"checkpoint={arguments.checkpoint!r} is neither a folder with a model nor one on the Hub. {error}"
         ) from error
-    if arguments.num_channels is not None:
-        raise ValueError("num_channels is that of the checkpoint and cannot be changed. Leave --num_channels out.")
+    if arguments.encoder != ModelArguments.encoder:
+        raise ValueError(
+            f"encoder={arguments.encoder!r} and checkpoint={arguments.checkpoint!r} both name an encoder. Leave one"
+            " out."
+        )
     components = ("head", "target", "loss", "loss_region")
     if stored.model_type == SimMIMConfig.model_type:
         config = stored
@@ -365,6 +376,11 @@ def checkpoint_config(arguments: ModelArguments) -> SimMIMConfig:
         encoder = getattr(stored, "vision_config", stored)
         config = SimMIMConfig(
             encoder_config=encoder.to_dict(), **{name: getattr(arguments, name) for name in components}
+        )
+    if arguments.num_channels not in (None, config.num_channels):
+        raise ValueError(
+            f"num_channels={arguments.num_channels} is not that of the checkpoint, {config.num_channels}, which cannot"
+            " be changed. Leave it out, or train the architecture afresh with --encoder."
         )
     for key, value in geometry(arguments).items():
         setattr(config, key, value)
@@ -401,7 +417,7 @@ def check_encoder_keys(encoder: dict[str, Any]) -> None:
 
 
 def image_statistics(
-    data: DataArguments, num_channels: int, images: Dataset, before: dict[str, Any]
+    data: DataArguments, num_channels: int, images: Dataset, before: dict[str, Any], inherited: dict[str, Any]
 ) -> dict[str, list[float]]:
     """Mean and standard deviation of the channels.
 
@@ -410,9 +426,10 @@ def image_statistics(
         num_channels: Channels of the model.
         images: Training images.
         before: `run.json` of the run that is gone on with, or nothing.
+        inherited: Settings of the image processor of `--checkpoint`, or nothing.
 
     Returns:
-        `image_mean` and `image_std`: those given, or else those the run began with, ImageNet's, or those of the images.
+        `image_mean` and `image_std`: those given, or else the checkpoint's, ImageNet's, or those of the images.
 
     Raises:
         ValueError: If other than one value for each channel is given.
@@ -427,13 +444,36 @@ def image_statistics(
     if len(given) == 2:
         return given
     is_rgb = num_channels == 3 and not keeps_deep_pictures(data.rescale)
-    if is_rgb and not data.compute_statistics:
+    fits = len(inherited.get("image_mean") or ()) == len(inherited.get("image_std") or ()) == num_channels
+    if fits and inherited.get("rescale_factor") == data.rescale and not data.compute_statistics:
+        mean, std = inherited["image_mean"], inherited["image_std"]
+    elif is_rgb and not data.compute_statistics:
         mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     elif before.get("image_mean") and before.get("image_std"):
         mean, std = before["image_mean"], before["image_std"]
     else:
         mean, std = channel_statistics(images, num_channels, data.rescale)
+        brightest = max(m + 2 * s for m, s in zip(mean, std, strict=True))
+        if not 0.02 < brightest < 5:
+            logger.warning(
+                f"Rescaled pixels reach about {brightest:.3g}, where 0 to 1 is usual. Is --rescale_factor"
+                f" {data.rescale_factor or '1/255'} right? 1/65535 is for 16 bits, 1/10000 for reflectances, 1 for"
+                " floats in [0, 1]. masked_l1 is meant for such a scale."
+            )
     return {"image_mean": mean, "image_std": std} | given
+
+
+def inherited_pixels(checkpoint: str | None) -> dict[str, Any]:
+    """Scale and normalisation that --checkpoint was trained with, if its image processor tells."""
+    if checkpoint is None:
+        return {}
+    try:
+        settings, _ = SimMIMImageProcessor.get_image_processor_dict(checkpoint)
+    except OSError:
+        return {}
+    return {"rescale_factor": 1 / 255} | {
+        key: settings[key] for key in ("rescale_factor", "image_mean", "image_std") if settings.get(key)
+    }
 
 
 def build_processor(
@@ -484,7 +524,10 @@ def load_splits(arguments: DataArguments, output_dir: str):
         validation = load_images(**source, split=validation_split)
     elif arguments.holdout:
         if not 0 < arguments.holdout < 1 or round(len(train) * arguments.holdout) < 1:
-            raise ValueError(f"holdout={arguments.holdout} of {len(train)} images leaves none. Use a share in (0, 1).")
+            raise ValueError(
+                f"holdout={arguments.holdout} of {len(train)} images leaves none. Use a share in (0, 1) of at least"
+                f" {1 / len(train):.2g}, or 0 to hold out none."
+            )
         parts = train.train_test_split(test_size=arguments.holdout, seed=arguments.holdout_seed)
         train, validation = parts["train"], parts["test"]
     if arguments.max_train_samples is not None:
@@ -533,9 +576,13 @@ def check_same_run(settings: dict[str, Any], output_dir: Path, resuming: bool, w
     for key, value in settings.items():
         # A key is missing where an older version wrote the file.
         if key in before and before[key] != value:
+            then, now = before[key], value
+            if isinstance(then, dict) and isinstance(now, dict):
+                changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+                then, now = ({name: values.get(name) for name in changed} for values in (then, now))
             raise ValueError(
-                f"{output_dir} holds a run with another {key}: {before[key]} then, {value} now. Name another"
-                " --output_dir, or add --restart to delete that run and begin anew."
+                f"{output_dir} holds a run with another {key}: {then} then, {now} now. Name another --output_dir, or"
+                " add --restart to delete that run and begin anew."
             )
     if write:
         # At once, for other processes may be reading it.
@@ -575,7 +622,10 @@ def build_trainer(
         train_images, validation_images = load_splits(data_arguments, arguments.output_dir)
     # Every process computes the same, so none has to wait for another.
     before = settings_before(Path(arguments.output_dir)) if checkpoint is not None else {}
-    statistics = image_statistics(data_arguments, config.num_channels, train_images, before)
+    inherited = inherited_pixels(model_arguments.checkpoint)
+    if data_arguments.rescale_factor is None:
+        data_arguments.rescale = inherited.get("rescale_factor", data_arguments.rescale)
+    statistics = image_statistics(data_arguments, config.num_channels, train_images, before, inherited)
     processor = build_processor(config, data_arguments, model_arguments, statistics)
     settings = {
         "encoder": {key: value for key, value in config.encoder_config.to_dict().items() if key not in VOLATILE_KEYS},
@@ -645,7 +695,7 @@ def final_metrics(trainer: SimMIMTrainer) -> dict[str, float]:
     return trainer.evaluate()
 
 
-def print_plan(trainer: SimMIMTrainer, checkpoint: Path | None) -> None:
+def print_plan(trainer: SimMIMTrainer, checkpoint: Path | None, weights: str | None) -> None:
     """Say in a few lines what is about to happen."""
     arguments, dataset, config = trainer.args, trainer.train_dataset, trainer.model.config
     processor = trainer.processing_class
@@ -658,6 +708,7 @@ def print_plan(trainer: SimMIMTrainer, checkpoint: Path | None) -> None:
     lines = {
         "Encoder": f"{config.encoder_config.model_type}, {millions:.1f} M parameters with the head,"
         f" {config.num_channels} x {height} x {width} px",
+        "Weights": f"from {weights}" if weights else "freshly initialised",
         "Masks": f"{dataset.num_masked_units} of {dataset.num_units} squares of"
         f" {dataset.unit_size * config.patch_size} px are hidden",
         "Images": f"{len(dataset):,} to train on{evaluated}",
@@ -701,8 +752,10 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(f"error: {error.__cause__ or error}") from error
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
+    except SafetensorError as error:
+        raise SystemExit(f"error: the weights of {model_arguments.checkpoint} are damaged ({error}).") from error
     if arguments.should_log:
-        print_plan(trainer, checkpoint)
+        print_plan(trainer, checkpoint, model_arguments.checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.is_fsdp_enabled:
         # Whatever the checkpoints are: what people load is whole.

@@ -145,6 +145,12 @@ def test_pages_that_are_no_channels_are_frames(tmp_path):
     write(tmp_path / "pages.tif", array, "tif pages")
     np.testing.assert_array_equal(read(tmp_path / "pages.tif", 1, EIGHT_BITS), array[:1])
     np.testing.assert_array_equal(read(tmp_path / "pages.tif", 5, EIGHT_BITS), array)
+    with pytest.raises(ValueError, match="has 5 pages of 20x30 and 4 channels are expected"):
+        read(tmp_path / "pages.tif", 4, EIGHT_BITS)
+    # As tifffile writes an array (H, W, C) that it is told nothing about: H pages of W x C.
+    tifffile.imwrite(tmp_path / "untold.tif", np.moveaxis(random_array("uint16", 5), 0, -1))
+    untold = read(tmp_path / "untold.tif", 5, SIXTEEN_BITS)
+    np.testing.assert_array_equal(untold, random_array("uint16", 5))
     frames = np.random.default_rng(0).integers(0, 65536, (2, 20, 30, 5), np.uint16)
     tifffile.imwrite(tmp_path / "frames.tif", frames, photometric="minisblack", planarconfig="contig")
     np.testing.assert_array_equal(read(tmp_path / "frames.tif", 5, SIXTEEN_BITS), np.moveaxis(frames[0], -1, 0))

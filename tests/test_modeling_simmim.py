@@ -421,6 +421,7 @@ def test_features_are_where_the_pixels_are(encoder):
         ({"target": "hogs"}, "target='hogs' is unknown"),
         ({"loss": "l3"}, "loss='l3' is unknown"),
         ({"loss_region": "some"}, "loss_region='some' is unknown. Use one of: masked, all"),
+        ({"encoder_config": {"embed_dim": 16}}, "encoder_config has no model_type. Name one"),
         ({"image_size": 0}, "image_size=0 must be a side, or a height and a width, in pixels"),
         ({"image_size": (32, 32, 3)}, "image_size=.* must be a side"),
         ({"window_size": 0}, "window_size=0 must be a whole number of tokens"),

@@ -94,6 +94,8 @@ def test_what_was_loaded_is_said(tmp_path):
     fresh, left_out = log.out.split("In the checkpoint and left out:")
     assert "Freshly initialised: simmim.encoder.embeddings.mask_token, head.projection" in fresh
     assert "classifier.weight" in left_out
+    # Which that checkpoint does not hold.
+    assert "pooler" not in log.out
 
 
 def test_half_a_checkpoint_is_refused(tmp_path):

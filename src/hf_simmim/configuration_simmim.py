@@ -93,6 +93,8 @@ class SimMIMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.encoder_config is None:
             self.encoder_config = ENCODER_PRESETS["swin-base"]
+        if isinstance(self.encoder_config, dict) and "model_type" not in self.encoder_config:
+            raise ValueError("encoder_config has no model_type. Name one, such as 'swin' or 'vit'.")
         # What is changed here is not to change what the caller has.
         self.encoder_config = copy.deepcopy(self.encoder_config)
         # Of what is given beside the encoder, this is about the encoder, which has to be there first.

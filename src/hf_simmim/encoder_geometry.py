@@ -29,6 +29,7 @@ OWN_ENCODERS = ("swin", "swinv2")
 # Encoders that run, and whose output is not what it seems to be.
 UNUSABLE_ENCODERS = {
     "vit_mae": "it drops and shuffles patches by itself. Its weights are those of a ViT: load them as one",
+    "levit": "its tokens depend on all of the image alike, so that none can be shown to be those of a place",
     "yolos": "its detection tokens stand behind those of the patches",
 }
 

@@ -14,13 +14,22 @@ Either way a model sees (numbers * rescale_factor - image_mean) / image_std.
 
 import importlib
 import io
+import logging as standard_logging
 import os
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
+from transformers.utils import logging
 
 from .image_channels import keeps_deep_pictures, picture_or_array, upright, warn_of_lost_bits
+
+logger = logging.get_logger(__name__)
+
+# Said by Pillow of every file that it has no mode for, and those are read by tifffile.
+standard_logging.getLogger("PIL.TiffImagePlugin").addFilter(
+    lambda record: not str(record.msg).startswith("More samples per pixel than can be decoded")
+)
 
 NPY_MAGIC = b"\x93NUMPY"
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -94,9 +103,14 @@ def _open_tiff(source: str | os.PathLike | bytes, num_channels: int, rescale_fac
             image = Image.open(io.BytesIO(file.read()))
     bits, num_bands = max(tags.get(258, (1,))), tags.get(277, 1)
     is_unsigned = set(tags.get(339, (1,))) == {1}
-    pages_are_channels = num_bands == 1 < num_channels and getattr(image, "n_frames", 1) == num_channels
+    num_pages = getattr(image, "n_frames", 1)
+    if num_pages > 1 and (num_channels == 1 or num_bands == num_channels):
+        logger.warning_once(
+            f"TIFF files of several pages, such as one of {num_pages} pages of {image.height}x{image.width}, are read"
+            " as their first page. If pages are channels, set as many channels; if images, save them one by one."
+        )
     # Pillow opens files of more bands than it has a mode for, and leaves the last ones out.
-    if pages_are_channels or num_bands != len(image.getbands()):
+    if num_bands == 1 < min(num_pages, num_channels) or num_bands != len(image.getbands()):
         image.close()
         return _read_tiff(source, num_channels)
     if is_unsigned and bits <= (8 if keeps_deep_pictures(rescale_factor) else 16):
@@ -122,6 +136,12 @@ def _read_tiff(source: str | os.PathLike | bytes, num_channels: int) -> np.ndarr
             series, page = tiff.series[0], tiff.pages.first
             if len(series.shape) == 3 > len(page.shape) and num_channels in (series.shape[0], series.shape[-1]):
                 return series.asarray()
+            if len(tiff.pages) > 1 and len(page.shape) == 2 and num_channels > 1:
+                raise ValueError(
+                    f"The TIFF file has {len(tiff.pages)} pages of {page.shape[0]}x{page.shape[1]} and"
+                    f" {num_channels} channels are expected: neither the pages nor an axis of them are the channels."
+                    " Set num_channels to what they are, or write bands with planarconfig='contig'."
+                )
             orientation = page.tags.get(274)
             return _turned(page.asarray(), page.axes, int(orientation.value) if orientation else 1)
     except (ImportError, KeyError, ValueError) as error:

@@ -162,6 +162,9 @@ class SimMIMPreTrainedModel(PreTrainedModel):
             config, kwargs = cls.config_class.from_pretrained(location, return_unused_kwargs=True, **kwargs)
             kwargs |= loading
         target = copy.deepcopy(config)
+        for key in ("image_size", "window_size"):
+            if key in kwargs:
+                setattr(target, key, kwargs.pop(key))
         source = with_geometry_of(stored, target)
         keep_pretrained_windows(source, target)
         if same_geometry(source, target):
@@ -269,6 +272,13 @@ class SimMIMModel(SimMIMPreTrainedModel):
         use_mask_token: Whether to hold a mask token, which `bool_masked_pos` needs. Without it every parameter takes
             part in every forward, as DDP demands of a model that never masks.
     """
+
+    # Of a pre-trained model, whose head has no place here.
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
+        *SimMIMPreTrainedModel._keys_to_ignore_on_load_unexpected,
+        r"^head\.",
+        r"mask_token$",
+    ]
 
     def __init__(self, config: SimMIMConfig, use_mask_token: bool = True):
         super().__init__(config)

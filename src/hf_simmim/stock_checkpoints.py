@@ -1,8 +1,10 @@
 """Checkpoints of transformers' own models: read into ours, and written from ours."""
 
+import contextlib
 import copy
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING, AutoConfig, PreTrainedModel
+from transformers.utils import logging
 
 from .configuration_simmim import SimMIMConfig
 from .encoder_geometry import EncoderGeometry, transformers_class
@@ -52,7 +55,8 @@ def load_stock(
         model_class = MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING.get(type(config), model_class)  # type: ignore[arg-type]
     if model_class is None:
         raise ValueError(f"{name} holds a {config.model_type!r} model, which transformers cannot load as an encoder.")
-    model, info = model_class.from_pretrained(name, config=config, output_loading_info=True, **kwargs)
+    with _quiet():
+        model, info = model_class.from_pretrained(name, config=config, output_loading_info=True, **kwargs)
     missing = sorted(key for key in info["missing_keys"] if not is_optional(key) and not key.startswith("decoder"))
     if missing:
         raise ValueError(
@@ -66,7 +70,21 @@ def load_stock(
     is_whole = not any(key.startswith("decoder") for key in info["missing_keys"])
     head = dict(decoder[0].state_dict()) if is_linear and is_whole else {}  # type: ignore[index]
     beside = [key for key, _ in model.named_parameters() if base is not model and not _is_within(key, model, decoder)]
-    return model.config, names_on_disk(base), head, sorted({*info["unexpected_keys"], *beside})
+    # What the file does not hold, such as a pooler, is random here.
+    absent = {key.removeprefix(f"{model.base_model_prefix}.") for key in info["missing_keys"]}
+    weights = {key: tensor for key, tensor in names_on_disk(base).items() if key not in absent}
+    return model.config, weights, head, sorted({*info["unexpected_keys"], *beside} - info["missing_keys"])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from reporting what is reported by us, in the terms of the model that is wanted."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _is_within(key: str, model: PreTrainedModel, decoder: nn.Module | None) -> bool:
