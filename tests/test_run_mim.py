@@ -226,6 +226,14 @@ def test_a_run_can_start_from_a_checkpoint(run_mim, photos, tmp_path):
     assert second < 0.9 * first
 
 
+def test_a_finished_run_started_again_trains_no_further(run_mim, photos, tmp_path):
+    """Also where it ended in the middle of an epoch, where Trainer by itself adds a step each time."""
+    for _ in range(2):
+        run_mim.main(options(photos, tmp_path, max_steps=3))
+        assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+        assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 3
+
+
 def test_a_run_takes_weights_scale_and_size_from_a_checkpoint(run_mim, photos, tmp_path, capsys):
     """From a run at another size, and from a stock model; the numbers of pixels mean what they meant there."""
     numbers = ["--rescale_factor", "1/300", "--image_mean", "0.1", "0.2", "0.3", "--image_std", "0.3", "0.2", "0.1"]
@@ -239,7 +247,7 @@ def test_a_run_takes_weights_scale_and_size_from_a_checkpoint(run_mim, photos, t
         run_mim.main([*options(photos, tmp_path / f"from-{name}", **second), "--image_size", "48", "64"])
         assert f"Weights   from {tmp_path / name}" in capsys.readouterr().out
         processor = SimMIMImageProcessor.from_pretrained(tmp_path / f"from-{name}")
-        assert processor.image_mean == mean
+        assert list(processor.image_mean) == mean
         assert processor.rescale_factor == pytest.approx(factor)
         assert SimMIMConfig.from_pretrained(tmp_path / f"from-{name}").image_size == (48, 64)
     for wrong, message in (

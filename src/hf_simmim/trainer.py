@@ -1,5 +1,6 @@
 """Trainer for masked image modelling: transformers' own, fed with raw pixels and reporting in units one can read."""
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
 
 from .data import EpochSampler, MaskedImageDataset
 from .losses import masked_mean_per_image
@@ -129,9 +132,23 @@ class SimMIMTrainer(Trainer):
         ]
 
     def train(self, *args, **kwargs):
-        """Train as Trainer does; throughput counts from here."""
+        """Train as Trainer does; throughput counts from here. A run that is finished gets its weights back only."""
         self._clock = (time.perf_counter(), -1)
+        checkpoint = kwargs.get("resume_from_checkpoint", args[0] if args else None)
+        if isinstance(checkpoint, str):
+            state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+            if state.global_step >= self._planned_steps():
+                self._load_from_checkpoint(checkpoint)
+                self.state = state
+                return TrainOutput(state.global_step, float("nan"), {})
         return super().train(*args, **kwargs)
+
+    def _planned_steps(self) -> int:
+        """Steps of the whole run."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        steps = math.ceil(len(self.get_train_dataloader()) / self.args.gradient_accumulation_steps)
+        return math.ceil(self.args.num_train_epochs * steps)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the readable figures to what Trainer logs.
