@@ -122,7 +122,7 @@ def make_transformers_encoder(
         changes["use_mask_token"] = use_mask_token
     if encoder_config.model_type == "timm_wrapper":
         changes["model_args"] = _timm_arguments(encoder_config, built_size)
-    elif built_size is not None and _same_size(encoder_config.image_size) != _same_size(built_size):
+    elif built_size is not None and _pair(encoder_config.image_size) != _pair(built_size):
         changes["image_size"] = built_size if isinstance(built_size, int) else list(built_size)
     if changes:
         encoder_config = copy.deepcopy(encoder_config)
@@ -135,7 +135,7 @@ def _timm_arguments(encoder_config: Any, built_size: int | tuple[int, int] | Non
     """What timm's `create_model` is told of the geometry, which is no part of a timm config."""
     arguments = dict(encoder_config.model_args or {})
     if built_size is not None:
-        arguments["img_size"] = _same_size(built_size)
+        arguments["img_size"] = _pair(built_size)
     if hasattr(encoder_config, "num_channels"):
         arguments["in_chans"] = encoder_config.num_channels
     return arguments
@@ -151,18 +151,18 @@ def whole(size: tuple[int, int], step: int) -> tuple[int, int]:
     return -(-size[0] // step) * step, -(-size[1] // step) * step
 
 
-def _same_size(size: Any) -> tuple[int, int]:
+def _pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[-1]))
 
 
 def _swin_geometry(config: Any) -> EncoderGeometry:
     patch_size = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
-    if _same_size(config.patch_size) != (patch_size, patch_size):
+    if _pair(config.patch_size) != (patch_size, patch_size):
         raise ValueError(f"patch_size={config.patch_size} is not square. Use square patches.")
     steps = 2 ** (len(config.depths) - 1)
     stride = patch_size * steps
     return EncoderGeometry(
-        patch_size, stride, config.embed_dim * steps, whole(_same_size(config.image_size), stride), "own"
+        patch_size, stride, config.embed_dim * steps, whole(_pair(config.image_size), stride), "own"
     )
 
 
@@ -188,7 +188,7 @@ def _measure(encoder_config: Any) -> EncoderGeometry:
         raise ValueError(f"The encoder {name!r} is none: transformers has no bare model for its config.")
     if name in UNUSABLE_ENCODERS:
         raise ValueError(f"The encoder {name!r} cannot be used: {UNUSABLE_ENCODERS[name]}.")
-    wanted = _same_size(encoder_config.image_size)
+    wanted = _pair(encoder_config.image_size)
     size = wanted
     try:
         run = _run(encoder_config, size)
