@@ -161,9 +161,7 @@ def _swin_geometry(config: Any) -> EncoderGeometry:
         raise ValueError(f"patch_size={config.patch_size} is not square. Use square patches.")
     steps = 2 ** (len(config.depths) - 1)
     stride = patch_size * steps
-    return EncoderGeometry(
-        patch_size, stride, config.embed_dim * steps, whole(_pair(config.image_size), stride), "own"
-    )
+    return EncoderGeometry(patch_size, stride, config.embed_dim * steps, whole(_pair(config.image_size), stride), "own")
 
 
 class _NoMapError(ValueError):
