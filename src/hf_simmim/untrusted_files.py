@@ -97,7 +97,7 @@ def _check_kind(path: Path) -> bool:
     if not start.startswith(ZIP_START):
         raise ValueError(
             f"{path} is not a file of torch.save: it begins with {start!r}. A web page that was saved in the file's"
-            " place begins with '<'. Download it again."
+            " place begins with '<': download it again. A .safetensors file is for from_pretrained, with its folder."
         )
     try:
         with zipfile.ZipFile(path) as archive:
