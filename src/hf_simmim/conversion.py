@@ -101,7 +101,7 @@ def convert_checkpoint(path: str | Path, image_size: Size | None = None) -> Conv
         + (f", epoch {original.epoch}" if original.epoch is not None else ""),
         "Encoder": _described(config),
         **remarks,
-        "Used": f"{len(used)} tensors, which fill all {len(state_dict)} of the model's (query, key, value are one there)",
+        "Used": f"{len(used)} tensors, which fill all {len(state_dict)} of the model's (query, key, value joined)",
     }
     if verified:
         counts = Counter(verified).items()
