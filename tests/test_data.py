@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Features
+from datasets import Dataset, DatasetDict, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -283,6 +283,14 @@ def test_rows_without_an_image_are_unreadable(tmp_path):
         load_images(data_files=[str(tmp_path / "a.parquet")]), (32, 32), 3, 4, mask_patch_size=8
     )
     assert dataset[1]["unreadable"][0] == (f"{tmp_path}/a.parquet, train row 1", "ValueError: The row holds no image.")
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_data_sets_saved_to_disk(tmp_path, splits):
+    rows = [Image.new("RGB", (8, 8))] * 2
+    saved = Dataset.from_dict({"image": rows}, features=Features({"image": ImageFeature()}))
+    (DatasetDict({"train": saved}) if splits else saved).save_to_disk(tmp_path / "saved")
+    assert len(load_images(dataset_name=str(tmp_path / "saved"))) == 2
 
 
 @pytest.mark.parametrize(("mode", "color"), [("RGBA", (200, 100, 50, 0)), ("LA", (200, 0))])

@@ -455,6 +455,23 @@ def test_a_model_without_mask_token_loads_from_one_with(tmp_path):
         loaded(pixel_values, bool_masked_pos=mask)
 
 
+@pytest.mark.parametrize("kernel", ["eager", "sdpa", "flex_attention"])
+def test_attention_kernels_of_the_encoder(kernel, tmp_path):
+    model = make_model("vit")
+    model.save_pretrained(tmp_path)
+    loaded = SimMIMModel.from_pretrained(tmp_path, attn_implementation=kernel)
+    assert loaded.encoder.config._attn_implementation == kernel
+    pixel_values, _ = batch(model.config)
+    with torch.no_grad():
+        assert torch.allclose(loaded(pixel_values).feature_map, model.simmim(pixel_values).feature_map, atol=1e-5)
+
+
+def test_kernels_that_the_encoder_does_not_have_are_refused(tmp_path):
+    make_model("beit").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="BeitModel does not support .* flex_attention"):
+        SimMIMModel.from_pretrained(tmp_path, attn_implementation="flex_attention")
+
+
 def test_vit_prefix_tokens_are_removed():
     model = make_model("vit")
     pixel_values, _ = batch(model.config)

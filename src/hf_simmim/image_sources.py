@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow
-from datasets import Array2D, Array3D, Dataset, DatasetDict, Features, List, Value, load_dataset
+from datasets import Array2D, Array3D, Dataset, DatasetDict, Features, List, Value, load_dataset, load_from_disk
 from datasets import Image as ImageFeature
 from PIL import Image
 from transformers.utils import logging
@@ -52,6 +52,8 @@ def load_images(
     try:
         if data_files is not None:
             dataset = load_dataset(_shard_format(data_files), data_files={split: list(data_files)}, split=split)
+        elif any(Path(str(dataset_name), name).is_file() for name in ("state.json", "dataset_dict.json")):
+            dataset = load_from_disk(str(dataset_name))  # as `save_to_disk` leaves it
         else:
             dataset = load_dataset(dataset_name, dataset_config)
     except (ValueError, OSError):

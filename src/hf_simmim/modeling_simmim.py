@@ -88,7 +88,10 @@ class SimMIMPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)  # type: ignore[assignment]
     supports_gradient_checkpointing = True
+    # What an encoder does not support it refuses itself.
     _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
     _can_compile_fullgraph = True
     _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
         r"relative_position_index$",
