@@ -21,7 +21,7 @@ ARCHITECTURES = [
 
 
 @pytest.mark.parametrize(("architecture", "arguments", "route", "stride", "num_prefix_tokens"), ARCHITECTURES)
-@pytest.mark.parametrize("image_size", [224, (128, 160)])
+@pytest.mark.parametrize("image_size", [224, (224, 448)])
 def test_timm_encoders(architecture, arguments, route, stride, num_prefix_tokens, image_size, tmp_path):
     torch.manual_seed(0)
     encoder_config = TimmWrapperConfig(architecture=architecture, model_args=arguments)
