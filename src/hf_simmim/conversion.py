@@ -19,15 +19,16 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModel, AutoModelForMaskedImageModeling
 
 from . import SimMIMImageProcessor
-from .configuration_simmim import TARGETS, SimMIMConfig
+from .configuration_simmim import SimMIMConfig
 from .conversion_card import conversion_card
 from .masking import random_mask
 from .modeling_simmim import SimMIMForMaskedImageModeling, SimMIMModel, SimMIMPreTrainedModel
-from .original_buffers import BUFFER, stage_grids, verify_buffers
+from .original_buffers import BUFFER, verify_buffers
 from .original_checkpoints import OriginalCheckpoint, listed, open_checkpoint
 from .original_geometry import Size, check_windows, encoder_settings
 from .original_names import our_names
 from .original_settings import Settings
+from .swin import stage_grids
 from .untrusted_files import read_pth
 
 # A fine-tuned ViT normalises after pooling: that norm belongs to its classifier.
@@ -73,9 +74,9 @@ def convert_checkpoint(path: str | Path, image_size: Size | None = None) -> Conv
     """
     original = open_checkpoint(read_pth(path))
     encoder, remarks = encoder_settings(original, image_size)
-    config = _config(encoder, original.settings)
+    config = _config(encoder)
     if original.architecture != "beit":
-        check_windows(original, encoder, stage_grids(config))
+        check_windows(original, encoder, stage_grids(config.encoder_config))
     is_pretrained = "decoder.0.weight" in original.weights
     model: Any = (
         SimMIMForMaskedImageModeling(config)
@@ -177,18 +178,11 @@ def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> None:
         raise ValueError(f"{output_dir} is not empty. Name another folder, or add --overwrite.")
 
 
-def _config(encoder: dict[str, Any], settings: Settings) -> SimMIMConfig:
+def _config(encoder: dict[str, Any]) -> SimMIMConfig:
     try:
-        return SimMIMConfig(encoder_config=encoder, **_target(settings))
+        return SimMIMConfig(encoder_config=encoder)
     except StrictDataclassError as error:
         raise ValueError(f"The file's geometry is not one of ours: {error.__cause__ or error}") from error
-
-
-def _target(settings: Settings) -> dict[str, Any]:
-    """What the prediction head was trained on, as fields of the config."""
-    if settings.get("normalise_target") and "normalized_rgb" in TARGETS:
-        return {"target": "normalized_rgb", "target_options": {"window_size": settings.get("normalise_window", 47)}}
-    return {}
 
 
 def _described(config: SimMIMConfig) -> str:

@@ -19,6 +19,7 @@ from .encoder_geometry import encoder_geometry
 from .encoders import build_encoder, encode, freeze_unused, init_as_released, layers_to_wrap
 from .heads import HEAD_CLASSES
 from .losses import LOSS_FUNCTIONS, masked_mean, masked_mean_per_image
+from .masking import patch_grid
 from .remapping import keep_pretrained_windows, remap, same_geometry, with_geometry_of
 from .stock_checkpoints import describe_loading, export_encoder, load_stock
 from .swinv2 import init_swinv2_weights
@@ -474,7 +475,7 @@ def patch_mask(
     if bool_masked_pos is None:
         return None
     batch_size, _, height, width = pixel_values.shape
-    grid_size = (-(-height // patch_size), -(-width // patch_size))
+    grid_size = patch_grid((height, width), patch_size)
     expected = (batch_size, grid_size[0] * grid_size[1])
     if tuple(bool_masked_pos.shape) not in (expected, (batch_size, *grid_size)):
         raise ValueError(

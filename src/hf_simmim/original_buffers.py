@@ -3,7 +3,6 @@
 A buffer is derived from the geometry. That it is the same here is what says that weights mean the same here.
 """
 
-import math
 import re
 from typing import Any
 
@@ -14,17 +13,10 @@ from .configuration_simmim import SimMIMConfig
 from .original_checkpoints import OriginalCheckpoint
 from .original_geometry import Size
 from .original_names import SWIN_BLOCK
-from .swin import Swin, WindowLayout
+from .swin import Swin, WindowLayout, stage_grids
 
 VIT_INDEX = re.compile(r"(rel_pos_bias|blocks\.\d+\.attn)\.relative_position_index")
 BUFFER = re.compile(r"(.*\.)?(relative_position_index|attn_mask|relative_coords_table)")
-
-
-def stage_grids(config: SimMIMConfig) -> list[Size]:
-    """(h, w) of each stage of a Swin, in tokens."""
-    height, width = config.grid_size
-    stages = range(len(config.encoder_config.depths))
-    return [(math.ceil(height / 2**stage), math.ceil(width / 2**stage)) for stage in stages]
 
 
 def verify_buffers(original: OriginalCheckpoint, config: SimMIMConfig, encoder: Any) -> list[str]:
@@ -50,7 +42,7 @@ def verify_buffers(original: OriginalCheckpoint, config: SimMIMConfig, encoder: 
         if original.architecture == "beit":
             ours = _vit_index(config) if VIT_INDEX.fullmatch(name) else None
         else:
-            ours = _swin_buffer(name, encoder, stage_grids(config), layouts)
+            ours = _swin_buffer(name, encoder, stage_grids(config.encoder_config), layouts)
         # The table is computed in floating point, and on another machine.
         tolerance = 8 * torch.finfo(theirs.dtype).eps if theirs.is_floating_point() else 0.0
         if (

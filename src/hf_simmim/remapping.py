@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from .configuration_simmim import SimMIMConfig
-from .encoder_geometry import POSITIONS, encoder_geometry, whole
+from .encoder_geometry import POSITIONS, encoder_geometry
+from .swin import stage_windows
 
 # Of an encoder's config: what decides how many positions there are, and which tables hold them.
 GEOMETRY_KEYS = (
@@ -43,15 +44,6 @@ def _geometry(config: SimMIMConfig) -> dict[str, Any]:
     }
 
 
-def stage_windows(config: SimMIMConfig) -> list[int]:
-    """Window of each stage of a Swin or SwinV2 in tokens, shrunk to stages that are smaller."""
-    height, width = (side // config.patch_size for side in whole(config.image_size, config.encoder_stride))
-    return [
-        min(config.window_size or 1, *(max(1, -(-side // 2**stage)) for side in (height, width)))
-        for stage in range(len(config.encoder_config.depths))
-    ]
-
-
 def keep_pretrained_windows(source: SimMIMConfig, target: SimMIMConfig) -> None:
     """Tell a SwinV2 config the windows that its position bias was trained with, where they change.
 
@@ -64,8 +56,8 @@ def keep_pretrained_windows(source: SimMIMConfig, target: SimMIMConfig) -> None:
     if any(trained):
         if not any(target.encoder_config.pretrained_window_sizes):
             target.encoder_config.pretrained_window_sizes = trained
-    elif stage_windows(source) != stage_windows(target):
-        target.encoder_config.pretrained_window_sizes = stage_windows(source)
+    elif stage_windows(source.encoder_config) != stage_windows(target.encoder_config):
+        target.encoder_config.pretrained_window_sizes = stage_windows(source.encoder_config)
 
 
 def remap(

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from .configuration_simmim import SimMIMConfig
 from .encoder_geometry import EncoderGeometry, transformers_class
 from .encoders import encode
+from .swin import stage_grids
 
 # What stock checkpoints have or lack beside the encoder's features: poolers, heads, tokens for masking.
 _OPTIONAL = {"pooler", "mask_token", "head"}
@@ -175,9 +176,7 @@ def _refuse_clamped_windows(encoder_config: Any, geometry: EncoderGeometry) -> N
     if encoder_config.model_type != "swin":
         return
     window = encoder_config.window_size
-    height, width = (side // geometry.patch_size for side in geometry.image_size)
-    for stage in range(len(encoder_config.depths)):
-        rows, columns = -(-height // 2**stage), -(-width // 2**stage)
+    for stage, (rows, columns) in enumerate(stage_grids(encoder_config)):
         if min(rows, columns) < window:
             needed = window * geometry.stride
             raise ValueError(

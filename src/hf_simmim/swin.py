@@ -8,7 +8,7 @@ Source: models/swin_transformer.py of microsoft/SimMIM.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -434,18 +434,30 @@ class SwinEmbeddings(nn.Module):
         return positions.permute(0, 2, 3, 1)
 
 
+def stage_grids(config: Any) -> list[tuple[int, int]]:
+    """(h, w) of each stage in tokens, for images of a config's size, padded to whole steps of the last stage."""
+    image_size = (config.image_size,) * 2 if isinstance(config.image_size, int) else tuple(config.image_size)
+    patch_size = (config.patch_size,) * 2 if isinstance(config.patch_size, int) else tuple(config.patch_size)
+    num_stages = len(config.depths)
+    rows, columns = (math.ceil(image_size[i] / (patch_size[i] * 2 ** (num_stages - 1))) for i in range(2))
+    return [(rows * 2**steps, columns * 2**steps) for steps in reversed(range(num_stages))]
+
+
+def stage_windows(config: Any) -> list[int]:
+    """Side of the windows of each stage in tokens: the config's, shrunk to the grids that are smaller."""
+    return [min(config.window_size, *grid) for grid in stage_grids(config)]
+
+
 class SwinStages(nn.Module):
     """The stages, under the name that checkpoints give them."""
 
-    def __init__(self, config: PreTrainedConfig, grid_size: tuple[int, int], stage_class: type[SwinStage]):
+    def __init__(self, config: PreTrainedConfig, stage_class: type[SwinStage]):
         super().__init__()
         depth = sum(config.depths)
         rates = [config.drop_path_rate * index / max(depth - 1, 1) for index in range(depth)]
         self.layers = nn.ModuleList()
-        for stage, stage_depth in enumerate(config.depths):
+        for stage, (stage_depth, window_size) in enumerate(zip(config.depths, stage_windows(config), strict=True)):
             first = sum(config.depths[:stage])
-            stage_grid = [max(1, math.ceil(side / 2**stage)) for side in grid_size]
-            window_size = min(config.window_size, *stage_grid)
             self.layers.append(stage_class(config, stage, window_size, rates[first : first + stage_depth]))
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
@@ -475,14 +487,8 @@ class Swin(nn.Module):
     def __init__(self, config: PreTrainedConfig, use_mask_token: bool = False):
         super().__init__()
         self.config = config
-        image_size = (config.image_size,) * 2 if isinstance(config.image_size, int) else tuple(config.image_size)
-        patch_size = (config.patch_size,) * 2 if isinstance(config.patch_size, int) else tuple(config.patch_size)
-        # Of images padded to whole steps of the last stage.
-        steps = 2 ** (len(config.depths) - 1)
-        height, width = (math.ceil(image_size[i] / (patch_size[i] * steps)) * steps for i in range(2))
-        grid_size = (height, width)
-        self.embeddings = SwinEmbeddings(config, grid_size, use_mask_token)
-        self.encoder = SwinStages(config, grid_size, self.stage_class)
+        self.embeddings = SwinEmbeddings(config, stage_grids(config)[0], use_mask_token)
+        self.encoder = SwinStages(config, self.stage_class)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(

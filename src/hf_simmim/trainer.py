@@ -135,7 +135,8 @@ class SimMIMTrainer(Trainer):
         """Train as Trainer does; throughput counts from here. A run that is finished gets its weights back only."""
         self._clock = (time.perf_counter(), -1)
         checkpoint = kwargs.get("resume_from_checkpoint", args[0] if args else None)
-        if isinstance(checkpoint, str):
+        # Else Trainer restores it, or says what is wrong with it.
+        if isinstance(checkpoint, str) and any(Path(checkpoint).glob("model*.safetensors")):
             state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
             if state.global_step >= self._planned_steps():
                 self._load_from_checkpoint(checkpoint)
