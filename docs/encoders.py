@@ -23,7 +23,7 @@ from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
 from hf_simmim.encoder_geometry import transformers_class
-from hf_simmim.masking import pixel_mask, random_mask
+from hf_simmim.masking import random_mask, to_pixels
 
 ROUTES = {
     "own": "our own module",
@@ -136,7 +136,7 @@ def examine(name: str) -> Verdict:
     mask = random_mask(config.grid_size, 0.6, 2, unit_size=unit_size, generator=generator)
     with torch.no_grad():
         features = model.simmim(pixel_values, bool_masked_pos=mask).feature_map
-        hidden = pixel_mask(mask, geometry.patch_size, config.image_size)[:, None]
+        hidden = to_pixels(mask, geometry.patch_size, config.image_size)[:, None]
         noise = torch.randn(pixel_values.shape, generator=generator) * 10
         changed = model.simmim(torch.where(hidden, noise, pixel_values), bool_masked_pos=mask).feature_map
         verdict.leak = (changed - features).abs().max().item()

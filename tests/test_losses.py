@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_simmim.losses import masked_mean, masked_mean_per_image
-from hf_simmim.masking import patch_grid, pixel_mask, random_mask
+from hf_simmim.masking import patch_grid, random_mask, to_pixels
 
 
 @pytest.mark.parametrize(("size", "patch_size"), [((48, 64), 4), ((50, 70), 4), ((225, 225), 16), ((12, 12), 5)])
@@ -13,7 +13,7 @@ def test_means_over_the_pixels_that_are_there(size, patch_size):
     generator = torch.Generator().manual_seed(0)
     values = torch.rand(3, 5, *size, generator=generator)
     mask = random_mask(patch_grid(size, patch_size), 0.6, 3, generator=generator)
-    pixels = pixel_mask(mask, patch_size, size)[:, None].expand_as(values)
+    pixels = to_pixels(mask, patch_size, size)[:, None].expand_as(values)
     expected = torch.stack([image[hidden].mean() for image, hidden in zip(values, pixels, strict=True)])
     torch.testing.assert_close(masked_mean_per_image(values, mask, patch_size), expected)
     torch.testing.assert_close(masked_mean(values, mask, patch_size), values[pixels].mean())

@@ -4,7 +4,7 @@ import re
 import pytest
 import torch
 
-from hf_simmim.masking import MASK_STRATEGIES, mask_units, num_masked_units, pixel_mask
+from hf_simmim.masking import MASK_STRATEGIES, mask_units, num_masked_units, to_pixels
 
 # Patch grid (h, w), unit size in patches, ratio, masked units: the paper's two geometries, grids that are not square,
 # ratios that do not come out even.
@@ -106,11 +106,11 @@ def test_unit_must_be_a_size(strategy):
 def test_pixel_mask_is_cut_with_the_image():
     mask = torch.zeros(1, 2, 3, dtype=torch.bool)
     mask[0, 1, 2] = True
-    pixels = pixel_mask(mask, 4, (7, 9))
+    pixels = to_pixels(mask, 4, (7, 9))
     assert pixels.shape == (1, 7, 9)
     assert pixels.nonzero()[:, 1:].tolist() == [[4, 8], [5, 8], [6, 8]]
     with pytest.raises(ValueError, match=r"shape \(1, 2, 3\) does not cover an image of 9x9 .* Use \(B, 3, 3\)"):
-        pixel_mask(mask, 4, (9, 9))
+        to_pixels(mask, 4, (9, 9))
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 0, 1, 1.5, math.nan])

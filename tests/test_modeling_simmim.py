@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from hf_simmim import ENCODER_PRESETS, SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMModel
-from hf_simmim.masking import pixel_mask, random_mask
+from hf_simmim.masking import random_mask, to_pixels
 
 encoders = pytest.mark.parametrize("encoder", ENCODER_CONFIGS)
 
@@ -41,7 +41,7 @@ def make_model(encoder: str = "swin", **kwargs) -> SimMIMForMaskedImageModeling:
 def test_pixels_under_the_mask_change_nothing(encoder):
     model = make_model(encoder)
     pixel_values, mask = batch(model.config)
-    hidden = pixel_mask(mask, model.config.patch_size, model.config.image_size)[:, None]
+    hidden = to_pixels(mask, model.config.patch_size, model.config.image_size)[:, None]
     changed = torch.where(hidden, torch.randn_like(pixel_values) * 100, pixel_values)
     with torch.no_grad():
         features = model.simmim(pixel_values, bool_masked_pos=mask).feature_map
@@ -58,7 +58,7 @@ def test_nan_under_the_mask_harms_neither_output_nor_gradients(encoder):
     model = make_model(encoder)
     pixel_values, mask = batch(model.config)
     pixel_values = pixel_values.masked_fill(
-        pixel_mask(mask, model.config.patch_size, model.config.image_size)[:, None], float("nan")
+        to_pixels(mask, model.config.patch_size, model.config.image_size)[:, None], float("nan")
     )
     reconstruction = model(pixel_values, bool_masked_pos=mask).reconstruction
     reconstruction.sum().backward()
@@ -83,7 +83,7 @@ def test_loss_is_the_mean_absolute_error_of_hidden_pixels(encoder):
     model = make_model(encoder)
     pixel_values, mask = batch(model.config)
     outputs = model(pixel_values, bool_masked_pos=mask)
-    hidden = pixel_mask(mask, model.config.patch_size, model.config.image_size)[:, None].expand_as(pixel_values)
+    hidden = to_pixels(mask, model.config.patch_size, model.config.image_size)[:, None].expand_as(pixel_values)
     expected = (outputs.reconstruction - pixel_values).abs()[hidden].mean()
     assert torch.allclose(outputs.loss, expected, rtol=1e-6)
     assert outputs.reconstruction.shape == pixel_values.shape
@@ -385,7 +385,7 @@ def test_any_height_and_width(encoder, image_size):
     mask = random_mask(config.grid_size, 0.5, 2, unit_size=2, generator=torch.Generator().manual_seed(0))
     outputs = model(pixel_values, bool_masked_pos=mask)
     assert outputs.reconstruction.shape == pixel_values.shape
-    hidden = pixel_mask(mask, geometry.patch_size, image_size)[:, None].expand_as(pixel_values)
+    hidden = to_pixels(mask, geometry.patch_size, image_size)[:, None].expand_as(pixel_values)
     expected = (outputs.reconstruction - pixel_values).abs()[hidden].mean()
     assert torch.allclose(outputs.loss, expected, rtol=1e-5)
     feature_map = model.simmim(pixel_values).feature_map

@@ -6,7 +6,7 @@ from tiny import batch
 from transformers import AutoModel, TimmWrapperConfig
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMModel
-from hf_simmim.masking import pixel_mask
+from hf_simmim.masking import to_pixels
 
 pytest.importorskip("timm")
 
@@ -31,7 +31,7 @@ def test_timm_encoders(architecture, arguments, route, stride, num_prefix_tokens
     pixel_values, mask = batch(model.config)
     outputs = model(pixel_values, bool_masked_pos=mask)
     outputs.loss.backward()
-    hidden = pixel_mask(mask, geometry.patch_size, model.config.image_size)[:, None]
+    hidden = to_pixels(mask, geometry.patch_size, model.config.image_size)[:, None]
     changed = torch.where(hidden, torch.randn_like(pixel_values), pixel_values)
     assert torch.equal(model(changed, bool_masked_pos=mask).reconstruction, outputs.reconstruction)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from .masking import pixel_mask
+from .masking import to_pixels
 
 
 def l1(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -64,7 +64,7 @@ def _masked_sums(values: torch.Tensor, mask: torch.Tensor, patch_size: int | Non
             f"A mask on {rows}x{columns} patches does not divide {height}x{width} pixels. Pass patch_size."
         )
     if patch_size is not None and (rows * patch_size, columns * patch_size) != (height, width):
-        weights = pixel_mask(mask, patch_size, (height, width))[:, None].to(torch.float32)  # B, 1, H, W
+        weights = to_pixels(mask, patch_size, (height, width))[:, None].to(torch.float32)  # B, 1, H, W
         return (values.float() * weights).flatten(1).sum(1), weights.flatten(1).sum(1) * channels
     # The same for whole patches, without a mask of every pixel.
     patches = values.float().reshape(batch_size, channels, rows, height // rows, columns, width // columns)

@@ -38,7 +38,7 @@ def patch_grid(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
     return math.ceil(height / patch_size), math.ceil(width / patch_size)
 
 
-def pixel_mask(mask: torch.Tensor, patch_size: int, image_size: tuple[int, int]) -> torch.Tensor:
+def to_pixels(mask: torch.Tensor, patch_size: int, image_size: tuple[int, int]) -> torch.Tensor:
     """Bring a mask from patches to pixels.
 
     Args:
@@ -130,7 +130,7 @@ def random_mask(
     masked = torch.zeros_like(scores, dtype=torch.bool)
     masked.scatter_(1, scores.argsort(dim=1)[:, :count], True)
     # A unit is to the grid what a patch is to the image.
-    return pixel_mask(masked.view(batch_size, rows, columns), unit_size, grid_size)
+    return to_pixels(masked.view(batch_size, rows, columns), unit_size, grid_size)
 
 
 MASK_STRATEGIES: dict[str, Callable[..., torch.Tensor]] = {

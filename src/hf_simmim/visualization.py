@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .masking import patch_grid, pixel_mask
+from .masking import patch_grid, to_pixels
 
 COLUMNS = ("original", "masked", "reconstruction")
 MASK_GREY = 128
@@ -67,7 +67,7 @@ def reconstruction_grid(
     """
     batch_size, _, height, width = pixel_values.shape
     patches = bool_masked_pos.bool().view(batch_size, *patch_grid((height, width), patch_size))
-    mask = pixel_mask(patches, patch_size, (height, width)).cpu().numpy()[..., None]
+    mask = to_pixels(patches, patch_size, (height, width)).cpu().numpy()[..., None]
     original = to_pictures(pixel_values, image_mean, image_std)
     predicted = to_pictures(reconstruction, image_mean, image_std)
     hidden = np.where(mask, np.uint8(MASK_GREY), original)
