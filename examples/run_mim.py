@@ -34,7 +34,7 @@ from hf_simmim import ENCODER_PRESETS, SimMIMConfig, SimMIMForMaskedImageModelin
 from hf_simmim.callbacks import PictureCallback
 from hf_simmim.channel_statistics import channel_statistics
 from hf_simmim.checkpoint import newest_whole_checkpoint
-from hf_simmim.configuration_simmim import HEADS, LOSS_REGIONS, LOSSES, TARGETS
+from hf_simmim.components import HEADS, LOSS_REGIONS, LOSSES, TARGETS
 from hf_simmim.data import MaskedImageDataset, collate
 from hf_simmim.image_channels import keeps_deep_pictures
 from hf_simmim.image_sources import load_images
@@ -161,7 +161,10 @@ class ModelArguments:
     mask_ratio: float = field(default=0.6, metadata={"help": "Share of an image to hide, between 0 and 1."})
     head: str = field(default="linear", metadata={"help": "Prediction head.", "choices": list(HEADS)})
     target: str = field(default="rgb", metadata={"help": "What is predicted.", "choices": list(TARGETS)})
-    loss: str = field(default="l1", metadata={"help": "Distance to the target.", "choices": list(LOSSES)})
+    loss: str | None = field(
+        default=None,
+        metadata={"help": "Distance to the target; its usual one if unset.", "choices": list(LOSSES)},
+    )
     loss_region: str = field(
         default="masked", metadata={"help": "Where the loss is taken.", "choices": list(LOSS_REGIONS)}
     )

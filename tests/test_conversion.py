@@ -311,7 +311,7 @@ def test_card_says_where_it_came_from(tmp_path):
     assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "image-feature-extraction")
     assert f"swinv2_pretrain.pth, sha256 {conversion.sha256}" in card.text
     assert "github.com/microsoft/Swin-Transformer" in card.text
-    assert "normalised in windows of 47 px" in card.text
+    assert "pixels normalised in windows of 47 px" in card.text
     assert "xie2021simmim" in card.text
     assert "liu2021swinv2" in card.text
     assert "None" not in card.text

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 import hf_simmim
-from hf_simmim.configuration_simmim import HEADS, LOSSES, TARGETS
+from hf_simmim.components import HEADS, LOSSES, TARGETS
 from hf_simmim.heads import HEAD_CLASSES
 from hf_simmim.losses import LOSS_FUNCTIONS
 from hf_simmim.model_card import template_path
-from hf_simmim.targets import TARGET_FUNCTIONS
+from hf_simmim.targets import TARGET_CLASSES
 
 ROOT = Path(__file__).parents[1]
 TRAVELLING = ("configuration_simmim", "modeling_simmim", "image_processing_simmim", "masking", "encoders", "swin")
-TRAVELLING += ("swinv2", "heads", "targets", "losses", "image_channels", "image_files")
+TRAVELLING += ("swinv2", "components", "heads", "targets", "losses", "image_channels", "image_files")
 TRAVELLING += ("encoder_geometry", "remapping", "stock_checkpoints")
 
 
@@ -59,9 +59,9 @@ def test_files_for_the_hub_import_each_other_as_the_hub_needs(module):
 
 
 def test_the_config_knows_every_component():
-    assert tuple(HEAD_CLASSES) == HEADS
-    assert tuple(TARGET_FUNCTIONS) == TARGETS
-    assert tuple(LOSS_FUNCTIONS) == LOSSES
+    assert tuple(HEAD_CLASSES) == tuple(HEADS)
+    assert tuple(TARGET_CLASSES) == tuple(TARGETS)
+    assert tuple(LOSS_FUNCTIONS) == tuple(LOSSES)
 
 
 def test_readme_is_short():

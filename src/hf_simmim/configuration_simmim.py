@@ -7,11 +7,9 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-HEADS = ("linear",)
-TARGETS = ("rgb",)
-LOSSES = ("l1",)
-LOSS_REGIONS = ("masked", "all")
+from .components import HEADS, LOSS_REGIONS, LOSSES, TARGETS, check_pair, with_defaults
 
 # Of encoders whose config has none, such as ResNet's.
 DEFAULT_IMAGE_SIZE = 224
@@ -61,19 +59,38 @@ class SimMIMConfig(PreTrainedConfig):
             The vision encoder. A dict needs a `model_type`. Defaults to the paper's Swin-B for 192 px images with
             windows of 6 patches.
         head (`str`, *optional*, defaults to `"linear"`):
-            Name of the prediction head, one of `HEADS`.
+            Name of the prediction head, one of `HEADS` in components.py.
+        head_options (`dict`, *optional*):
+            Options of the head, such as `{"size": "base"}` for `"inverse_swin"`.
+        head_inputs (`list[int]`, *optional*):
+            Which of the encoder's hidden states are fused to the head's input, as `hidden_states` of a model's output
+            numbers them: 0 is the patch embedding, -1 the last. The feature map alone if unset.
         target (`str`, *optional*, defaults to `"rgb"`):
-            Name of what the head predicts, one of `TARGETS`.
-        loss (`str`, *optional*, defaults to `"l1"`):
-            Name of the distance between prediction and target, one of `LOSSES`.
+            Name of what the head predicts, one of `TARGETS` in components.py.
+        target_options (`dict`, *optional*):
+            Options of the target, such as `{"window_size": 47}` for `"normalized_rgb"`.
+        prediction_stride (`int`, *optional*):
+            Pixels of the image for each step of the prediction; it must divide the encoder's stride. 1 for targets of
+            pixels if unset, and the target's own stride for the others. For a 192 px image 32 predicts 6 x 6 steps.
+        loss (`str`, *optional*):
+            Name of the distance between prediction and target, one of `LOSSES` in components.py. The target's usual
+            one if unset: l1 for pixels, cross entropy for classes.
+        loss_options (`dict`, *optional*):
+            Options of the loss, such as `{"beta": 0.5}` for `"smooth_l1"`.
         loss_region (`str`, *optional*, defaults to `"masked"`):
             `"masked"` averages the loss over the hidden pixels only, `"all"` over every pixel.
+        image_mean (`list[float]`, *optional*):
+            Mean of each channel that `pixel_values` were normalised with. Targets that need the colours themselves
+            (`color_bins`, `codebook`, `features`) undo it. ImageNet's for three channels if unset.
+        image_std (`list[float]`, *optional*):
+            Standard deviation of each channel, likewise.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the truncated normal that initialises linear layers, relative position tables and the
             mask token.
 
     Raises:
-        StrictDataclassError: If a name is unknown or the image size is none.
+        StrictDataclassError: If a name or an option is unknown, if components do not fit each other, or the image size
+            is none.
 
     Source: section 3 of the paper (arXiv 2111.09886).
     """
@@ -85,9 +102,16 @@ class SimMIMConfig(PreTrainedConfig):
 
     encoder_config: dict | PreTrainedConfig | None = None
     head: str = "linear"
+    head_options: dict | None = None
+    head_inputs: list | tuple | None = None
     target: str = "rgb"
-    loss: str = "l1"
+    target_options: dict | None = None
+    prediction_stride: int | None = None
+    loss: str | None = None
+    loss_options: dict | None = None
     loss_region: str = "masked"
+    image_mean: list | tuple | None = None
+    image_std: list | tuple | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
@@ -97,6 +121,10 @@ class SimMIMConfig(PreTrainedConfig):
             raise ValueError("encoder_config has no model_type. Name one, such as 'swin' or 'vit'.")
         # What is changed here is not to change what the caller has.
         self.encoder_config = copy.deepcopy(self.encoder_config)
+        if self.loss is None and self.target in TARGETS:
+            self.loss = TARGETS[self.target].losses[0]
+        for name in ("head_options", "target_options", "loss_options"):
+            setattr(self, name, copy.deepcopy(getattr(self, name)) or {})
         # Of what is given beside the encoder, this is about the encoder, which has to be there first.
         geometry = {key: kwargs.pop(key) for key in ("image_size", "window_size") if key in kwargs}
         super().__post_init__(**kwargs)
@@ -107,12 +135,25 @@ class SimMIMConfig(PreTrainedConfig):
         for key, value in geometry.items():
             setattr(self, key, value)
 
-    def validate_component_names(self):
-        """Refuse names that no component has."""
+    def validate_components(self):
+        """Refuse names and options that no component has, and components that do not fit each other."""
         for field, known in (("head", HEADS), ("target", TARGETS), ("loss", LOSSES), ("loss_region", LOSS_REGIONS)):
             value = getattr(self, field)
             if value not in known:
                 raise ValueError(f"{field}={value!r} is unknown. Use one of: {', '.join(known)}.")
+        check_pair(self.target, str(self.loss))
+        for component in ("head", "target", "loss"):
+            self.options(component)
+        fault = TARGETS[self.target].check
+        reason = fault(self.options("target")) if fault else None
+        if reason is not None:
+            raise ValueError(f"target={self.target!r} {reason}")
+        if self.prediction_stride is not None and self.prediction_stride < 1:
+            raise ValueError(f"prediction_stride={self.prediction_stride} must be 1 pixel or more.")
+        if self.head_inputs is not None and not (
+            self.head_inputs and all(isinstance(index, int) for index in self.head_inputs)
+        ):
+            raise ValueError(f"head_inputs={self.head_inputs!r} must be indices of hidden states, such as [1, 2, 3].")
 
     def validate_geometry(self):
         """Refuse images without pixels; what the encoder makes of them is measured when a model is built."""
@@ -171,6 +212,27 @@ class SimMIMConfig(PreTrainedConfig):
         """(h, w) of the patch grid on which `bool_masked_pos` lives; a patch that the border cuts counts as one."""
         height, width = self.image_size
         return math.ceil(height / self.patch_size), math.ceil(width / self.patch_size)
+
+    def options(self, component: str) -> dict[str, Any]:
+        """All options of the `"head"`, `"target"` or `"loss"`: those given, and the defaults of the others."""
+        return with_defaults(component, getattr(self, component), getattr(self, f"{component}_options"))
+
+    def pixel_statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel that `pixel_values` were normalised with.
+
+        Raises:
+            ValueError: If they are not known, or not one for each channel.
+        """
+        mean, std = self.image_mean, self.image_std
+        if mean is None and std is None and self.num_channels == 3:
+            return list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
+        if mean is None or std is None or not len(mean) == len(std) == self.num_channels:
+            raise ValueError(
+                f"target={self.target!r} needs to know how pixel_values are normalised: image_mean={mean} and"
+                f" image_std={std} must have one value for each of the {self.num_channels} channels. Set them to those"
+                " of the image processor."
+            )
+        return list(mean), list(std)
 
     def for_fine_tuning(self) -> "SimMIMConfig":
         """A copy whose encoder is what the paper fine-tunes.

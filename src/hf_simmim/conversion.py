@@ -19,6 +19,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModel, AutoModelForMaskedImageModeling
 
 from . import SimMIMImageProcessor
+from .components import DEFAULT_WINDOW
 from .configuration_simmim import SimMIMConfig
 from .conversion_card import conversion_card
 from .masking import random_mask
@@ -74,7 +75,7 @@ def convert_checkpoint(path: str | Path, image_size: Size | None = None) -> Conv
     """
     original = open_checkpoint(read_pth(path))
     encoder, remarks = encoder_settings(original, image_size)
-    config = _config(encoder)
+    config = _config(encoder, original.settings)
     if original.architecture != "beit":
         check_windows(original, encoder, stage_grids(config.encoder_config))
     is_pretrained = "decoder.0.weight" in original.weights
@@ -119,11 +120,8 @@ def convert_checkpoint(path: str | Path, image_size: Size | None = None) -> Conv
     types = {str(tensor.dtype).removeprefix("torch.") for tensor in used.values()} - {"float32"}
     if types:
         report["Precision"] = f"{', '.join(sorted(types))} in the file, float32 in the model"
-    if original.settings.get("normalise_target"):
-        window = original.settings.get("normalise_window", 47)
-        report["Target"] = (
-            f"the file was trained on targets normalised in windows of {window} px; the model predicts those"
-        )
+    if config.target == "normalized_rgb":
+        report["Target"] = f"pixels normalised in windows of {config.options('target')['window_size']} px"
     report["Model"] = f"{type(model).__name__}, {model.num_parameters() / 1e6:.1f} M parameters"
     processor = _processor(config, original.settings)
     return Conversion(model.eval(), processor, Path(path), sha256.hexdigest(), original.framework, classifier, report)
@@ -178,9 +176,13 @@ def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> None:
         raise ValueError(f"{output_dir} is not empty. Name another folder, or add --overwrite.")
 
 
-def _config(encoder: dict[str, Any]) -> SimMIMConfig:
+def _config(encoder: dict[str, Any], settings: dict[str, Any]) -> SimMIMConfig:
+    target: dict[str, Any] = {}
+    if settings.get("normalise_target"):
+        window = settings.get("normalise_window", DEFAULT_WINDOW)
+        target = {"target": "normalized_rgb", "target_options": {"window_size": window}}
     try:
-        return SimMIMConfig(encoder_config=encoder)
+        return SimMIMConfig(encoder_config=encoder, **target)
     except StrictDataclassError as error:
         raise ValueError(f"The file's geometry is not one of ours: {error.__cause__ or error}") from error
 
@@ -273,7 +275,7 @@ def _check_reloads(model: Any, folder: Path) -> None:
         mask = random_mask(
             config.grid_size, 0.6, 1, unit_size=config.encoder_stride // config.patch_size, generator=generator
         )
-        before, after = (each(pixel_values, bool_masked_pos=mask).reconstruction for each in (model, reloaded))
+        before, after = (each(pixel_values, bool_masked_pos=mask).prediction for each in (model, reloaded))
     else:
         has_token = any(name.endswith("mask_token") for name in model.state_dict())
         reloaded = _in_own_memory(AutoModel.from_pretrained(folder, use_mask_token=has_token))

@@ -1,18 +1,18 @@
-"""Distances between prediction and target, and their mean over the hidden pixels."""
+"""Distances between prediction and target, and their mean over the hidden pixels, in float32."""
 
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
-from .masking import to_pixels
+from .masking import patch_grid, to_pixels
 
 
 def l1(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Absolute difference, element by element.
 
     Args:
-        prediction: Tensor of shape (B, K, H, W).
+        prediction: float32 tensor of shape (B, K, h, w).
         target: Tensor of the same shape.
 
     Returns:
@@ -20,59 +20,137 @@ def l1(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
     Source: equation 1 of the paper.
     """
-    return F.l1_loss(prediction, target, reduction="none")
+    return (prediction - target).abs()
 
 
-def masked_mean(values: torch.Tensor, mask: torch.Tensor | None, patch_size: int | None = None) -> torch.Tensor:
-    """Mean over the pixels of masked patches of a batch, in float32.
+def l2(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Squared difference, shapes as in `l1`."""
+    return (prediction - target).square()
+
+
+def smooth_l1(prediction: torch.Tensor, target: torch.Tensor, beta: float = 1.0) -> torch.Tensor:
+    """Squared difference over 2 beta below beta, absolute difference minus beta / 2 above; shapes as in `l1`."""
+    return F.smooth_l1_loss(prediction, target, reduction="none", beta=beta)
+
+
+def cross_entropy(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of the right classes.
 
     Args:
-        values: Tensor of shape (B, K, H, W).
-        mask: Bool tensor of shape (B, h, w) on the patch grid that covers H and W, True = masked; None for the mean
-            over everything.
-        patch_size: Side of a patch in pixels. Without it the patches must divide H and W: how large one is whose
-            neighbours are cut cannot be told from the grid.
+        prediction: Logits of shape (B, G * classes, h, w), those of the first group first.
+        target: Classes of shape (B, G, h, w), such as one group for each channel.
 
     Returns:
-        Scalar float32 tensor; 0 if nothing is masked.
-
-    Raises:
-        ValueError: If the mask does not cover the values.
+        Tensor of shape (B, G, h, w).
     """
-    if mask is None:
-        return values.float().mean()
-    total, count = _masked_sums(values, mask, patch_size)
-    return total.sum() / count.sum().clamp(min=1)
+    batch_size, groups, height, width = target.shape
+    logits = prediction.reshape(batch_size * groups, -1, height, width)
+    return F.cross_entropy(logits, target.reshape(-1, height, width), reduction="none").view(target.shape)
 
 
-def masked_mean_per_image(
-    values: torch.Tensor, mask: torch.Tensor | None, patch_size: int | None = None
+def cosine(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """One minus the cosine between the vectors of each step: (B, K, h, w) to (B, 1, h, w)."""
+    return 1 - F.cosine_similarity(prediction, target, dim=1)[:, None]
+
+
+def pixel_weights(
+    mask: torch.Tensor | None,
+    patch_size: int,
+    shape: torch.Size | tuple[int, ...],
+    stride: int = 1,
+    pixel_mask: torch.Tensor | None = None,
+    device: torch.device | None = None,
 ) -> torch.Tensor:
-    """As `masked_mean`, for each image by itself: float32 tensor of shape (B,)."""
+    """How many pixels each step of a prediction counts for: those that are hidden.
+
+    A step with a pixel that is none in it counts for nothing, as its target is made of that pixel too.
+
+    Args:
+        mask: Bool tensor of shape (B, rows, columns) on the patch grid, True = masked; None to count all pixels.
+        patch_size: Side of a patch in pixels.
+        shape: (B, C, H, W) of the images.
+        stride: Pixels of the image for each step of the prediction.
+        pixel_mask: Bool tensor of shape (B, H, W), False where a pixel is none (padding, missing data).
+        device: Where the weights are made if there is no mask.
+
+    Returns:
+        float32 tensor of shape (B, ceil(H / stride), ceil(W / stride)), or on a coarser grid that divides this one:
+        one weight then holds for all steps of its cell.
+    """
+    batch_size, _, height, width = shape
+    if pixel_mask is None:
+        if mask is None and not height % stride and not width % stride:
+            return torch.full((batch_size, 1, 1), float(stride**2), device=device)
+        if mask is not None and not height % patch_size and not width % patch_size and not patch_size % stride:
+            return mask.float() * stride**2
     if mask is None:
-        return values.float().mean(dim=(1, 2, 3))
-    total, count = _masked_sums(values, mask, patch_size)
+        counted = torch.ones(batch_size, height, width, dtype=torch.bool, device=device)
+    else:
+        counted = to_pixels(mask, patch_size, (height, width))
+    if pixel_mask is not None:
+        counted = counted & pixel_mask
+    if stride == 1:
+        return counted.float()
+    weights = _sum_cells(counted, stride)
+    if pixel_mask is not None:
+        weights = weights.masked_fill(_sum_cells(~pixel_mask, stride) > 0, 0)
+    return weights
+
+
+def _sum_cells(pixels: torch.Tensor, stride: int) -> torch.Tensor:
+    """Number of True pixels in each cell: (B, H, W) to (B, ceil(H / stride), ceil(W / stride))."""
+    rows, columns = patch_grid((pixels.shape[1], pixels.shape[2]), stride)
+    pixels = F.pad(pixels.float(), (0, columns * stride - pixels.shape[2], 0, rows * stride - pixels.shape[1]))
+    return pixels.view(-1, rows, stride, columns, stride).sum(dim=(2, 4))
+
+
+def masked_mean(
+    values: torch.Tensor, weights: torch.Tensor, num_items: torch.Tensor | float | None = None
+) -> torch.Tensor:
+    """Mean over the hidden pixels of a batch.
+
+    Args:
+        values: Tensor of shape (B, K, h, w).
+        weights: What `pixel_weights` returned.
+        num_items: Number of hidden pixels that the sum is divided by, where this batch is a part of a larger one; that
+            of `weights` if None.
+
+    Returns:
+        Scalar float32 tensor; 0 if nothing is hidden.
+    """
+    total, count = _weighted_sums(values, weights)
+    divisor = count.sum() if num_items is None else torch.as_tensor(num_items, device=total.device)
+    return total.sum() / divisor.clamp(min=1)
+
+
+def masked_mean_per_image(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """As `masked_mean`, for each image by itself: float32 tensor of shape (B,)."""
+    total, count = _weighted_sums(values, weights)
     return total / count.clamp(min=1)
 
 
-def _masked_sums(values: torch.Tensor, mask: torch.Tensor, patch_size: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum and number of masked elements of each image, both (B,)."""
+def num_hidden_pixels(weights: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Number of pixels that weights stand for, as a float32 scalar, on a prediction of (h, w) steps."""
+    steps_of_each = (size[0] // weights.shape[1]) * (size[1] // weights.shape[2])
+    return weights.sum() * steps_of_each
+
+
+def _weighted_sums(values: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted sum of each image, averaged over channels, and the sum of its weights, both (B,)."""
     batch_size, channels, height, width = values.shape
-    _, rows, columns = mask.shape
-    if patch_size is None and (height % rows or width % columns):
-        raise ValueError(
-            f"A mask on {rows}x{columns} patches does not divide {height}x{width} pixels. Pass patch_size."
-        )
-    if patch_size is not None and (rows * patch_size, columns * patch_size) != (height, width):
-        weights = to_pixels(mask, patch_size, (height, width))[:, None].to(torch.float32)  # B, 1, H, W
-        return (values.float() * weights).flatten(1).sum(1), weights.flatten(1).sum(1) * channels
-    # The same for whole patches, without a mask of every pixel.
-    patches = values.float().reshape(batch_size, channels, rows, height // rows, columns, width // columns)
-    weights = mask.view(batch_size, 1, rows, 1, columns, 1).to(patches.dtype)
-    elements_per_patch = channels * (height // rows) * (width // columns)
-    return (patches * weights).flatten(1).sum(1), mask.flatten(1).sum(1) * elements_per_patch
+    _, rows, columns = weights.shape
+    if height % rows or width % columns:
+        raise ValueError(f"Weights on a grid of {rows}x{columns} do not divide a prediction of {height}x{width} steps.")
+    steps_of_each = (height // rows) * (width // columns)
+    cells = values.float().reshape(batch_size, channels, rows, height // rows, columns, width // columns)
+    total = (cells * weights.view(batch_size, 1, rows, 1, columns, 1)).flatten(1).sum(1) / channels
+    return total, weights.flatten(1).sum(1) * steps_of_each
 
 
-LOSS_FUNCTIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+LOSS_FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {
     "l1": l1,
+    "l2": l2,
+    "smooth_l1": smooth_l1,
+    "cross_entropy": cross_entropy,
+    "cosine": cosine,
 }

@@ -17,13 +17,13 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_simmim import SimMIMConfig
 from .encoder_geometry import encoder_geometry
 from .encoders import build_encoder, encode, freeze_unused, init_as_released, layers_to_wrap
-from .heads import HEAD_CLASSES
-from .losses import LOSS_FUNCTIONS, masked_mean, masked_mean_per_image
+from .heads import HEAD_CLASSES, LinearHead
+from .losses import LOSS_FUNCTIONS, masked_mean, masked_mean_per_image, num_hidden_pixels, pixel_weights
 from .masking import patch_grid
 from .remapping import keep_pretrained_windows, remap, same_geometry, with_geometry_of
 from .stock_checkpoints import describe_loading, export_encoder, load_stock
 from .swinv2 import init_swinv2_weights
-from .targets import TARGET_FUNCTIONS
+from .targets import TARGET_CLASSES
 
 logger = logging.get_logger(__name__)
 
@@ -69,12 +69,16 @@ class SimMIMMaskedImageModelingOutput(ModelOutput):
 
     Args:
         loss: Scalar float32 tensor; None if no mask was given.
-        reconstruction: Predicted images of shape (B, C, H, W), in the space of `pixel_values`.
+        prediction: What the head predicts, of shape (B, K, ceil(H / stride), ceil(W / stride)) with the stride of the
+            target: pixels, logits of classes, features.
+        reconstruction: Predicted images of shape (B, C, H, W), in the space of `pixel_values`; None if the target
+            cannot be decoded to pixels, or none was asked for.
         hidden_states: As in `SimMIMModelOutput`.
         attentions: As in `SimMIMModelOutput`.
     """
 
     loss: torch.Tensor | None = None
+    prediction: torch.Tensor | None = None
     reconstruction: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
@@ -240,7 +244,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         if lacking:
             raise ValueError(f"{name} lacks weights of the encoder: {', '.join(lacking[:3])}.")
         loaded = {f"{prefix}encoder.{key}" for key in weights.keys() - set(result.unexpected_keys)}
-        if head and hasattr(model, "head") and model.head.fits(head):
+        if head and isinstance(getattr(model, "head", None), LinearHead) and model.head.fits(head):
             model.head.projection.load_state_dict(head)
             loaded |= {f"head.projection.{key}" for key in head}
         elif head:
@@ -372,7 +376,14 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
     def __init__(self, config: SimMIMConfig):
         super().__init__(config)
         self.simmim = SimMIMModel(config)
-        self.head = HEAD_CLASSES[config.head](config.hidden_size, config.num_channels, config.encoder_stride)
+        self.target = TARGET_CLASSES[config.target](config)
+        self.head = HEAD_CLASSES[config.head](
+            config.hidden_size,
+            self.target.num_outputs,
+            config.encoder_stride,
+            self.target.stride,
+            **config.options("head"),
+        )
         self.post_init()
 
     @can_return_tuple
@@ -380,6 +391,9 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         bool_masked_pos: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | float | None = None,
+        return_reconstruction: bool = True,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
@@ -391,60 +405,98 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
                 encoder's stride are padded inside; the padding is no part of loss and reconstruction.
             bool_masked_pos: Mask of shape (B, N) or (B, h, w) on the patch grid, True = masked. Without it nothing is
                 hidden and there is no loss.
+            pixel_mask: Mask of shape (B, H, W), False where a pixel is none, such as padding and missing data: it is
+                no part of the loss.
+            num_items_in_batch: What `num_hidden_pixels` gives for the whole batch, where this is a part of it: the
+                losses of the parts add up to that of the batch, whatever is hidden in each.
+            return_reconstruction: Whether to decode the prediction to pixels, where that takes a step of its own.
             output_hidden_states: Whether to return the encoder's hidden states.
             output_attentions: Whether to return attention weights, where the encoder can.
             return_dict: Whether to return a `ModelOutput` (default) or a tuple.
 
         Returns:
-            Loss and reconstruction.
+            Loss, prediction and reconstruction.
 
         Raises:
-            ValueError: If the channels or the mask do not fit.
+            ValueError: If the channels or a mask do not fit.
         """
-        height, width = pixel_values.shape[2:]
         outputs = self.simmim(
             pixel_values,
             bool_masked_pos=bool_masked_pos,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        reconstruction = self.head(outputs.feature_map)[:, :, :height, :width]
+        rows, columns = patch_grid((pixel_values.shape[2], pixel_values.shape[3]), self.target.stride)
+        prediction = self.head(outputs.feature_map)[:, :, :rows, :columns]
         loss = None
         if bool_masked_pos is not None:
-            loss = self.reconstruction_loss(reconstruction, pixel_values, bool_masked_pos)
+            loss = self.masked_loss(prediction, pixel_values, bool_masked_pos, pixel_mask, num_items_in_batch)
+        reconstruction = None
+        if return_reconstruction or self.target.is_pixels:
+            reconstruction = self.target.decode(prediction, pixel_values)
         return SimMIMMaskedImageModelingOutput(
             loss=loss,
+            prediction=prediction,
             reconstruction=reconstruction,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
 
-    def reconstruction_loss(
+    def masked_loss(
         self,
-        reconstruction: torch.Tensor,
+        prediction: torch.Tensor,
         pixel_values: torch.Tensor,
         bool_masked_pos: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | float | None = None,
         per_image: bool = False,
     ) -> torch.Tensor:
-        """The config's loss between reconstruction and target.
+        """The config's loss between prediction and target, averaged over the pixels that count.
 
         Args:
-            reconstruction: Predictions of shape (B, K, H, W).
+            prediction: The head's output, of shape (B, K, h, w).
             pixel_values: Whole, normalised images of shape (B, C, H, W).
             bool_masked_pos: Mask of shape (B, N) or (B, h, w), True = masked.
+            pixel_mask: Mask of shape (B, H, W), False where a pixel is none.
+            num_items_in_batch: As in `forward`.
             per_image: Whether to average over each image rather than the batch.
 
         Returns:
             float32 scalar, or tensor of shape (B,).
         """
-        target = TARGET_FUNCTIONS[self.config.target](pixel_values)
-        distance = LOSS_FUNCTIONS[self.config.loss](reconstruction.float(), target.float())
-        mask = None
+        target = self.target(pixel_values)
+        with torch.autocast(prediction.device.type, enabled=False):
+            distance = LOSS_FUNCTIONS[str(self.config.loss)](prediction.float(), target, **self.config.options("loss"))
+            weights = self._pixel_weights(pixel_values, bool_masked_pos, pixel_mask)
+            if per_image:
+                return masked_mean_per_image(distance, weights)
+            return masked_mean(distance, weights, num_items_in_batch)
+
+    def num_hidden_pixels(
+        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor, pixel_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Number of pixels that the loss of a batch is averaged over, as a float32 scalar; arguments as in `forward`.
+
+        The sum over all parts of a batch, on all processes, is the `num_items_in_batch` of each of them.
+        """
+        size = patch_grid((pixel_values.shape[2], pixel_values.shape[3]), self.target.stride)
+        return num_hidden_pixels(self._pixel_weights(pixel_values, bool_masked_pos, pixel_mask), size)
+
+    def _pixel_weights(
+        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor, pixel_mask: torch.Tensor | None
+    ) -> torch.Tensor:
         patch_size = self.simmim.geometry.patch_size
+        mask = None
         if self.config.loss_region == "masked":
             mask = patch_mask(bool_masked_pos, pixel_values, patch_size)
-        mean = masked_mean_per_image if per_image else masked_mean
-        return mean(distance, mask, patch_size)
+        if pixel_mask is not None:
+            expected = (pixel_values.shape[0], *pixel_values.shape[2:])
+            if tuple(pixel_mask.shape) != expected:
+                raise ValueError(f"pixel_mask has shape {tuple(pixel_mask.shape)}. These images need {expected}.")
+            pixel_mask = pixel_mask.bool()
+        return pixel_weights(
+            mask, patch_size, pixel_values.shape, self.target.stride, pixel_mask, device=pixel_values.device
+        )
 
 
 def _refuse_unknown(names: Iterable[str], known: set[str], kind: str, place: str) -> None:

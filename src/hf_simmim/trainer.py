@@ -13,7 +13,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from .data import EpochSampler, MaskedImageDataset
-from .losses import masked_mean_per_image
+from .losses import masked_mean_per_image, pixel_weights
 from .modeling_simmim import SimMIMForMaskedImageModeling, patch_mask
 from .unreadable_images import UnreadableImages
 
@@ -46,7 +46,9 @@ class SimMIMTrainer(Trainer):
     """`transformers.Trainer` for the batches of `MaskedImageDataset`.
 
     Besides the loss it reports `masked_l1`, the mean absolute error of hidden pixels on the scale of 0 to 255
-    (rescaled pixels times 255), `images_per_second` over all processes, and `eta_seconds`.
+    (rescaled pixels times 255), where the target can be decoded to pixels (in training only where it is the pixels),
+    `images_per_second` over all processes, and `eta_seconds`. The loss of a step is the mean over its hidden pixels,
+    whatever part of them each process and each accumulated batch holds.
 
     Args:
         unreadable_images: Where images that could not be read are counted.
@@ -60,6 +62,8 @@ class SimMIMTrainer(Trainer):
     def __init__(self, *args, unreadable_images: UnreadableImages, **kwargs):
         super().__init__(*args, **kwargs)
         self.unreadable_images = unreadable_images
+        # The loss is divided by the hidden pixels of all parts of a step together, see `_get_num_items_in_batch`.
+        self.model_accepts_loss_kwargs = True
         self._training_error = _RunningMean()
         self._evaluation: list[torch.Tensor] = []
         self._is_finite: torch.Tensor | bool = True
@@ -92,31 +96,57 @@ class SimMIMTrainer(Trainer):
         inputs["pixel_values"] = pixel_values.to(self.model.dtype)
         return inputs
 
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
+        """Hidden pixels of all batches of a step: processes and micro-batches may hold different numbers of them."""
+        if not batch_samples or self.args.n_gpu > 1:
+            return None
+        keys = ("pixel_values", "bool_masked_pos", "pixel_mask")
+        count = torch.stack(
+            [
+                self.model.num_hidden_pixels(**{key: batch[key] for key in keys if key in batch}).to(device)
+                for batch in batch_samples
+            ]
+        ).sum()
+        if self.args.average_tokens_across_devices:
+            count = self.accelerator.reduce(count, reduction="sum")
+        return count
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's loss; in training the error in pixel values is noted on the way."""
+        if model.training:
+            inputs = inputs | {"return_reconstruction": False}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
-            self._training_error.add(self._error_per_image(outputs, inputs))
+            error = self._error_per_image(outputs, inputs)
+            if error is not None:
+                self._training_error.add(error)
             self._is_finite = self._is_finite & loss.detach().isfinite()
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
-    def _error_per_image(self, outputs, inputs) -> torch.Tensor:
-        """Mean absolute error of hidden pixels on the scale of 0 to 255, of shape (B,)."""
+    def _error_per_image(self, outputs, inputs) -> torch.Tensor | None:
+        """Mean absolute error of hidden pixels on the scale of 0 to 255, of shape (B,); None without pictures."""
+        reconstruction = outputs.get("reconstruction")
+        if reconstruction is None:
+            return None
         pixel_values = inputs["pixel_values"]
         scale = torch.tensor(self.processing_class.image_std, device=pixel_values.device).view(1, -1, 1, 1) * 255
-        error = (outputs["reconstruction"].float() - pixel_values.float()).abs() * scale
-        mask = patch_mask(inputs["bool_masked_pos"], pixel_values, self.model.simmim.geometry.patch_size)
-        return masked_mean_per_image(error, mask, self.model.simmim.geometry.patch_size)
+        error = (reconstruction.float() - pixel_values.float()).abs() * scale
+        patch_size = self.model.simmim.geometry.patch_size
+        mask = patch_mask(inputs["bool_masked_pos"], pixel_values, patch_size)
+        weights = pixel_weights(mask, patch_size, pixel_values.shape, pixel_mask=inputs.get("pixel_mask"))
+        return masked_mean_per_image(error, weights)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Evaluate a batch, image by image: the images that even out the last batch of all processes do not count."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-            losses = self.model.reconstruction_loss(outputs["reconstruction"], **inputs, per_image=True)
-        figures = torch.stack([losses, self._error_per_image(outputs, inputs)], dim=1)
-        self._evaluation.append(self.accelerator.gather_for_metrics(figures))
+            figures = [self.model.masked_loss(outputs["prediction"], **inputs, per_image=True)]
+        error = self._error_per_image(outputs, inputs)
+        if error is not None:
+            figures.append(error)
+        self._evaluation.append(self.accelerator.gather_for_metrics(torch.stack(figures, dim=1)))
         return loss.detach(), None, None
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -160,7 +190,8 @@ class SimMIMTrainer(Trainer):
         """
         if "loss" in logs:
             self._stop_unless_finite()
-            logs["masked_l1"] = self._training_error.drain(self.accelerator)
+            if self.model.target.is_pixels:
+                logs["masked_l1"] = self._training_error.drain(self.accelerator)
             self._add_speed(logs)
             self.unreadable_images.share(self.is_world_process_zero())
         super().log(logs, start_time)
@@ -190,7 +221,7 @@ class SimMIMTrainer(Trainer):
             logs["eta_seconds"] = round((self.state.max_steps - step) / steps_per_second, 1)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """Evaluate as Trainer does, with `eval_masked_l1` beside `eval_loss`."""
+        """Evaluate as Trainer does, with `eval_masked_l1` beside `eval_loss` where there are pictures."""
         started = time.perf_counter()
         metrics = super().evaluate(*args, **kwargs)
         # The time spent here is not the training's.
@@ -201,9 +232,9 @@ class SimMIMTrainer(Trainer):
         """Trainer's loop; its metrics become exact means over all images, whatever the number of processes."""
         self._evaluation = []
         output = super().evaluation_loop(*args, **kwargs)
-        loss, error = torch.cat(self._evaluation).cpu().double().mean(dim=0).tolist()
+        means = torch.cat(self._evaluation).cpu().double().mean(dim=0).tolist()
         prefix = kwargs.get("metric_key_prefix", "eval")
-        metrics = {f"{prefix}_loss": loss, f"{prefix}_masked_l1": error}
+        metrics = dict(zip((f"{prefix}_loss", f"{prefix}_masked_l1"), means, strict=False))
         self.unreadable_images.share(self.is_world_process_zero())
         return output._replace(metrics={**(output.metrics or {}), **metrics})
 
