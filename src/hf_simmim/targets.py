@@ -29,6 +29,9 @@ class Target:
         self.stride = config.prediction_stride or 1
         self.num_outputs = config.num_channels
 
+    def load(self) -> None:
+        """Load the network that the target is made with, where there is one, before it is needed."""
+
     @torch.no_grad()
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Make the target of a batch.
