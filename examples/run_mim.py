@@ -55,8 +55,8 @@ COMPONENTS = (
     *("target", "target_options", "prediction_stride"),
     *("loss", "loss_options", "loss_region"),
 )
-# Stands for colours until they are fitted to the images.
-UNFITTED = [[0.0], [1.0]]
+# Stands for colours, which are 0 or more, until they are fitted to the images.
+UNFITTED = [[-1.0], [-1.0]]
 # Of a config: what saving and loading change.
 VOLATILE_KEYS = ("architectures", "dtype", "transformers_version", "_name_or_path")
 
@@ -523,7 +523,7 @@ def fit_clusters(
         return
     centers = before.get("target_options", {}).get("centers")
     if centers is None:
-        centers = fit_color_clusters(images, config.num_channels, rescale_factor, arguments.num_clusters)
+        centers = fit_color_clusters(images, arguments.num_clusters, config.num_channels, rescale_factor)
     config.target_options = {"centers": centers}
 
 
