@@ -19,7 +19,7 @@ from hf_simmim.targets import TARGET_FUNCTIONS
 ROOT = Path(__file__).parents[1]
 TRAVELLING = ("configuration_simmim", "modeling_simmim", "image_processing_simmim", "masking", "encoders", "swin")
 TRAVELLING += ("swinv2", "heads", "targets", "losses", "image_channels", "image_files")
-TRAVELLING += ("mask_shapes", "encoder_geometry", "remapping", "stock_checkpoints")
+TRAVELLING += ("mask_shapes", "missing_pixels", "encoder_geometry", "remapping", "stock_checkpoints")
 
 
 @pytest.fixture(scope="module")
