@@ -180,7 +180,7 @@ class ModelArguments:
 
     def __post_init__(self):
         if len(self.mask_ratio) == 1:
-            self.mask_ratio = self.mask_ratio[0]
+            self.mask_ratio = self.mask_ratio[0]  # type: ignore[assignment]
 
 
 @dataclass

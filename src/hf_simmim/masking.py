@@ -106,7 +106,7 @@ def ratio_range(mask_ratio: float | Sequence[float]) -> tuple[float, float]:
 
 def span(values: float | Sequence[float]) -> str:
     """A number, or the ends of a range, in words: "0.6" or "0.4 to 0.7"."""
-    return " to ".join(f"{value:g}" for value in values) if isinstance(values, Sequence) else f"{values:g}"
+    return " to ".join(map(str, values)) if isinstance(values, Sequence) else str(values)
 
 
 def num_masked_units(num_units: int, mask_ratio: float) -> int:
