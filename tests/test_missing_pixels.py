@@ -363,7 +363,7 @@ def test_processor_and_data_set_agree(processor_class, tmp_path, size):
     # Bilinear, as in training.
     batch = processor(with_border(np.nan), do_mask=True, resample=2, return_tensors="pt")
     assert torch.equal(batch["pixel_mask"][0], sample["pixel_mask"])
-    torch.testing.assert_close(batch["pixel_values"][0], sample["pixel_values"], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(batch["pixel_values"][0], sample["pixel_values"], rtol=0, atol=1e-2)
 
 
 def test_other_images_get_the_masks_that_they_get_without(processor_class):
