@@ -39,7 +39,7 @@ from hf_simmim.components import HEADS, LOSS_REGIONS, LOSSES, TARGETS
 from hf_simmim.data import MaskedImageDataset, collate
 from hf_simmim.image_channels import keeps_deep_pictures
 from hf_simmim.image_sources import load_images
-from hf_simmim.masking import MASK_STRATEGIES
+from hf_simmim.masking import MASK_STRATEGIES, span
 from hf_simmim.trainer import SimMIMTrainer, images_per_step
 from hf_simmim.unreadable_images import UnreadableImages, check_images
 
@@ -120,6 +120,13 @@ class DataArguments:
         default=False,
         metadata={"help": "Compute mean and standard deviation from the training images in any case."},
     )
+    nodata: float | None = field(
+        default=None,
+        metadata={
+            "help": "Pixels of which all channels are this number in the file are none: no target, no statistics. TIFF"
+            " files may tell it themselves (GDAL); numbers that are not finite always count as such."
+        },
+    )
 
     def __post_init__(self):
         self.rescale = 1 / 255
@@ -167,7 +174,12 @@ class ModelArguments:
     mask_patch_size: int = field(
         default=32, metadata={"help": "Side in pixels of the squares that are hidden or shown as a whole."}
     )
-    mask_ratio: float = field(default=0.6, metadata={"help": "Share of an image to hide, between 0 and 1."})
+    mask_ratio: list[float] = field(
+        default_factory=lambda: [0.6],
+        metadata={
+            "help": "Share of an image to hide, between 0 and 1. Of two, such as 0.4 0.7, every image gets one between."
+        },
+    )
     head: str = field(default="linear", metadata={"help": "Prediction head.", "choices": list(HEADS)})
     head_options: dict | str | None = field(
         default=None, metadata={"help": 'Options of the head, as JSON, such as {"size": "base"} for inverse_swin.'}
@@ -200,6 +212,8 @@ class ModelArguments:
     )
 
     def __post_init__(self):
+        if len(self.mask_ratio) == 1:
+            self.mask_ratio = self.mask_ratio[0]  # type: ignore[assignment]
         for name in ("head_options", "target_options", "loss_options"):
             setattr(self, name, json_object(name, getattr(self, name)))
 
@@ -504,7 +518,7 @@ def image_statistics(
     elif before.get("image_mean") and before.get("image_std"):
         mean, std = before["image_mean"], before["image_std"]
     else:
-        mean, std = channel_statistics(images, num_channels, data.rescale)
+        mean, std = channel_statistics(images, num_channels, data.rescale, nodata=data.nodata)
         brightest = max(m + 2 * s for m, s in zip(mean, std, strict=True))
         if not 0.02 < brightest < 5:
             logger.warning(
@@ -552,6 +566,7 @@ def build_processor(
         mask_ratio=model.mask_ratio,
         model_patch_size=config.patch_size,
         rescale_factor=data.rescale,
+        nodata=data.nodata,
         **statistics,
     )
 
@@ -699,6 +714,7 @@ def build_trainer(
         **{key: getattr(model_arguments, key) for key in ("mask_strategy", "mask_patch_size", "mask_ratio")},
         "crop_scale": data_arguments.crop_scale,
         "rescale_factor": data_arguments.rescale,
+        "nodata": data_arguments.nodata,
         **statistics,
         "seed": arguments.seed,
         "training images": digest(train_images),
@@ -713,6 +729,7 @@ def build_trainer(
         "mask_patch_size": model_arguments.mask_patch_size,
         "mask_ratio": model_arguments.mask_ratio,
         "rescale_factor": data_arguments.rescale,
+        "nodata": data_arguments.nodata,
     }
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     train_dataset = MaskedImageDataset(train_images, seed=seed, crop_scale=data_arguments.crop_scale, **common)
@@ -779,7 +796,7 @@ def print_plan(trainer: SimMIMTrainer, checkpoint: Path | None, weights: str | N
         f" {config.num_channels} x {height} x {width} px",
         "Weights": f"from {weights}" if weights else "freshly initialised",
         "Predicts": describe_prediction(config, trainer.model.target.stride),
-        "Masks": f"{dataset.num_masked_units} of {dataset.num_units} squares of"
+        "Masks": f"{span(dataset.num_masked_units)} of {dataset.num_units} squares of"
         f" {dataset.unit_size * config.patch_size} px are hidden",
         "Images": f"{len(dataset):,} to train on{evaluated}",
         "Pixels": f"times {processor.rescale_factor:.4g}, then mean {mean} and standard deviation {std}",

@@ -9,6 +9,7 @@ import torch
 import transformers
 from huggingface_hub import ModelCard, ModelCardData
 
+from .masking import span
 from .trainer import SimMIMTrainer, images_per_step
 
 
@@ -51,8 +52,8 @@ def training_card(trainer: SimMIMTrainer) -> ModelCard:
         "loss_region": config.loss_region,
         "mask_strategy": trainer.processing_class.mask_strategy,
         "mask_patch_size": dataset.unit_size * config.patch_size,
-        "mask_ratio": dataset.mask_ratio,
-        "num_masked": dataset.num_masked_units,
+        "mask_ratio": span(dataset.mask_ratio),
+        "num_masked": span(dataset.num_masked_units),
         "num_units": dataset.num_units,
         "num_images": f"{len(dataset):,}",
         "num_steps": f"{trainer.state.global_step:,}",
