@@ -62,6 +62,6 @@ def _directions(down: torch.Tensor, right: torch.Tensor, num_bins: int) -> torch
     for index in range(1, num_bins):
         # Rounded so that those of 45 degrees are the same number, and 90 degrees have a cosine of 0.
         angle = math.pi * index / num_bins
-        cosine, sine = round(math.cos(angle), 15), round(math.sin(angle), 15)
+        cosine, sine = round(math.cos(angle), 14), round(math.sin(angle), 14)
         bins += down * cosine >= right * sine
     return bins

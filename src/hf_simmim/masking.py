@@ -188,6 +188,7 @@ class MaskStrategy:
             device = source.device if device is None and source is not None else device
         if valid_patches is None:
             valid = torch.ones(batch_size, rows, columns, dtype=torch.bool, device=device)
+            numbers = [rows * columns] * batch_size
         else:
             if tuple(valid_patches.shape) != (batch_size, *grid_size):
                 raise ValueError(
@@ -196,23 +197,19 @@ class MaskStrategy:
                 )
             valid_patches = valid_patches.to(device)
             valid = patches_with_pixels(valid_patches, unit_size)
-        units = self.choose(valid, _counts(valid, mask_ratio, generator), generator)
+            numbers = valid.flatten(1).sum(1).tolist()
+        low, high = ratio_range(mask_ratio)
+        shares = draw(batch_size, like=valid, generator=generator).tolist() if low < high else [0.0] * batch_size
+        counts = [_count(number, low + share * (high - low)) for number, share in zip(numbers, shares, strict=True)]
+        units = self.choose(valid, torch.tensor(counts, device=valid.device), generator)
         # A unit is to the grid what a patch is to the image.
         mask = to_pixels(units, unit_size, grid_size)
         return mask if valid_patches is None else mask & valid_patches
 
 
-def _counts(
-    valid: torch.Tensor, mask_ratio: float | Sequence[float], generator: torch.Generator | None
-) -> torch.Tensor:
-    """How many units of each image are hidden: tensor (B,)."""
-    low, high = ratio_range(mask_ratio)
-    shares = draw(len(valid), like=valid, generator=generator).tolist() if low < high else [0.0] * len(valid)
-    counts = []
-    for number, share in zip(valid.flatten(1).sum(1).tolist(), shares, strict=True):
-        # Images of few real pixels keep one unit to predict from, and are no error.
-        counts.append(min(_rounded_up(number, low + share * (high - low)), number - 1) if number > 1 else 0)
-    return torch.tensor(counts, device=valid.device)
+def _count(num_units: int, mask_ratio: float) -> int:
+    """As `num_masked_units`, but images of few real units are no error: they keep one, or hide none."""
+    return min(_rounded_up(num_units, mask_ratio), num_units - 1) if num_units > 1 else 0
 
 
 def average_distance(
