@@ -19,7 +19,7 @@ from hf_simmim.targets import TARGET_CLASSES
 ROOT = Path(__file__).parents[1]
 TRAVELLING = ("configuration_simmim", "modeling_simmim", "image_processing_simmim", "masking", "encoders", "swin")
 TRAVELLING += ("swinv2", "components", "heads", "targets", "losses", "image_channels", "image_files")
-TRAVELLING += ("encoder_geometry", "remapping", "stock_checkpoints")
+TRAVELLING += ("encoder_geometry", "remapping", "stock_checkpoints", "teachers", "frozen_targets")
 
 
 @pytest.fixture(scope="module")

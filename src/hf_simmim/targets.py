@@ -58,6 +58,9 @@ class Target:
         """
         return None
 
+    def load(self) -> None:
+        """Load what the target needs beside the config, such as the weights of a teacher; most need nothing."""
+
 
 class RGB(Target):
     """The pixels themselves, averaged over the steps of a coarser prediction.
@@ -151,7 +154,12 @@ def up_sample(values: torch.Tensor, stride: int, size: tuple[int, int] | torch.S
     return values.repeat_interleave(stride, dim=2).repeat_interleave(stride, dim=3)[:, :, : size[0], : size[1]]
 
 
+# Here, because they build on what is above.
+from .teachers import Codebook, Features  # noqa: E402
+
 TARGET_CLASSES: dict[str, type[Target]] = {
     "rgb": RGB,
     "normalized_rgb": NormalizedRGB,
+    "codebook": Codebook,
+    "features": Features,
 }
