@@ -99,7 +99,9 @@ class Features(FrozenNetworkTarget):
             vision_config = getattr(config, "vision_config", None)
             if vision_config is not None and transformers_class(vision_config) is not None:
                 config = vision_config
-        mean, std = _statistics(self, trained, getattr(config, "num_channels", 3))
+        mean, std = self.options["image_mean"], self.options["image_std"]
+        if mean is None or std is None:
+            mean, std = _statistics(self, trained, getattr(config, "num_channels", 3))
         return {"model_config": _shape_of(config), "image_mean": mean, "image_std": std}
 
     def describe(self) -> None:
