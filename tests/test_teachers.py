@@ -113,6 +113,12 @@ def test_tokens_are_those_of_the_codebook_itself(codebook, size):
     assert (target.stride, target.num_outputs, len(tokens.unique()) > 3) == (8, 32, True)
 
 
+def test_colours_out_of_range_are_cut_off(codebook):
+    images = colors(32, 32) * 3 - 1
+    target = student("codebook", codebook).target
+    assert torch.equal(target(normalized(images)), target(normalized(images.clamp(0, 1))))
+
+
 def test_tokens_of_another_stride_are_those_of_a_resized_image(codebook):
     images = colors(64, 32)
     model = student("codebook", codebook, vit_config(patch_size=16), {"prediction_stride": 16})
@@ -166,6 +172,10 @@ def test_every_kind_of_encoder_teaches(tmp_path, name):
     features = target(normalized(images))
     assert torch.allclose(features, expected, atol=1e-3 * expected.abs().max().item())
     assert (target.stride, target.num_outputs) == (stride, features.shape[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = target(normalized(images))
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, features)
 
 
 def test_the_vision_part_of_clip_teaches(tmp_path):
@@ -259,6 +269,7 @@ def test_nothing_of_the_network_is_in_the_model(tmp_path, codebook, teacher, tar
     assert model.simmim.encoder.embeddings.patch_embeddings.projection.weight.grad.abs().sum() > 0
     model.train()
     assert not any(module.training for module in network.modules())
+    assert not model.target(pixel_values.clone().requires_grad_()).requires_grad
     model.save_pretrained(tmp_path)
     assert load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys()
     options = json.loads((tmp_path / "config.json").read_text())["target_options"]
@@ -390,6 +401,8 @@ def test_inference_first_and_training_after(teacher):
     with torch.inference_mode():
         model(pixel_values, bool_masked_pos=mask)
     model(pixel_values, bool_masked_pos=mask).loss.backward()
+    network = model.target._network_on(pixel_values.device)
+    assert not any(parameter.is_inference() for parameter in network.parameters())
 
 
 @pytest.mark.parametrize("target", ["codebook", "features"])
@@ -403,10 +416,15 @@ def test_without_memory_and_compiled(codebook, teacher, target):
     assert (empty.is_meta, empty.shape, empty.dtype) == (True, real.shape, real.dtype)
     assert bare.target._networks == {}
     prediction = model(pixel_values).prediction
+    traced = []
+    network = model.target._network_on(pixel_values.device)
+    network.register_forward_pre_hook(lambda *_: traced.append(torch.compiler.is_compiling()))
     torch._dynamo.reset()
     compiled = torch.compile(model.masked_loss, backend="eager")
     expected = model.masked_loss(prediction, pixel_values, mask)
+    traced.clear()
     assert torch.allclose(compiled(prediction, pixel_values, mask), expected, rtol=1e-5)
+    assert not any(traced)
 
 
 def test_models_without_weights_read_a_config_and_nothing_else(tmp_path, teacher):

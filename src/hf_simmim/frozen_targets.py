@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import math
-import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -16,9 +15,6 @@ from transformers.integrations import deepspeed
 
 from .masking import patch_grid
 from .targets import Target
-
-# Where it is set, transformers loads weights in the first process only.
-_FSDP_VARIABLE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
 _loading = threading.RLock()
 
@@ -200,13 +196,10 @@ def one_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _whole_weights() -> Iterator[None]:
-    """Keep transformers from sharding a network that every process needs, or from loading it on one of them only."""
+    """Keep transformers from sharding a network that every process needs, as it does for DeepSpeed's third stage."""
     config = deepspeed._hf_deepspeed_config_weak_ref
-    fsdp = os.environ.pop(_FSDP_VARIABLE, None)
     deepspeed.unset_hf_deepspeed_config()
     try:
         yield
     finally:
         deepspeed._hf_deepspeed_config_weak_ref = config
-        if fsdp is not None:
-            os.environ[_FSDP_VARIABLE] = fsdp
