@@ -7,17 +7,120 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from ablation_data import ImageData, augment, stratified_sample
-from ablation_grid import Row, Settings
+from ablation_grid import Row
+from ablation_results import Result
+from ablation_settings import Settings
 from torch import nn
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
-from hf_simmim.masking import MASK_STRATEGIES
+from hf_simmim.masking import MASK_STRATEGIES, average_distance
 
 WARM_UP_SHARE = 0.1  # of all steps
 WEIGHT_DECAY = 0.05
 MAX_GRADIENT_NORM = 5.0
 NEIGHBOURS = 10
 PROBE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
+DISTANCE_MASKS = 1024
+CLUSTERED_IMAGES = 1000
+
+
+def run_row(name: str, row: Row, seed: int, settings: Settings, data: ImageData, dtype: torch.dtype) -> Result:
+    """Pre-train a row and measure its features.
+
+    Args:
+        name: Its name.
+        row: Its components.
+        seed: Of weights, batches, crops, masks and labelled images; the same for all rows, so that they compare.
+        settings: What all rows share.
+        data: The images.
+        dtype: float32, or another for autocast.
+
+    Returns:
+        What was measured.
+    """
+    start = time.perf_counter()
+    model = build_model(row, settings, data, seed)
+    loss = distance = None
+    if row.is_pretrained:
+        loss = pretrain(model, row, settings, data, seed, dtype)
+        distance = row_distance(row, model.config)
+    linear_probe, knn = probes(model, settings, data, seed, dtype)
+    accuracy = fine_tune(model, settings, data, seed, dtype)
+    return Result(name, seed, accuracy, linear_probe, knn, distance, loss, time.perf_counter() - start)
+
+
+def build_model(row: Row, settings: Settings, data: ImageData, seed: int) -> SimMIMForMaskedImageModeling:
+    """A row's model with fresh weights, on the device of the images."""
+    options = dict(row.target_options)
+    if "num_clusters" in options:
+        options = {"centers": _color_centers(data, options["num_clusters"])}
+    torch.manual_seed(seed)
+    config = SimMIMConfig(
+        encoder_config=settings.encoder
+        | {"image_size": settings.image_size, "num_channels": data.images.shape[1]},
+        head=row.head,
+        head_options=row.head_options,
+        prediction_stride=row.prediction_stride,
+        target=row.target,
+        target_options=options,
+        loss=row.loss,
+        loss_region=row.loss_region,
+        image_mean=data.mean,
+        image_std=data.std,
+    )
+    return SimMIMForMaskedImageModeling(config).to(data.images.device)
+
+
+def draw_masks(
+    row: Row, config: SimMIMConfig, batch_size: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Masks (B, h, w) of a row, True = masked."""
+    if row.mask_patch_size % config.patch_size:
+        raise ValueError(
+            f"A mask patch of {row.mask_patch_size} px is no multiple of the encoder's patch of {config.patch_size} px."
+        )
+    return MASK_STRATEGIES[row.strategy](
+        config.grid_size,
+        row.mask_ratio,
+        batch_size,
+        unit_size=row.mask_patch_size // config.patch_size,
+        generator=generator,
+    )
+
+
+def row_distance(row: Row, config: SimMIMConfig) -> float:
+    """AvgDist of a row's masks in pixels, over many of them."""
+    masks = draw_masks(row, config, DISTANCE_MASKS, torch.Generator().manual_seed(0))
+    return average_distance(masks, config.patch_size).mean().item()
+
+
+def faster_dtype(settings: Settings, data: ImageData) -> str:
+    """Whether a training step is faster in float32 or with bfloat16 autocast on the device of the images."""
+    device = data.images.device
+    model = build_model(Row(settings.mask_patch_sizes[1]), settings, data, seed=0)
+    pixel_values = data.normalise(data.images[: settings.batch_size])
+    mask = draw_masks(Row(settings.mask_patch_sizes[1]), model.config, len(pixel_values), torch.Generator(device))
+    times = {}
+    for name in ("float32", "bfloat16"):
+        start = 0.0
+        for index in range(4):
+            if index == 2:  # after two steps of warming up
+                start = time.perf_counter()
+            with torch.autocast(device.type, torch.bfloat16, enabled=name == "bfloat16"):
+                loss = model(pixel_values, bool_masked_pos=mask).loss
+            loss.backward()
+            torch.get_device_module(device).synchronize()
+        times[name] = time.perf_counter() - start
+    print(", ".join(f"a step in {name} takes {seconds / 2:.3f} s" for name, seconds in times.items()), flush=True)
+    return min(times, key=lambda name: times[name])
+
+
+def _color_centers(data: ImageData, num_clusters: int) -> list[list[float]]:
+    """Colours of the images, clustered."""
+    from hf_simmim.clusters import fit_color_clusters
+
+    rows = [{"image": image.permute(1, 2, 0).cpu().numpy()} for image in data.images[:CLUSTERED_IMAGES]]
+    return fit_color_clusters(rows, data.images.shape[1], 1 / 255, num_clusters=num_clusters, seed=0)
 
 
 def pretrain(model: nn.Module, row: Row, settings: Settings, data: ImageData, seed: int, dtype: torch.dtype) -> float:
@@ -28,16 +131,12 @@ def pretrain(model: nn.Module, row: Row, settings: Settings, data: ImageData, se
     """
     device = data.images.device
     crops, masks = (torch.Generator(device).manual_seed(10 * seed + offset) for offset in (1, 2))
-    config = model.config
-    unit_size = row.mask_patch_size // config.patch_size
     optimizer, schedule = _optimizer(model, settings.learning_rate, settings.pretrain_steps)
     losses = []
     model.train()
     for indices in _batches(len(data.images), settings.batch_size, settings.pretrain_steps, seed):
         pixel_values = augment(data.normalise(data.images[indices.to(device)]), crops)
-        mask = MASK_STRATEGIES[row.strategy](
-            config.grid_size, row.mask_ratio, len(indices), unit_size=unit_size, generator=masks
-        )
+        mask = draw_masks(row, model.config, len(indices), masks)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             loss = model(pixel_values, bool_masked_pos=mask).loss
         _step(model, loss, optimizer, schedule)
