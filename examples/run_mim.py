@@ -34,11 +34,12 @@ from hf_simmim import ENCODER_PRESETS, SimMIMConfig, SimMIMForMaskedImageModelin
 from hf_simmim.callbacks import PictureCallback
 from hf_simmim.channel_statistics import channel_statistics
 from hf_simmim.checkpoint import newest_whole_checkpoint
+from hf_simmim.clusters import fit_color_clusters
 from hf_simmim.components import HEADS, LOSS_REGIONS, LOSSES, TARGETS
 from hf_simmim.data import MaskedImageDataset, collate
 from hf_simmim.image_channels import keeps_deep_pictures
 from hf_simmim.image_sources import load_images
-from hf_simmim.masking import MASK_STRATEGIES
+from hf_simmim.masking import MASK_STRATEGIES, span
 from hf_simmim.trainer import SimMIMTrainer, images_per_step
 from hf_simmim.unreadable_images import UnreadableImages, check_images
 
@@ -48,6 +49,14 @@ EXAMPLES = Path(__file__).parent
 EMBEDDED_DATA = EXAMPLES / "data" / "fashion_mnist_7k"
 # Seed of the evaluation masks, the same in every run, so that evaluation losses compare.
 EVALUATION_SEED = 0
+# Fields of a config that say what is predicted, and how.
+COMPONENTS = (
+    *("head", "head_options", "head_inputs"),
+    *("target", "target_options", "prediction_stride"),
+    *("loss", "loss_options", "loss_region"),
+)
+# Stands for colours, which are 0 or more, until they are fitted to the images.
+UNFITTED = [[-1.0], [-1.0]]
 # Of a config: what saving and loading change.
 VOLATILE_KEYS = ("architectures", "dtype", "transformers_version", "_name_or_path")
 
@@ -111,6 +120,13 @@ class DataArguments:
         default=False,
         metadata={"help": "Compute mean and standard deviation from the training images in any case."},
     )
+    nodata: float | None = field(
+        default=None,
+        metadata={
+            "help": "Pixels of which all channels are this number in the file are none: no target, no statistics. TIFF"
+            " files may tell it themselves (GDAL); numbers that are not finite always count as such."
+        },
+    )
 
     def __post_init__(self):
         self.rescale = 1 / 255
@@ -158,16 +174,71 @@ class ModelArguments:
     mask_patch_size: int = field(
         default=32, metadata={"help": "Side in pixels of the squares that are hidden or shown as a whole."}
     )
-    mask_ratio: float = field(default=0.6, metadata={"help": "Share of an image to hide, between 0 and 1."})
+    mask_ratio: list[float] = field(
+        default_factory=lambda: [0.6],
+        metadata={
+            "help": "Share of an image to hide, between 0 and 1. Of two, such as 0.4 0.7, every image gets one between."
+        },
+    )
     head: str = field(default="linear", metadata={"help": "Prediction head.", "choices": list(HEADS)})
+    head_options: dict | str | None = field(
+        default=None, metadata={"help": 'Options of the head, as JSON, such as {"size": "base"} for inverse_swin.'}
+    )
+    head_inputs: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Hidden states of the encoder that are fused to the head's input; its output alone if unset."
+        },
+    )
     target: str = field(default="rgb", metadata={"help": "What is predicted.", "choices": list(TARGETS)})
+    target_options: dict | str | None = field(
+        default=None, metadata={"help": 'Options of the target, as JSON, such as {"num_bins": 256} for color_bins.'}
+    )
+    num_clusters: int = field(
+        default=512, metadata={"help": "Colours that are fitted to the images for --target color_clusters."}
+    )
+    prediction_stride: int | None = field(
+        default=None, metadata={"help": "Pixels for each step of the prediction; the target's own if unset."}
+    )
     loss: str | None = field(
         default=None,
         metadata={"help": "Distance to the target; its usual one if unset.", "choices": list(LOSSES)},
     )
+    loss_options: dict | str | None = field(
+        default=None, metadata={"help": 'Options of the loss, as JSON, such as {"beta": 0.5} for smooth_l1.'}
+    )
     loss_region: str = field(
         default="masked", metadata={"help": "Where the loss is taken.", "choices": list(LOSS_REGIONS)}
     )
+
+    def __post_init__(self):
+        if len(self.mask_ratio) == 1:
+            self.mask_ratio = self.mask_ratio[0]  # type: ignore[assignment]
+        for name in ("head_options", "target_options", "loss_options"):
+            setattr(self, name, json_object(name, getattr(self, name)))
+
+    def components(self) -> dict[str, Any]:
+        """Fields of `SimMIMConfig` that say what is predicted."""
+        values = {name: getattr(self, name) for name in COMPONENTS}
+        if self.target == "color_clusters":
+            values["target_options"] = {"centers": UNFITTED, **(values["target_options"] or {})}
+        return values
+
+
+def json_object(name: str, value: Any) -> dict[str, Any] | None:
+    """An option that is written as a JSON object.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"{name}={value!r} is not valid JSON: {error}.") from error
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f'{name}={value!r} must be a JSON object, such as {{"key": 1}}.')
+    return value
 
 
 @dataclass
@@ -332,14 +403,7 @@ def build_config(arguments: ModelArguments) -> SimMIMConfig:
             if key not in CONFIG_MAPPING[str(encoder.get("model_type"))]().to_dict():
                 raise ValueError(f"{key}={value}: the encoder {encoder.get('model_type')!r} has no such setting.")
             encoder[key] = value
-    return SimMIMConfig(
-        encoder_config=encoder,
-        head=arguments.head,
-        target=arguments.target,
-        loss=arguments.loss,
-        loss_region=arguments.loss_region,
-        **geometry(arguments),
-    )
+    return SimMIMConfig(encoder_config=encoder, **arguments.components(), **geometry(arguments))
 
 
 def geometry(arguments: ModelArguments) -> dict[str, Any]:
@@ -368,18 +432,17 @@ def checkpoint_config(arguments: ModelArguments) -> SimMIMConfig:
             f"encoder={arguments.encoder!r} and checkpoint={arguments.checkpoint!r} both name an encoder. Leave one"
             " out."
         )
-    components = ("head", "target", "loss", "loss_region")
     if stored.model_type == SimMIMConfig.model_type:
         config = stored
-        for name in components:
+        for name in COMPONENTS:
             value = getattr(arguments, name)
             if value not in (getattr(ModelArguments, name), getattr(config, name)):
-                raise ValueError(f"{name}={value!r} is not that of the checkpoint, {getattr(config, name)!r}.")
+                raise ValueError(
+                    f"{name}={value!r} is not that of the checkpoint, {getattr(config, name)!r}. Leave it out."
+                )
     else:
         encoder = getattr(stored, "vision_config", stored)
-        config = SimMIMConfig(
-            encoder_config=encoder.to_dict(), **{name: getattr(arguments, name) for name in components}
-        )
+        config = SimMIMConfig(encoder_config=encoder.to_dict(), **arguments.components())
     if arguments.num_channels not in (None, config.num_channels):
         raise ValueError(
             f"num_channels={arguments.num_channels} is not that of the checkpoint, {config.num_channels}, which cannot"
@@ -399,7 +462,7 @@ def load_checkpoint(arguments: ModelArguments, config: SimMIMConfig) -> SimMIMFo
     if AutoConfig.from_pretrained(name).model_type == SimMIMConfig.model_type:
         return SimMIMForMaskedImageModeling.from_pretrained(name, config=config, dtype=torch.float32)
     changes = {} if arguments.drop_path_rate is None else {"drop_path_rate": arguments.drop_path_rate}
-    components = {key: getattr(config, key) for key in ("head", "target", "loss", "loss_region")}
+    components = {key: getattr(config, key) for key in (*COMPONENTS, "image_mean", "image_std")}
     return SimMIMForMaskedImageModeling.from_encoder(
         name, encoder_config=changes, dtype=torch.float32, **geometry(arguments), **components
     )
@@ -455,7 +518,7 @@ def image_statistics(
     elif before.get("image_mean") and before.get("image_std"):
         mean, std = before["image_mean"], before["image_std"]
     else:
-        mean, std = channel_statistics(images, num_channels, data.rescale)
+        mean, std = channel_statistics(images, num_channels, data.rescale, nodata=data.nodata)
         brightest = max(m + 2 * s for m, s in zip(mean, std, strict=True))
         if not 0.02 < brightest < 5:
             logger.warning(
@@ -464,6 +527,18 @@ def image_statistics(
                 " floats in [0, 1]. masked_l1 is meant for such a scale."
             )
     return {"image_mean": mean, "image_std": std} | given
+
+
+def fit_clusters(
+    config: SimMIMConfig, arguments: ModelArguments, images: Dataset, rescale_factor: float, before: dict[str, Any]
+) -> None:
+    """Fit the colours of `color_clusters` to the training images, unless they are given or the run has them already."""
+    if config.target != "color_clusters" or config.options("target")["centers"] != UNFITTED:
+        return
+    centers = before.get("target_options", {}).get("centers")
+    if centers is None:
+        centers = fit_color_clusters(images, arguments.num_clusters, config.num_channels, rescale_factor)
+    config.target_options = {"centers": centers}
 
 
 def inherited_pixels(checkpoint: str | None) -> dict[str, Any]:
@@ -491,6 +566,7 @@ def build_processor(
         mask_ratio=model.mask_ratio,
         model_patch_size=config.patch_size,
         rescale_factor=data.rescale,
+        nodata=data.nodata,
         **statistics,
     )
 
@@ -629,13 +705,16 @@ def build_trainer(
     if data_arguments.rescale_factor is None:
         data_arguments.rescale = inherited.get("rescale_factor", data_arguments.rescale)
     statistics = image_statistics(data_arguments, config.num_channels, train_images, before, inherited)
+    config.image_mean, config.image_std = statistics["image_mean"], statistics["image_std"]
+    fit_clusters(config, model_arguments, train_images, data_arguments.rescale, before)
     processor = build_processor(config, data_arguments, model_arguments, statistics)
     settings = {
         "encoder": {key: value for key, value in config.encoder_config.to_dict().items() if key not in VOLATILE_KEYS},
-        **{key: getattr(config, key) for key in ("head", "target", "loss", "loss_region")},
+        **{key: getattr(config, key) for key in COMPONENTS},
         **{key: getattr(model_arguments, key) for key in ("mask_strategy", "mask_patch_size", "mask_ratio")},
         "crop_scale": data_arguments.crop_scale,
         "rescale_factor": data_arguments.rescale,
+        "nodata": data_arguments.nodata,
         **statistics,
         "seed": arguments.seed,
         "training images": digest(train_images),
@@ -650,6 +729,7 @@ def build_trainer(
         "mask_patch_size": model_arguments.mask_patch_size,
         "mask_ratio": model_arguments.mask_ratio,
         "rescale_factor": data_arguments.rescale,
+        "nodata": data_arguments.nodata,
     }
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     train_dataset = MaskedImageDataset(train_images, seed=seed, crop_scale=data_arguments.crop_scale, **common)
@@ -671,6 +751,9 @@ def build_trainer(
         model = load_checkpoint(model_arguments, config)
     else:
         model = SimMIMForMaskedImageModeling(config)
+    # One process downloads what the target needs; the others find it.
+    with arguments.main_process_first(desc="loading the target's network"):
+        model.target.load()
     path = Path(arguments.output_dir) / "unreadable_images.txt"
     unreadable_images = UnreadableImages(path, sum(len(dataset) for dataset in datasets), share)
     unreadable_images.record(already_unreadable)
@@ -712,7 +795,8 @@ def print_plan(trainer: SimMIMTrainer, checkpoint: Path | None, weights: str | N
         "Encoder": f"{config.encoder_config.model_type}, {millions:.1f} M parameters with the head,"
         f" {config.num_channels} x {height} x {width} px",
         "Weights": f"from {weights}" if weights else "freshly initialised",
-        "Masks": f"{dataset.num_masked_units} of {dataset.num_units} squares of"
+        "Predicts": describe_prediction(config, trainer.model.target.stride),
+        "Masks": f"{span(dataset.num_masked_units)} of {dataset.num_units} squares of"
         f" {dataset.unit_size * config.patch_size} px are hidden",
         "Images": f"{len(dataset):,} to train on{evaluated}",
         "Pixels": f"times {processor.rescale_factor:.4g}, then mean {mean} and standard deviation {std}",
@@ -723,14 +807,25 @@ def print_plan(trainer: SimMIMTrainer, checkpoint: Path | None, weights: str | N
     print("\n".join(f"{title:<9} {text}" for title, text in lines.items()))
 
 
+def describe_prediction(config: SimMIMConfig, stride: int) -> str:
+    """Head, target and loss in a line."""
+    parts = []
+    for component in ("target", "head", "loss"):
+        options = {key: value for key, value in getattr(config, f"{component}_options").items() if key != "centers"}
+        detail = ", ".join(f"{key} {value}" for key, value in options.items() if not isinstance(value, dict))
+        parts.append(getattr(config, component) + (f" ({detail})" if detail else ""))
+    target, head, loss = parts
+    steps = "every pixel" if stride == 1 else f"every {stride} px"
+    return f"{target} for {steps}, by {head}, {loss} on {config.loss_region} pixels"
+
+
 def print_results(trainer: SimMIMTrainer, metrics: dict[str, float]) -> None:
     """Say where everything is."""
     output_dir = Path(str(trainer.args.output_dir))
     if metrics:
-        print(
-            f"Masked l1 on held-out images: {metrics['eval_masked_l1']:.2f} of 255"
-            f" (loss {metrics['eval_loss']:.4f} in normalised units)"
-        )
+        error = metrics.get("eval_masked_l1")
+        pixels = "" if error is None else f", masked l1 {error:.2f} of 255"
+        print(f"On held-out images: loss {metrics['eval_loss']:.4f}{pixels}")
     for name, meaning in (
         ("model.safetensors", "weights, with config.json and preprocessor_config.json for from_pretrained"),
         ("reconstruction.png", "original | masked | reconstruction"),

@@ -1,10 +1,23 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
-from hf_simmim.masking import MASK_STRATEGIES, mask_units, num_masked_units, to_pixels
+from hf_simmim.masking import (
+    MASK_STRATEGIES,
+    average_distance,
+    mask_units,
+    num_masked_units,
+    patches_with_pixels,
+    ratio_range,
+    span,
+    to_pixels,
+)
+
+RANDOM_STRATEGIES = [name for name in MASK_STRATEGIES if name != "central_square"]
 
 # Patch grid (h, w), unit size in patches, ratio, masked units: the paper's two geometries, grids that are not square,
 # ratios that do not come out even.
@@ -38,13 +51,22 @@ def test_exact_count_of_whole_units(strategy, grid_size, unit_size, ratio, num_m
     assert torch.equal(units, units[:, :, :1, :, :1].expand_as(units))
 
 
-def test_seed_decides_the_masks(strategy):
+@pytest.mark.parametrize("name", RANDOM_STRATEGIES)
+def test_seed_decides_the_masks(name):
+    strategy = MASK_STRATEGIES[name]
     first, again, other = (strategy((12, 18), 0.6, 4, unit_size=3, generator=seeded(seed)) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-def test_default_generator_without_generator(strategy):
+def test_nothing_about_the_central_square_is_random():
+    masks = MASK_STRATEGIES["central_square"]((12, 18), 0.6, 4)
+    assert torch.equal(masks, masks[:1].expand_as(masks))
+
+
+@pytest.mark.parametrize("name", RANDOM_STRATEGIES)
+def test_default_generator_without_generator(name):
+    strategy = MASK_STRATEGIES[name]
     torch.manual_seed(0)
     first = strategy((12, 18), 0.6, 4)
     second = strategy((12, 18), 0.6, 4)
@@ -93,9 +115,15 @@ def test_units_at_the_border_may_be_cut(strategy, grid_size, unit_size, rows, co
             assert torch.equal(unit.all(1), unit.any(1))
             count += unit.all(1)
     assert count.tolist() == [num_masked_units(rows * columns, 0.6)] * 32
-    # Cut units have their turn too.
-    assert masks[:, -1, -1].any()
-    assert not masks[:, -1, -1].all()
+
+
+@pytest.mark.parametrize("name", RANDOM_STRATEGIES)
+@pytest.mark.parametrize(("grid_size", "unit_size"), [((13, 18), 4), ((12, 18), 5), ((24, 10), 1)])
+def test_every_unit_has_its_turn(name, grid_size, unit_size):
+    """Cut ones too."""
+    masks = MASK_STRATEGIES[name](grid_size, 0.3, 400, unit_size=unit_size, generator=seeded(0))
+    assert masks.any(dim=0).all()
+    assert not masks.all(dim=0).any()
 
 
 def test_unit_must_be_a_size(strategy):
@@ -119,6 +147,98 @@ def test_ratio_must_hide_a_part(strategy, ratio):
         strategy((12, 18), ratio)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "message"),
+    [
+        ([0.4, 1.0], r"mask_ratio=1\.0 is outside \(0, 1\)"),
+        ((0.7, 0.4), r"mask_ratio=\(0\.7, 0\.4\) is a range that falls\. Use 0\.4 0\.7"),
+        ([0.4, 0.5, 0.6], r"has 3 values\. Give one share, or the ends of a range"),
+        ([0.4, 0.999], r"mask_ratio=0\.999 hides all mask units"),
+    ],
+)
+def test_ratio_must_be_a_range(strategy, ratio, message):
+    with pytest.raises(ValueError, match=message):
+        strategy((12, 18), ratio)
+
+
+@pytest.mark.parametrize("ratio", [(0.2, 0.8), [0.2, 0.8]])
+def test_every_image_has_its_own_ratio_from_a_range(strategy, ratio):
+    masks, again = (strategy((12, 18), ratio, 400, unit_size=2, generator=seeded(0)) for _ in range(2))
+    assert torch.equal(masks, again)
+    counts = masks.sum(dim=(1, 2)) // 4
+    assert (masks.sum(dim=(1, 2)) % 4 == 0).all()
+    assert (counts.min(), counts.max()) == (num_masked_units(54, 0.2), num_masked_units(54, 0.8))
+    # Uniform, rounded up: five standard deviations.
+    assert abs(counts.double().mean() / 54 - 0.5 - 0.5 / 54) < 5 * 0.6 / math.sqrt(12 * 400)
+
+
+def test_a_range_of_one_ratio_is_that_ratio(strategy):
+    masks = [strategy((12, 18), ratio, 4, generator=seeded(0)) for ratio in (0.6, (0.6, 0.6))]
+    assert torch.equal(*masks)
+    assert (ratio_range(0.6), ratio_range([0.4, 0.7])) == ((0.6, 0.6), (0.4, 0.7))
+    assert (span(0.6), span(22), span((0.4, 0.7))) == ("0.6", "22", "0.4 to 0.7")
+
+
+# Patches that hold no real pixel
+
+
+def valid_units(valid: torch.Tensor, unit_size: int) -> torch.Tensor:
+    """Bool (B, rows, columns), counted in loops."""
+    rows, columns = (math.ceil(side / unit_size) for side in valid.shape[1:])
+    units = torch.zeros(len(valid), rows, columns, dtype=torch.bool)
+    for row in range(rows):
+        for column in range(columns):
+            part = valid[:, row * unit_size : (row + 1) * unit_size, column * unit_size : (column + 1) * unit_size]
+            units[:, row, column] = part.flatten(1).any(1)
+    return units
+
+
+@pytest.mark.parametrize(("grid_size", "unit_size"), [((13, 18), 4), ((14, 14), 2), ((9, 5), 1)])
+@pytest.mark.parametrize("ratio", [0.6, (0.3, 0.7)])
+def test_patches_without_real_pixels_are_left_out(strategy, grid_size, unit_size, ratio):
+    height, width = grid_size
+    valid = torch.rand(64, *grid_size, generator=seeded(1)) < torch.linspace(0, 1, 64)[:, None, None]
+    valid[60:] = True
+    valid[60, height // 2 :] = False
+    valid[61, :, : width // 3] = False
+    masks = strategy(grid_size, ratio, 64, unit_size=unit_size, valid_patches=valid, generator=seeded(0))
+    assert not (masks & ~valid).any()
+    units = valid_units(valid, unit_size)
+    masked = valid_units(masks, unit_size)
+    for mask, hidden, real, patches in zip(masks, masked, units, valid, strict=True):
+        number = int(real.sum())
+        # Of a unit, what is real is hidden as a whole.
+        whole = to_pixels(hidden[None], unit_size, grid_size)[0] & patches
+        assert torch.equal(mask, whole)
+        if number < 2:
+            assert not mask.any()
+            continue
+        low, high = (min(max(1, math.ceil(round(number * r, 9))), number - 1) for r in ratio_range(ratio))
+        assert low <= hidden.sum() <= high
+
+
+def test_all_patches_real_is_as_without(strategy):
+    masks = [
+        strategy((13, 18), 0.6, 4, unit_size=4, valid_patches=valid, generator=seeded(0))
+        for valid in (None, torch.ones(4, 13, 18, dtype=torch.bool))
+    ]
+    assert torch.equal(*masks)
+    with pytest.raises(ValueError, match=r"valid_patches has shape \(4, 12, 18\)\. Use \(4, 13, 18\)"):
+        strategy((13, 18), 0.6, 4, valid_patches=torch.ones(4, 12, 18, dtype=torch.bool))
+
+
+def test_patches_with_pixels():
+    pixels = torch.zeros(2, 7, 9, dtype=torch.bool)
+    pixels[0, 3, 4] = pixels[1, 6, 8] = True
+    patches = patches_with_pixels(pixels, 4)
+    assert patches.shape == (2, 2, 3)
+    assert patches.nonzero().tolist() == [[0, 0, 1], [1, 1, 2]]
+    assert patches_with_pixels(torch.ones(1, 4, 4, dtype=torch.bool), 8).tolist() == [[[True]]]
+
+
+# Shapes
+
+
 def test_random_units_of_an_image_are_independent():
     masks = MASK_STRATEGIES["random"]((6, 6), 0.6, 10_000, generator=seeded(0)).flatten(1).double()
     share = 22 / 36
@@ -128,6 +248,112 @@ def test_random_units_of_an_image_are_independent():
     pairs = (masks.T @ masks / len(masks))[~torch.eye(36, dtype=torch.bool)]
     share = 22 / 36 * 21 / 35
     assert (pairs - share).abs().max() < 5 * math.sqrt(share * (1 - share) / len(masks))
+
+
+@pytest.mark.parametrize("name", ["square", "central_square"])
+@pytest.mark.parametrize("grid_size", [(6, 6), (7, 7), (6, 9), (20, 7), (3, 40), (1, 9)])
+@pytest.mark.parametrize("ratio", [0.1, 0.35, 0.6, 0.85])
+def test_squares_are_one_compact_region(name, grid_size, ratio):
+    masks = MASK_STRATEGIES[name](grid_size, ratio, 32, generator=seeded(0))
+    count = num_masked_units(math.prod(grid_size), ratio)
+    side = math.ceil(math.sqrt(count))
+    # Longer only where the grid is too narrow. Around the centre of a grid with an odd and an even side a square of
+    # neither parity is exact.
+    longest = max(side, math.ceil(count / min(grid_size))) + (name == "central_square")
+    shortest = min(side, *grid_size) + (name == "central_square")
+    for mask in masks.numpy():
+        assert ndimage.label(mask)[1] == 1
+        box = ndimage.find_objects(mask.astype(int))[0]
+        sides = sorted(part.stop - part.start for part in box)
+        assert sides[1] <= longest
+        assert sides[0] <= shortest
+        # No holes: what is visible touches the border of the box.
+        assert ndimage.binary_fill_holes(mask).sum() == count
+
+
+@pytest.mark.parametrize("grid_size", [(6, 6), (7, 9), (8, 13)])
+def test_central_square_is_at_the_centre(grid_size):
+    mask = MASK_STRATEGIES["central_square"](grid_size, 0.3)[0]
+    centre = mask.nonzero().double().mean(dim=0)
+    assert (centre - (torch.tensor(grid_size) - 1) / 2).abs().max() < 0.5
+    exact = MASK_STRATEGIES["central_square"]((6, 6), 4 / 9)[0]
+    assert exact[1:5, 1:5].all()
+    assert exact.sum() == 16
+
+
+def test_squares_are_drawn_evenly_over_all_places():
+    masks = MASK_STRATEGIES["square"]((6, 7), 4 / 42, 3000, generator=seeded(0))
+    places, counts = masks.flatten(1).unique(dim=0, return_counts=True)
+    assert len(places) == 5 * 6
+    # Five standard deviations.
+    assert (counts - 100).abs().max() < 50
+
+
+@pytest.mark.parametrize(("grid_size", "unit_size"), [((14, 14), 1), ((13, 18), 1), ((48, 48), 4)])
+def test_blocks_are_blocky(grid_size, unit_size):
+    block, random = (
+        average_distance(MASK_STRATEGIES[name](grid_size, 0.4, 64, unit_size=unit_size, generator=seeded(0)))
+        for name in ("block", "random")
+    )
+    assert block.mean() > 1.5 * random.mean()
+
+
+def test_a_small_mask_is_one_block_of_bounded_proportions():
+    """At a ratio below the smallest block every mask is a part of one, and most of it is a rectangle."""
+    masks = MASK_STRATEGIES["block"]((14, 14), 16 / 196, 200, generator=seeded(0)).numpy()
+    shapes = set()
+    for mask in masks:
+        assert ndimage.label(mask)[1] == 1
+        (rows, columns) = ndimage.find_objects(mask.astype(int))[0]
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        assert mask[rows, columns].sum() == 16
+        assert height * width <= 16 + max(height, width)
+        assert max(height, width) / min(height, width) <= 4
+        shapes.add((height, width))
+    assert shapes == {(2, 8), (3, 6), (4, 4), (6, 3), (8, 2)}
+
+
+def test_blocks_end_at_extreme_ratios():
+    for grid_size in ((30, 30), (2, 30), (1, 7)):
+        count = math.prod(grid_size)
+        for ratio in (1 / count, (count - 1) / count):
+            masks = MASK_STRATEGIES["block"](grid_size, ratio, 8, generator=seeded(0))
+            assert masks.sum(dim=(1, 2)).tolist() == [round(count * ratio)] * 8
+
+
+# AvgDist
+
+
+@pytest.mark.parametrize(
+    ("grid_size", "patch_size", "image_size"),
+    [((12, 12), 4, None), ((13, 18), 4, (50, 70)), ((5, 90), 1, None), ((90, 4), 2, (179, 7))],
+)
+@pytest.mark.parametrize("ratio", [0.1, 0.6, 0.95])
+def test_average_distance_is_that_of_scipy(strategy, grid_size, patch_size, image_size, ratio):
+    masks = strategy(grid_size, ratio, 5, generator=seeded(0))
+    size = image_size or tuple(side * patch_size for side in grid_size)
+    pixels = to_pixels(masks, patch_size, size).numpy()
+    expected = [ndimage.distance_transform_edt(mask)[mask].mean() for mask in pixels]
+    actual = average_distance(masks, patch_size, image_size)
+    assert (actual.shape, actual.dtype) == ((5,), torch.float32)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_average_distance_of_the_papers_masks():
+    """22 of 36 squares of 32 px at 192 px: figure 3 and table 1 of the paper take it between 10 and 20."""
+    masks = MASK_STRATEGIES["random"]((48, 48), 0.6, 48, unit_size=8, generator=seeded(0))
+    assert 14.5 < average_distance(masks, 4).mean() < 16
+
+
+def test_average_distance_at_the_extremes():
+    masks = torch.zeros(2, 3, 5, dtype=torch.bool)
+    masks[1, 1, 2] = True
+    assert average_distance(masks).tolist() == [0, 1]
+    masks[0] = True
+    with pytest.raises(ValueError, match="hides a whole image"):
+        average_distance(masks)
+    with pytest.raises(ValueError, match="does not cover an image of 9x9"):
+        average_distance(masks[1:], 4, (9, 9))
 
 
 @pytest.mark.parametrize(

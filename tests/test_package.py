@@ -17,9 +17,12 @@ from hf_simmim.model_card import template_path
 from hf_simmim.targets import TARGET_CLASSES
 
 ROOT = Path(__file__).parents[1]
-TRAVELLING = ("configuration_simmim", "modeling_simmim", "image_processing_simmim", "masking", "encoders", "swin")
-TRAVELLING += ("swinv2", "components", "heads", "targets", "losses", "image_channels", "image_files")
-TRAVELLING += ("encoder_geometry", "remapping", "stock_checkpoints")
+TRAVELLING = (
+    *("configuration_simmim", "modeling_simmim", "image_processing_simmim", "components"),
+    *("encoders", "encoder_geometry", "swin", "swinv2", "remapping", "stock_checkpoints"),
+    *("masking", "mask_shapes", "missing_pixels", "image_channels", "image_files"),
+    *("heads", "hidden_states", "targets", "hog", "teachers", "frozen_targets", "losses"),
+)
 
 
 @pytest.fixture(scope="module")

@@ -331,6 +331,28 @@ def test_16_bit_bands_from_files_to_features(run_mim, bands, tmp_path, capsys):
             run_mim.main([*options(bands, tmp_path, **settings), *setting])
 
 
+def test_masks_of_a_range_of_ratios_and_pixels_that_are_none(run_mim, bands, tmp_path, capsys):
+    """What is asked for reaches the data sets, the processor and the plan, and must stay the same."""
+    settings = {"num_channels": 5, "rescale_factor": "1/4095", "nodata": 7, "mask_strategy": "block"}
+    command = [*options(bands, tmp_path, **settings), "--mask_ratio", "0.4", "0.7"]
+    trainer, _ = run_mim.build_trainer(*run_mim.parse_arguments(command))
+    run_mim.print_plan(trainer, None, None)
+    assert "7 to 12 of 16 squares of 8 px are hidden" in capsys.readouterr().out
+    for dataset in (trainer.train_dataset, trainer.eval_dataset):
+        assert (dataset.mask_ratio, dataset.nodata) == ([0.4, 0.7], 7)
+    assert {int(trainer.train_dataset[key]["bool_masked_pos"].sum()) // 4 for key in range(20)} <= set(range(7, 13))
+    trainer.processing_class.save_pretrained(tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    assert (processor.mask_strategy, processor.mask_ratio, processor.nodata) == ("block", [0.4, 0.7], 7)
+    run = json.loads((tmp_path / "run.json").read_text())
+    for ratio, nodata, message in (([0.4, 0.6], 7, "another mask_ratio"), ([0.4, 0.7], None, "another nodata")):
+        with pytest.raises(ValueError, match=message):
+            run_mim.check_same_run(run | {"mask_ratio": ratio, "nodata": nodata}, tmp_path, True, False)
+    for ratio, message in ((["0.7", "0.4"], "falls"), (["0.4", "0.5", "0.6"], "3 values"), (["0.4", "1"], "outside")):
+        with pytest.raises(SystemExit, match=message):
+            run_mim.main([*options(bands, tmp_path, num_channels=5), "--mask_ratio", *ratio])
+
+
 @contextmanager
 def monkeypatched_statistics(run_mim):
     """Statistics must not be computed."""

@@ -14,7 +14,8 @@ from .visualization import plot_losses, reconstruction_grid
 class PictureCallback(TrainerCallback):
     """Draws reconstructions of the same images with the same masks, and the loss curve, at every evaluation.
 
-    Writes `reconstructions/step-N.png`, and `reconstruction.png` and `loss_curve.png` that show the latest state.
+    Writes `reconstructions/step-N.png`, and `reconstruction.png` and `loss_curve.png` that show the latest state. Where
+    the target cannot be decoded to pixels there is the loss curve only.
 
     Args:
         dataset: Evaluation images; those drawn are spread evenly over it.
@@ -40,11 +41,13 @@ class PictureCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         output_dir = Path(args.output_dir)
+        plot_losses(state.log_history, output_dir / "loss_curve.png")
+        if reconstruction is None:
+            return
         grid = reconstruction_grid(pixel_values, mask, reconstruction, mean, std, model.config.patch_size)
         (output_dir / "reconstructions").mkdir(exist_ok=True)
         grid.save(output_dir / "reconstructions" / f"step-{state.global_step:07d}.png")
         grid.save(output_dir / "reconstruction.png")
-        plot_losses(state.log_history, output_dir / "loss_curve.png")
 
     def on_train_end(self, args, state, control, **kwargs):
         """The last training losses come after the last evaluation."""

@@ -8,23 +8,30 @@ from transformers.utils import logging
 
 from .data import NoReadableImageError, describe, evenly_spaced, open_row
 from .image_channels import convert_channels, upright
+from .missing_pixels import has_missing, real_pixels
 
 logger = logging.get_logger(__name__)
 
 
 def channel_statistics(
-    images: Dataset, num_channels: int, rescale_factor: float = 1 / 255, max_images: int = 1000
+    images: Dataset,
+    num_channels: int,
+    rescale_factor: float = 1 / 255,
+    max_images: int = 1000,
+    nodata: float | None = None,
 ) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel over all pixels of evenly spaced images.
 
-    Depends on nothing but the images. Those that cannot be read are left out. A channel without any variation gets a
-    standard deviation of 1, with a warning: it tells nothing, and the others may still be worth training on.
+    Depends on nothing but the images. Those that cannot be read are left out, and pixels that are none. A channel
+    without any variation gets a standard deviation of 1, with a warning: it tells nothing, and the others may still be
+    worth training on.
 
     Args:
         images: Rows as `load_images` makes them.
         num_channels: Channels C.
         rescale_factor: What pixels are multiplied with.
         max_images: Largest number of images to read.
+        nodata: Pixels of which all channels are this number are none.
 
     Returns:
         Mean and standard deviation of rescaled pixels, C numbers each: `image_mean` and `image_std` of the processor.
@@ -38,7 +45,7 @@ def channel_statistics(
     for index in tqdm(indices, desc="statistics of the channels", unit="image"):
         row = images[index]
         try:
-            pixels = _pixels(open_row(row, num_channels, rescale_factor), num_channels)
+            pixels = _pixels(open_row(row, num_channels, rescale_factor, nodata), num_channels)
         except Exception as error:  # readers raise anything on a broken file
             first_error = first_error or f"{row['name']} ({describe(error)})"
             continue
@@ -68,8 +75,8 @@ def channel_statistics(
 
 
 def _pixels(image: Image.Image | np.ndarray, num_channels: int) -> np.ndarray:
-    """Array of shape (C, H, W)."""
+    """Array of shape (C, number of real pixels), or (C, H, W) if all are."""
     if isinstance(image, np.ndarray):
-        return image
+        return image[:, real_pixels(image)] if has_missing(image) else image
     array = np.asarray(convert_channels(upright(image), num_channels))
     return np.moveaxis(array, -1, 0) if array.ndim == 3 else array[None]

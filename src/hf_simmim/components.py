@@ -1,6 +1,7 @@
 """Heads, targets and losses by name, with their options: what a config can check without torch."""
 
 import difflib
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,6 +38,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _is_finite(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value)
+
+
 def _optional(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or is_valid(value)
 
@@ -45,7 +50,7 @@ def _are_centers(value: Any) -> bool:
     return (
         isinstance(value, (list, tuple))
         and len(value) >= 2
-        and all(isinstance(center, (list, tuple)) and all(map(_is_number, center)) for center in value)
+        and all(isinstance(center, (list, tuple)) and all(map(_is_finite, center)) for center in value)
         and len({len(center) for center in value}) == 1
     )
 
@@ -59,15 +64,6 @@ CODEBOOK = "facebook/flava-image-codebook"
 def _check_normalized_rgb(options: dict[str, Any]) -> str | None:
     if options["window_size"] is not None and options["patch_size"] is not None:
         return "has both a window_size, for a sliding window, and a patch_size. Leave one out."
-    return None
-
-
-def _check_color_bins(options: dict[str, Any]) -> str | None:
-    if options["joint"] and options["num_bins"] > 16:
-        return (
-            f"has joint=True and num_bins={options['num_bins']}, which makes {options['num_bins']} to the power of the"
-            " channels classes. Use 16 bins or fewer, or joint=False."
-        )
     return None
 
 
@@ -120,7 +116,6 @@ TARGETS: dict[str, TargetSpec] = {
             "num_bins": Option(8, lambda value: _is_count(value) and 2 <= value <= 256, "a whole number from 2 to 256"),
             "joint": Option(False, lambda value: isinstance(value, bool), "True or False"),
         },
-        _check_color_bins,
     ),
     "color_clusters": TargetSpec(
         ("cross_entropy",),

@@ -68,7 +68,8 @@ def crop_and_resize(image: Image.Image | np.ndarray, box: Box, size: tuple[int, 
     JPEG files are decoded at the smallest of libjpeg's scales that still has as many pixels as are wanted.
 
     Args:
-        image: Opened picture, not yet decoded, or array of shape (C, H, W), uint8 or float32.
+        image: Opened picture, not yet decoded, or array of shape (C, H, W), uint8 or float32. What is NaN in it makes
+            every pixel NaN that it is a part of.
         box: (left, top, right, bottom) in the upright picture.
         size: (height, width) of the result.
         num_channels: Channels C of the result.

@@ -20,7 +20,8 @@ from torch.utils.data import Sampler
 from .crops import center_box, crop_and_resize, random_box, upright_size
 from .image_channels import channels_first
 from .image_files import open_image
-from .masking import MASK_STRATEGIES, mask_units, num_masked_units, patch_grid
+from .masking import MASK_STRATEGIES, mask_units, num_masked_units, patch_grid, patches_with_pixels, ratio_range
+from .missing_pixels import fill_missing, has_missing, real_pixels
 
 # Tries before a sample is given up. At a share of unreadable images of a half this happens once in 2**64.
 NUM_TRIES = 64
@@ -73,12 +74,13 @@ class MaskedImageDataset(torch.utils.data.Dataset):
         patch_size: Side of the model's patches, in pixels.
         mask_strategy: Name of the masking strategy.
         mask_patch_size: Side of the squares that are hidden or shown as a whole, in pixels.
-        mask_ratio: Share of the image to hide, in (0, 1).
+        mask_ratio: Share of the image to hide, in (0, 1), or the two ends of a range.
         seed: Seed of crops, flips and masks.
         crop_scale: Smallest and largest share of the image's area that a crop covers; None for the largest crop at the
             centre, without flips, the same in every epoch.
         rescale_factor: What the pixels are going to be multiplied with; it decides what becomes of pictures of 16 bits,
             as `image_files.py` tells.
+        nodata: Pixels of which all channels are this number in the file are none, like those that are not finite.
 
     Raises:
         ValueError: If mask patch, model patch and ratio do not fit each other.
@@ -94,10 +96,11 @@ class MaskedImageDataset(torch.utils.data.Dataset):
         patch_size: int,
         mask_strategy: str = "random",
         mask_patch_size: int = 32,
-        mask_ratio: float = 0.6,
+        mask_ratio: float | Sequence[float] = 0.6,
         seed: int = 0,
         crop_scale: Sequence[float] | None = (0.67, 1.0),
         rescale_factor: float = 1 / 255,
+        nodata: float | None = None,
     ):
         if mask_strategy not in MASK_STRATEGIES:
             raise ValueError(f"mask_strategy={mask_strategy!r} is unknown. Use one of: {', '.join(MASK_STRATEGIES)}.")
@@ -108,12 +111,15 @@ class MaskedImageDataset(torch.utils.data.Dataset):
         self.num_channels = num_channels
         self.grid_size, self.unit_size = mask_units(image_size, patch_size, mask_patch_size)
         self.num_units = math.prod(patch_grid(self.grid_size, self.unit_size))
-        self.num_masked_units = num_masked_units(self.num_units, mask_ratio)
+        low, high = (num_masked_units(self.num_units, ratio) for ratio in ratio_range(mask_ratio))
+        self.num_masked_units = low if low == high else (low, high)
+        self.patch_size = patch_size
         self.mask_strategy = MASK_STRATEGIES[mask_strategy]
         self.mask_ratio = mask_ratio
         self.seed = seed
         self.crop_scale = crop_scale
         self.rescale_factor = rescale_factor
+        self.nodata = nodata
 
     def __len__(self) -> int:
         return len(self.images)
@@ -127,20 +133,29 @@ class MaskedImageDataset(torch.utils.data.Dataset):
         Returns:
             `pixel_values` (C, H, W), uint8 or float32 as the image has it, `bool_masked_pos` bool (N,), and
             `unreadable`, a list of (name, reason) of images that could not be decoded and in whose place another one
-            stands.
+            stands. If some pixels are none, `pixel_mask` bool (H, W) too, True = a real pixel: patches without any are
+            not hidden, and `pixel_values` has the mean of the channel there.
         """
         epoch, index = divmod(key, len(self))
         generator = sample_generator(self.seed, epoch if self.crop_scale else 0, index)
         pixels, unreadable = self._read(index, generator)
-        mask = self.mask_strategy(self.grid_size, self.mask_ratio, 1, unit_size=self.unit_size, generator=generator)
-        return {"pixel_values": pixels, "bool_masked_pos": mask.flatten(), "unreadable": unreadable}
+        sample: dict[str, Any] = {"pixel_values": pixels, "unreadable": unreadable}
+        valid = None
+        if has_missing(pixels):
+            pixel_mask = real_pixels(pixels)
+            sample |= {"pixel_values": fill_missing(pixels, pixel_mask), "pixel_mask": pixel_mask}
+            valid = patches_with_pixels(pixel_mask[None], self.patch_size)
+        mask = self.mask_strategy(
+            self.grid_size, self.mask_ratio, unit_size=self.unit_size, valid_patches=valid, generator=generator
+        )
+        return sample | {"bool_masked_pos": mask.flatten()}
 
     def _read(self, index: int, generator: torch.Generator) -> tuple[torch.Tensor, list[tuple[str, str]]]:
         unreadable: list[tuple[str, str]] = []
         for _ in range(NUM_TRIES):
             row = self.images[index]
             try:
-                image = open_row(row, self.num_channels, self.rescale_factor)
+                image = open_row(row, self.num_channels, self.rescale_factor, self.nodata)
                 return self._decode(image, generator), unreadable
             except Exception as error:  # readers raise anything on a broken file
                 unreadable.append((row["name"], describe(error)))
@@ -167,25 +182,31 @@ class MaskedImageDataset(torch.utils.data.Dataset):
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Samples of `MaskedImageDataset` to a batch: tensors stacked, the lists of unreadable images joined.
 
-    One float32 image makes the whole batch float32.
+    One float32 image makes the whole batch float32, and one `pixel_mask` gives the other images one of all True.
     """
     batch: dict[str, Any] = {
         key: torch.stack([sample[key] for sample in samples]) for key in ("pixel_values", "bool_masked_pos")
     }
+    if any("pixel_mask" in sample for sample in samples):
+        everything = torch.ones(batch["pixel_values"].shape[-2:], dtype=torch.bool)
+        batch["pixel_mask"] = torch.stack([sample.get("pixel_mask", everything) for sample in samples])
     batch["unreadable"] = [entry for sample in samples for entry in sample["unreadable"]]
     return batch
 
 
-def open_row(row: dict[str, Any], num_channels: int, rescale_factor: float) -> Image.Image | np.ndarray:
+def open_row(
+    row: dict[str, Any], num_channels: int, rescale_factor: float, nodata: float | None = None
+) -> Image.Image | np.ndarray:
     """Open the image of a row of `load_images`.
 
     Args:
         row: The row: a file or its content, or an array.
         num_channels: Wanted channels C.
         rescale_factor: What the pixels are going to be multiplied with.
+        nodata: Pixels of which all channels are this number are none.
 
     Returns:
-        A picture that is decoded later, or an array of shape (C, H, W), uint8 or float32.
+        A picture that is decoded later, or an array of shape (C, H, W), uint8 or float32, NaN where it has no number.
 
     Raises:
         ValueError, OSError: If there is none or it cannot be read, and whatever else the readers raise.
@@ -195,8 +216,8 @@ def open_row(row: dict[str, Any], num_channels: int, rescale_factor: float) -> I
         raise ValueError("The row holds no image.")
     if isinstance(source, dict):
         content = source["bytes"] if source["bytes"] is not None else source["path"]
-        source = open_image(content, num_channels, rescale_factor)
-    return channels_first(source, num_channels) if isinstance(source, np.ndarray) else source
+        source = open_image(content, num_channels, rescale_factor, nodata)
+    return channels_first(source, num_channels, nodata=nodata) if isinstance(source, np.ndarray) else source
 
 
 def describe(error: Exception) -> str:

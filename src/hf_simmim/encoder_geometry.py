@@ -26,6 +26,9 @@ BATCH_SIZE = 2
 # Encoders that are our own modules, with the names of transformers' checkpoints.
 OWN_ENCODERS = ("swin", "swinv2")
 
+# Encoders whose hidden states are tokens out of reading order, and that return them as maps (B, h, w, D) beside.
+SHUFFLING_ENCODERS = ("hiera",)
+
 # Encoders that run, and whose output is not what it seems to be.
 UNUSABLE_ENCODERS = {
     "vit_mae": "it drops and shuffles patches by itself. Its weights are those of a ViT: load them as one",
@@ -60,7 +63,8 @@ class EncoderGeometry(NamedTuple):
 
 
 _measured: dict[str, EncoderGeometry] = {}
-_measuring = threading.RLock()
+# One thread at a time: building without memory changes what torch does by default.
+MEASURING = threading.RLock()
 
 
 def encoder_geometry(encoder_config: Any) -> EncoderGeometry:
@@ -77,9 +81,8 @@ def encoder_geometry(encoder_config: Any) -> EncoderGeometry:
     """
     if encoder_config.model_type in OWN_ENCODERS:
         return _swin_geometry(encoder_config)
-    settings = {key: value for key, value in encoder_config.to_dict().items() if key not in ("id2label", "label2id")}
-    key = f"{type(encoder_config).__name__} {json.dumps(settings, sort_keys=True, default=str)}"
-    with _measuring:
+    key = settings_key(encoder_config)
+    with MEASURING:
         if key not in _measured:
             # Kernels that are chosen for a GPU do not run without memory; the shapes are the same with any.
             plain = copy.deepcopy(encoder_config)
@@ -87,6 +90,12 @@ def encoder_geometry(encoder_config: Any) -> EncoderGeometry:
             with torch.inference_mode(False):
                 _measured[key] = _measure(plain)
         return _measured[key]
+
+
+def settings_key(encoder_config: Any) -> str:
+    """What two configs of the same encoder have in common."""
+    settings = {key: value for key, value in encoder_config.to_dict().items() if key not in ("id2label", "label2id")}
+    return f"{type(encoder_config).__name__} {json.dumps(settings, sort_keys=True, default=str)}"
 
 
 def transformers_class(encoder_config: PreTrainedConfig) -> type[PreTrainedModel] | None:

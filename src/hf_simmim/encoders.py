@@ -12,7 +12,13 @@ from transformers.models.beit.modeling_beit import BeitRelativePositionBias
 from transformers.models.data2vec.modeling_data2vec_vision import Data2VecVisionRelativePositionBias
 
 from .configuration_simmim import SimMIMConfig
-from .encoder_geometry import EncoderGeometry, encoder_geometry, make_transformers_encoder, whole
+from .encoder_geometry import (
+    SHUFFLING_ENCODERS,
+    EncoderGeometry,
+    encoder_geometry,
+    make_transformers_encoder,
+    whole,
+)
 from .swin import Swin
 from .swinv2 import Swinv2
 
@@ -220,7 +226,10 @@ def encode(
         feature_map = tokens.unflatten(2, grid_size)
     else:
         feature_map = tokens if geometry.layout == "channels_first" else tokens.permute(0, 3, 1, 2)
-    return EncoderOutput(feature_map, outputs.get("hidden_states"), outputs.get("attentions"))
+    hidden_states = outputs.get("hidden_states")
+    if hidden_states is not None and str(encoder.config.model_type) in SHUFFLING_ENCODERS:
+        hidden_states = tuple(state.flatten(1, 2) for state in outputs.reshaped_hidden_states)
+    return EncoderOutput(feature_map, hidden_states, outputs.get("attentions"))
 
 
 def _replace_hidden(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:

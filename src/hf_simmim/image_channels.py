@@ -7,6 +7,8 @@ from PIL import ExifTags, Image, ImageChops, ImageOps
 from transformers.image_utils import ChannelDimension
 from transformers.utils import logging
 
+from .missing_pixels import missing_as_nan, no_pixels_error
+
 logger = logging.get_logger(__name__)
 
 
@@ -23,23 +25,26 @@ def picture_or_array(image: Image.Image, rescale_factor: float) -> Image.Image |
 
 
 def channels_first(
-    array: np.ndarray, num_channels: int, data_format: str | ChannelDimension | None = None
+    array: np.ndarray,
+    num_channels: int,
+    data_format: str | ChannelDimension | None = None,
+    nodata: float | None = None,
 ) -> np.ndarray:
-    """Bring an array to channels first, and to numbers that a model can take.
+    """Bring an array to channels first, and to numbers of which NaN are those that are none.
 
-    Grey arrays are repeated for three channels. Numbers that are not finite, such as missing values of satellite
-    images, become the mean of their channel: one of them would make the whole loss undefined.
+    Grey arrays are repeated for three channels.
 
     Args:
         array: Array of shape (H, W), (H, W, C) or (C, H, W).
         num_channels: Wanted channels C.
         data_format: Where the channels are; found by their number if None, first if both ends have it.
+        nodata: Pixels of which all channels are this number are none.
 
     Returns:
-        Array of shape (C, H, W): uint8 as it is, else float32.
+        Array of shape (C, H, W): uint8 as it is unless pixels are none, else float32.
 
     Raises:
-        ValueError: If there are no such channels or no finite numbers.
+        ValueError: If there are no such channels, or no pixel is one.
     """
     if array.dtype.kind not in "buif":
         raise ValueError(f"The array holds {array.dtype}, and integers or floats are needed. Convert it.")
@@ -60,24 +65,49 @@ def channels_first(
         array = np.repeat(array, 3, axis=0)
     if array.shape[0] != num_channels:
         raise ValueError(channel_error(array.shape[0], num_channels))
-    return array if array.dtype == np.uint8 else _finite(array)
+    if array.dtype != np.uint8:
+        # float64 files mark missing values with numbers that float32 cannot hold.
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
+    return missing_as_nan(array, nodata)
 
 
-def _finite(array: np.ndarray) -> np.ndarray:
-    """float32 (C, H, W) in which the mean of a channel stands for what is missing there."""
-    # float64 files mark missing values with numbers that float32 cannot hold.
-    with np.errstate(over="ignore"):
-        numbers = array.astype(np.float32)
-    if array.dtype.kind != "f":
-        return numbers
-    finite = np.isfinite(numbers)
-    if finite.all():
-        return numbers
-    for index, (channel, known) in enumerate(zip(numbers, finite, strict=True)):
-        if not known.any():
-            raise ValueError(f"Channel {index} of the image holds no finite number. Remove the image.")
-        channel[~known] = channel[known].mean(dtype=np.float64)
-    return numbers
+def mark_nodata(image: Image.Image | np.ndarray, num_channels: int, nodata: float) -> Image.Image | np.ndarray:
+    """Find the pixels of which all channels are `nodata`, in an image as it is stored.
+
+    Args:
+        image: A picture, or an array of shape (H, W), (H, W, C) or (C, H, W).
+        num_channels: Wanted channels C; one or three leave transparency out.
+        nodata: The number.
+
+    Returns:
+        An array with its axes where they were, float32 with NaN there. A picture as it is if it has no such pixels,
+        else such an array of shape (C, H, W).
+
+    Raises:
+        ValueError: If there are no such channels, or all pixels are nodata.
+    """
+    if isinstance(image, np.ndarray):
+        marked = channels_first(image, num_channels, nodata=nodata)
+        if image.ndim == 2:
+            return marked[0]
+        is_last = find_channels(image.shape, num_channels) == ChannelDimension.LAST
+        return np.moveaxis(marked, 0, -1) if is_last else marked
+    picture = upright(image)
+    if picture.mode in ("1", "P", "PA"):
+        picture = picture.convert({"1": "L", "P": "RGB", "PA": "RGBA"}[picture.mode])
+    numbers = np.asarray(picture)
+    numbers = numbers[..., None] if numbers.ndim == 2 else numbers
+    if picture.mode in ("LA", "RGBA") and num_channels in (1, 3):
+        numbers = numbers[..., :-1]
+    missing = (numbers == np.float32(nodata)).all(axis=-1)
+    if not missing.any():
+        return image
+    if missing.all():
+        raise ValueError(no_pixels_error((), nodata))
+    array = np.asarray(convert_channels(upright(image), num_channels))
+    array = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+    return np.where(missing, np.float32(np.nan), array)
 
 
 def find_channels(shape: tuple[int, ...], num_channels: int) -> ChannelDimension:

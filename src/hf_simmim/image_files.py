@@ -10,11 +10,15 @@ from 0 to 255, they are scaled to 8 bits. At any other factor (1/65535 for the w
 Sentinel-2) they are arrays.
 
 Either way a model sees (numbers * rescale_factor - image_mean) / image_std.
+
+Pixels of which all channels are `nodata` are none, in pictures and arrays; TIFF files may tell that number themselves,
+as GDAL writes it. An image with such pixels is an array of float32 in which they are NaN.
 """
 
 import importlib
 import io
 import logging as standard_logging
+import math
 import os
 from typing import Any
 
@@ -22,7 +26,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 from transformers.utils import logging
 
-from .image_channels import keeps_deep_pictures, picture_or_array, upright, warn_of_lost_bits
+from .image_channels import keeps_deep_pictures, mark_nodata, picture_or_array, upright, warn_of_lost_bits
 
 logger = logging.get_logger(__name__)
 
@@ -33,22 +37,46 @@ standard_logging.getLogger("PIL.TiffImagePlugin").addFilter(
 
 NPY_MAGIC = b"\x93NUMPY"
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+GDAL_NODATA = 42113
 
 
-def open_image(source: str | os.PathLike | bytes, num_channels: int, rescale_factor: float) -> Image.Image | np.ndarray:
-    """Open a file; the pixels of a picture are decoded later.
+def open_image(
+    source: str | os.PathLike | bytes, num_channels: int, rescale_factor: float, nodata: float | None = None
+) -> Image.Image | np.ndarray:
+    """Open a file; the pixels of a picture are decoded later, unless it is asked for those that are none.
 
     Args:
         source: Path, or content of the file.
         num_channels: Wanted channels C, which tell whether the pages of a TIFF file are channels.
         rescale_factor: What the numbers are going to be multiplied with.
+        nodata: Pixels of which all channels are this number are none; the number that a TIFF file tells if None.
 
     Returns:
-        A picture, or an array of shape (H, W), (H, W, C) or (C, H, W) of any numbers.
+        A picture, or an array of shape (H, W), (H, W, C) or (C, H, W) of any numbers. With pixels that are none it is
+        an array of float32, NaN there.
 
     Raises:
         ValueError, OSError: If the file cannot be read, and whatever else the readers raise.
     """
+    image, stored_nodata = _open(source, num_channels, rescale_factor)
+    nodata = stored_nodata if nodata is None else nodata
+    return image if nodata is None else mark_nodata(image, num_channels, nodata)
+
+
+def gdal_nodata(text: Any) -> float | None:
+    """The number in GDAL's nodata tag of a TIFF file, if there is one."""
+    try:
+        nodata = float(str(text).strip("\0 "))
+    except ValueError:
+        return None
+    # NaN is none by itself.
+    return None if math.isnan(nodata) else nodata
+
+
+def _open(
+    source: str | os.PathLike | bytes, num_channels: int, rescale_factor: float
+) -> tuple[Image.Image | np.ndarray, float | None]:
+    """The image, and the number of pixels that are none if the file tells."""
     if isinstance(source, bytes):
         head = source[:6]
     else:
@@ -56,16 +84,16 @@ def open_image(source: str | os.PathLike | bytes, num_channels: int, rescale_fac
             head = file.read(6)
     if head == NPY_MAGIC:
         # Pickles run code.
-        return np.load(_readable(source), allow_pickle=False)
+        return np.load(_readable(source), allow_pickle=False), None
     if head.startswith(TIFF_MAGICS):
         return _open_tiff(source, num_channels, rescale_factor)
     image = Image.open(_readable(source))
     if image.format == "PNG" and image.mode != "I;16" and _png_is_deep(image):
         if keeps_deep_pictures(rescale_factor):
             image.close()
-            return _read_deep_png(source)
+            return _read_deep_png(source), None
         warn_of_lost_bits()
-    return picture_or_array(image, rescale_factor)
+    return picture_or_array(image, rescale_factor), None
 
 
 def _readable(source: str | os.PathLike | bytes) -> Any:
@@ -90,7 +118,9 @@ def _read_deep_png(source: str | os.PathLike | bytes) -> np.ndarray:
     return halves[0] << 8 | halves[1]
 
 
-def _open_tiff(source: str | os.PathLike | bytes, num_channels: int, rescale_factor: float) -> Image.Image | np.ndarray:
+def _open_tiff(
+    source: str | os.PathLike | bytes, num_channels: int, rescale_factor: float
+) -> tuple[Image.Image | np.ndarray, float | None]:
     try:
         image: Image.Image = Image.open(_readable(source))
     except UnidentifiedImageError:
@@ -116,15 +146,15 @@ def _open_tiff(source: str | os.PathLike | bytes, num_channels: int, rescale_fac
     if is_unsigned and bits <= (8 if keeps_deep_pictures(rescale_factor) else 16):
         if bits > 8:
             warn_of_lost_bits()
-        return image
+        return image, gdal_nodata(tags.get(GDAL_NODATA))
     # Pillow reads what tifffile needs another package for, but it knows neither colours of 16 bits nor uint32.
     if image.mode.startswith("I;16") or image.mode == "F" or (image.mode == "I" and bits == 16):
-        return np.asarray(upright(image))
+        return np.asarray(upright(image)), gdal_nodata(tags.get(GDAL_NODATA))
     image.close()
     return _read_tiff(source, num_channels)
 
 
-def _read_tiff(source: str | os.PathLike | bytes, num_channels: int) -> np.ndarray:
+def _read_tiff(source: str | os.PathLike | bytes, num_channels: int) -> tuple[np.ndarray, float | None]:
     """A TIFF file of any numbers and bands: all its pages if they fit the channels, else the first one, upright."""
     # Imported by name: transformers would demand it of everybody who loads a checkpoint's code.
     try:
@@ -134,8 +164,10 @@ def _read_tiff(source: str | os.PathLike | bytes, num_channels: int) -> np.ndarr
     try:
         with tifffile.TiffFile(_readable(source)) as tiff:
             series, page = tiff.series[0], tiff.pages.first
+            tag = page.tags.get(GDAL_NODATA)
+            nodata = gdal_nodata(tag.value) if tag else None
             if len(series.shape) == 3 > len(page.shape) and num_channels in (series.shape[0], series.shape[-1]):
-                return series.asarray()
+                return series.asarray(), nodata
             if len(tiff.pages) > 1 and len(page.shape) == 2 and num_channels > 1:
                 raise ValueError(
                     f"The TIFF file has {len(tiff.pages)} pages of {page.shape[0]}x{page.shape[1]} and"
@@ -143,7 +175,7 @@ def _read_tiff(source: str | os.PathLike | bytes, num_channels: int) -> np.ndarr
                     " Set num_channels to what they are, or write bands with planarconfig='contig'."
                 )
             orientation = page.tags.get(274)
-            return _turned(page.asarray(), page.axes, int(orientation.value) if orientation else 1)
+            return _turned(page.asarray(), page.axes, int(orientation.value) if orientation else 1), nodata
     except (ImportError, KeyError, ValueError) as error:
         # Without imagecodecs tifffile looks for codecs in Python itself, which older ones lack.
         if isinstance(error, ImportError) or "imagecodecs" in str(error):

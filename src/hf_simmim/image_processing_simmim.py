@@ -19,9 +19,18 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
-from .image_channels import channel_error, channels_first, convert_channels, find_channels, picture_or_array, upright
-from .image_files import open_image
-from .masking import MASK_STRATEGIES, mask_units, num_masked_units
+from .image_channels import (
+    channel_error,
+    channels_first,
+    convert_channels,
+    find_channels,
+    mark_nodata,
+    picture_or_array,
+    upright,
+)
+from .image_files import GDAL_NODATA, gdal_nodata, open_image
+from .masking import MASK_STRATEGIES, mask_units, patches_with_pixels, ratio_range
+from .missing_pixels import fill_missing, has_missing, missing_as_nan, real_pixels
 
 logger = logging.get_logger(__name__)
 
@@ -36,25 +45,30 @@ class SimMIMImageProcessorKwargs(ImagesKwargs, total=False):
         Name of the masking strategy.
     mask_patch_size (`int`, *optional*, defaults to 32):
         Side in pixels of the squares that are hidden or shown as a whole.
-    mask_ratio (`float`, *optional*, defaults to 0.6):
-        Share of the image to hide, in (0, 1).
+    mask_ratio (`float` or `list[float]`, *optional*, defaults to 0.6):
+        Share of the image to hide, in (0, 1), or the two ends of a range, from which every image gets one of its own.
     model_patch_size (`int`, *optional*, defaults to 4):
         Side in pixels of the encoder's patches, which sets the grid of `bool_masked_pos`.
+    nodata (`float`, *optional*):
+        Pixels of which all channels are this number in the image passed are none, like those that are not finite. None
+        for what TIFF files tell themselves. Pixels that are none, and padding, are False in `pixel_mask`, which is
+        returned beside `bool_masked_pos` if there are any. Patches of nothing else are not hidden.
     """
 
     do_mask: bool | None
     seed: int | None
     mask_strategy: str | None
     mask_patch_size: int | None
-    mask_ratio: float | int | None
+    mask_ratio: float | int | list[float] | tuple[float, ...] | None
     model_patch_size: int | None
+    nodata: float | int | None
 
 
 class _SimMIMProcessing(BaseImageProcessor):
     """What both backends share: defaults, channels and masks."""
 
     valid_kwargs = SimMIMImageProcessorKwargs  # type: ignore[assignment]
-    model_input_names = ["pixel_values", "bool_masked_pos"]  # noqa: RUF012
+    model_input_names = ["pixel_values", "bool_masked_pos", "pixel_mask"]  # noqa: RUF012
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
@@ -69,13 +83,13 @@ class _SimMIMProcessing(BaseImageProcessor):
     mask_patch_size = 32
     mask_ratio = 0.6
     model_patch_size = 4
+    nodata = None
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         _check_strategy(self.mask_strategy)
-        # Only the ratio itself, which as many units as these leave: how the sizes fit is checked by calls with do_mask,
-        # for fine-tuning at 200 px masks nothing.
-        num_masked_units(2**16, self.mask_ratio)
+        # How the sizes fit is checked by calls with do_mask, for fine-tuning at 200 px masks nothing.
+        ratio_range(self.mask_ratio)
 
     @property
     def num_channels(self) -> int:
@@ -88,18 +102,27 @@ class _SimMIMProcessing(BaseImageProcessor):
         settings.pop("seed", None)
         return settings
 
-    def fetch_images(self, image_url_or_urls, num_channels: int | None = None, rescale_factor: float | None = None):
+    def fetch_images(
+        self,
+        image_url_or_urls,
+        num_channels: int | None = None,
+        rescale_factor: float | None = None,
+        nodata: float | None = None,
+    ):
         """Open paths and addresses; give grey arrays (H, W) their channel axis.
 
         transformers' own way drops transparency, clips 16-bit pictures and, on torchvision, reads fewer formats.
         """
         if isinstance(image_url_or_urls, (list, tuple)):
-            return [self.fetch_images(image, num_channels, rescale_factor) for image in image_url_or_urls]
+            return [self.fetch_images(image, num_channels, rescale_factor, nodata) for image in image_url_or_urls]
         if isinstance(image_url_or_urls, (str, os.PathLike)):
             if not os.path.isfile(image_url_or_urls):
                 return load_image(str(image_url_or_urls))
             image = open_image(
-                image_url_or_urls, num_channels or self.num_channels, rescale_factor or self.rescale_factor
+                image_url_or_urls,
+                num_channels or self.num_channels,
+                rescale_factor or self.rescale_factor,
+                self.nodata if nodata is None else nodata,
             )
             if isinstance(image, Image.Image):
                 with image:
@@ -112,7 +135,7 @@ class _SimMIMProcessing(BaseImageProcessor):
     def _prepare_image_like_inputs(self, images, *args, **kwargs):
         # Here, for transformers calls `fetch_images` without what this call says about channels and factor.
         num_channels = len(kwargs.get("image_mean") or self.image_mean)
-        images = self.fetch_images(images, num_channels, kwargs.get("rescale_factor"))
+        images = self.fetch_images(images, num_channels, kwargs.get("rescale_factor"), kwargs.get("nodata"))
         return super()._prepare_image_like_inputs(images, *args, **kwargs)
 
     def process_image(  # type: ignore[override]
@@ -124,20 +147,34 @@ class _SimMIMProcessing(BaseImageProcessor):
         `rescale_factor` must fit their range. Pictures of 16 bits are taken as they are unless the factor is 1/255.
         """
         num_channels = len(kwargs.get("image_mean") or self.image_mean)
+        nodata = kwargs.get("nodata", self.nodata)
         if isinstance(image, Image.Image):
+            if nodata is None and image.format == "TIFF":
+                nodata = gdal_nodata(image.tag_v2.get(GDAL_NODATA))  # type: ignore[attr-defined]
             image = picture_or_array(image, kwargs.get("rescale_factor") or self.rescale_factor)
+            if nodata is not None:
+                image = mark_nodata(image, num_channels, nodata)
+            if isinstance(image, np.ndarray):
+                input_data_format = ChannelDimension.FIRST
         if isinstance(image, Image.Image):
             # Copied, as Pillow's own memory is read-only and torch warns of that.
             image = np.array(convert_channels(upright(image), num_channels))
             image = image[..., None] if image.ndim == 2 else image
             input_data_format = ChannelDimension.LAST
         else:
+            if isinstance(image, torch.Tensor):
+                image = self._plain_array(image)
             if isinstance(image, np.ndarray):
-                image = channels_first(image, num_channels, input_data_format)
+                image = channels_first(image, num_channels, input_data_format, nodata)
                 input_data_format = ChannelDimension.FIRST
             image = self._plain_array(image)
             if input_data_format is None:
                 input_data_format = find_channels(image.shape, num_channels)
+            if isinstance(image, torch.Tensor):
+                if ChannelDimension(input_data_format) == ChannelDimension.LAST:
+                    image = image.movedim(-1, 0)
+                image = missing_as_nan(image, nodata)
+                input_data_format = ChannelDimension.FIRST
             factor = kwargs.get("rescale_factor") if kwargs.get("do_rescale") else None
             # Where the mean is smaller than the factor it was taken of such images.
             if factor is not None and factor < max(kwargs.get("image_mean") or self.image_mean) and _is_rescaled(image):
@@ -175,31 +212,79 @@ class _SimMIMProcessing(BaseImageProcessor):
         return kwargs
 
     def _preprocess(  # type: ignore[override]
-        self, images, do_mask, seed, mask_strategy, mask_patch_size, mask_ratio, model_patch_size, **kwargs
+        self,
+        images,
+        do_mask,
+        seed,
+        mask_strategy,
+        mask_patch_size,
+        mask_ratio,
+        model_patch_size,
+        nodata,
+        return_tensors,
+        **kwargs,
     ) -> BatchFeature:
         if not images:
             raise ValueError("There are no images to process. Pass at least one.")
-        batch = super()._preprocess(images, **kwargs)
-        if not do_mask:
-            return batch
-        pixel_values = batch["pixel_values"]
+        is_missing = any(has_missing(image) for image in images)
+        pixel_values = super()._preprocess(images, return_tensors=None, **kwargs)["pixel_values"]
+        pixel_masks: list[torch.Tensor] = []
+        if is_missing or (do_mask and (kwargs["do_pad"] or kwargs["do_center_crop"])):
+            pixel_masks = self._pixel_masks(images, **kwargs)
+        if is_missing:
+            black = None
+            if kwargs["do_normalize"]:
+                black = [-mean / std for mean, std in zip(kwargs["image_mean"], kwargs["image_std"], strict=True)]
+            pixel_values = [fill_missing(*pair, black) for pair in zip(pixel_values, pixel_masks, strict=True)]
+        data = {"pixel_values": pixel_values}
+        if do_mask:
+            if all(mask.all() for mask in pixel_masks):
+                pixel_masks = []
+            grid = {"model_patch_size": model_patch_size, "mask_patch_size": mask_patch_size}
+            data |= self._masks(pixel_values, pixel_masks, mask_strategy, mask_ratio, seed, **grid)
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _pixel_masks(self, images, **kwargs) -> list[torch.Tensor]:
+        """Which pixels of what comes out are real: ones that take the same way, NaN where the images are."""
+        # 0 / 0 is NaN. Padding is 0, as is what a crop larger than the image adds.
+        with np.errstate(invalid="ignore"):
+            maps = [real / real for real in (self._plain_array(real_pixels(image)[None] * 1.0) for image in images)]
+        kwargs |= {"do_rescale": False, "do_normalize": False}
+        maps = super()._preprocess(maps, return_tensors=None, **kwargs)["pixel_values"]
+        return [torch.as_tensor(map_)[0] > 0.5 for map_ in maps]
+
+    def _masks(
+        self, pixel_values, pixel_masks, strategy, ratio, seed, *, model_patch_size: int, mask_patch_size: int
+    ) -> dict[str, list]:
+        """`bool_masked_pos`, and `pixel_mask` if some pixels are none."""
         sizes = {tuple(image.shape[-2:]) for image in pixel_values}
         if len(sizes) != 1:
             raise ValueError(
                 f"do_mask=True needs images of one size and got {len(sizes)}: {sorted(sizes)}. Resize or crop them to"
                 " a fixed height and width."
             )
-        _check_strategy(mask_strategy)
+        _check_strategy(strategy)
         grid_size, unit_size = mask_units(sizes.pop(), model_patch_size, mask_patch_size)
         # Drawn on the CPU wherever the images are, so that a seed means the same masks everywhere.
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        masks = MASK_STRATEGIES[mask_strategy](
-            grid_size, mask_ratio, len(images), unit_size=unit_size, generator=generator
+        valid = None
+        if pixel_masks:
+            valid = patches_with_pixels(torch.stack(pixel_masks).cpu(), model_patch_size)
+        masks = MASK_STRATEGIES[strategy](
+            grid_size,
+            ratio,
+            len(pixel_values),
+            unit_size=unit_size,
+            valid_patches=valid,
+            generator=generator,
+            device="cpu",
         ).flatten(1)
+        data = {"bool_masked_pos": masks} | ({"pixel_mask": pixel_masks} if pixel_masks else {})
         first = pixel_values[0]
-        arrays = masks.to(first.device) if isinstance(first, torch.Tensor) else masks.numpy()
-        batch["bool_masked_pos"] = list(arrays) if isinstance(pixel_values, list) else arrays
-        return batch
+        return {
+            name: [mask.to(first.device) if isinstance(first, torch.Tensor) else mask.numpy() for mask in values]
+            for name, values in data.items()
+        }
 
 
 class SimMIMImageProcessorPil(_SimMIMProcessing, PilBackend):  # type: ignore[misc]
@@ -235,4 +320,6 @@ def _check_strategy(name: str) -> None:
 def _is_rescaled(image) -> bool:
     """Whether an array or tensor of pixels was brought to [0, 1] before."""
     floating = image.is_floating_point() if isinstance(image, torch.Tensor) else image.dtype.kind == "f"
+    if floating and has_missing(image):
+        image = image[image == image]
     return floating and bool(image.min() >= 0) and bool(image.max() <= 1)

@@ -1,9 +1,13 @@
 """Which patches to hide. Every strategy returns a bool mask on the patch grid, True = masked."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+
+from .mask_shapes import block_units, central_square_units, draw, random_units, square_units
 
 
 def mask_units(image_size: tuple[int, int], patch_size: int, mask_patch_size: int) -> tuple[tuple[int, int], int]:
@@ -63,6 +67,48 @@ def to_pixels(mask: torch.Tensor, patch_size: int, image_size: tuple[int, int]) 
     return pixels[:, :height, :width]
 
 
+def patches_with_pixels(pixel_mask: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Tell which patches hold at least one real pixel.
+
+    Args:
+        pixel_mask: Bool tensor of shape (B, H, W), True = a real pixel, False = padding or no data.
+        patch_size: Side of a patch in pixels.
+
+    Returns:
+        Bool tensor of shape (B, h, w) on the patch grid that covers the image.
+    """
+    return F.max_pool2d(pixel_mask[:, None].float(), patch_size, ceil_mode=True)[:, 0] > 0
+
+
+def ratio_range(mask_ratio: float | Sequence[float]) -> tuple[float, float]:
+    """Smallest and largest share of an image to hide.
+
+    Args:
+        mask_ratio: One share in (0, 1), or two of which the second is not smaller.
+
+    Returns:
+        Two shares, the same one twice if there is only one.
+
+    Raises:
+        ValueError: If they are no shares or no range.
+    """
+    bounds = tuple(mask_ratio) if isinstance(mask_ratio, Sequence) else (mask_ratio, mask_ratio)
+    if len(bounds) != 2:
+        raise ValueError(f"mask_ratio={mask_ratio} has {len(bounds)} values. Give one share, or the ends of a range.")
+    for ratio in bounds:
+        if not 0 < ratio < 1:
+            raise ValueError(f"mask_ratio={ratio} is outside (0, 1). The paper's default is 0.6.")
+    low, high = bounds
+    if low > high:
+        raise ValueError(f"mask_ratio={mask_ratio} is a range that falls. Use {high} {low}.")
+    return low, high
+
+
+def span(values: float | Sequence[float]) -> str:
+    """A number, or the ends of a range, in words: "0.6" or "0.4 to 0.7"."""
+    return " to ".join(map(str, values)) if isinstance(values, Sequence) else str(values)
+
+
 def num_masked_units(num_units: int, mask_ratio: float) -> int:
     """How many of `num_units` are hidden: the ratio, rounded up.
 
@@ -78,10 +124,8 @@ def num_masked_units(num_units: int, mask_ratio: float) -> int:
 
     Source: `MaskGenerator` in data/data_simmim.py of microsoft/SimMIM (22 of 36 at 192 px, 30 of 49 at 224 px).
     """
-    if not 0 < mask_ratio < 1:
-        raise ValueError(f"mask_ratio={mask_ratio} is outside (0, 1). The paper's default is 0.6.")
-    # Rounded first: 100 * 0.55 is 55.00000000000001, which is meant to be 55.
-    count = max(1, math.ceil(round(num_units * mask_ratio, 9)))
+    ratio_range(mask_ratio)
+    count = _rounded_up(num_units, mask_ratio)
     if count >= num_units:
         raise ValueError(
             f"mask_ratio={mask_ratio} hides all mask units of the image ({num_units}) and leaves nothing to predict"
@@ -90,49 +134,130 @@ def num_masked_units(num_units: int, mask_ratio: float) -> int:
     return count
 
 
-def random_mask(
-    grid_size: tuple[int, int],
-    mask_ratio: float,
-    batch_size: int = 1,
-    *,
-    unit_size: int = 1,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-) -> torch.Tensor:
-    """Hide mask units chosen uniformly at random, the same number in every image.
+def _rounded_up(num_units: int, mask_ratio: float) -> int:
+    # Rounded first: 100 * 0.55 is 55.00000000000001, which is meant to be 55.
+    return max(1, math.ceil(round(num_units * mask_ratio, 9)))
+
+
+@dataclass(frozen=True)
+class MaskStrategy:
+    """A way of choosing mask units, to be called for masks.
 
     Args:
-        grid_size: (h, w) of the patch grid.
-        mask_ratio: Share of the image to hide, in (0, 1).
-        batch_size: Number of masks B.
-        unit_size: Side in patches of the square that is hidden or shown as a whole; those at the right and lower border
-            are cut if it does not divide the grid, and count like whole ones.
-        generator: Source of randomness; torch's default one on `device` if None.
-        device: Where the mask is made; on the generator's device if None.
+        choose: Which units are hidden, a function as in `mask_shapes.py`.
+    """
+
+    choose: Callable[[torch.Tensor, torch.Tensor, torch.Generator | None], torch.Tensor]
+
+    def __call__(
+        self,
+        grid_size: tuple[int, int],
+        mask_ratio: float | Sequence[float],
+        batch_size: int = 1,
+        *,
+        unit_size: int = 1,
+        valid_patches: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> torch.Tensor:
+        """Draw masks.
+
+        Args:
+            grid_size: (h, w) of the patch grid.
+            mask_ratio: Share of the image to hide, in (0, 1), or the two ends of a range, from which every image gets a
+                share of its own.
+            batch_size: Number of masks B.
+            unit_size: Side in patches of the square that is hidden or shown as a whole; those at the right and lower
+                border are cut if it does not divide the grid, and count like whole ones.
+            valid_patches: Bool tensor of shape (B, h, w), True where a patch holds a real pixel. The others are never
+                hidden, and units of nothing else do not count. Of fewer than two units none is hidden.
+            generator: Source of randomness; torch's default one on `device` if None.
+            device: Where the mask is made; on that of the generator or of `valid_patches` if None.
+
+        Returns:
+            Bool tensor of shape (B, h, w), True = masked.
+
+        Raises:
+            ValueError: If the unit is no size, the ratio cannot be met, or `valid_patches` has another shape.
+        """
+        if unit_size < 1:
+            raise ValueError(f"unit_size={unit_size} is no number of patches. Use 1 or more.")
+        rows, columns = patch_grid(grid_size, unit_size)
+        num_masked_units(rows * columns, ratio_range(mask_ratio)[1])
+        for source in (generator, valid_patches):
+            device = source.device if device is None and source is not None else device
+        if valid_patches is None:
+            valid = torch.ones(batch_size, rows, columns, dtype=torch.bool, device=device)
+            numbers = [rows * columns] * batch_size
+        else:
+            if tuple(valid_patches.shape) != (batch_size, *grid_size):
+                raise ValueError(
+                    f"valid_patches has shape {tuple(valid_patches.shape)}. Use {(batch_size, *grid_size)}, a value for"
+                    " each patch of each mask."
+                )
+            valid_patches = valid_patches.to(device)
+            valid = patches_with_pixels(valid_patches, unit_size)
+            numbers = valid.flatten(1).sum(1).tolist()
+        low, high = ratio_range(mask_ratio)
+        shares = draw(batch_size, like=valid, generator=generator).tolist() if low < high else [0.0] * batch_size
+        counts = [_count(number, low + share * (high - low)) for number, share in zip(numbers, shares, strict=True)]
+        units = self.choose(valid, torch.tensor(counts, device=valid.device), generator)
+        # A unit is to the grid what a patch is to the image.
+        mask = to_pixels(units, unit_size, grid_size)
+        return mask if valid_patches is None else mask & valid_patches
+
+
+def _count(num_units: int, mask_ratio: float) -> int:
+    """As `num_masked_units`, but images of few real units are no error: they keep one, or hide none."""
+    return min(_rounded_up(num_units, mask_ratio), num_units - 1) if num_units > 1 else 0
+
+
+def average_distance(
+    mask: torch.Tensor, patch_size: int = 1, image_size: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """AvgDist: mean Euclidean distance from hidden pixels to the nearest visible one, in pixels.
+
+    Exact, by a distance transform along columns and then along rows.
+
+    Args:
+        mask: Bool tensor of shape (B, h, w) on the patch grid, True = masked.
+        patch_size: Side of a patch in pixels.
+        image_size: (H, W) in pixels; whole patches if None.
 
     Returns:
-        Bool tensor of shape (B, h, w), True = masked.
+        float32 tensor of shape (B,); 0 for images of which nothing is hidden.
 
     Raises:
-        ValueError: If the unit is no size, or the ratio cannot be met.
+        ValueError: If an image is hidden as a whole, or the mask does not cover the image.
 
-    Source: section 3.2 of the paper, "patch-aligned random masking".
+    Source: section 4.1.2 and figure 3 of the paper.
     """
-    height, width = grid_size
-    if unit_size < 1:
-        raise ValueError(f"unit_size={unit_size} is no number of patches. Use 1 or more.")
-    rows, columns = math.ceil(height / unit_size), math.ceil(width / unit_size)
-    count = num_masked_units(rows * columns, mask_ratio)
-    if device is None and generator is not None:
-        device = generator.device
-    # float32 whatever torch's default is: half types have so few values that ties would favour the first units.
-    scores = torch.rand(batch_size, rows * columns, generator=generator, device=device, dtype=torch.float32)
-    masked = torch.zeros_like(scores, dtype=torch.bool)
-    masked.scatter_(1, scores.argsort(dim=1)[:, :count], True)
-    # A unit is to the grid what a patch is to the image.
-    return to_pixels(masked.view(batch_size, rows, columns), unit_size, grid_size)
+    size = image_size or (mask.shape[1] * patch_size, mask.shape[2] * patch_size)
+    hidden = to_pixels(mask.bool(), patch_size, size)
+    height, width = size
+    if hidden.flatten(1).all(1).any():
+        raise ValueError("A mask hides a whole image, so that no visible pixel is near. Use a smaller mask_ratio.")
+    far = height + width  # further than any pixel
+    y = torch.arange(height, device=mask.device)[:, None]
+    x = torch.arange(width, device=mask.device)
+    above = torch.where(hidden, -far, y).cummax(dim=1).values
+    below = torch.where(hidden, 2 * far, y).flip(1).cummin(dim=1).values.flip(1)
+    in_column = torch.minimum(y - above, below - y).square().float().view(-1, width)  # B * H, W
+    in_row = (x[:, None] - x).square().float()
+    # Some rows at a time: each takes W * W numbers.
+    chunks = in_column.split(max(1, 2**21 // width**2))
+    nearest = torch.cat([(chunk[:, None] + in_row).amin(dim=2).sqrt() for chunk in chunks]).view(hidden.shape)
+    return nearest.flatten(1).sum(1) / hidden.flatten(1).sum(1).clamp(min=1)
 
 
-MASK_STRATEGIES: dict[str, Callable[..., torch.Tensor]] = {
+random_mask = MaskStrategy(random_units)
+square_mask = MaskStrategy(square_units)
+central_square_mask = MaskStrategy(central_square_units)
+block_mask = MaskStrategy(block_units)
+
+MASK_STRATEGIES: dict[str, MaskStrategy] = {
     "random": random_mask,
+    "square": square_mask,
+    "central_square": central_square_mask,
+    "block": block_mask,
 }

@@ -9,6 +9,7 @@ import torch
 import transformers
 from huggingface_hub import ModelCard, ModelCardData
 
+from .masking import span
 from .trainer import SimMIMTrainer, images_per_step
 
 
@@ -46,12 +47,13 @@ def training_card(trainer: SimMIMTrainer) -> ModelCard:
         "hidden_size": config.hidden_size,
         "head": config.head,
         "target": config.target,
+        "prediction_stride": trainer.model.target.stride,
         "loss": config.loss,
         "loss_region": config.loss_region,
         "mask_strategy": trainer.processing_class.mask_strategy,
         "mask_patch_size": dataset.unit_size * config.patch_size,
-        "mask_ratio": dataset.mask_ratio,
-        "num_masked": dataset.num_masked_units,
+        "mask_ratio": span(dataset.mask_ratio),
+        "num_masked": span(dataset.num_masked_units),
         "num_units": dataset.num_units,
         "num_images": f"{len(dataset):,}",
         "num_steps": f"{trainer.state.global_step:,}",
@@ -66,7 +68,7 @@ def training_card(trainer: SimMIMTrainer) -> ModelCard:
         "hardware": _hardware(arguments),
         "images_per_second": f"{sorted(speeds)[len(speeds) // 2]:g}" if speeds else None,
         "num_eval_images": f"{len(trainer.eval_dataset):,}" if trainer.eval_dataset is not None else None,
-        "eval_masked_l1": f"{metrics['eval_masked_l1']:.2f}" if metrics else None,
+        "eval_masked_l1": f"{metrics['eval_masked_l1']:.2f}" if metrics and "eval_masked_l1" in metrics else None,
         "eval_loss": f"{metrics['eval_loss']:.4f}" if metrics else None,
         "version": importlib.metadata.version("hf-simmim"),
         "transformers_version": transformers.__version__,

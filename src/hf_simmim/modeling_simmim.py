@@ -17,7 +17,8 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_simmim import SimMIMConfig
 from .encoder_geometry import encoder_geometry
 from .encoders import build_encoder, encode, freeze_unused, init_as_released, layers_to_wrap
-from .heads import HEAD_CLASSES, LinearHead
+from .heads import LinearHead, build_head
+from .hidden_states import HiddenStateFusion
 from .losses import LOSS_FUNCTIONS, masked_mean, masked_mean_per_image, num_hidden_pixels, pixel_weights
 from .masking import patch_grid
 from .remapping import keep_pretrained_windows, remap, same_geometry, with_geometry_of
@@ -244,7 +245,9 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         if lacking:
             raise ValueError(f"{name} lacks weights of the encoder: {', '.join(lacking[:3])}.")
         loaded = {f"{prefix}encoder.{key}" for key in weights.keys() - set(result.unexpected_keys)}
-        if head and isinstance(getattr(model, "head", None), LinearHead) and model.head.fits(head):
+        # A decoder of the feature map is none of a sum with hidden states.
+        reads_features = isinstance(getattr(model, "head", None), LinearHead) and model.fusion is None
+        if head and reads_features and model.head.fits(head):
             model.head.projection.load_state_dict(head)
             loaded |= {f"head.projection.{key}" for key in head}
         elif head:
@@ -284,7 +287,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
     # Of a pre-trained model, whose head has no place here.
     _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
         *SimMIMPreTrainedModel._keys_to_ignore_on_load_unexpected,
-        r"^head\.",
+        r"^(head|fusion)\.",
         r"mask_token$",
     ]
 
@@ -377,14 +380,10 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
         super().__init__(config)
         self.simmim = SimMIMModel(config)
         self.target = TARGET_CLASSES[config.target](config)
-        self.head = HEAD_CLASSES[config.head](
-            config.hidden_size,
-            self.target.num_outputs,
-            config.encoder_stride,
-            self.target.stride,
-            **config.options("head"),
-        )
+        self.fusion = HiddenStateFusion(config) if config.head_inputs is not None else None
+        self.head = build_head(config, self.target.num_outputs, self.target.stride)
         self.post_init()
+        self._no_split_modules = sorted({*layers_to_wrap(self.simmim.encoder), *layers_to_wrap(self.head)})
 
     @can_return_tuple
     def forward(
@@ -420,14 +419,19 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
         Raises:
             ValueError: If the channels or a mask do not fit.
         """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         outputs = self.simmim(
             pixel_values,
             bool_masked_pos=bool_masked_pos,
-            output_hidden_states=output_hidden_states,
+            output_hidden_states=output_hidden_states or self.fusion is not None,
             output_attentions=output_attentions,
         )
+        features = outputs.feature_map
+        if self.fusion is not None:
+            features = self.fusion(features, outputs.hidden_states)
         rows, columns = patch_grid((pixel_values.shape[2], pixel_values.shape[3]), self.target.stride)
-        prediction = self.head(outputs.feature_map)[:, :, :rows, :columns]
+        prediction = self.head(features)[:, :, :rows, :columns]
         loss = None
         if bool_masked_pos is not None:
             loss = self.masked_loss(prediction, pixel_values, bool_masked_pos, pixel_mask, num_items_in_batch)
@@ -438,7 +442,7 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
             loss=loss,
             prediction=prediction,
             reconstruction=reconstruction,
-            hidden_states=outputs.hidden_states,
+            hidden_states=outputs.hidden_states if output_hidden_states else None,
             attentions=outputs.attentions,
         )
 

@@ -6,9 +6,16 @@ import torch
 import torch.nn.functional as F
 
 from .components import DEFAULT_WINDOW
+from .hog import hog
 from .masking import patch_grid
 
 NORMALISATION_EPS = 1e-6
+
+# Of all channels together. More are a head of too many outputs for any use.
+MAX_JOINT_CLASSES = 8192
+
+# Of numbers that are held at once beside the prediction: 64 MiB of float32.
+CHUNK = 2**24
 
 
 class Target:
@@ -28,6 +35,9 @@ class Target:
         self.options = config.options("target")
         self.stride = config.prediction_stride or 1
         self.num_outputs = config.num_channels
+
+    def load(self) -> None:
+        """Load the network that the target is made with, where there is one, before it is needed."""
 
     @torch.no_grad()
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -139,6 +149,178 @@ def _patch_statistics(pixel_values: torch.Tensor, patch_size: int) -> tuple[torc
     return mean, up_sample((variance + NORMALISATION_EPS).sqrt(), patch_size, (height, width))
 
 
+class ColorClasses(Target):
+    """Base of targets that are classes of colours in [0, 1], which takes the normalisation of the pixels back."""
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.statistics = config.pixel_statistics()
+
+    def make(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.classify(to_colors(down_sample(pixel_values, self.stride), self.statistics).clamp_(0, 1))
+
+    @torch.no_grad()
+    def decode(self, prediction: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        colors = expected_colors(prediction, self.class_colors(prediction.device))
+        return up_sample(to_pixel_values(colors, self.statistics), self.stride, pixel_values.shape[2:])
+
+    def classify(self, colors: torch.Tensor) -> torch.Tensor:
+        """Classes (B, G, h, w) of colours (B, C, h, w) in [0, 1]."""
+        raise NotImplementedError
+
+    def class_colors(self, device: torch.device) -> torch.Tensor:
+        """What each class of a group stands for: (classes, C / G) in [0, 1]."""
+        raise NotImplementedError
+
+
+class ColorBins(ColorClasses):
+    """Each channel in equal bins, or all channels together in one class.
+
+    Raises:
+        ValueError: If there are too many classes of all channels together.
+
+    Source: sections 3.4 and 4.1.4 of the paper, "channel-wise bin color discretization".
+    """
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.num_bins = self.options["num_bins"]
+        channels = config.num_channels
+        self.num_outputs = channels * self.num_bins
+        if self.options["joint"]:
+            self.num_outputs = self.num_bins**channels
+            if self.num_outputs > MAX_JOINT_CLASSES:
+                most = max(bins for bins in range(1, self.num_bins) if bins**channels <= MAX_JOINT_CLASSES)
+                remedy = f"num_bins={most} or less, or joint=False" if most > 1 else "joint=False"
+                raise ValueError(
+                    f"target='color_bins' with joint=True makes {self.num_bins}**{channels} = {self.num_outputs}"
+                    f" classes of {channels} channels, and {MAX_JOINT_CLASSES} are the most. Use {remedy}."
+                )
+
+    def classify(self, colors: torch.Tensor) -> torch.Tensor:
+        # A number that is the edge of two bins belongs to the upper one, however it was rounded on its way.
+        classes = colors.mul_(self.num_bins).add_(1e-4).long().clamp_(max=self.num_bins - 1)
+        if not self.options["joint"]:
+            return classes
+        joint = classes[:, :1]
+        for channel in range(1, classes.shape[1]):
+            joint = joint * self.num_bins + classes[:, channel : channel + 1]
+        return joint
+
+    def class_colors(self, device: torch.device) -> torch.Tensor:
+        centers = (torch.arange(self.num_bins, device=device) + 0.5) / self.num_bins
+        if not self.options["joint"]:
+            return centers[:, None]
+        channels = self.config.num_channels
+        return torch.cartesian_prod(*[centers] * channels).view(-1, channels)
+
+
+class ColorClusters(ColorClasses):
+    """The nearest of the colours that were found in the images.
+
+    Raises:
+        ValueError: If these have other channels than the model.
+
+    Source: sections 3.4 and 4.1.4 of the paper, "color clustering", after iGPT (Chen et al., Generative
+    Pretraining from Pixels).
+    """
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        # Where the model's parameters are made without memory, this still is a constant.
+        self.centers = torch.tensor(self.options["centers"], dtype=torch.float32, device="cpu")
+        self.num_outputs, channels = self.centers.shape
+        if channels != config.num_channels:
+            raise ValueError(
+                f"target='color_clusters' has centers of {channels} channels and the model takes {config.num_channels}."
+                " Fit them to images of these channels with hf_simmim.clusters.fit_color_clusters."
+            )
+
+    def classify(self, colors: torch.Tensor) -> torch.Tensor:
+        centers = self.class_colors(colors.device)
+        pixels = colors.movedim(1, -1).flatten(0, 2)
+        # Products of matrices would be faster and round too much, above all on GPUs.
+        nearest = [
+            torch.cdist(part, centers, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
+            for part in pixels.split(max(1, CHUNK // self.num_outputs))
+        ]
+        return torch.cat(nearest).view(colors.shape[0], 1, *colors.shape[2:])
+
+    def class_colors(self, device: torch.device) -> torch.Tensor:
+        return self.centers.to(device)
+
+
+class HOG(Target):
+    """Histograms of oriented gradients of each channel, without a way back to pixels.
+
+    They are made of colours in [0, 1], but of `pixel_values` as they are where a config without `image_mean` and
+    `image_std` does not tell how to get there. The difference is in cells of hardly any contrast.
+
+    Raises:
+        ValueError: If the stride of the prediction or the encoder does not fit the cells.
+
+    Source: section 4 of MaskFeat (arXiv 2112.09133).
+    """
+
+    is_decodable = False
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.stride = self.options["cell_size"]
+        if config.prediction_stride not in (None, self.stride):
+            raise ValueError(
+                f"target='hog' predicts one step for each cell of cell_size={self.stride} px, and prediction_stride is"
+                f" {config.prediction_stride}. Leave prediction_stride out and set cell_size in target_options."
+            )
+        if config.encoder_stride % self.stride:
+            raise ValueError(
+                f"target='hog' with cell_size={self.stride} px does not fit the encoder, which has one step for"
+                f" {config.encoder_stride} px. Set cell_size in target_options to a divisor of that."
+            )
+        self.num_outputs = config.num_channels * self.options["num_bins"]
+        is_unknown = config.image_mean is None and config.image_std is None and config.num_channels != 3
+        self.statistics = None if is_unknown else config.pixel_statistics()
+
+    def make(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if self.statistics is not None:
+            # Pixels of 8 and 16 bits are whole numbers of these steps, so differences that were equal are so again:
+            # else rounding would choose one of the two bins that meet at a diagonal.
+            colors = to_colors(pixel_values, self.statistics)
+            pixel_values = colors.mul_(16 * 65535).round_().mul_(2**-20)
+        return hog(pixel_values, self.options["cell_size"], self.options["num_bins"])
+
+
+def expected_colors(prediction: torch.Tensor, class_colors: torch.Tensor) -> torch.Tensor:
+    """Mean of the colours of all classes, weighted by their probabilities.
+
+    Args:
+        prediction: Logits of shape (B, G * classes, h, w), those of the first group first.
+        class_colors: Colours of shape (classes, channels).
+
+    Returns:
+        float32 tensor of shape (B, G * channels, h, w).
+    """
+    height, width = prediction.shape[2:]
+    parts = []
+    with torch.autocast(prediction.device.type, enabled=False):
+        for part in prediction.split(max(1, CHUNK // prediction[0].numel())):
+            logits = part.reshape(-1, len(class_colors), height * width).float()
+            parts.append((class_colors.T @ logits.softmax(dim=1)).view(len(part), -1, height, width))
+    return torch.cat(parts)
+
+
+def to_colors(pixel_values: torch.Tensor, statistics: tuple[list[float], list[float]]) -> torch.Tensor:
+    """Take back the normalisation of (B, C, H, W) with the mean and standard deviation of each channel."""
+    mean, std = (pixel_values.new_tensor(values).view(-1, 1, 1) for values in statistics)
+    return torch.addcmul(mean, pixel_values, std)
+
+
+def to_pixel_values(colors: torch.Tensor, statistics: tuple[list[float], list[float]]) -> torch.Tensor:
+    """Normalise (B, C, H, W) with the mean and standard deviation of each channel."""
+    mean, std = (colors.new_tensor(values).view(-1, 1, 1) for values in statistics)
+    return (colors - mean) / std
+
+
 def down_sample(pixel_values: torch.Tensor, stride: int) -> torch.Tensor:
     """Mean of each cell: (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride)); cut cells count what is inside."""
     return pixel_values if stride == 1 else F.avg_pool2d(pixel_values, stride, ceil_mode=True)
@@ -154,4 +336,7 @@ def up_sample(values: torch.Tensor, stride: int, size: tuple[int, int] | torch.S
 TARGET_CLASSES: dict[str, type[Target]] = {
     "rgb": RGB,
     "normalized_rgb": NormalizedRGB,
+    "color_bins": ColorBins,
+    "color_clusters": ColorClusters,
+    "hog": HOG,
 }

@@ -33,7 +33,7 @@ def check_images(
             row = dataset.images[index]
             count += 1
             try:
-                image = open_row(row, dataset.num_channels, dataset.rescale_factor)
+                image = open_row(row, dataset.num_channels, dataset.rescale_factor, dataset.nodata)
                 crop_and_resize(image, (0, 0, *upright_size(image)[::-1]), (8, 8), dataset.num_channels)
             except Exception as error:  # readers raise anything on a broken file
                 unreadable.append((row["name"], describe(error)))

@@ -118,7 +118,7 @@ def plot_losses(log_history: Sequence[dict[str, float]], path: Path) -> None:
     if series("eval_loss")[0]:
         axes.plot(*series("eval_loss"), label="evaluation (fixed masks)", color="tab:orange", marker="o", markersize=3)
     axes.set_xlabel("step")
-    axes.set_ylabel("loss on masked pixels (normalised units)")
+    axes.set_ylabel("loss")
     axes.grid(alpha=0.3)
     rates = axes.twinx()
     rates.plot(*series("learning_rate"), color="tab:grey", linestyle=":", label="learning rate")

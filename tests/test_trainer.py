@@ -1,0 +1,60 @@
+"""The trainer's steps: the gradient is that of the whole batch, whatever its parts hold."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from one_step import NUM_IMAGES, UnevenImages, gradient, uneven_collate
+from tiny import swin_config
+
+from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
+from hf_simmim.trainer import normalize
+
+TESTS = Path(__file__).parent
+
+
+def expected_gradient(components: dict) -> dict[str, torch.Tensor]:
+    """Of the one big batch, by hand."""
+    torch.manual_seed(0)
+    model = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=swin_config(), **components))
+    batch = uneven_collate([UnevenImages()[index] for index in range(NUM_IMAGES)])
+    batch.pop("unreadable")
+    processor = SimMIMImageProcessor()
+    batch["pixel_values"] = normalize(batch["pixel_values"], processor.image_mean, processor.image_std)
+    model(**batch).loss.backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def largest_error(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    assert ours.keys() == expected.keys()
+    scale = max(gradient.abs().max() for gradient in expected.values())
+    return (max((ours[name] - expected[name]).abs().max() for name in ours) / scale).item()
+
+
+@pytest.mark.parametrize(
+    "components",
+    [{}, {"loss_region": "all"}, {"prediction_stride": 4}, {"target": "color_bins", "prediction_stride": 2}],
+    ids=str,
+)
+def test_accumulated_gradient_is_that_of_the_one_big_batch(components):
+    expected = expected_gradient(components)
+    assert largest_error(gradient(NUM_IMAGES, 1, components), expected) < 1e-5
+    assert largest_error(gradient(2, NUM_IMAGES // 2, components), expected) < 1e-5
+
+
+def test_gradient_of_two_processes_is_that_of_the_one_big_batch(tmp_path):
+    path = tmp_path / "gradient.pt"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS.parent / 'src'}"}
+    result = subprocess.run(
+        [*command, str(TESTS / "one_step.py"), "2", "2", str(path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert largest_error(torch.load(path), expected_gradient({})) < 1e-5
