@@ -13,6 +13,7 @@ from ablation_settings import Settings
 from torch import nn
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
+from hf_simmim.clusters import fit_color_clusters
 from hf_simmim.masking import MASK_STRATEGIES, average_distance
 
 WARM_UP_SHARE = 0.1  # of all steps
@@ -21,7 +22,8 @@ MAX_GRADIENT_NORM = 5.0
 NEIGHBOURS = 10
 PROBE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 DISTANCE_MASKS = 1024
-CLUSTERED_IMAGES = 1000
+CLUSTERED_IMAGES = 500
+CLUSTERED_PIXELS = 100  # of each
 
 
 def run_row(name: str, row: Row, seed: int, settings: Settings, data: ImageData, dtype: torch.dtype) -> Result:
@@ -117,10 +119,8 @@ def faster_dtype(settings: Settings, data: ImageData) -> str:
 
 def _color_centers(data: ImageData, num_clusters: int) -> list[list[float]]:
     """Colours of the images, clustered."""
-    from hf_simmim.clusters import fit_color_clusters
-
     rows = [{"image": image.permute(1, 2, 0).cpu().numpy()} for image in data.images[:CLUSTERED_IMAGES]]
-    return fit_color_clusters(rows, data.images.shape[1], 1 / 255, num_clusters=num_clusters, seed=0)
+    return fit_color_clusters(rows, num_clusters, data.images.shape[1], pixels_per_image=CLUSTERED_PIXELS)
 
 
 def pretrain(model: nn.Module, row: Row, settings: Settings, data: ImageData, seed: int, dtype: torch.dtype) -> float:
