@@ -12,7 +12,7 @@ from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMModel
 from hf_simmim.heads import HEAD_CLASSES, InverseSwinHead, split_squares
 from hf_simmim.hidden_states import HiddenState, HiddenStateFusion, hidden_states
 from hf_simmim.masking import to_pixels
-from hf_simmim.swin import join_squares
+from hf_simmim.swin import SwinBlock, join_squares
 
 # Of heads that are large by default.
 SMALL: dict[str, dict] = {
@@ -105,20 +105,25 @@ def test_every_parameter_gets_a_gradient_with_hidden_states_fused(encoder):
 @heads
 @encoders
 def test_heads_learn(head, encoder):
-    """An image of two colours, told apart by the sign of one channel of the feature map."""
+    """Two colours, told apart by the sign of one channel of the feature map."""
+    stride = make_config(encoder=encoder).encoder_stride
+    config = make_config(head, encoder, prediction_stride=stride // 4)
     torch.manual_seed(0)
-    config = make_config(head, encoder)
-    module = make_model(head, encoder).head
+    module = SimMIMForMaskedImageModeling(config).head
     features = torch.randn(4, config.hidden_size, 4, 4)
-    target = features[:, :1].sign().repeat_interleave(config.encoder_stride, 2)
-    target = target.repeat_interleave(config.encoder_stride, 3).expand(-1, 3, -1, -1)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
-    for _ in range(60):
+    target = features[:, :1].sign().repeat_interleave(4, 2).repeat_interleave(4, 3).expand(-1, 3, -1, -1)
+    # Transformers without warm-up take small steps.
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3 if head in SMALL else 1e-2)
+    losses = []
+    for _ in range(50):
         loss = F.mse_loss(module(features), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss < 0.5  # 1 is what nothing learned gives
+        losses.append(loss.item())
+    # The target is of mean 0 and variance 1.
+    assert losses[0] > 0.9
+    assert min(losses) < 0.7
 
 
 @heads
@@ -151,18 +156,15 @@ def test_gradient_checkpointing_gives_the_same_gradients(head, encoder):
 
 
 def test_blocks_of_a_head_are_checkpointed(monkeypatch):
-    import hf_simmim.swin
-
+    calls = []
+    mlp = SwinBlock.mlp
+    monkeypatch.setattr(SwinBlock, "mlp", lambda block, tokens: calls.append(1) or mlp(block, tokens))
     model = make_model("inverse_swin", "vit").train()
     model.gradient_checkpointing_enable()
-    calls = []
-    forward = hf_simmim.swin.SwinBlock.forward
-    monkeypatch.setattr(hf_simmim.swin.SwinBlock, "forward", lambda *args: calls.append(1) or forward(*args))
     pixel_values, mask = batch(model.config)
     loss = model(pixel_values, bool_masked_pos=mask).loss
-    before = len(calls)
+    assert len(calls) == 3
     loss.backward()
-    assert before == 3
     assert len(calls) == 6
 
 
@@ -181,10 +183,12 @@ def test_bfloat16(head, encoder):
     assert math.isclose(outputs.loss.item(), expected.loss.item(), rel_tol=0.05)
 
 
-@pytest.mark.parametrize("head", ["mlp", "inverse_swin"])
-@pytest.mark.parametrize("encoder", ["swin", "resnet"])
+@pytest.mark.parametrize(("head", "encoder"), [("mlp", "resnet"), ("inverse_swin", "swin")])
 def test_compiles_without_graph_breaks(head, encoder):
-    model = make_model(head, encoder, head_inputs=[0, 1]).train()
+    # Shapes that another test compiled would make those of this one symbolic.
+    torch.compiler.reset()
+    options = {"patch_size": 4, "depths": [2, 1], "num_heads": [2, 2]} if encoder == "swin" else {}
+    model = make_model(head, encoder, options, head_inputs=[0, 1]).train()
     pixel_values, mask = batch(model.config)
     expected = model(pixel_values, bool_masked_pos=mask)
     expected.loss.backward()
@@ -333,8 +337,8 @@ def test_initial_weights_are_those_of_swin(tmp_path):
 
 
 def test_layers_of_a_head_are_wrapped_by_fsdp():
-    assert make_model("inverse_swin", "vit")._no_split_modules == ["SwinBlock", "ViTLayer"]
-    assert make_model("linear", "vit")._no_split_modules == ["ViTLayer"]
+    wrapped = {head: set(make_model(head, "vit")._no_split_modules) for head in ("linear", "inverse_swin")}
+    assert wrapped["inverse_swin"] == {*wrapped["linear"], "SwinBlock"} > wrapped["linear"]
 
 
 @pytest.mark.parametrize(

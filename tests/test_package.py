@@ -21,7 +21,8 @@ TRAVELLING = (
     *("configuration_simmim", "modeling_simmim", "image_processing_simmim", "components"),
     *("encoders", "encoder_geometry", "swin", "swinv2", "remapping", "stock_checkpoints"),
     *("masking", "mask_shapes", "missing_pixels", "image_channels", "image_files"),
-    *("heads", "hidden_states", "targets", "hog", "teachers", "frozen_targets", "losses"),
+    *("heads", "hidden_states", "losses", "targets", "target", "pixel_targets", "color_targets"),
+    *("hog", "frozen_targets", "teachers"),
 )
 
 

@@ -42,6 +42,10 @@ def _is_finite(value: Any) -> bool:
     return _is_number(value) and math.isfinite(value)
 
 
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(map(_is_number, value))
+
+
 def _optional(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or is_valid(value)
 
@@ -141,6 +145,13 @@ TARGETS: dict[str, TargetSpec] = {
         {
             "model": Option(None, _optional(lambda value: isinstance(value, str)), "a folder or a name on the Hub"),
             "model_config": Option(None, _optional(lambda value: isinstance(value, dict)), "that of the model"),
+            "image_mean": Option(None, _optional(_are_numbers), "a number for each of the teacher's channels"),
+            "image_std": Option(None, _optional(_are_numbers), "a number for each of the teacher's channels"),
+            "layer": Option(
+                None,
+                _optional(lambda value: isinstance(value, int) and not isinstance(value, bool)),
+                "the index of a hidden state, or None for the feature map",
+            ),
             "normalize": Option(True, lambda value: isinstance(value, bool), "True or False"),
         },
         _check_features,

@@ -1,11 +1,54 @@
-"""Histograms of oriented gradients of whole batches."""
+"""Histograms of oriented gradients of whole batches, and the target that they are."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from .target import Target, to_colors
+
 NORMALISATION_EPS = 1e-5
+
+
+class HOG(Target):
+    """Histograms of oriented gradients of each channel, without a way back to pixels.
+
+    They are made of colours in [0, 1], but of `pixel_values` as they are where a config without `image_mean` and
+    `image_std` does not tell how to get there. The difference is in cells of hardly any contrast.
+
+    Raises:
+        ValueError: If the stride of the prediction or the encoder does not fit the cells.
+
+    Source: section 4 of MaskFeat (arXiv 2112.09133).
+    """
+
+    is_decodable = False
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.stride = self.options["cell_size"]
+        if config.prediction_stride not in (None, self.stride):
+            raise ValueError(
+                f"target='hog' predicts one step for each cell of cell_size={self.stride} px, and prediction_stride is"
+                f" {config.prediction_stride}. Leave prediction_stride out and set cell_size in target_options."
+            )
+        if config.encoder_stride % self.stride:
+            raise ValueError(
+                f"target='hog' with cell_size={self.stride} px does not fit the encoder, which has one step for"
+                f" {config.encoder_stride} px. Set cell_size in target_options to a divisor of that."
+            )
+        self.num_outputs = config.num_channels * self.options["num_bins"]
+        is_unknown = config.image_mean is None and config.image_std is None and config.num_channels != 3
+        self.statistics = None if is_unknown else config.pixel_statistics()
+
+    def make(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if self.statistics is not None:
+            # Pixels of 8 and 16 bits are whole numbers of these steps, so differences that were equal are so again:
+            # else rounding would choose one of the two bins that meet at a diagonal.
+            colors = to_colors(pixel_values, self.statistics)
+            pixel_values = colors.mul_(16 * 65535).round_().mul_(2**-20)
+        return hog(pixel_values, self.options["cell_size"], self.options["num_bins"])
 
 
 def hog(pixel_values: torch.Tensor, cell_size: int = 8, num_bins: int = 9) -> torch.Tensor:
