@@ -211,7 +211,9 @@ def main(arguments: list[str] | None = None, make_settings: Callable[[str, str],
         },
     }
     about = {
-        "command": shlex.join(["python", "benchmarks/ablation.py", *(sys.argv[1:] if arguments is None else arguments)]),
+        "command": shlex.join(
+            ["python", "benchmarks/ablation.py", *(sys.argv[1:] if arguments is None else arguments)]
+        ),
         "workers": args.workers,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -222,9 +224,7 @@ def main(arguments: list[str] | None = None, make_settings: Callable[[str, str],
         print("measuring what the heads cost", flush=True)
         write_costs(args.output, measure_heads(heads, settings, data, getattr(torch, args.dtype), args.device))
     try:
-        run_study(
-            rows, args.seeds, settings, data, getattr(torch, args.dtype), args.output, args.workers, args.device
-        )
+        run_study(rows, args.seeds, settings, data, getattr(torch, args.dtype), args.output, args.workers, args.device)
     finally:
         add_seconds(args.output, time.perf_counter() - start)
     print(f"written: {write_report(args.output)}")

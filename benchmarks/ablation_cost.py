@@ -71,9 +71,7 @@ def measure_heads(
     for name in rows:
         pairs = list(zip(times[name], times["baseline"], strict=True))[WARM_UP_ROUNDS:]
         ratios = [mine / baseline for mine, baseline in pairs]
-        costs.append(
-            Cost(name, steps[name][1], statistics.median(ratios), min(ratios), max(ratios), memory[name])
-        )
+        costs.append(Cost(name, steps[name][1], statistics.median(ratios), min(ratios), max(ratios), memory[name]))
     return costs
 
 
@@ -104,9 +102,7 @@ def _seconds(step: Callable[[], None], device: str) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def _peak_memory(
-    row: Row, settings: Settings, data: ImageData, dtype: torch.dtype, device: str
-) -> float | None:
+def _peak_memory(row: Row, settings: Settings, data: ImageData, dtype: torch.dtype, device: str) -> float | None:
     if device == "cuda":
         gc.collect()
         torch.cuda.empty_cache()

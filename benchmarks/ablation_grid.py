@@ -53,7 +53,9 @@ class Row:
         return {name: mine for name, (mine, theirs) in pairs.items() if mine != theirs}
 
 
-def study_tables(settings: Settings, teacher: str | None = None, codebook: str | None = None) -> dict[str, dict[str, Row]]:
+def study_tables(
+    settings: Settings, teacher: str | None = None, codebook: str | None = None
+) -> dict[str, dict[str, Row]]:
     """The grid: table to name to row. A row that several tables show has one name, and is run once.
 
     Args:
@@ -86,7 +88,9 @@ def study_tables(settings: Settings, teacher: str | None = None, codebook: str |
     classes += [("features", {"model": teacher})] * (teacher is not None)
     classes += [("codebook", {"model": codebook})] * (codebook is not None)
     tables = {
-        "masking": [replace(baseline, strategy=name, mask_patch_size=size, mask_ratio=ratio) for name, size, ratio in masks],
+        "masking": [
+            replace(baseline, strategy=name, mask_patch_size=size, mask_ratio=ratio) for name, size, ratio in masks
+        ],
         "heads": [
             replace(baseline, head="mlp"),
             replace(baseline, head="inverse_swin", head_options=light),

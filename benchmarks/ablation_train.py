@@ -58,8 +58,7 @@ def build_model(row: Row, settings: Settings, data: ImageData, seed: int) -> Sim
         options = {"centers": _color_centers(data, options["num_clusters"])}
     torch.manual_seed(seed)
     config = SimMIMConfig(
-        encoder_config=settings.encoder
-        | {"image_size": settings.image_size, "num_channels": data.images.shape[1]},
+        encoder_config=settings.encoder | {"image_size": settings.image_size, "num_channels": data.images.shape[1]},
         head=row.head,
         head_options=row.head_options,
         prediction_stride=row.prediction_stride,
@@ -73,9 +72,7 @@ def build_model(row: Row, settings: Settings, data: ImageData, seed: int) -> Sim
     return SimMIMForMaskedImageModeling(config).to(data.images.device)
 
 
-def draw_masks(
-    row: Row, config: SimMIMConfig, batch_size: int, generator: torch.Generator
-) -> torch.Tensor:
+def draw_masks(row: Row, config: SimMIMConfig, batch_size: int, generator: torch.Generator) -> torch.Tensor:
     """Masks (B, h, w) of a row, True = masked."""
     if row.mask_patch_size % config.patch_size:
         raise ValueError(
@@ -179,9 +176,7 @@ def features(model: nn.Module, images: torch.Tensor, data: ImageData, dtype: tor
         return torch.cat([encoder(data.normalise(chunk)).pooler_output.float() for chunk in images.split(256)])
 
 
-def probes(
-    model: nn.Module, settings: Settings, data: ImageData, seed: int, dtype: torch.dtype
-) -> tuple[float, float]:
+def probes(model: nn.Module, settings: Settings, data: ImageData, seed: int, dtype: torch.dtype) -> tuple[float, float]:
     """Accuracies on the test images of a linear classifier and of k-NN on frozen features."""
     generator = torch.Generator().manual_seed(seed)
     labelled = stratified_sample(data.labels, settings.num_probe_images, generator).to(data.labels.device)

@@ -129,7 +129,7 @@ def judge(claim: str, kind: str, first: Iterable[str], second: Iterable[str], sc
         verdict = "agrees" if low > 0 else "disagrees" if high < 0 else "cannot tell"
     elif kind == "no worse":
         verdict = "agrees" if low > -MARGIN else "disagrees" if high < 0 else "cannot tell"
-    elif -MARGIN < low and high < MARGIN:
+    elif low > -MARGIN and high < MARGIN:
         verdict = "agrees"
     else:
         verdict = "disagrees" if low > 0 or high < 0 else "cannot tell"
@@ -160,7 +160,9 @@ def verdicts(rows: Mapping[str, Row], results: list[Result], image_size: int) ->
         ]
 
     base = ["baseline"]
-    masks = [name for name in pick(head="linear", target="rgb", loss="l1", loss_region="masked", prediction_stride=None)]
+    masks = [
+        name for name in pick(head="linear", target="rgb", loss="l1", loss_region="masked", prediction_stride=None)
+    ]
     size, ratio = rows["baseline"].mask_patch_size, rows["baseline"].mask_ratio
     random = [name for name in masks if rows[name].strategy == "random"]
     small = [name for name in random if rows[name].mask_patch_size < size]
@@ -178,7 +180,12 @@ def verdicts(rows: Mapping[str, Row], results: list[Result], image_size: int) ->
         ("Pre-training is better than training from scratch", "better", base, ["scratch"]),
         (f"Random masks of {size} px at {ratio:g} are better than smaller patches", "better", base, small),
         (f"Random masks of {size} px at {ratio:g} are better than square and block masks", "better", base, shaped),
-        (f"Masks of a moderate AvgDist ({low:.1f} to {high:.1f} px) are better than others", "better", moderate, extreme),
+        (
+            f"Masks of a moderate AvgDist ({low:.1f} to {high:.1f} px) are better than others",
+            "better",
+            moderate,
+            extreme,
+        ),
         *(
             (f"The linear head is no worse than {name}", "no worse", base, [name])
             for name in rows
