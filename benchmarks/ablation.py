@@ -5,8 +5,8 @@
     python benchmarks/ablation.py --tables heads --seeds 0 --output runs/heads
     python benchmarks/ablation.py --report_only                    # draws the report again
 
-Every row of components is pre-trained on images without labels and then measured in the same way: a short fine-tuning on
-a few labels, a linear probe and k-NN on frozen features. Finished runs are written down at once; started again, the
+Every row of components is pre-trained on images without labels and then measured in the same way: a short fine-tuning
+on a few labels, a linear probe and k-NN on frozen features. Finished runs are written down at once; started again, the
 study goes on where it stopped. The report is in README.md of the output folder.
 """
 
@@ -95,8 +95,8 @@ def run_study(
         append_result(output, result, components[result.row])
         left = (time.perf_counter() - start) / count * (len(tasks) - count)
         print(
-            f"[{total - len(tasks) + count}/{total}] {result.row}, seed {result.seed}: fine-tuning {result.fine_tune:.3f},"
-            f" probe {result.linear_probe:.3f}, k-NN {result.knn:.3f}, {result.seconds:.0f} s;"
+            f"[{total - len(tasks) + count}/{total}] {result.row}, seed {result.seed}: fine-tuning"
+            f" {result.fine_tune:.3f}, probe {result.linear_probe:.3f}, k-NN {result.knn:.3f}, {result.seconds:.0f} s;"
             f" about {left / 60:.0f} min left",
             flush=True,
         )

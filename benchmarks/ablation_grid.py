@@ -127,8 +127,10 @@ def row_name(row: Row, baseline: Row) -> str:
     for name, value in changed.items():
         if name == "prediction_stride":
             parts.append(f"stride {value}")
+        elif name == "head_options" and row.head == "inverse_swin":
+            parts.append(f"{value['embed_dim']} wide, {'-'.join(map(str, value['depths']))} blocks")
         elif isinstance(value, dict):
-            parts += [_option_text(key, option) for key, option in value.items()]
+            parts += [f"{key} {option}" for key, option in value.items()]
         elif value is not None:
             parts.append("loss on all" if name == "loss_region" else str(value))
     return " ".join(parts)
@@ -137,10 +139,6 @@ def row_name(row: Row, baseline: Row) -> str:
 def mask_name(row: Row) -> str:
     """A row's mask in words."""
     return f"{row.strategy} {row.mask_patch_size} px {row.mask_ratio:g}"
-
-
-def _option_text(key: str, value: Any) -> str:
-    return f"{key} {'-'.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"
 
 
 def select_rows(tables: dict[str, dict[str, Row]], wanted: list[str] | None, scratch: Row) -> dict[str, Row]:

@@ -36,31 +36,17 @@ def draw_distances(path: Path, rows: dict[str, Row], results: list[Result], imag
     curves: dict[tuple[str, int], list[str]] = {}
     for name, row in rows.items():
         curves.setdefault((row.strategy, row.mask_patch_size), []).append(name)
-    for index, ((strategy, size), names) in enumerate(
-        sorted(curves.items(), key=lambda item: (item[0][0] != "random", item[0]))
-    ):
+    in_order = sorted(curves.items(), key=lambda item: (item[0][0] != "random", item[0]))
+    for index, ((strategy, size), names) in enumerate(in_order):
         names.sort(key=lambda name: rows[name].mask_ratio)
         x = [runs[name][0].avg_dist for name in names]
         means, spreads = zip(*(_statistics(runs[name]) for name in names), strict=True)
-        color = COLORS[index % len(COLORS)]
-        axes.errorbar(
-            x,
-            means,
-            yerr=spreads,
-            color=color,
-            marker=MARKERS[index % len(MARKERS)],
-            capsize=3,
-            label=f"{strategy} {size} px",
-        )
+        color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
+        label = f"{strategy} {size} px"
+        axes.errorbar(x, means, yerr=spreads, color=color, marker=marker, capsize=3, label=label)
         for name, left, top in zip(names, x, means, strict=True):
-            axes.annotate(
-                f"{rows[name].mask_ratio:g}",
-                (left, top),
-                xytext=(6, 6),
-                textcoords="offset points",
-                color=color,
-                fontsize=9,
-            )
+            ratio = f"{rows[name].mask_ratio:g}"
+            axes.annotate(ratio, (left, top), xytext=(6, 6), textcoords="offset points", color=color, fontsize=9)
     axes.set_xlabel(f"AvgDist in pixels of a {image_size} px image")
     axes.set_ylabel("fine-tuning accuracy, %")
     axes.grid(alpha=0.3)

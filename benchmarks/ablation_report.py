@@ -6,7 +6,7 @@ from typing import Any
 
 from ablation_cost import Cost, read_costs
 from ablation_data import DATA_SETS
-from ablation_grid import TABLES, Row, scratch_row, study_tables
+from ablation_grid import TABLES, Row, mask_name, scratch_row, study_tables
 from ablation_plot import draw_distances
 from ablation_results import Result, read_results, read_settings
 from ablation_settings import Settings
@@ -57,8 +57,8 @@ def write_report(folder: Path) -> Path:
             draw_distances(folder / PLOT, table, results, settings.image_size)
             parts.append(
                 f"![accuracy against AvgDist]({PLOT})\n\n*AvgDist is the mean distance of hidden pixels to the nearest"
-                " visible one. Numbers at the points are mask ratios, bars the standard deviation over seeds. The band is"
-                " from scratch; what is shaded in green is the paper's moderate range, scaled to this image size.*"
+                " visible one. Numbers at the points are mask ratios, bars the standard deviation over seeds. The band"
+                " is from scratch; what is shaded in green is the paper's moderate range, scaled to this image size.*"
             )
     parts += ["## How it was run", _conditions(settings, shared, about)]
     path = folder / REPORT
@@ -77,12 +77,12 @@ def _introduction(settings: Settings, shared: dict[str, Any], about: dict[str, A
     return (
         f"The study of [SimMIM](https://arxiv.org/abs/2111.09886)'s section 4.1 on a small scale: a"
         f" {settings.encoder['model_type']} encoder, {shared['data']} images ({DATA_SETS[shared['data']]};"
-        f" {shared['images'][0]:,} to train, {shared['images'][1]:,} to test) at {settings.image_size} px, {seen:.1f} epochs"
-        f" of pre-training, {len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}. Each row changes what it names of the"
-        f" baseline (random masks of {settings.mask_patch_sizes[1]} px, 60 % hidden, linear head, RGB, l1 on hidden pixels)"
-        " and nothing else. Accuracies are in percent on the test images, the mean and the standard deviation over"
-        f" seeds: of the whole network fine-tuned on {settings.num_labels:,} labels, and of a linear probe and k-NN on frozen"
-        f" features with {settings.num_probe_images:,} labels."
+        f" {shared['images'][0]:,} to train, {shared['images'][1]:,} to test) at {settings.image_size} px, {seen:.1f}"
+        f" epochs of pre-training, {len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}. Each row changes what it"
+        f" names of the baseline (random masks of {settings.mask_patch_sizes[1]} px, 60 % hidden, linear head, RGB, l1"
+        " on hidden pixels) and nothing else. Accuracies are in percent on the test images, the mean and the standard"
+        f" deviation over seeds: of the whole network fine-tuned on {settings.num_labels:,} labels, and of a linear"
+        f" probe and k-NN on frozen features with {settings.num_probe_images:,} labels."
         f"\n\nA run as small as this cannot confirm or refute numbers of ImageNet. It tells what holds here."
     )
 
@@ -102,9 +102,9 @@ def _noise_text(results: list[Result]) -> str:
     noise = pooled_noise(scores_of(results))
     spread = "cannot be known from one seed" if noise.freedom == 0 else f"is {100 * noise.deviation:.1f} points"
     return (
-        f"Of fine-tuning accuracy. The noise of a single run, pooled over all rows with the seeds' common effect taken off,"
-        f" {spread} ({noise.freedom} degrees of freedom). *No worse* and *equal* allow for {100 * MARGIN:.0f} point."
-        " Intervals are of each comparison alone: of twenty, one is wrong by chance."
+        "Of fine-tuning accuracy. The noise of a single run, pooled over all rows with the seeds' common effect taken"
+        f" off, {spread} ({noise.freedom} degrees of freedom). *No worse* and *equal* allow for {100 * MARGIN:.0f}"
+        " point. Intervals are of each comparison alone: of twenty, one is wrong by chance."
     )
 
 
@@ -117,7 +117,7 @@ def _table(
     lines = [f"| {' | '.join(titles)} |", f"| --- |{' ---: |' * (len(titles) - 1)}"]
     for name in rows:
         runs = [result for result in results if result.row == name]
-        cells = [f"{name}: {_mask_text(rows[name])}" if has_distance and name == "baseline" else name]
+        cells = [f"{name}: {mask_name(rows[name])}" if has_distance and name == "baseline" else name]
         if has_distance:
             cells.append(f"{runs[0].avg_dist:.2f}" if runs[0].avg_dist is not None else "")
         cells += [_mean_and_spread([getattr(run, metric) for run in runs]) for metric in METRICS]
@@ -126,10 +126,6 @@ def _table(
             cells += _cost_cells(costs.get(name), costs["baseline"])
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _mask_text(row: Row) -> str:
-    return f"{row.strategy} {row.mask_patch_size} px {row.mask_ratio:g}"
 
 
 def _mean_and_spread(values: list[float]) -> str:
@@ -153,11 +149,12 @@ def _cost_cells(cost: Cost | None, linear: Cost) -> list[str]:
 def _notes(table: str, settings: Settings) -> list[str]:
     if table == "heads":
         return [
-            "The inverse Swins are scaled to the encoder: the heavy one begins as wide and as deep as the encoder's last"
-            " stage, the light one with 3/4 of the width and half the blocks, which makes about 1.0 and 0.3 of the encoder's"
-            " parameters, as inverse Swin-B and Swin-T have beside the paper's Swin-B. Costs are ratios to the linear head"
-            " (the baseline): parameters of encoder and head, time of a training step (in one process, in turns; median,"
-            " least and greatest), and what building the model and training it for two steps adds to memory at its peak."
+            "The inverse Swins are scaled to the encoder: the heavy one begins as wide and as deep as the encoder's"
+            " last stage, the light one with 3/4 of the width and half the blocks, which makes about 1.0 and 0.3 of"
+            " the encoder's parameters, as inverse Swin-B and Swin-T have beside the paper's Swin-B. Costs are ratios"
+            " to the linear head (the baseline): parameters of encoder and head, time of a training step (in one"
+            " process, in turns; median, least and greatest), and what building the model and training it for two"
+            " steps adds to memory at its peak."
         ]
     if table == "targets":
         return [
@@ -181,8 +178,8 @@ def _conditions(settings: Settings, shared: dict[str, Any], about: dict[str, Any
         ("encoder", encoder),
         (
             "pre-training",
-            f"AdamW, {settings.pretrain_steps:,} steps of {settings.batch_size} images, rate {settings.learning_rate:g},"
-            " cosine after 10 % warm-up, weight decay 0.05, gradients clipped at 5",
+            f"AdamW, {settings.pretrain_steps:,} steps of {settings.batch_size} images, rate"
+            f" {settings.learning_rate:g}, cosine after 10 % warm-up, weight decay 0.05, gradients clipped at 5",
         ),
         (
             "fine-tuning",

@@ -148,9 +148,9 @@ def study_settings(scale: str, encoder: str) -> Settings:
 def inverse_swin_options(encoder: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Two inverse Swins that are to the encoder what inverse Swin-T and Swin-B are to the paper's Swin-B.
 
-    The heavy one is as wide and as deep as the encoder's last stage at its first, the light one has 3/4 of the width and
-    half the blocks there; further stages, down to a stride of 4 px, have two blocks. That makes about 0.3 and 1.0 of
-    the encoder's parameters, as in table 2 of the paper.
+    The heavy one is as wide and as deep as the encoder's last stage at its first, the light one has 3/4 of the width
+    and half the blocks there; further stages, down to a stride of 4 px, have two blocks. That makes about 0.3 and 1.0
+    of the encoder's parameters, as in table 2 of the paper.
 
     Args:
         encoder: Its config.

@@ -1,10 +1,11 @@
 """Whether a run of the study agrees with the paper's claims: computed from its numbers and their spread alone.
 
-The noise of a single run is estimated from all rows together: what is left of the accuracies after the mean of each row
-and of each seed is taken off, as all rows share the seeds' labelled images. A difference of means has a 95 % interval by
-Student's t. A claim that one choice is better agrees if the interval is above 0, disagrees if it is below, and cannot be
-told otherwise. A claim that a choice is no worse agrees if the interval is above -MARGIN, and that two are equal if it is
-within MARGIN of 0; they disagree if the interval says that it is worse, or different, and cannot be told otherwise.
+The noise of a single run is estimated from all rows together: what is left of the accuracies after the mean of each
+row and of each seed is taken off, as all rows share the seeds' labelled images. A difference of means has a 95 %
+interval by Student's t. A claim that one choice is better agrees if the interval is above 0, disagrees if it is below,
+and cannot be told otherwise. A claim that a choice is no worse agrees if the interval is above -MARGIN, and that two
+are equal if it is within MARGIN of 0; they disagree if the interval says that it is worse, or different, and cannot be
+told otherwise.
 """
 
 import math
@@ -160,9 +161,7 @@ def verdicts(rows: Mapping[str, Row], results: list[Result], image_size: int) ->
         ]
 
     base = ["baseline"]
-    masks = [
-        name for name in pick(head="linear", target="rgb", loss="l1", loss_region="masked", prediction_stride=None)
-    ]
+    masks = pick(head="linear", target="rgb", loss="l1", loss_region="masked", prediction_stride=None)
     size, ratio = rows["baseline"].mask_patch_size, rows["baseline"].mask_ratio
     random = [name for name in masks if rows[name].strategy == "random"]
     small = [name for name in random if rows[name].mask_patch_size < size]

@@ -24,7 +24,8 @@ def prepare_clip_art(folder: Path) -> dict[str, np.ndarray]:
         folder: Unpacked package; the folder `png` in it has one folder for each subject.
 
     Returns:
-        `train_images` and `test_images` (N, 64, 64, 3) uint8, `train_labels`, `test_labels`, and `classes`, their names.
+        `train_images` and `test_images` (N, 64, 64, 3) uint8, `train_labels`, `test_labels`, and `classes`, their
+        names.
     """
     root = next(path for path in sorted(folder.rglob("png")) if path.is_dir())
     paths = [path for path in sorted(root.rglob("*.png")) if path.is_file() and not path.is_symlink()]

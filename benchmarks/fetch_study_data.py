@@ -3,8 +3,8 @@
     python benchmarks/fetch_study_data.py            # both data sets, into benchmarks/data
     python benchmarks/fetch_study_data.py fashion --folder my_folder
 
-Where there is apt, the packages come from its sources, which check them; elsewhere from deb.debian.org, where the version
-is pinned and its SHA256 checked.
+Where there is apt, the packages come from its sources, which check them; elsewhere from deb.debian.org, where the
+version is pinned and its SHA256 checked.
 """
 
 import argparse
@@ -101,8 +101,8 @@ def download(package: Package, folder: Path) -> Path:
     print()
     if digest.hexdigest() != package.sha256:
         raise ValueError(
-            f"{MIRROR}{package.path} has the SHA256 {digest.hexdigest()} instead of {package.sha256}. Fetch it again; if"
-            " it stays so, the file was changed and is not to be used."
+            f"{MIRROR}{package.path} has the SHA256 {digest.hexdigest()} instead of {package.sha256}. Fetch it again;"
+            " if it stays so, the file was changed and is not to be used."
         )
     return path
 
@@ -175,8 +175,8 @@ def main() -> None:
     for name in names:
         package = PACKAGES[name]
         print(
-            f"{name}: Debian's package {package.name}, {package.size / 1e6:.0f} MB ({package.content}; {package.licence}),"
-            f" goes to {args.folder / name}.npz"
+            f"{name}: Debian's package {package.name}, {package.size / 1e6:.0f} MB ({package.content};"
+            f" {package.licence}), goes to {args.folder / name}.npz"
         )
     for name in names:
         path = args.folder / f"{name}.npz"
