@@ -77,7 +77,7 @@ def _swin(patch_size: int, width: int, depths: list[int], heads: list[int], wind
 
 
 ENCODERS = {
-    "cpu": {"vit": _vit(4, 96, 4, 3), "swin": _swin(2, 32, [1, 2, 2], [1, 2, 4], 4)},
+    "cpu": {"vit": _vit(4, 64, 3, 4), "swin": _swin(2, 32, [1, 2, 2], [1, 2, 4], 4)},
     "gpu": {"vit": _vit(8, 384, 8, 6), "swin": _swin(4, 96, [2, 2, 6], [3, 6, 12], 4)},
 }
 COARSE_STRIDES = {"cpu": {"vit": (2, 4), "swin": (2, 4, 8)}, "gpu": {"vit": (2, 4, 8), "swin": (2, 4, 8, 16)}}
@@ -163,7 +163,7 @@ def inverse_swin_options(encoder: dict[str, Any]) -> dict[str, dict[str, Any]]:
     stride = encoder["patch_size"] * 2 ** (len(depths) - 1)
     stages = max(0, (stride // 4).bit_length() - 1) + 1
     options = {}
-    for name, widest, blocks in (("light", width * 3 // 4, max(1, depths[-1] // 2)), ("heavy", width, depths[-1])):
+    for name, widest, blocks in (("light", width * 3 // 4, (depths[-1] + 1) // 2), ("heavy", width, depths[-1])):
         widths = [widest // 2**index for index in reversed(range(stages))]
         options[name] = {
             "embed_dim": widths[0],
