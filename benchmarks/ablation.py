@@ -161,7 +161,7 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", choices=DATA_SETS, help="default: what was fetched, or else embedded")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="default: all")
     parser.add_argument("--rows", nargs="+", help="names of rows beside baseline and scratch; --list shows them")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1; on the gpu scale 0 1 2")
     parser.add_argument("--teacher", help="a model whose features are one more target")
     parser.add_argument("--codebook", help="a tokenizer of images whose tokens are one more target")
     parser.add_argument("--workers", type=int, default=1 if has_gpu else 2, help="processes (default: %(default)s)")
@@ -170,7 +170,9 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=OUTPUT, help="default: docs/ablation")
     parser.add_argument("--report_only", action="store_true", help="draw the report from what was measured before")
     parser.add_argument("--list", action="store_true", help="print the rows and stop")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    args.seeds = args.seeds or {"cpu": [0, 1], "gpu": [0, 1, 2]}[args.scale]
+    return args
 
 
 def main(arguments: list[str] | None = None, make_settings: Callable[[str, str], Settings] = study_settings) -> None:

@@ -77,7 +77,7 @@ def _swin(patch_size: int, width: int, depths: list[int], heads: list[int], wind
 
 
 ENCODERS = {
-    "cpu": {"vit": _vit(4, 64, 3, 4), "swin": _swin(2, 32, [1, 2, 2], [1, 2, 4], 4)},
+    "cpu": {"vit": _vit(4, 64, 3, 2), "swin": _swin(2, 32, [1, 2, 2], [1, 2, 4], 4)},
     "gpu": {"vit": _vit(8, 384, 8, 6), "swin": _swin(4, 96, [2, 2, 6], [3, 6, 12], 4)},
 }
 COARSE_STRIDES = {"cpu": {"vit": (2, 4), "swin": (2, 4, 8)}, "gpu": {"vit": (2, 4, 8), "swin": (2, 4, 8, 16)}}
@@ -93,11 +93,11 @@ _SHARED: dict[str, dict[str, Any]] = {
         "num_images": 6000,
         "num_test_images": 1000,
         "batch_size": 32,
-        "pretrain_steps": 600,
-        "learning_rate": 1e-3,
-        "num_labels": 100,
+        "pretrain_steps": 900,
+        "learning_rate": 4e-3,
+        "num_labels": 200,
         "fine_tune_batch_size": 25,
-        "fine_tune_steps": 120,
+        "fine_tune_steps": 240,
         "fine_tune_learning_rate": 1e-3,
         "num_probe_images": 1000,
     },
