@@ -106,7 +106,7 @@ def faster_dtype(settings: Settings, data: ImageData) -> str:
             if index == 2:  # after two steps of warming up
                 start = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=name == "bfloat16"):
-                loss = model(pixel_values, bool_masked_pos=mask).loss
+                loss = model(pixel_values, bool_masked_pos=mask, return_reconstruction=False).loss
             loss.backward()
             torch.get_device_module(device).synchronize()
         times[name] = time.perf_counter() - start
@@ -135,7 +135,7 @@ def pretrain(model: nn.Module, row: Row, settings: Settings, data: ImageData, se
         pixel_values = augment(data.normalise(data.images[indices.to(device)]), crops)
         mask = draw_masks(row, model.config, len(indices), masks)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = model(pixel_values, bool_masked_pos=mask).loss
+            loss = model(pixel_values, bool_masked_pos=mask, return_reconstruction=False).loss
         _step(model, loss, optimizer, schedule)
         losses.append(loss.detach())
     return torch.stack(losses[-math.ceil(len(losses) / 10) :]).float().mean().item()
