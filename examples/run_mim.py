@@ -10,9 +10,6 @@ any of the options below as keys; what is given on the command line wins over it
 """
 
 import argparse
-import dataclasses
-import difflib
-import hashlib
 import json
 import os
 import shutil
@@ -26,7 +23,7 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import CONFIG_MAPPING, AutoConfig, HfArgumentParser, IntervalStrategy, TrainingArguments, set_seed
+from transformers import CONFIG_MAPPING, AutoConfig, IntervalStrategy, TrainingArguments, set_seed
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
@@ -40,6 +37,8 @@ from hf_simmim.data import MaskedImageDataset, collate
 from hf_simmim.image_channels import keeps_deep_pictures
 from hf_simmim.image_sources import load_images
 from hf_simmim.masking import MASK_STRATEGIES, span
+from hf_simmim.recipes import json_object, nearest, parse_with_recipe
+from hf_simmim.run_settings import check_same_run, digest, settings_before
 from hf_simmim.trainer import SimMIMTrainer, images_per_step
 from hf_simmim.unreadable_images import UnreadableImages, check_images
 
@@ -225,22 +224,6 @@ class ModelArguments:
         return values
 
 
-def json_object(name: str, value: Any) -> dict[str, Any] | None:
-    """An option that is written as a JSON object.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise ValueError(f"{name}={value!r} is not valid JSON: {error}.") from error
-    if value is not None and not isinstance(value, dict):
-        raise ValueError(f'{name}={value!r} must be a JSON object, such as {{"key": 1}}.')
-    return value
-
-
 @dataclass
 class PretrainingArguments(TrainingArguments):
     """Everything of TrainingArguments, with defaults for pre-training."""
@@ -299,78 +282,24 @@ class PretrainingArguments(TrainingArguments):
             self.learning_rate = self.base_learning_rate * images_per_step(self) / 512
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The description as it is written, and every default."""
-
-
 def parse_arguments(argv: list[str]) -> tuple[DataArguments, ModelArguments, PretrainingArguments]:
-    """Command line over recipe over defaults.
+    """Command line over recipe over defaults; without any images it is the demo.
 
     Raises:
         SystemExit: If an option or a key of the recipe is unknown; the message names the nearest valid one.
     """
-    parser = HfArgumentParser(
-        [DataArguments, ModelArguments, PretrainingArguments],  # type: ignore[list-item]
+
+    def usual_recipe(given: argparse.Namespace) -> str | None:
+        return None if given.train_dir or given.dataset_name or given.data_files else "demo"
+
+    return parse_with_recipe(  # type: ignore[return-value]
+        (DataArguments, ModelArguments, PretrainingArguments),
+        argv,
+        EXAMPLES / "recipes",
+        usual_recipe,
         usage="%(prog)s [--train_dir FOLDER] [--output_dir FOLDER] [--recipe FILE] [options]",
         description=__doc__,
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("--recipe", help=f"JSON file of options, or one of: {', '.join(recipe_names())}.")
-    known = {action.dest for action in parser._actions} - {"help", "recipe"}
-    named, _ = parser.parse_known_args(argv)
-    recipe = named.recipe
-    if recipe is None and not (named.train_dir or named.dataset_name or named.data_files):
-        recipe = "demo"
-    if recipe is not None:
-        # Before the command line, so that it wins, and through the parser, so that the values are checked alike.
-        argv = [*recipe_options(recipe, known), *argv]
-    arguments, unknown = parser.parse_known_args(argv)
-    if unknown:
-        option = unknown[0].split("=")[0]
-        raise SystemExit(f"error: unknown option {option}.{nearest(option.lstrip('-'), known, '--')}")
-    values = vars(arguments)
-    try:
-        return tuple(  # type: ignore[return-value]
-            kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.init})
-            for kind in (DataArguments, ModelArguments, PretrainingArguments)
-        )
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
-
-
-def recipe_names() -> list[str]:
-    """Recipes that come with this script."""
-    return sorted(path.stem for path in (EXAMPLES / "recipes").glob("*.json"))
-
-
-def recipe_options(name: str, known: set[str]) -> list[str]:
-    """Read a recipe by name or path as command line options, and refuse keys that are none."""
-    path = EXAMPLES / "recipes" / f"{name}.json" if name in recipe_names() else Path(name)
-    if not path.is_file():
-        raise SystemExit(
-            f"error: there is no recipe {name!r}. Name a JSON file, or one of: {', '.join(recipe_names())}."
-        )
-    try:
-        recipe = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SystemExit(f"error: the recipe {path} is not valid JSON: {error}.") from error
-    if not isinstance(recipe, dict):
-        raise SystemExit(f"error: the recipe {path} must be a JSON object of options.")
-    options = []
-    for key, value in recipe.items():
-        if key not in known:
-            raise SystemExit(f"error: the recipe {path} has the unknown key {key!r}.{nearest(key, known)}")
-        if value is not None:
-            values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-            options += [f"--{key}", *(str(part) for part in values)]
-    return options
-
-
-def nearest(name: str, known: set[str], prefix: str = "") -> str:
-    """A sentence with the valid name that is most like a wrong one."""
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" Did you mean {prefix}{match[0]}?" if match else " See --help for what there is."
 
 
 def build_config(arguments: ModelArguments) -> SimMIMConfig:
@@ -635,51 +564,6 @@ def check_output_dir(arguments: PretrainingArguments) -> Path | None:
     if arguments.resume_from_checkpoint:
         return Path(arguments.resume_from_checkpoint)
     return newest_whole_checkpoint(output_dir)
-
-
-def check_same_run(settings: dict[str, Any], output_dir: Path, resuming: bool, write: bool) -> None:
-    """Refuse to go on with a run whose model or images are not those it began with.
-
-    Args:
-        settings: What must stay the same, as JSON takes it.
-        output_dir: Folder of the run, whose `run.json` holds what it began with.
-        resuming: Whether there is a checkpoint to go on from.
-        write: Whether this process writes the file.
-
-    Raises:
-        ValueError: If something differs.
-    """
-    path = output_dir / "run.json"
-    settings = json.loads(json.dumps(settings))
-    before = settings_before(output_dir) if resuming else {}
-    for key, value in settings.items():
-        # A key is missing where an older version wrote the file.
-        if key in before and before[key] != value:
-            then, now = before[key], value
-            if isinstance(then, dict) and isinstance(now, dict):
-                changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
-                then, now = ({name: values.get(name) for name in changed} for values in (then, now))
-            raise ValueError(
-                f"{output_dir} holds a run with another {key}: {then} then, {now} now. Name another --output_dir, or"
-                " add --restart to delete that run and begin anew."
-            )
-    if write:
-        # At once, for other processes may be reading it.
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(settings, indent=2), encoding="utf-8")
-        part.replace(path)
-
-
-def settings_before(output_dir: Path) -> dict[str, Any]:
-    """What the run in a folder began with; nothing if that is not known."""
-    path = output_dir / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def digest(images: Dataset) -> str:
-    """A short text that differs if the images are others or in another order."""
-    names = "\n".join(images["name"])
-    return f"{len(images)} images, {hashlib.blake2b(names.encode(), digest_size=6).hexdigest()}"
 
 
 def build_trainer(

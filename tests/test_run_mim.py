@@ -17,7 +17,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import VIT_SIZES
-from transformers import AutoImageProcessor, AutoModel, AutoModelForMaskedImageModeling, ViTConfig, ViTImageProcessorPil
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForMaskedImageModeling,
+    FlavaImageCodebook,
+    FlavaImageCodebookConfig,
+    ViTConfig,
+    ViTImageProcessorPil,
+    ViTModel,
+)
 
 from hf_simmim import SimMIMConfig, SimMIMImageProcessor
 from hf_simmim.trainer import SimMIMTrainer
@@ -167,6 +176,81 @@ def test_a_finished_run_is_not_run_again_and_another_one_is_refused(run_mim, pho
     assert AutoModel.from_pretrained(tmp_path).config.hidden_size == 64
     # The longer run that was there before is not what a new start would go on from.
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-5"]
+
+
+COMPONENTS = [
+    {"target": "normalized_rgb", "target_options": {"patch_size": 8}, "head": "mlp", "loss": "smooth_l1"},
+    {"target": "color_clusters", "num_clusters": 8, "mask_strategy": "block", "mask_ratio": "0.3 0.6"},
+    {"target": "hog", "head": "inverse_swin", "head_options": {"embed_dim": 16, "num_heads": [1, 1, 1, 1]}},
+    {"target": "color_bins", "prediction_stride": 4, "head_inputs": "0 1", "mask_strategy": "square"},
+    {"target": "rgb", "loss": "l2", "loss_region": "all", "prediction_stride": 8, "mask_strategy": "central_square"},
+    {"target": "features", "prediction_stride": 8},
+    {"target": "codebook"},
+]
+
+
+def component_options(components: dict, tmp_path) -> list[str]:
+    """They as command line options, with a small network for the targets that need one."""
+    components = dict(components)
+    if components["target"] in ("features", "codebook"):
+        torch.manual_seed(0)
+        network = {
+            "features": lambda: ViTModel(ViTConfig(**VIT_SIZES)),
+            "codebook": lambda: FlavaImageCodebook(FlavaImageCodebookConfig(hidden_size=4, vocab_size=11)),
+        }[components["target"]]()
+        network.save_pretrained(tmp_path / "network")
+        components["target_options"] = {"model": str(tmp_path / "network")}
+    parts = []
+    for key, value in components.items():
+        parts += [f"--{key}", *([json.dumps(value)] if isinstance(value, dict) else str(value).split())]
+    return parts
+
+
+@pytest.mark.parametrize("components", COMPONENTS, ids=lambda components: components["target"])
+def test_every_component_trains_resumes_and_reloads(run_mim, photos, tmp_path, components, capsys):
+    settings = {"num_train_epochs": 2, "max_train_samples": 16, "save_total_limit": 5}
+    wanted = component_options(components, tmp_path)
+    run_mim.main([*options(photos, tmp_path / "run", **settings), *wanted])
+    printed = capsys.readouterr().out
+    assert f"Predicts  {components['target']}" in printed
+    model = AutoModelForMaskedImageModeling.from_pretrained(tmp_path / "run")
+    for key in ("target", "head", "loss", "loss_region", "prediction_stride"):
+        if key in components:
+            assert getattr(model.config, key) == components[key]
+    # As if it had been killed after the first epoch.
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    run_mim.main([*options(photos, tmp_path / "run", **settings), *wanted])
+    resumed = load_file(tmp_path / "run" / "model.safetensors")
+    assert resumed.keys() == weights.keys()
+    for name, tensor in resumed.items():
+        assert torch.equal(tensor, weights[name]), name
+    log = read_log(tmp_path / "run")
+    assert len([entry for entry in log if "eval_loss" in entry]) == 2
+    has_pictures = components["target"] not in ("hog", "features", "codebook")
+    assert (tmp_path / "run" / "reconstruction.png").exists() is has_pictures
+    assert all(("eval_masked_l1" in entry) is has_pictures for entry in log if "eval_loss" in entry)
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert f", {components['target']} for every" in card
+    assert "None" not in card
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--target", "color_bins", "--loss", "l1"], "loss='l1' does not fit target='color_bins'.*cross_entropy"),
+        (["--loss", "cross_entropy"], "loss='cross_entropy' does not fit target='rgb'.*l1, l2, smooth_l1"),
+        (["--target", "features"], "needs a teacher"),
+        (["--target_options", '{"num_bin": 4}', "--target", "color_bins"], "Did you mean num_bins"),
+        (["--head_options", "[1]"], "head_options=.* must be a JSON object"),
+        (["--prediction_stride", "3"], "Set prediction_stride to one of: 1, 2, 4, 8"),
+        (["--head_inputs", "7"], "the encoder returns 3 hidden states"),
+        (["--target", "features", "--target_options", '{"model": "no/such"}'], "no/such"),
+    ],
+)
+def test_components_that_do_not_fit_are_refused(run_mim, photos, tmp_path, settings, message):
+    with pytest.raises(SystemExit, match=message):
+        run_mim.main([*options(photos, tmp_path / "run"), *settings])
 
 
 def test_results_inside_the_training_folder_are_not_trained_on(run_mim, photos, tmp_path):

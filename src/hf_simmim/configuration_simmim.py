@@ -63,8 +63,8 @@ class SimMIMConfig(PreTrainedConfig):
         head_options (`dict`, *optional*):
             Options of the head, such as `{"size": "base"}` for `"inverse_swin"`.
         head_inputs (`list[int]`, *optional*):
-            Which of the encoder's hidden states are fused to the head's input, as `hidden_states` of a model's output
-            numbers them: 0 is the patch embedding, -1 the last. The feature map alone if unset.
+            Which of the encoder's hidden states are added to the feature map as the head's input, as `hidden_states`
+            of a model's output numbers them: 0 is the patch embedding, -1 the last. The feature map alone if unset.
         target (`str`, *optional*, defaults to `"rgb"`):
             Name of what the head predicts, one of `TARGETS` in components.py.
         target_options (`dict`, *optional*):
@@ -79,11 +79,12 @@ class SimMIMConfig(PreTrainedConfig):
             Options of the loss, such as `{"beta": 0.5}` for `"smooth_l1"`.
         loss_region (`str`, *optional*, defaults to `"masked"`):
             `"masked"` averages the loss over the hidden pixels only, `"all"` over every pixel.
-        image_mean (`list[float]`, *optional*):
-            Mean of each channel that `pixel_values` were normalised with. Targets that need the colours themselves
-            (`color_bins`, `codebook`, `features`) undo it. ImageNet's for three channels if unset.
-        image_std (`list[float]`, *optional*):
-            Standard deviation of each channel, likewise.
+        image_mean (`list[float]` or `float`, *optional*):
+            Mean of each channel, or of all, that `pixel_values` were normalised with. Targets that need the colours
+            themselves (`color_bins`, `color_clusters`, `codebook`, `features`) undo it. ImageNet's for three channels
+            if unset.
+        image_std (`list[float]` or `float`, *optional*):
+            Standard deviation of each channel, or of all, likewise.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the truncated normal that initialises linear layers, relative position tables and the
             mask token.
@@ -110,8 +111,8 @@ class SimMIMConfig(PreTrainedConfig):
     loss: str | None = None
     loss_options: dict | None = None
     loss_region: str = "masked"
-    image_mean: list | tuple | None = None
-    image_std: list | tuple | None = None
+    image_mean: list | tuple | float | None = None
+    image_std: list | tuple | float | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
@@ -226,11 +227,14 @@ class SimMIMConfig(PreTrainedConfig):
         mean, std = self.image_mean, self.image_std
         if mean is None and std is None and self.num_channels == 3:
             return list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
-        if mean is None or std is None or not len(mean) == len(std) == self.num_channels:
+        mean, std = (
+            [values] * self.num_channels if isinstance(values, (int, float)) else values for values in (mean, std)
+        )
+        if mean is None or std is None or not len(mean) == len(std) == self.num_channels or min(std) <= 0:
             raise ValueError(
                 f"target={self.target!r} needs to know how pixel_values are normalised: image_mean={mean} and"
-                f" image_std={std} must have one value for each of the {self.num_channels} channels. Set them to those"
-                " of the image processor."
+                f" image_std={std} must have one value for each of the {self.num_channels} channels, the latter above"
+                " 0. Set them to those of the image processor."
             )
         return list(mean), list(std)
 

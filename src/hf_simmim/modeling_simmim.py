@@ -533,7 +533,12 @@ def patch_mask(
     batch_size, _, height, width = pixel_values.shape
     grid_size = patch_grid((height, width), patch_size)
     expected = (batch_size, grid_size[0] * grid_size[1])
-    if tuple(bool_masked_pos.shape) not in (expected, (batch_size, *grid_size)):
+    shape = bool_masked_pos.shape
+    # One number after the other: of sizes that torch.compile keeps open, tuples are not compared by value.
+    if not any(
+        len(shape) == len(fitting) and all(ours == theirs for ours, theirs in zip(shape, fitting, strict=True))
+        for fitting in (expected, (batch_size, *grid_size))
+    ):
         raise ValueError(
             f"bool_masked_pos has shape {tuple(bool_masked_pos.shape)}. Images of {height}x{width} with patches of"
             f" {patch_size} px need {expected} or {(batch_size, *grid_size)}."

@@ -1,0 +1,53 @@
+"""What a run began with, kept in its folder, so that nobody goes on with it by mistake."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+
+def check_same_run(settings: dict[str, Any], output_dir: Path, resuming: bool, write: bool) -> None:
+    """Refuse to go on with a run whose model or images are not those it began with.
+
+    Args:
+        settings: What must stay the same, as JSON takes it.
+        output_dir: Folder of the run, whose `run.json` holds what it began with.
+        resuming: Whether there is a checkpoint to go on from.
+        write: Whether this process writes the file.
+
+    Raises:
+        ValueError: If something differs.
+    """
+    path = output_dir / "run.json"
+    settings = json.loads(json.dumps(settings))
+    before = settings_before(output_dir) if resuming else {}
+    for key, value in settings.items():
+        # A key is missing where an older version wrote the file.
+        if key in before and before[key] != value:
+            then, now = before[key], value
+            if isinstance(then, dict) and isinstance(now, dict):
+                changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+                then, now = ({name: values.get(name) for name in changed} for values in (then, now))
+            raise ValueError(
+                f"{output_dir} holds a run with another {key}: {then} then, {now} now. Name another --output_dir, or"
+                " add --restart to delete that run and begin anew."
+            )
+    if write:
+        # At once, for other processes may be reading it.
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+        part.replace(path)
+
+
+def settings_before(output_dir: Path) -> dict[str, Any]:
+    """What the run in a folder began with; nothing if that is not known."""
+    path = output_dir / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def digest(images: Dataset) -> str:
+    """A short text that differs if the images are others or in another order."""
+    names = "\n".join(images["name"])
+    return f"{len(images)} images, {hashlib.blake2b(names.encode(), digest_size=6).hexdigest()}"
