@@ -28,7 +28,16 @@ from ablation_cost import COSTS, measure_heads, write_costs
 from ablation_data import DATA_SETS, ImageData, default_data_set, load_images
 from ablation_grid import TABLES, Row, scratch_row, select_rows, study_tables
 from ablation_report import write_report
-from ablation_results import Result, add_seconds, append_result, keep_settings, missing_runs, read_results
+from ablation_results import (
+    SETTINGS,
+    Result,
+    add_seconds,
+    append_result,
+    keep_settings,
+    missing_runs,
+    read_results,
+    read_settings,
+)
 from ablation_settings import ENCODERS, Settings, study_settings
 from ablation_train import build_model, faster_dtype, row_distance, run_row
 
@@ -196,7 +205,9 @@ def main(arguments: list[str] | None = None, make_settings: Callable[[str, str],
     name = args.data or default_data_set()
     data = load_images(name, settings.image_size, settings.num_images, settings.num_test_images)
     check_rows(rows, settings, data)
-    if args.dtype == "auto":
+    if args.dtype == "auto" and (args.output / SETTINGS).exists():
+        args.dtype = read_settings(args.output)["shared"]["dtype"]
+    elif args.dtype == "auto":
         args.dtype = faster_dtype(settings, data.to(args.device))
     shared = asdict(settings) | {
         "scale": args.scale,

@@ -160,6 +160,8 @@ def _notes(table: str, settings: Settings) -> list[str]:
         return [
             "Where a row names no loss it is cross entropy for classes and l2 for HOG; the baseline is RGB with l1."
         ]
+    if table == "masking":
+        return ["Ratios are rounded up to whole mask patches: of sixteen, 0.6 hides ten; of four, 0.4 hides two."]
     if table == "resolution":
         return ["The baseline predicts every pixel; a stride is the number of pixels for a step of the prediction."]
     return []

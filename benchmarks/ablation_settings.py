@@ -86,7 +86,7 @@ _SHARED: dict[str, dict[str, Any]] = {
     "cpu": {
         "image_size": 32,
         "mask_patch_sizes": (4, 8, 16),
-        "random_ratios": ((0.4, 0.8), (0.4, 0.6, 0.8), (0.4, 0.6)),
+        "random_ratios": ((0.4, 0.6, 0.8), (0.4, 0.6, 0.8), (0.4,)),
         "other_masks": (("square", 8, 0.6), ("block", 4, 0.6)),
         "hog_cell_size": 4,
         "normalisation_window": 15,

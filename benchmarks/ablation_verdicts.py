@@ -152,6 +152,11 @@ def verdicts(rows: Mapping[str, Row], results: list[Result], image_size: int) ->
     noise = pooled_noise(scores)
     distance = {result.row: result.avg_dist for result in results if result.avg_dist is not None}
 
+    def like(names: list[str]) -> list[str]:
+        """Random masks of the baseline's patch, at the ratios that other masks have."""
+        ratios = {rows[name].mask_ratio for name in names}
+        return [name for name in random if rows[name].mask_patch_size == size and rows[name].mask_ratio in ratios]
+
     def pick(**wanted: object) -> list[str]:
         """Rows that differ from the baseline in nothing but masks, or in nothing but what is wanted."""
         return [
@@ -162,7 +167,7 @@ def verdicts(rows: Mapping[str, Row], results: list[Result], image_size: int) ->
 
     base = ["baseline"]
     masks = pick(head="linear", target="rgb", loss="l1", loss_region="masked", prediction_stride=None)
-    size, ratio = rows["baseline"].mask_patch_size, rows["baseline"].mask_ratio
+    size = rows["baseline"].mask_patch_size
     random = [name for name in masks if rows[name].strategy == "random"]
     small = [name for name in random if rows[name].mask_patch_size < size]
     shaped = [name for name in masks if rows[name].strategy != "random"]
@@ -177,8 +182,8 @@ def verdicts(rows: Mapping[str, Row], results: list[Result], image_size: int) ->
 
     comparisons: list[tuple[str, str, list[str], list[str]]] = [
         ("Pre-training is better than training from scratch", "better", base, ["scratch"]),
-        (f"Random masks of {size} px at {ratio:g} are better than smaller patches", "better", base, small),
-        (f"Random masks of {size} px at {ratio:g} are better than square and block masks", "better", base, shaped),
+        (f"Random masks of {size} px are better than smaller ones at the same ratios", "better", like(small), small),
+        (f"Random masks of {size} px are better than square and block ones", "better", like(shaped), shaped),
         (
             f"Masks of a moderate AvgDist ({low:.1f} to {high:.1f} px) are better than others",
             "better",
@@ -190,8 +195,8 @@ def verdicts(rows: Mapping[str, Row], results: list[Result], image_size: int) ->
             for name in rows
             if rows[name].head != "linear"
         ),
-        ("A prediction of half the resolution is as good as a full one", "equal", middling, base),
-        ("A very coarse prediction is worse", "better", base, coarse),
+        ("Coarser predictions are as good as of each pixel, above the coarsest", "equal", middling, base),
+        ("The coarsest prediction is worse", "better", base, coarse),
         *((f"l1 and {rows[name].loss} are equal", "equal", base, [name]) for name in regression),
         *((f"Regression of RGB is no worse than {name}", "no worse", base, [name]) for name in colors),
         ("The loss on hidden pixels is better than that on all", "better", base, pick(loss_region="all")),
