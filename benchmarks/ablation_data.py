@@ -1,0 +1,160 @@
+"""Images of the study in memory: which data set, and batches that are cropped and flipped on the device."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+EMBEDDED = Path(__file__).parents[1] / "examples" / "data" / "fashion_mnist_7k"
+FETCHED = Path(__file__).parent / "data"
+DATA_SETS = {
+    "embedded": "Fashion-MNIST, 6,000 of the training and 1,000 of the test images",
+    "fashion": "Fashion-MNIST",
+    "clipart": "Open Clip Art, duplicates removed",
+}
+# Of the crops, as in the paper: share of the image and aspect ratio.
+CROP_AREA = (0.67, 1.0)
+CROP_ASPECT = (3 / 4, 4 / 3)
+
+
+@dataclass
+class ImageData:
+    """A labelled data set in memory.
+
+    Args:
+        name: Key of `DATA_SETS`.
+        images: uint8 tensor (N, C, H, W) to train on.
+        labels: int64 tensor (N,).
+        test_images: uint8 tensor (M, C, H, W).
+        test_labels: int64 tensor (M,).
+    """
+
+    name: str
+    images: torch.Tensor
+    labels: torch.Tensor
+    test_images: torch.Tensor
+    test_labels: torch.Tensor
+
+    def __post_init__(self) -> None:
+        self.num_classes = int(self.labels.max()) + 1
+        self.mean, self.std = _statistics(self.images)
+
+    def to(self, device: str) -> "ImageData":
+        """The same data on a device."""
+        tensors = (self.images, self.labels, self.test_images, self.test_labels)
+        return ImageData(self.name, *(tensor.to(device) for tensor in tensors))
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 images (B, C, H, W) as float32 of mean 0 and standard deviation 1 in every channel."""
+        mean, std = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        return (images.float() / 255 - mean) / std
+
+
+def _statistics(images: torch.Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel on the scale of 0 to 1."""
+    values = images[:5000].float() / 255
+    return values.mean(dim=(0, 2, 3)).tolist(), values.std(dim=(0, 2, 3)).tolist()
+
+
+def default_data_set() -> str:
+    """The largest data set that is there."""
+    return next((name for name in ("fashion", "clipart") if (FETCHED / f"{name}.npz").exists()), "embedded")
+
+
+def load_images(name: str, image_size: int, num_images: int, num_test_images: int, folder: Path = FETCHED) -> ImageData:
+    """Read a data set and resize it.
+
+    Args:
+        name: Key of `DATA_SETS`.
+        image_size: Side of the images in pixels.
+        num_images: Images to train on, of every class as many as it has a share in; all if there are fewer.
+        num_test_images: Images to test on, likewise.
+        folder: Where `fetch_study_data.py` put its arrays.
+
+    Returns:
+        The images.
+
+    Raises:
+        ValueError: If the data set is unknown or was not fetched.
+    """
+    if name not in DATA_SETS:
+        raise ValueError(f"data={name!r} is unknown. Use one of: {', '.join(DATA_SETS)}.")
+    if name == "embedded":
+        arrays = [array for split in ("train", "test") for array in _read_parquet(EMBEDDED / f"{split}.parquet")]
+    else:
+        path = folder / f"{name}.npz"
+        if not path.exists():
+            raise ValueError(f"{path} is not there. Fetch it with: python benchmarks/fetch_study_data.py {name}")
+        with np.load(path) as stored:
+            arrays = [stored[key] for key in ("train_images", "train_labels", "test_images", "test_labels")]
+    parts: list[torch.Tensor] = []
+    for images, labels, count in ((*arrays[:2], num_images), (*arrays[2:], num_test_images)):
+        kept = stratified_sample(torch.as_tensor(labels).long(), count, torch.Generator().manual_seed(0))
+        pixels = torch.as_tensor(images)[kept]
+        pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+        parts += [_resized(pixels, image_size), torch.as_tensor(labels).long()[kept]]
+    return ImageData(name, *parts)
+
+
+def _read_parquet(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    columns = pyarrow.parquet.read_table(path).to_pydict()
+    images = [np.asarray(Image.open(io.BytesIO(image["bytes"]))) for image in columns["image"]]
+    return np.stack(images), np.array(columns["label"])
+
+
+def _resized(pixels: torch.Tensor, size: int) -> torch.Tensor:
+    if pixels.shape[-1] == size:
+        return pixels.contiguous()
+    chunks = [F.interpolate(chunk.float(), size, mode="bilinear", antialias=True) for chunk in pixels.split(4096)]
+    return torch.cat([chunk.round().clamp(0, 255).byte() for chunk in chunks])
+
+
+def stratified_sample(labels: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw images so that every class keeps its share, to the nearest image.
+
+    Args:
+        labels: int64 tensor (N,).
+        count: How many to draw; all if N is smaller.
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        Their indices, mixed.
+    """
+    order = torch.randperm(len(labels), generator=generator)
+    shuffled = labels.cpu()[order]
+    rank = torch.empty(len(labels))
+    for label in shuffled.unique():
+        members = (shuffled == label).nonzero()[:, 0]
+        rank[members] = (torch.arange(len(members)) + 0.5) / len(members)
+    chosen = order[rank.argsort(stable=True)[:count]]
+    return chosen[torch.randperm(len(chosen), generator=generator)]
+
+
+def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A random crop of each image, resized to its size, and a random flip.
+
+    Args:
+        images: float tensor (B, C, H, W).
+        generator: Source of randomness on the device of `images`.
+
+    Returns:
+        Tensor (B, C, H, W).
+
+    Source: section 4.1 of the paper (crops of 0.67 to 1 of the area, aspect ratios of 3/4 to 4/3, flips).
+    """
+    random = torch.rand(5, len(images), generator=generator, device=images.device)
+    area = CROP_AREA[0] + (CROP_AREA[1] - CROP_AREA[0]) * random[0]
+    aspect = (CROP_ASPECT[1] / CROP_ASPECT[0]) ** random[1] * CROP_ASPECT[0]
+    width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+    theta = images.new_zeros(len(images), 2, 3)
+    theta[:, 0, 0] = width * torch.where(random[4] < 0.5, -1.0, 1.0)
+    theta[:, 1, 1] = height
+    theta[:, 0, 2] = (1 - width) * (2 * random[2] - 1)
+    theta[:, 1, 2] = (1 - height) * (2 * random[3] - 1)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

@@ -1,0 +1,193 @@
+"""The study's report: tables, verdicts and the plot of AvgDist, made from what is on disk."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from ablation_cost import Cost, read_costs
+from ablation_data import DATA_SETS
+from ablation_grid import TABLES, Row, mask_name, scratch_row, study_tables
+from ablation_plot import draw_distances
+from ablation_results import Result, read_results, read_settings
+from ablation_settings import Settings
+from ablation_verdicts import MARGIN, Verdict, pooled_noise, scores_of, verdicts
+
+REPORT = "README.md"
+PLOT = "avgdist.png"
+METRICS = {"fine_tune": "fine-tuning", "linear_probe": "linear probe", "knn": "k-NN"}
+
+
+def write_report(folder: Path) -> Path:
+    """Write README.md and the plot into the folder of a study.
+
+    Args:
+        folder: With results.csv and settings.json.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: If the folder has no results.
+    """
+    kept = read_settings(folder)
+    shared, about = kept["shared"], kept["about"]
+    settings = Settings(**{name: shared[name] for name in Settings.__dataclass_fields__})
+    results = read_results(folder)
+    if not results:
+        raise ValueError(f"{folder} has no results yet. Run the study first.")
+    grid = study_tables(settings, shared["teacher"], shared["codebook"])
+    tables = {name: _measured(rows, results) for name, rows in grid.items()}
+    tables = {name: rows for name, rows in tables.items() if rows.keys() - {"baseline"}}
+    rows = {"scratch": scratch_row(settings)} | {name: row for table in tables.values() for name, row in table.items()}
+    rows |= _measured(grid["masking"] | rows, results)
+    costs = read_costs(folder)
+    parts = [
+        "# Does the simple choice do no worse?",
+        _introduction(settings, shared, about, results),
+        "## The paper's claims",
+        _verdict_table(verdicts(rows, results, settings.image_size)),
+        _noise_text(results),
+        "## From scratch and the baseline",
+        _table({name: rows[name] for name in ("scratch", "baseline") if name in rows}, results),
+    ]
+    for name, table in tables.items():
+        parts += [f"## {TABLES[name]}", *_notes(name, settings)]
+        parts.append(_table(table, results, costs if name == "heads" else {}, has_distance=name == "masking"))
+        if name == "masking":
+            draw_distances(folder / PLOT, table, results, settings.image_size)
+            parts.append(
+                f"![accuracy against AvgDist]({PLOT})\n\n*AvgDist is the mean distance of hidden pixels to the nearest"
+                " visible one. Numbers at the points are mask ratios, bars the standard deviation over seeds. The band"
+                " is from scratch; what is shaded in green is the paper's moderate range, scaled to this image size.*"
+            )
+    parts += ["## How it was run", _conditions(settings, shared, about)]
+    path = folder / REPORT
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
+
+
+def _measured(rows: dict[str, Row], results: list[Result]) -> dict[str, Row]:
+    names = {result.row for result in results}
+    return {name: row for name, row in rows.items() if name in names}
+
+
+def _introduction(settings: Settings, shared: dict[str, Any], about: dict[str, Any], results: list[Result]) -> str:
+    seeds = sorted({result.seed for result in results})
+    seen = settings.pretrain_steps * settings.batch_size / shared["images"][0]
+    return (
+        f"The study of [SimMIM](https://arxiv.org/abs/2111.09886)'s section 4.1 on a small scale: a"
+        f" {settings.encoder['model_type']} encoder, {shared['data']} images ({DATA_SETS[shared['data']]};"
+        f" {shared['images'][0]:,} to train, {shared['images'][1]:,} to test) at {settings.image_size} px, {seen:.1f}"
+        f" epochs of pre-training, {len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}. Each row changes what it"
+        f" names of the baseline (random masks of {settings.mask_patch_sizes[1]} px, 60 % hidden, linear head, RGB, l1"
+        " on hidden pixels) and nothing else. Accuracies are in percent on the test images, the mean and the standard"
+        f" deviation over seeds: of the whole network fine-tuned on {settings.num_labels:,} labels, and of a linear"
+        f" probe and k-NN on frozen features with {settings.num_probe_images:,} labels."
+        f"\n\nA run as small as this cannot confirm or refute numbers of ImageNet. It tells what holds here."
+    )
+
+
+def _verdict_table(found: list[Verdict]) -> str:
+    lines = ["| claim | this run | difference in points, 95 % interval | between |", "| --- | --- | --- | --- |"]
+    for verdict in found:
+        difference = "not measured"
+        if verdict.difference is not None and verdict.half_width is not None:
+            low, high = (verdict.difference + sign * verdict.half_width for sign in (-1, 1))
+            difference = f"{100 * verdict.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+        lines.append(f"| {verdict.claim} | **{verdict.verdict}** | {difference} | {verdict.between} |")
+    return "\n".join(lines)
+
+
+def _noise_text(results: list[Result]) -> str:
+    noise = pooled_noise(scores_of(results))
+    spread = "cannot be known from one seed" if noise.freedom == 0 else f"is {100 * noise.deviation:.1f} points"
+    return (
+        "Of fine-tuning accuracy. The noise of a single run, pooled over all rows with the seeds' common effect taken"
+        f" off, {spread} ({noise.freedom} degrees of freedom). *No worse* and *equal* allow for {100 * MARGIN:.0f}"
+        " point. Intervals are of each comparison alone: of twenty, one is wrong by chance."
+    )
+
+
+def _table(
+    rows: dict[str, Row], results: list[Result], costs: dict[str, Cost] | None = None, has_distance: bool = False
+) -> str:
+    costs = costs or {}
+    titles = ["row", *(["AvgDist, px"] if has_distance else []), *METRICS.values(), "runs"]
+    titles += ["parameters", "step", "peak memory"] if costs else []
+    lines = [f"| {' | '.join(titles)} |", f"| --- |{' ---: |' * (len(titles) - 1)}"]
+    for name in rows:
+        runs = [result for result in results if result.row == name]
+        cells = [f"{name}: {mask_name(rows[name])}" if has_distance and name == "baseline" else name]
+        if has_distance:
+            cells.append(f"{runs[0].avg_dist:.2f}" if runs[0].avg_dist is not None else "")
+        cells += [_mean_and_spread([getattr(run, metric) for run in runs]) for metric in METRICS]
+        cells.append(str(len(runs)))
+        if costs:
+            cells += _cost_cells(costs.get(name), costs["baseline"])
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mean_and_spread(values: list[float]) -> str:
+    mean = f"{100 * statistics.mean(values):.1f}"
+    return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def _cost_cells(cost: Cost | None, linear: Cost) -> list[str]:
+    if cost is None:
+        return [""] * 3
+    memory = "not measured"
+    if cost.memory is not None and linear.memory:
+        memory = f"{cost.memory / linear.memory:.2f}x"
+    return [
+        f"{cost.parameters / 1e6:.2f} M ({cost.parameters / linear.parameters:.2f}x)",
+        f"{cost.step_ratio:.2f}x ({cost.step_ratio_min:.2f} to {cost.step_ratio_max:.2f})",
+        memory,
+    ]
+
+
+def _notes(table: str, settings: Settings) -> list[str]:
+    if table == "heads":
+        return [
+            "The inverse Swins are scaled to the encoder: the heavy one begins as wide and as deep as the encoder's"
+            " last stage, the light one with 3/4 of the width and half the blocks, which makes about 1.0 and 0.3 of"
+            " the encoder's parameters, as inverse Swin-B and Swin-T have beside the paper's Swin-B. Costs are ratios"
+            " to the linear head (the baseline): parameters of encoder and head, time of a training step (in one"
+            " process, in turns; median, least and greatest), and what building the model and training it for two"
+            " steps adds to memory at its peak."
+        ]
+    if table == "targets":
+        return [
+            "Where a row names no loss it is cross entropy for classes and l2 for HOG; the baseline is RGB with l1."
+        ]
+    if table == "masking":
+        return ["Ratios are rounded up to whole mask patches: of sixteen, 0.6 hides ten; of four, 0.4 hides two."]
+    if table == "resolution":
+        return ["The baseline predicts every pixel; a stride is the number of pixels for a step of the prediction."]
+    return []
+
+
+def _conditions(settings: Settings, shared: dict[str, Any], about: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in shared["versions"].items())
+    encoder = ", ".join(f"{key} {value}" for key, value in settings.encoder.items())
+    lines = [
+        ("command", f"`{about['command']}`"),
+        ("device", f"{shared['device']} ({about['system']}), {about['workers']} processes"),
+        ("dtype", f"{shared['dtype']}{'' if shared['dtype'] == 'float32' else ' autocast'}"),
+        ("versions", f"{versions}, Python {about['python']}"),
+        ("wall time", f"{about['seconds'] / 60:.0f} minutes, all starts together"),
+        ("data", f"{DATA_SETS[shared['data']]}; random crops of 67 to 100 % of the area, flips"),
+        ("encoder", encoder),
+        (
+            "pre-training",
+            f"AdamW, {settings.pretrain_steps:,} steps of {settings.batch_size} images, rate"
+            f" {settings.learning_rate:g}, cosine after 10 % warm-up, weight decay 0.05, gradients clipped at 5",
+        ),
+        (
+            "fine-tuning",
+            f"the same with {settings.fine_tune_steps:,} steps of {settings.fine_tune_batch_size} images, rate"
+            f" {settings.fine_tune_learning_rate:g}; a linear layer on the mean of the tokens",
+        ),
+        ("settings", "fixed by the baseline and from scratch alone; none was tuned for another row"),
+    ]
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in lines)])

@@ -1,0 +1,174 @@
+"""Sizes and schedules of the study: one that two CPU cores manage, one for a GPU."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all rows share.
+
+    Args:
+        image_size: Side of the images in pixels.
+        encoder: Config of the encoder, less its `num_channels` and `image_size`.
+        mask_patch_sizes: Sides of mask units in pixels, small to large; the middle one is the baseline's.
+        random_ratios: Ratios of random masking at each of them; 0.6 at the middle one is the baseline.
+        other_masks: Further strategies, with mask patch and ratio.
+        coarse_strides: Pixels for a step of the coarser predictions.
+        inverse_swin: Options of the inverse Swin heads `light` and `heavy`, scaled to the encoder.
+        hog_cell_size: Pixels of a cell of the HOG target.
+        normalisation_window: Pixels of the sliding window of the normalised target.
+        num_images: Images to pre-train on, at most, without labels.
+        num_test_images: Images to test on, at most.
+        batch_size: Of pre-training.
+        pretrain_steps: Steps of pre-training.
+        learning_rate: Peak of pre-training.
+        num_labels: Labelled images to fine-tune on.
+        fine_tune_batch_size: Of fine-tuning.
+        fine_tune_steps: Steps of fine-tuning.
+        fine_tune_learning_rate: Peak of fine-tuning.
+        num_probe_images: Labelled images for the linear probe and k-NN on frozen features.
+    """
+
+    image_size: int
+    encoder: dict[str, Any]
+    mask_patch_sizes: tuple[int, int, int]
+    random_ratios: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
+    other_masks: tuple[tuple[str, int, float], ...]
+    coarse_strides: tuple[int, ...]
+    inverse_swin: dict[str, dict[str, Any]]
+    hog_cell_size: int
+    normalisation_window: int
+    num_images: int
+    num_test_images: int
+    batch_size: int
+    pretrain_steps: int
+    learning_rate: float
+    num_labels: int
+    fine_tune_batch_size: int
+    fine_tune_steps: int
+    fine_tune_learning_rate: float
+    num_probe_images: int
+
+
+def _vit(patch_size: int, width: int, layers: int, heads: int) -> dict[str, Any]:
+    return {
+        "model_type": "vit",
+        "patch_size": patch_size,
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+
+
+def _swin(patch_size: int, width: int, depths: list[int], heads: list[int], window: int) -> dict[str, Any]:
+    return {
+        "model_type": "swin",
+        "patch_size": patch_size,
+        "embed_dim": width,
+        "depths": depths,
+        "num_heads": heads,
+        "window_size": window,
+        "drop_path_rate": 0.0,
+    }
+
+
+ENCODERS = {
+    "cpu": {"vit": _vit(4, 64, 3, 2), "swin": _swin(2, 32, [1, 2, 2], [1, 2, 4], 4)},
+    "gpu": {"vit": _vit(8, 384, 8, 6), "swin": _swin(4, 96, [2, 2, 6], [3, 6, 12], 4)},
+}
+COARSE_STRIDES = {"cpu": {"vit": (2, 4), "swin": (2, 4, 8)}, "gpu": {"vit": (2, 4, 8), "swin": (2, 4, 8, 16)}}
+
+_SHARED: dict[str, dict[str, Any]] = {
+    "cpu": {
+        "image_size": 32,
+        "mask_patch_sizes": (4, 8, 16),
+        "random_ratios": ((0.4, 0.6, 0.8), (0.4, 0.6, 0.8), (0.4,)),
+        "other_masks": (("square", 8, 0.6), ("block", 4, 0.6)),
+        "hog_cell_size": 4,
+        "normalisation_window": 15,
+        "num_images": 6000,
+        "num_test_images": 1000,
+        "batch_size": 32,
+        "pretrain_steps": 900,
+        "learning_rate": 4e-3,
+        "num_labels": 200,
+        "fine_tune_batch_size": 25,
+        "fine_tune_steps": 240,
+        "fine_tune_learning_rate": 1e-3,
+        "num_probe_images": 1000,
+    },
+    "gpu": {
+        "image_size": 64,
+        "mask_patch_sizes": (8, 16, 32),
+        "random_ratios": ((0.2, 0.4, 0.6, 0.8), (0.2, 0.4, 0.6, 0.8), (0.3, 0.4, 0.6)),
+        "other_masks": tuple(
+            (strategy, size, ratio)
+            for strategy, size in (("square", 8), ("block", 8), ("block", 16))
+            for ratio in (0.2, 0.4, 0.6, 0.8)
+        ),
+        "hog_cell_size": 8,
+        "normalisation_window": 31,
+        "num_images": 60000,
+        "num_test_images": 10000,
+        "batch_size": 512,
+        "pretrain_steps": 40000,
+        "learning_rate": 1e-3,
+        "num_labels": 1000,
+        "fine_tune_batch_size": 100,
+        "fine_tune_steps": 1000,
+        "fine_tune_learning_rate": 5e-4,
+        "num_probe_images": 10000,
+    },
+}
+
+
+def study_settings(scale: str, encoder: str) -> Settings:
+    """The settings of a scale.
+
+    Args:
+        scale: `"cpu"` or `"gpu"`.
+        encoder: `"vit"` or `"swin"`.
+
+    Returns:
+        They.
+    """
+    config = ENCODERS[scale][encoder]
+    return Settings(
+        encoder=config,
+        coarse_strides=COARSE_STRIDES[scale][encoder],
+        inverse_swin=inverse_swin_options(config),
+        **_SHARED[scale],
+    )
+
+
+def inverse_swin_options(encoder: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Two inverse Swins that are to the encoder what inverse Swin-T and Swin-B are to the paper's Swin-B.
+
+    The heavy one is as wide and as deep as the encoder's last stage at its first, the light one has 3/4 of the width
+    and half the blocks there; further stages, down to a stride of 4 px, have two blocks. That makes about 0.3 and 1.0
+    of the encoder's parameters, as in table 2 of the paper.
+
+    Args:
+        encoder: Its config.
+
+    Returns:
+        Options of the heads `light` and `heavy`.
+    """
+    depths = encoder.get("depths", [encoder.get("num_hidden_layers")])
+    width = encoder.get("hidden_size") or encoder["embed_dim"] * 2 ** (len(depths) - 1)
+    stride = encoder["patch_size"] * 2 ** (len(depths) - 1)
+    stages = max(0, (stride // 4).bit_length() - 1) + 1
+    options = {}
+    for name, widest, blocks in (("light", width * 3 // 4, (depths[-1] + 1) // 2), ("heavy", width, depths[-1])):
+        widths = [widest // 2**index for index in reversed(range(stages))]
+        options[name] = {
+            "embed_dim": widths[0],
+            "depths": [2] * (stages - 1) + [blocks],
+            "num_heads": [channels // (24 if channels % 24 == 0 else 16) for channels in widths],
+            "window_size": 4,
+        }
+    return options

@@ -1,0 +1,204 @@
+"""Whether a run of the study agrees with the paper's claims: computed from its numbers and their spread alone.
+
+The noise of a single run is estimated from all rows together: what is left of the accuracies after the mean of each
+row and of each seed is taken off, as all rows share the seeds' labelled images. A difference of means has a 95 %
+interval by Student's t. A claim that one choice is better agrees if the interval is above 0, disagrees if it is below,
+and cannot be told otherwise. A claim that a choice is no worse agrees if the interval is above -MARGIN, and that two
+are equal if it is within MARGIN of 0; they disagree if the interval says that it is worse, or different, and cannot be
+told otherwise.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ablation_grid import Row
+from ablation_results import Result
+
+MARGIN = 0.01
+# AvgDist that the paper finds best, as a share of the image's side: 10 to 20 px of 192.
+MODERATE_DISTANCE = (10 / 192, 20 / 192)
+Scores = Mapping[str, Mapping[int, float]]  # row to seed to accuracy
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Spread of single runs.
+
+    Args:
+        deviation: Standard deviation of a run about the mean of its row, less what its seed does to all rows.
+        freedom: Degrees of freedom of that estimate; 0 if there are too few runs for one.
+    """
+
+    deviation: float
+    freedom: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a run says of a claim.
+
+    Args:
+        claim: In words.
+        verdict: `"agrees"`, `"disagrees"` or `"cannot tell"`.
+        difference: Accuracy of the first choice less that of the second; None if rows are missing.
+        half_width: Of its 95 % interval; None if there is no estimate of the noise.
+        between: What was compared, in words.
+    """
+
+    claim: str
+    verdict: str
+    difference: float | None
+    half_width: float | None
+    between: str
+
+
+def scores_of(results: Iterable[Result], metric: str = "fine_tune") -> dict[str, dict[int, float]]:
+    """Row to seed to accuracy."""
+    scores: dict[str, dict[int, float]] = {}
+    for result in results:
+        scores.setdefault(result.row, {})[result.seed] = getattr(result, metric)
+    return scores
+
+
+def pooled_noise(scores: Scores) -> Noise:
+    """Estimate the noise from the rows that have every seed."""
+    seeds = sorted({seed for row in scores.values() for seed in row})
+    whole = [[row[seed] for seed in seeds] for row in scores.values() if len(row) == len(seeds)]
+    freedom = (len(whole) - 1) * (len(seeds) - 1)
+    if freedom < 1:
+        return Noise(0.0, 0)
+    columns = [sum(values) / len(whole) for values in zip(*whole, strict=True)]
+    mean = sum(columns) / len(seeds)
+    squares = sum(
+        (value - sum(row) / len(seeds) - column + mean) ** 2
+        for row in whole
+        for value, column in zip(row, columns, strict=True)
+    )
+    return Noise(math.sqrt(squares / freedom), freedom)
+
+
+def student_quantile(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t, by Hill's expansion; exact for 1 and 2."""
+    if freedom == 1:
+        return 12.706
+    if freedom == 2:
+        return 4.303
+    z = 1.959964
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return sum(term / freedom**power for power, term in enumerate(terms))
+
+
+def judge(claim: str, kind: str, first: Iterable[str], second: Iterable[str], scores: Scores, noise: Noise) -> Verdict:
+    """Compare the means of two groups of rows.
+
+    Args:
+        claim: What the paper says, in words.
+        kind: `"better"`, `"no worse"` or `"equal"`: what it says of the first group.
+        first: Names of rows.
+        second: Names of rows.
+        scores: Row to seed to accuracy.
+        noise: Of a single run.
+
+    Returns:
+        The verdict.
+
+    Raises:
+        ValueError: If the kind is unknown.
+    """
+    if kind not in ("better", "no worse", "equal"):
+        raise ValueError(f"kind={kind!r} is unknown. Use 'better', 'no worse' or 'equal'.")
+    groups = [[name for name in names if name in scores] for names in (first, second)]
+    between = " against ".join(", ".join(group) if len(group) < 4 else f"{len(group)} rows" for group in groups)
+    if not all(groups):
+        return Verdict(claim, "cannot tell", None, None, "rows were not run")
+    # Only seeds that all have, for seeds differ.
+    seeds = set.intersection(*(set(scores[name]) for group in groups for name in group))
+    if not seeds or noise.freedom == 0:
+        return Verdict(claim, "cannot tell", None, None, f"{between}: too few runs to know the noise")
+    means = [sum(scores[name][seed] for name in group for seed in seeds) / len(group) / len(seeds) for group in groups]
+    difference = means[0] - means[1]
+    variance = sum(noise.deviation**2 / (len(group) * len(seeds)) for group in groups)
+    half_width = student_quantile(noise.freedom) * math.sqrt(variance)
+    low, high = difference - half_width, difference + half_width
+    if kind == "better":
+        verdict = "agrees" if low > 0 else "disagrees" if high < 0 else "cannot tell"
+    elif kind == "no worse":
+        verdict = "agrees" if low > -MARGIN else "disagrees" if high < 0 else "cannot tell"
+    elif low > -MARGIN and high < MARGIN:
+        verdict = "agrees"
+    else:
+        verdict = "disagrees" if low > 0 or high < 0 else "cannot tell"
+    return Verdict(claim, verdict, difference, half_width, between)
+
+
+def verdicts(rows: Mapping[str, Row], results: list[Result], image_size: int) -> list[Verdict]:
+    """What a run says of each claim of the paper.
+
+    Args:
+        rows: Name to row, of those that were asked for.
+        results: What was measured.
+        image_size: Side of the images in pixels.
+
+    Returns:
+        One verdict or more for each claim.
+    """
+    scores = scores_of(results)
+    noise = pooled_noise(scores)
+    distance = {result.row: result.avg_dist for result in results if result.avg_dist is not None}
+
+    def like(names: list[str]) -> list[str]:
+        """Random masks of the baseline's patch, at the ratios that other masks have."""
+        ratios = {rows[name].mask_ratio for name in names}
+        return [name for name in random if rows[name].mask_patch_size == size and rows[name].mask_ratio in ratios]
+
+    def pick(**wanted: object) -> list[str]:
+        """Rows that differ from the baseline in nothing but masks, or in nothing but what is wanted."""
+        return [
+            name
+            for name, row in rows.items()
+            if row.is_pretrained and all(getattr(row, key) == value for key, value in wanted.items())
+        ]
+
+    base = ["baseline"]
+    masks = pick(head="linear", target="rgb", loss="l1", loss_region="masked", prediction_stride=None)
+    size = rows["baseline"].mask_patch_size
+    random = [name for name in masks if rows[name].strategy == "random"]
+    small = [name for name in random if rows[name].mask_patch_size < size]
+    shaped = [name for name in masks if rows[name].strategy != "random"]
+    low, high = (share * image_size for share in MODERATE_DISTANCE)
+    moderate = [name for name in masks if name in distance and low <= distance[name] <= high]
+    extreme = [name for name in masks if name in distance and not low <= distance[name] <= high]
+    regression = [name for name in pick(target="rgb", loss_region="masked") if rows[name].loss != "l1"]
+    colors = [name for target in ("color_bins", "color_clusters", "codebook") for name in pick(target=target)]
+    strides = [row.prediction_stride for row in rows.values() if row.prediction_stride]
+    coarse = [name for name in rows if rows[name].prediction_stride == max(strides, default=None)] if strides else []
+    middling = [name for name in rows if strides and rows[name].prediction_stride in set(strides) - {max(strides)}]
+
+    comparisons: list[tuple[str, str, list[str], list[str]]] = [
+        ("Pre-training is better than training from scratch", "better", base, ["scratch"]),
+        (f"Random masks of {size} px are better than smaller ones at the same ratios", "better", like(small), small),
+        (f"Random masks of {size} px are better than square and block ones", "better", like(shaped), shaped),
+        (
+            f"Masks of a moderate AvgDist ({low:.1f} to {high:.1f} px) are better than others",
+            "better",
+            moderate,
+            extreme,
+        ),
+        *(
+            (f"The linear head is no worse than {name}", "no worse", base, [name])
+            for name in rows
+            if rows[name].head != "linear"
+        ),
+        ("Coarser predictions are as good as of each pixel, above the coarsest", "equal", middling, base),
+        ("The coarsest prediction is worse", "better", base, coarse),
+        *((f"l1 and {rows[name].loss} are equal", "equal", base, [name]) for name in regression),
+        *((f"Regression of RGB is no worse than {name}", "no worse", base, [name]) for name in colors),
+        ("The loss on hidden pixels is better than that on all", "better", base, pick(loss_region="all")),
+    ]
+    return [judge(claim, kind, first, second, scores, noise) for claim, kind, first, second in comparisons]

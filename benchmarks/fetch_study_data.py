@@ -1,0 +1,198 @@
+"""Fetches the study's images from Debian's packages and prepares arrays of them. Nothing is installed.
+
+    python benchmarks/fetch_study_data.py            # both data sets, into benchmarks/data
+    python benchmarks/fetch_study_data.py fashion --folder my_folder
+
+Where there is apt, the packages come from its sources, which check them; elsewhere from deb.debian.org, where the
+version is pinned and its SHA256 checked.
+"""
+
+import argparse
+import gzip
+import hashlib
+import io
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ablation_data import FETCHED
+from clip_art import prepare_clip_art
+
+MIRROR = "https://deb.debian.org/debian/"
+BLOCK = 2**20
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package of Debian.
+
+    Args:
+        name: Its name.
+        path: Of the pinned version, in the mirror.
+        size: Bytes of that file.
+        sha256: Of that file.
+        licence: Of what is in it.
+        content: What that is.
+    """
+
+    name: str
+    path: str
+    size: int
+    sha256: str
+    licence: str
+    content: str
+
+
+PACKAGES = {
+    "fashion": Package(
+        "dataset-fashion-mnist",
+        "pool/main/d/dataset-fashion-mnist/dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
+        30900652,
+        "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+        "MIT (Expat), © 2017 Zalando SE",
+        "70,000 grey pictures of clothes, 28x28",
+    ),
+    "clipart": Package(
+        "openclipart-png",
+        "pool/main/o/openclipart/openclipart-png_0.18+dfsg-19_all.deb",
+        130910028,
+        "f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02",
+        "public domain",
+        "8,000 drawings in colour, in folders by subject",
+    ),
+}
+
+
+def download(package: Package, folder: Path) -> Path:
+    """Get a package's .deb file, from apt where there is one, else from Debian's mirror.
+
+    Args:
+        package: Which.
+        folder: Where the file goes.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: If the mirror's file is not the pinned one.
+    """
+    if shutil.which("apt-get"):
+        done = subprocess.run(
+            ["apt-get", "download", package.name], cwd=folder, capture_output=True, text=True, check=False
+        )
+        found = next(folder.glob(f"{package.name}_*.deb"), None)
+        if done.returncode == 0 and found is not None:
+            print(f"{found.name} came from apt's sources")
+            return found
+        print(f"apt has no {package.name}, so it comes from {MIRROR}")
+    path = folder / package.path.rsplit("/", 1)[-1]
+    digest, received = hashlib.sha256(), 0
+    with urllib.request.urlopen(MIRROR + package.path, timeout=60) as response, path.open("wb") as file:
+        while block := response.read(BLOCK):
+            file.write(block)
+            digest.update(block)
+            received += len(block)
+            print(f"\r{received / 1e6:.0f} of {package.size / 1e6:.0f} MB", end="", flush=True)
+    print()
+    if digest.hexdigest() != package.sha256:
+        raise ValueError(
+            f"{MIRROR}{package.path} has the SHA256 {digest.hexdigest()} instead of {package.sha256}. Fetch it again;"
+            " if it stays so, the file was changed and is not to be used."
+        )
+    return path
+
+
+def unpack(deb: Path, folder: Path) -> None:
+    """Unpack the files of a .deb; nothing in it is run.
+
+    Args:
+        deb: The package.
+        folder: Where its files go.
+
+    Raises:
+        ValueError: If it is no .deb, or is compressed in a way that needs dpkg.
+    """
+    if shutil.which("dpkg-deb"):
+        subprocess.run(["dpkg-deb", "--extract", str(deb), str(folder)], check=True)
+    else:
+        extract_deb(deb, folder)
+
+
+def extract_deb(deb: Path, folder: Path) -> None:
+    """As `unpack`, in Python: a .deb is an `ar` archive that holds a tar archive of the files."""
+    for name, content in _members(deb.read_bytes(), deb):
+        if name.startswith("data.tar"):
+            if name.endswith(".zst"):
+                raise ValueError(f"{deb} is compressed with zstd. Install dpkg to unpack it.")
+            with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+                archive.extractall(folder, filter="data")
+            return
+    raise ValueError(f"{deb} has no data.tar in it, so it is no Debian package. Fetch it again.")
+
+
+def _members(archive: bytes, path: Path) -> list[tuple[str, bytes]]:
+    """Names and contents of an `ar` archive."""
+    if not archive.startswith(b"!<arch>\n"):
+        raise ValueError(f"{path} is no ar archive, so it is no Debian package. Fetch it again.")
+    members, position = [], 8
+    while position + 60 <= len(archive):
+        header = archive[position : position + 60]
+        size = int(header[48:58])
+        name = header[:16].decode("ascii").strip().rstrip("/")
+        members.append((name, archive[position + 60 : position + 60 + size]))
+        position += 60 + size + size % 2
+    return members
+
+
+def prepare_fashion(folder: Path) -> dict[str, np.ndarray]:
+    """Fashion-MNIST's files, found anywhere in a folder, as arrays (N, 28, 28) and (N,)."""
+    arrays = {}
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        for key, name, header in (("images", "images-idx3", 16), ("labels", "labels-idx1", 8)):
+            path = next(folder.rglob(f"{prefix}-{name}-ubyte.gz"))
+            values = np.frombuffer(gzip.decompress(path.read_bytes())[header:], np.uint8)
+            arrays[f"{split}_{key}"] = values.reshape(-1, 28, 28) if key == "images" else values
+    return arrays
+
+
+PREPARE = {"fashion": prepare_fashion, "clipart": prepare_clip_art}
+
+
+def main() -> None:
+    """Fetch, unpack and prepare what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"data sets: {', '.join(PACKAGES)}; all if none is named")
+    parser.add_argument("--folder", type=Path, default=FETCHED, help="where the arrays go (default: %(default)s)")
+    args = parser.parse_args()
+    if unknown := set(args.names) - set(PACKAGES):
+        parser.error(f"no such data set: {', '.join(sorted(unknown))}. Use: {', '.join(PACKAGES)}")
+    names = args.names or list(PACKAGES)
+    for name in names:
+        package = PACKAGES[name]
+        print(
+            f"{name}: Debian's package {package.name}, {package.size / 1e6:.0f} MB ({package.content};"
+            f" {package.licence}), goes to {args.folder / name}.npz"
+        )
+    for name in names:
+        path = args.folder / f"{name}.npz"
+        if path.exists():
+            print(f"{path} is there already; delete it to make it anew")
+            continue
+        args.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=args.folder) as work:
+            unpack(download(PACKAGES[name], Path(work)), Path(work) / "files")
+            arrays = PREPARE[name](Path(work) / "files")
+            # Under another name until it is whole.
+            np.savez_compressed(Path(work) / "arrays.npz", **arrays)
+            (Path(work) / "arrays.npz").replace(path)
+        shapes = ", ".join(f"{key} {array.shape}" for key, array in arrays.items())
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; {shapes}")
+
+
+if __name__ == "__main__":
+    main()
