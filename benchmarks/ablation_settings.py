@@ -115,7 +115,7 @@ _SHARED: dict[str, dict[str, Any]] = {
         "num_images": 60000,
         "num_test_images": 10000,
         "batch_size": 512,
-        "pretrain_steps": 40000,
+        "pretrain_steps": 12000,
         "learning_rate": 1e-3,
         "num_labels": 1000,
         "fine_tune_batch_size": 100,
