@@ -459,14 +459,16 @@ def image_statistics(
 
 
 def fit_clusters(
-    config: SimMIMConfig, arguments: ModelArguments, images: Dataset, rescale_factor: float, before: dict[str, Any]
+    config: SimMIMConfig, arguments: ModelArguments, data: DataArguments, images: Dataset, before: dict[str, Any]
 ) -> None:
     """Fit the colours of `color_clusters` to the training images, unless they are given or the run has them already."""
     if config.target != "color_clusters" or config.options("target")["centers"] != UNFITTED:
         return
     centers = before.get("target_options", {}).get("centers")
     if centers is None:
-        centers = fit_color_clusters(images, arguments.num_clusters, config.num_channels, rescale_factor)
+        centers = fit_color_clusters(
+            images, arguments.num_clusters, config.num_channels, data.rescale, nodata=data.nodata
+        )
     config.target_options = {"centers": centers}
 
 
@@ -590,7 +592,7 @@ def build_trainer(
         data_arguments.rescale = inherited.get("rescale_factor", data_arguments.rescale)
     statistics = image_statistics(data_arguments, config.num_channels, train_images, before, inherited)
     config.image_mean, config.image_std = statistics["image_mean"], statistics["image_std"]
-    fit_clusters(config, model_arguments, train_images, data_arguments.rescale, before)
+    fit_clusters(config, model_arguments, data_arguments, train_images, before)
     processor = build_processor(config, data_arguments, model_arguments, statistics)
     settings = {
         "encoder": {key: value for key, value in config.encoder_config.to_dict().items() if key not in VOLATILE_KEYS},
