@@ -11,6 +11,7 @@ any of the options below as keys; what is given on the command line wins over it
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
@@ -123,7 +124,8 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Pixels of which all channels are this number in the file are none: no target, no statistics. TIFF"
-            " files may tell it themselves (GDAL); numbers that are not finite always count as such."
+            " files may tell it themselves (GDAL); numbers that are not finite always count as such. That of"
+            " --checkpoint if this and --rescale_factor are unset; nan for none."
         },
     )
 
@@ -179,7 +181,9 @@ class ModelArguments:
             "help": "Share of an image to hide, between 0 and 1. Of two, such as 0.4 0.7, every image gets one between."
         },
     )
-    head: str = field(default="linear", metadata={"help": "Prediction head.", "choices": list(HEADS)})
+    head: str | None = field(
+        default=None, metadata={"help": "Prediction head; linear if unset.", "choices": list(HEADS)}
+    )
     head_options: dict | str | None = field(
         default=None, metadata={"help": 'Options of the head, as JSON, such as {"size": "base"} for inverse_swin.'}
     )
@@ -189,7 +193,9 @@ class ModelArguments:
             "help": "Hidden states of the encoder that are fused to the head's input; its output alone if unset."
         },
     )
-    target: str = field(default="rgb", metadata={"help": "What is predicted.", "choices": list(TARGETS)})
+    target: str | None = field(
+        default=None, metadata={"help": "What is predicted; rgb if unset.", "choices": list(TARGETS)}
+    )
     target_options: dict | str | None = field(
         default=None, metadata={"help": 'Options of the target, as JSON, such as {"num_bins": 256} for color_bins.'}
     )
@@ -206,8 +212,8 @@ class ModelArguments:
     loss_options: dict | str | None = field(
         default=None, metadata={"help": 'Options of the loss, as JSON, such as {"beta": 0.5} for smooth_l1.'}
     )
-    loss_region: str = field(
-        default="masked", metadata={"help": "Where the loss is taken.", "choices": list(LOSS_REGIONS)}
+    loss_region: str | None = field(
+        default=None, metadata={"help": "Where the loss is taken; masked if unset.", "choices": list(LOSS_REGIONS)}
     )
 
     def __post_init__(self):
@@ -217,10 +223,10 @@ class ModelArguments:
             setattr(self, name, json_object(name, getattr(self, name)))
 
     def components(self) -> dict[str, Any]:
-        """Fields of `SimMIMConfig` that say what is predicted."""
-        values = {name: getattr(self, name) for name in COMPONENTS}
+        """Fields of `SimMIMConfig` that say what is predicted, those that are asked for."""
+        values = {name: getattr(self, name) for name in COMPONENTS if getattr(self, name) is not None}
         if self.target == "color_clusters":
-            values["target_options"] = {"centers": UNFITTED, **(values["target_options"] or {})}
+            values["target_options"] = {"centers": UNFITTED, **values.get("target_options", {})}
         return values
 
 
@@ -364,11 +370,13 @@ def checkpoint_config(arguments: ModelArguments) -> SimMIMConfig:
     if stored.model_type == SimMIMConfig.model_type:
         config = stored
         for name in COMPONENTS:
-            value = getattr(arguments, name)
-            if value not in (getattr(ModelArguments, name), getattr(config, name)):
-                raise ValueError(
-                    f"{name}={value!r} is not that of the checkpoint, {getattr(config, name)!r}. Leave it out."
-                )
+            value, kept = getattr(arguments, name), getattr(config, name)
+            if name.endswith("_options") and value is not None:
+                # A config need not hold those that are the default.
+                known = config.options(name.removesuffix("_options"))
+                kept = {key: known.get(key) for key in value}
+            if value not in (None, kept):
+                raise ValueError(f"{name}={value!r} is not that of the checkpoint, {kept!r}. Leave it out.")
     else:
         encoder = getattr(stored, "vision_config", stored)
         config = SimMIMConfig(encoder_config=encoder.to_dict(), **arguments.components())
@@ -459,19 +467,21 @@ def image_statistics(
 
 
 def fit_clusters(
-    config: SimMIMConfig, arguments: ModelArguments, images: Dataset, rescale_factor: float, before: dict[str, Any]
+    config: SimMIMConfig, arguments: ModelArguments, data: DataArguments, images: Dataset, before: dict[str, Any]
 ) -> None:
     """Fit the colours of `color_clusters` to the training images, unless they are given or the run has them already."""
     if config.target != "color_clusters" or config.options("target")["centers"] != UNFITTED:
         return
     centers = before.get("target_options", {}).get("centers")
     if centers is None:
-        centers = fit_color_clusters(images, arguments.num_clusters, config.num_channels, rescale_factor)
+        centers = fit_color_clusters(
+            images, arguments.num_clusters, config.num_channels, data.rescale, nodata=data.nodata
+        )
     config.target_options = {"centers": centers}
 
 
 def inherited_pixels(checkpoint: str | None) -> dict[str, Any]:
-    """Scale and normalisation that --checkpoint was trained with, if its image processor tells."""
+    """Scale, normalisation and nodata that --checkpoint was trained with, if its image processor tells."""
     if checkpoint is None:
         return {}
     try:
@@ -479,7 +489,9 @@ def inherited_pixels(checkpoint: str | None) -> dict[str, Any]:
     except OSError:
         return {}
     return {"rescale_factor": 1 / 255} | {
-        key: settings[key] for key in ("rescale_factor", "image_mean", "image_std") if settings.get(key)
+        key: settings[key]
+        for key in ("rescale_factor", "image_mean", "image_std", "nodata")
+        if settings.get(key) is not None
     }
 
 
@@ -588,14 +600,20 @@ def build_trainer(
     inherited = inherited_pixels(model_arguments.checkpoint)
     if data_arguments.rescale_factor is None:
         data_arguments.rescale = inherited.get("rescale_factor", data_arguments.rescale)
+        if data_arguments.nodata is None:
+            data_arguments.nodata = inherited.get("nodata")
+    if data_arguments.nodata is not None and not math.isfinite(data_arguments.nodata):
+        # Such pixels are none in any case, and NaN would be another number whenever it is compared.
+        data_arguments.nodata = None
     statistics = image_statistics(data_arguments, config.num_channels, train_images, before, inherited)
     config.image_mean, config.image_std = statistics["image_mean"], statistics["image_std"]
-    fit_clusters(config, model_arguments, train_images, data_arguments.rescale, before)
+    fit_clusters(config, model_arguments, data_arguments, train_images, before)
     processor = build_processor(config, data_arguments, model_arguments, statistics)
     settings = {
         "encoder": {key: value for key, value in config.encoder_config.to_dict().items() if key not in VOLATILE_KEYS},
         **{key: getattr(config, key) for key in COMPONENTS},
         **{key: getattr(model_arguments, key) for key in ("mask_strategy", "mask_patch_size", "mask_ratio")},
+        "num_clusters": model_arguments.num_clusters if config.target == "color_clusters" else None,
         "crop_scale": data_arguments.crop_scale,
         "rescale_factor": data_arguments.rescale,
         "nodata": data_arguments.nodata,
@@ -673,6 +691,7 @@ def print_plan(trainer: SimMIMTrainer, checkpoint: Path | None, weights: str | N
         ", ".join(f"{value:.4g}" for value in values) for values in (processor.image_mean, processor.image_std)
     )
     millions = trainer.model.num_parameters() / 1e6
+    nodata = "" if processor.nodata is None else f"; those of {processor.nodata:g} are none"
     height, width = config.image_size
     evaluated = f", {len(trainer.eval_dataset):,} to evaluate on" if trainer.eval_dataset is not None else ""
     lines = {
@@ -683,7 +702,7 @@ def print_plan(trainer: SimMIMTrainer, checkpoint: Path | None, weights: str | N
         "Masks": f"{span(dataset.num_masked_units)} of {dataset.num_units} squares of"
         f" {dataset.unit_size * config.patch_size} px are hidden",
         "Images": f"{len(dataset):,} to train on{evaluated}",
-        "Pixels": f"times {processor.rescale_factor:.4g}, then mean {mean} and standard deviation {std}",
+        "Pixels": f"times {processor.rescale_factor:.4g}, then mean {mean} and standard deviation {std}{nodata}",
         "Steps": f"of {images_per_step(arguments)} images, learning rate up to {arguments.learning_rate:g},"
         f" on {arguments.world_size} x {arguments.device}",
         "Output": f"{arguments.output_dir}" + (f", going on from {checkpoint.name}" if checkpoint else ""),

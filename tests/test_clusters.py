@@ -99,6 +99,16 @@ def test_missing_values_are_no_colours(tmp_path):
     assert fit_color_clusters(images, num_channels=2, rescale_factor=1.0) == expected
 
 
+def test_nodata_is_no_colour(tmp_path):
+    """In arrays and in pictures."""
+    colors = [[7, 7, 7], [0, 51, 7], [255, 51, 0], [7, 7, 7]]
+    np.save(tmp_path / "0.npy", np.uint8([colors]))
+    Image.fromarray(np.uint8([colors])).save(tmp_path / "1.png")
+    images = load_images(tmp_path)
+    assert len(fit_color_clusters(images)) == 3
+    assert fit_color_clusters(images, nodata=7) == [[0.0, 0.2, round(7 / 255, 6)], [1.0, 0.2, 0.0]]
+
+
 def test_numbers_are_rescaled_and_clipped(tmp_path):
     images = save_colors(tmp_path, np.uint16([[0, 1000], [5000, 20000], [2500, 10000]]))
     centers = fit_color_clusters(images, num_channels=2, rescale_factor=1 / 10000)

@@ -28,7 +28,7 @@ from transformers import (
     ViTModel,
 )
 
-from hf_simmim import SimMIMConfig, SimMIMImageProcessor
+from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
 from hf_simmim.trainer import SimMIMTrainer
 
 ROOT = Path(__file__).parents[1]
@@ -435,6 +435,55 @@ def test_masks_of_a_range_of_ratios_and_pixels_that_are_none(run_mim, bands, tmp
     for ratio, message in ((["0.7", "0.4"], "falls"), (["0.4", "0.5", "0.6"], "3 values"), (["0.4", "1"], "outside")):
         with pytest.raises(SystemExit, match=message):
             run_mim.main([*options(bands, tmp_path, num_channels=5), "--mask_ratio", *ratio])
+
+
+def test_nodata_from_a_checkpoint_and_not_a_number(run_mim, bands, tmp_path, capsys):
+    """What the checkpoint's numbers mean holds for the images that it is trained on further."""
+    first = options(bands, tmp_path / "first", num_channels=5, rescale_factor="1/4095", nodata=0, max_steps=1)
+    run_mim.main(first)
+    assert "; those of 0 are none" in capsys.readouterr().out
+    settings = {"encoder": None, "checkpoint": tmp_path / "first"}
+    for wanted, expected in ((None, 0), (7, 7), ("nan", None)):
+        command = options(bands, tmp_path / "second", **settings, nodata=wanted)
+        trainer, _ = run_mim.build_trainer(*run_mim.parse_arguments(command))
+        assert trainer.processing_class.nodata == trainer.train_dataset.nodata == expected
+    # NaN was equal to nothing, not to itself either.
+    for epochs in (1, 2):
+        run_mim.main(options(bands, tmp_path / "third", num_channels=5, nodata="nan", num_train_epochs=epochs))
+
+
+def test_negative_numbers_of_any_form(run_mim, tmp_path):
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({"nodata": -3.4e38, "image_mean": [-1e-05, 0.5]}))
+    for command in (["--recipe", str(recipe)], ["--nodata", "-3.4e+38", "--image_mean", "-1E-5", ".5"]):
+        data, _, _ = run_mim.parse_arguments(["--train_dir", "x", "--use_cpu", *command])
+        assert (data.nodata, data.image_mean) == (-3.4e38, [-1e-05, 0.5])
+
+
+def test_components_of_a_checkpoint_are_kept(run_mim, photos, tmp_path):
+    """And what is asked for against them is refused, the defaults too."""
+    config = SimMIMConfig(encoder_config=ENCODER, head="mlp", target="color_bins", loss_region="all")
+    SimMIMForMaskedImageModeling(config).save_pretrained(tmp_path / "first")
+    settings = options(photos, tmp_path / "run", encoder=None, checkpoint=tmp_path / "first")
+    for wanted in ([], ["--head", "mlp", "--target_options", '{"num_bins": 8}', "--loss", "cross_entropy"]):
+        _, model, _ = run_mim.parse_arguments([*settings, *wanted])
+        config = run_mim.build_config(model)
+        assert (config.head, config.target, config.loss_region) == ("mlp", "color_bins", "all")
+    for key, value, kept in (
+        ("head", "linear", "'mlp'"),
+        ("target", "rgb", "'color_bins'"),
+        ("loss_region", "masked", "'all'"),
+        ("target_options", '{"num_bins": 4}', "{'num_bins': 8}"),
+    ):
+        with pytest.raises(SystemExit, match=f"{key}=.* is not that of the checkpoint, {kept}. Leave it out"):
+            run_mim.main([*settings, f"--{key}", value])
+
+
+def test_another_number_of_clusters_is_another_run(run_mim, photos, tmp_path):
+    settings = {"target": "color_clusters", "max_train_samples": 8}
+    run_mim.main(options(photos, tmp_path, **settings, num_clusters=4, max_steps=1))
+    with pytest.raises(SystemExit, match="another num_clusters: 4 then, 5 now"):
+        run_mim.main(options(photos, tmp_path, **settings, num_clusters=5, max_steps=1))
 
 
 @contextmanager

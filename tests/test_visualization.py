@@ -59,6 +59,22 @@ def test_grid_of_a_size_that_no_patch_divides():
     assert (filled == 0).all(axis=2).sum() == 16
 
 
+def test_pixels_that_are_none_are_white():
+    """Whatever stands there, visible or hidden."""
+    black, blue = torch.zeros(1, 3, 96, 96), torch.zeros(1, 3, 96, 96)
+    blue[:, 2] = 255
+    mask, pixel_mask = torch.zeros(1, 12, 12), torch.ones(1, 96, 96)
+    mask[:, :, 6:] = 1
+    pixel_mask[:, :30] = 0
+    grid = reconstruction_grid(normalized(black), mask, normalized(blue), MEAN, STD, 8, pixel_mask=pixel_mask)
+    pixels = np.asarray(grid)[22:118]
+    for column, right in enumerate(((0, 0, 0), (MASK_GREY,) * 3, (0, 0, 255))):
+        cell = pixels[:, 6 + column * 102 :][:, :96]
+        assert (cell[:30] == 255).all()
+        assert (cell[30:, :48] == 0).all()
+        assert (cell[30:, 48:] == right).all()
+
+
 @pytest.mark.parametrize(("mean", "std"), [(0.04, 0.01), (120.0, 30.0), (0.0, 3.0)])
 def test_other_ranges_are_stretched(mean, std):
     """Reflectances and raw numbers are neither black nor white."""

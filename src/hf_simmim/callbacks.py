@@ -44,7 +44,10 @@ class PictureCallback(TrainerCallback):
         plot_losses(state.log_history, output_dir / "loss_curve.png")
         if reconstruction is None:
             return
-        grid = reconstruction_grid(pixel_values, mask, reconstruction, mean, std, model.config.patch_size)
+        grid = reconstruction_grid(
+            *(pixel_values, mask, reconstruction, mean, std, model.config.patch_size),
+            pixel_mask=self.batch.get("pixel_mask"),
+        )
         (output_dir / "reconstructions").mkdir(exist_ok=True)
         grid.save(output_dir / "reconstructions" / f"step-{state.global_step:07d}.png")
         grid.save(output_dir / "reconstruction.png")

@@ -45,7 +45,7 @@ def channel_statistics(
     for index in tqdm(indices, desc="statistics of the channels", unit="image"):
         row = images[index]
         try:
-            pixels = _pixels(open_row(row, num_channels, rescale_factor, nodata), num_channels)
+            pixels = known_pixels(open_row(row, num_channels, rescale_factor, nodata), num_channels)
         except Exception as error:  # readers raise anything on a broken file
             first_error = first_error or f"{row['name']} ({describe(error)})"
             continue
@@ -74,9 +74,16 @@ def channel_statistics(
     return (mean * rescale_factor).tolist(), scaled_std.tolist()
 
 
-def _pixels(image: Image.Image | np.ndarray, num_channels: int) -> np.ndarray:
-    """Array of shape (C, number of real pixels), or (C, H, W) if all are."""
+def known_pixels(image: Image.Image | np.ndarray, num_channels: int) -> np.ndarray:
+    """Numbers of the real pixels of a whole image, as they are stored.
+
+    Args:
+        image: What `open_row` returned.
+        num_channels: Channels C.
+
+    Returns:
+        Array of shape (C, number of real pixels).
+    """
     if isinstance(image, np.ndarray):
-        return image[:, real_pixels(image)] if has_missing(image) else image
-    array = np.asarray(convert_channels(upright(image), num_channels))
-    return np.moveaxis(array, -1, 0) if array.ndim == 3 else array[None]
+        return image[:, real_pixels(image)] if has_missing(image) else image.reshape(num_channels, -1)
+    return np.asarray(convert_channels(upright(image), num_channels)).reshape(-1, num_channels).T

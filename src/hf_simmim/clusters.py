@@ -1,16 +1,13 @@
 """Clusters of the colours of a data set, for `target="color_clusters"`."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from datasets import Dataset
 from datasets.utils import tqdm
 from transformers.utils import logging
 
-from .data import NoReadableImageError, describe, evenly_spaced, sample_generator
-from .image_channels import channels_first, convert_channels, upright
-from .image_files import open_image
+from .channel_statistics import known_pixels
+from .data import NoReadableImageError, describe, evenly_spaced, open_row, sample_generator
 
 logger = logging.get_logger(__name__)
 
@@ -26,11 +23,12 @@ def fit_color_clusters(
     max_images: int = 1000,
     pixels_per_image: int = 1000,
     seed: int = 0,
+    nodata: float | None = None,
 ) -> list[list[float]]:
     """Centres of clusters of the colours of random pixels of evenly spaced images, by mini-batch k-means.
 
-    Images that cannot be read are left out, and so are pixels of which a channel is missing (NaN). Where there are no
-    more distinct colours than clusters, they are the centres.
+    Images that cannot be read are left out, and so are pixels that are none. Where there are no more distinct colours
+    than clusters, they are the centres.
 
     Args:
         images: Rows as `load_images` makes them.
@@ -40,6 +38,7 @@ def fit_color_clusters(
         max_images: Largest number of images to read.
         pixels_per_image: Number of pixels to draw of each image.
         seed: Seed of the pixels and of k-means; the same one gives the same centres.
+        nodata: Pixels of which all channels are this number are none, like those that are not finite.
 
     Returns:
         Sorted, distinct centres, each a list of C numbers in [0, 1]: `target_options={"centers": ...}` of a config.
@@ -52,7 +51,7 @@ def fit_color_clusters(
     """
     if num_clusters < 2:
         raise ValueError(f"num_clusters={num_clusters} must be 2 or more, such as 512.")
-    colors = _sample(images, num_channels, rescale_factor, max_images, pixels_per_image, seed)
+    colors = _sample(images, num_channels, rescale_factor, max_images, pixels_per_image, seed, nodata)
     distinct = np.unique(colors.round(DIGITS), axis=0)
     if len(distinct) < 2:
         raise ValueError(
@@ -85,7 +84,13 @@ def _as_lists(colors: np.ndarray) -> list[list[float]]:
 
 
 def _sample(
-    images: Dataset, num_channels: int, rescale_factor: float, max_images: int, pixels_per_image: int, seed: int
+    images: Dataset,
+    num_channels: int,
+    rescale_factor: float,
+    max_images: int,
+    pixels_per_image: int,
+    seed: int,
+    nodata: float | None,
 ) -> np.ndarray:
     """Colours (N, C) in [0, 1] of random pixels."""
     samples, first_error = [], ""
@@ -93,7 +98,7 @@ def _sample(
     for index in tqdm(indices, desc="colours of the images", unit="image"):
         row = images[index]
         try:
-            colors = _colors(row, num_channels, rescale_factor)
+            colors = known_pixels(open_row(row, num_channels, rescale_factor, nodata), num_channels).T
         except Exception as error:  # readers raise anything on a broken file
             first_error = first_error or f"{row['name']} ({describe(error)})"
             continue
@@ -107,23 +112,3 @@ def _sample(
             " Mend them or name another source."
         )
     return np.concatenate(samples)
-
-
-def _colors(row: dict[str, Any], num_channels: int, rescale_factor: float) -> np.ndarray:
-    """Pixels (N, C) of an image that have a number in each channel, as they are stored."""
-    source = row["image"]
-    if source is None:
-        raise ValueError("The row holds no image.")
-    if isinstance(source, dict):
-        content = source["bytes"] if source["bytes"] is not None else source["path"]
-        source = open_image(content, num_channels, rescale_factor)
-    if not isinstance(source, np.ndarray):
-        picture = np.asarray(convert_channels(upright(source), num_channels))
-        return picture.reshape(-1, num_channels)
-    colors = channels_first(source, num_channels).reshape(num_channels, -1).T
-    if source.dtype.kind != "f":
-        return colors
-    # What is filled in is no colour of the image.
-    with np.errstate(over="ignore"):
-        is_known = np.isfinite(source.astype(np.float32))
-    return colors[channels_first(is_known.astype(np.uint8), num_channels).reshape(num_channels, -1).all(axis=0)]

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ def parse_with_recipe(
         SystemExit: If an option or a key of the recipe is unknown, or a value is refused; the message says why.
     """
     parser = HfArgumentParser(kinds, formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)  # type: ignore[arg-type]
+    # argparse by itself takes -3.4e+38, which is what many rasters have for no data, for an option.
+    parser._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
     parser.add_argument("--recipe", help=f"JSON file of options, or one of: {', '.join(recipe_names(folder))}.")
     known = {action.dest for action in parser._actions} - {"help", "recipe"}
     named, _ = parser.parse_known_args(argv)

@@ -47,11 +47,12 @@ def reconstruction_grid(
     image_std: Sequence[float],
     patch_size: int,
     groups: int = 2,
+    pixel_mask: torch.Tensor | None = None,
 ) -> Image.Image:
     """Draw original | masked | reconstruction, one image a row.
 
     The reconstruction shows the prediction where the image was hidden and the image itself where it was not: the loss
-    says nothing about visible patches.
+    says nothing about visible patches. Pixels that are none are white in all three.
 
     Args:
         pixel_values: Normalised images of shape (B, C, H, W).
@@ -61,6 +62,7 @@ def reconstruction_grid(
         image_std: Standard deviation of each channel.
         patch_size: Side of the patches that the mask lives on, in pixels.
         groups: Number of rows set side by side.
+        pixel_mask: Mask of shape (B, H, W), False where a pixel is none.
 
     Returns:
         The picture.
@@ -72,6 +74,10 @@ def reconstruction_grid(
     predicted = to_pictures(reconstruction, image_mean, image_std)
     hidden = np.where(mask, np.uint8(MASK_GREY), original)
     filled = np.where(mask, predicted, original)
+    columns = [original, hidden, filled]
+    if pixel_mask is not None:
+        is_real = pixel_mask.bool().cpu().numpy()[..., None]
+        columns = [np.where(is_real, pictures, np.uint8(255)) for pictures in columns]
 
     zoom = max(1, math.ceil(96 / max(height, width)))
     cell_height, cell_width, gap = height * zoom, width * zoom, 6
@@ -93,7 +99,7 @@ def reconstruction_grid(
             index = group * rows + row
             if index >= batch_size:
                 break
-            for column, pictures in enumerate((original, hidden, filled)):
+            for column, pictures in enumerate(columns):
                 picture = Image.fromarray(pictures[index]).resize((cell_width, cell_height), Image.Resampling.NEAREST)
                 canvas.paste(picture, (left + column * (cell_width + gap), header + row * (cell_height + gap)))
     return canvas
