@@ -377,6 +377,8 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
     """
 
     def __init__(self, config: SimMIMConfig):
+        # What was set after the config was made is not checked yet.
+        config.validate_components()
         super().__init__(config)
         self.simmim = SimMIMModel(config)
         self.target = TARGET_CLASSES[config.target](config)
