@@ -262,9 +262,10 @@ def test_bfloat16(encoder):
     assert math.isclose(outputs.loss.item(), expected.loss.item(), rel_tol=0.02)
     outputs.loss.backward()
     model.to(torch.bfloat16)
-    outputs = model(pixel_values.bfloat16(), bool_masked_pos=mask)
-    assert outputs.loss.dtype == torch.float32
-    assert math.isclose(outputs.loss.item(), expected.loss.item(), rel_tol=0.05)
+    for images in (pixel_values, pixel_values.bfloat16()):
+        outputs = model(images, bool_masked_pos=mask)
+        assert (outputs.loss.dtype, outputs.prediction.dtype) == (torch.float32, torch.bfloat16)
+        assert math.isclose(outputs.loss.item(), expected.loss.item(), rel_tol=0.05)
 
 
 @pytest.mark.parametrize("encoder", ["swin", "clip_vision_model", "resnet"])

@@ -350,6 +350,9 @@ class SimMIMModel(SimMIMPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
+        if pixel_values.dtype == torch.float32:
+            # A model of another type still makes its targets of images in float32.
+            pixel_values = pixel_values.to(self.dtype)
         outputs = encode(
             self.encoder,
             self.geometry,
