@@ -166,6 +166,14 @@ def test_masks_of_any_form_mean_the_same():
     assert len(set(losses)) == 1
 
 
+def test_a_loss_that_is_not_asked_for_is_not_computed():
+    model = make_model("vit")
+    pixel_values, mask = batch(model.config)
+    outputs = model(pixel_values, bool_masked_pos=mask, return_loss=False)
+    assert outputs.loss is None
+    assert torch.equal(outputs.prediction, model(pixel_values, bool_masked_pos=mask).prediction)
+
+
 def test_without_a_mask_there_is_no_loss():
     model = make_model()
     pixel_values, _ = batch(model.config)
