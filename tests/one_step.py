@@ -44,37 +44,46 @@ def uneven_collate(samples: list[dict]) -> dict:
     return collate(samples) | {"pixel_mask": torch.stack([sample["pixel_mask"] for sample in samples])}
 
 
+def make_trainer(
+    model: SimMIMForMaskedImageModeling, folder: str | Path, batch_size: int, accumulation: int = 1
+) -> SimMIMTrainer:
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        max_steps=1,
+        learning_rate=1.0,
+        lr_scheduler_type="constant",
+        optim="sgd",
+        max_grad_norm=0.0,
+        save_strategy="no",
+        report_to="none",
+        remove_unused_columns=False,
+        label_names=["bool_masked_pos"],
+        prediction_loss_only=True,
+        use_cpu=True,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+    )
+    return SimMIMTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=UnevenImages(),
+        eval_dataset=UnevenImages(),
+        data_collator=uneven_collate,
+        processing_class=SimMIMImageProcessor(size={"height": 32, "width": 32}, model_patch_size=2),
+        unreadable_images=UnreadableImages(Path(folder) / "unreadable.txt", NUM_IMAGES, 1.0),
+    )
+
+
 def gradient(batch_size: int, accumulation: int, components: dict) -> dict[str, torch.Tensor]:
     """Gradient of one step over all images, as the trainer makes it."""
     torch.manual_seed(0)
     model = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=swin_config(), **components))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=batch_size,
-            gradient_accumulation_steps=accumulation,
-            max_steps=1,
-            learning_rate=1.0,
-            lr_scheduler_type="constant",
-            optim="sgd",
-            max_grad_norm=0.0,
-            save_strategy="no",
-            report_to="none",
-            remove_unused_columns=False,
-            use_cpu=True,
-            dataloader_num_workers=0,
-            dataloader_pin_memory=False,
-        )
-        trainer = SimMIMTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=UnevenImages(),
-            data_collator=uneven_collate,
-            processing_class=SimMIMImageProcessor(size={"height": 32, "width": 32}, model_patch_size=2),
-            unreadable_images=UnreadableImages(Path(folder) / "unreadable.txt", NUM_IMAGES, 1.0),
-        )
-        trainer.train()
+        make_trainer(model, folder, batch_size, accumulation).train()
     return {name: before[name] - parameter.detach() for name, parameter in model.named_parameters()}
 
 

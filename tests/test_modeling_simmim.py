@@ -166,6 +166,14 @@ def test_masks_of_any_form_mean_the_same():
     assert len(set(losses)) == 1
 
 
+def test_a_loss_that_is_not_asked_for_is_not_computed():
+    model = make_model("vit")
+    pixel_values, mask = batch(model.config)
+    outputs = model(pixel_values, bool_masked_pos=mask, return_loss=False)
+    assert outputs.loss is None
+    assert torch.equal(outputs.prediction, model(pixel_values, bool_masked_pos=mask).prediction)
+
+
 def test_without_a_mask_there_is_no_loss():
     model = make_model()
     pixel_values, _ = batch(model.config)
@@ -262,9 +270,10 @@ def test_bfloat16(encoder):
     assert math.isclose(outputs.loss.item(), expected.loss.item(), rel_tol=0.02)
     outputs.loss.backward()
     model.to(torch.bfloat16)
-    outputs = model(pixel_values.bfloat16(), bool_masked_pos=mask)
-    assert outputs.loss.dtype == torch.float32
-    assert math.isclose(outputs.loss.item(), expected.loss.item(), rel_tol=0.05)
+    for images in (pixel_values, pixel_values.bfloat16()):
+        outputs = model(images, bool_masked_pos=mask)
+        assert (outputs.loss.dtype, outputs.prediction.dtype) == (torch.float32, torch.bfloat16)
+        assert math.isclose(outputs.loss.item(), expected.loss.item(), rel_tol=0.05)
 
 
 @pytest.mark.parametrize("encoder", ["swin", "clip_vision_model", "resnet"])
@@ -422,6 +431,14 @@ def test_features_are_where_the_pixels_are(encoder):
         ({"loss": "l3"}, "loss='l3' is unknown"),
         ({"loss_region": "some"}, "loss_region='some' is unknown. Use one of: masked, all"),
         ({"encoder_config": {"embed_dim": 16}}, "encoder_config has no model_type. Name one"),
+        (
+            {"image_mean": [0.5, float("nan"), 0.5]},
+            "image_mean=.*nan.* must be a finite number, or one for",
+        ),
+        ({"image_std": 0.0}, "image_std=0.0 must be a positive number"),
+        ({"image_std": ["1", "1", "1"]}, "image_std=.*'1'.* must be a positive number"),
+        ({"head_inputs": [True]}, "head_inputs=.True. must be indices"),
+        ({"loss": "smooth_l1", "loss_options": {"beta": math.inf}}, "beta=inf must be a finite number above 0"),
         ({"image_size": 0}, "image_size=0 must be a side, or a height and a width, in pixels"),
         ({"image_size": (32, 32, 3)}, "image_size=.* must be a side"),
         ({"window_size": 0}, "window_size=0 must be a whole number of tokens"),
@@ -431,6 +448,22 @@ def test_features_are_where_the_pixels_are(encoder):
 def test_bad_configs_are_refused(settings, message):
     with pytest.raises((StrictDataclassError, ValueError), match=message):
         SimMIMConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("loss_region", "hidden", "loss_region='hidden' is unknown"),
+        ("loss", "cross_entropy", "loss='cross_entropy' does not fit target='rgb'"),
+        ("target", "color_bins", "loss='l1' does not fit target='color_bins'"),
+        ("prediction_stride", 0, "prediction_stride=0 must be 1 pixel or more"),
+    ],
+)
+def test_what_is_changed_in_a_config_is_checked_when_a_model_is_built(field, value, message):
+    config = SimMIMConfig(encoder_config=vit_config())
+    setattr(config, field, value)
+    with pytest.raises(ValueError, match=message):
+        SimMIMForMaskedImageModeling(config)
 
 
 def test_bad_inputs_are_refused():

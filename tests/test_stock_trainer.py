@@ -30,7 +30,6 @@ def make_trainer(encoder: str, output_dir: Path, seed: int = 0, **kwargs) -> Tra
         logging_steps=1,
         save_steps=1,
         save_strategy="steps",
-        label_names=["bool_masked_pos"],
         prediction_loss_only=True,
         remove_unused_columns=False,
         report_to="none",

@@ -1,6 +1,7 @@
 """What a head predicts, made from images and brought back to them."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -281,6 +282,24 @@ def test_a_checkpoint_brings_its_target(tmp_path, name, options, stride):
     torch.testing.assert_close(outputs.loss, expected.loss)
     if model.target.is_decodable:
         torch.testing.assert_close(outputs.reconstruction, expected.reconstruction)
+
+
+def test_a_checkpoint_goes_on_with_another_target(tmp_path):
+    config = make_config("normalized_rgb", {"window_size": 5}, loss="smooth_l1", loss_options={"beta": 0.5})
+    SimMIMForMaskedImageModeling(config).save_pretrained(tmp_path)
+    load = partial(SimMIMForMaskedImageModeling.from_pretrained, tmp_path, ignore_mismatched_sizes=True)
+    for target, loss in (("hog", "l2"), ("color_bins", "cross_entropy"), ("rgb", "l1")):
+        model = load(target=target)
+        assert (model.config.loss, model.config.loss_options, model.config.target_options) == (loss, {}, {})
+        pixel_values, mask = batch(model.config)
+        assert model(pixel_values, mask).loss.isfinite()
+    kept = load(target="normalized_rgb", loss_region="all").config
+    assert (kept.loss, kept.loss_options, kept.target_options) == ("smooth_l1", {"beta": 0.5}, {"window_size": 5})
+    unchanged = SimMIMConfig.from_dict(SimMIMConfig(loss="l2").to_diff_dict(), target="rgb")
+    assert unchanged.loss == "l2"
+    assert load(target="hog", loss="l1", target_options={"cell_size": 4}).target.stride == 4
+    with pytest.raises(StrictDataclassError, match="loss='l1' does not fit target='color_bins'"):
+        load(target="color_bins", loss="l1")
 
 
 @pytest.mark.parametrize("name", [name for name in TARGET_CLASSES if name not in NEED_WEIGHTS])

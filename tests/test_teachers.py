@@ -281,7 +281,8 @@ def test_nothing_of_the_network_is_in_the_model(tmp_path, codebook, teacher, tar
 def test_checkpoints_load_where_the_network_is_not(tmp_path, codebook, teacher, target):
     folder = tmp_path / "network"
     shutil.copytree({"codebook": codebook, "features": teacher}[target], folder)
-    model = student(target, str(folder)).eval()
+    others = {"normalize": False} if target == "features" else {}
+    model = student(target, str(folder), **others).eval()
     model.save_pretrained(tmp_path / "student")
     pixel_values, mask = batch(model.config)
     with torch.no_grad():
@@ -293,9 +294,11 @@ def test_checkpoints_load_where_the_network_is_not(tmp_path, codebook, teacher, 
     # Weights for another size go through models on other ways.
     assert SimMIMForMaskedImageModeling.from_pretrained(tmp_path / "student", image_size=48).target.stride == 8
     AutoModel.from_pretrained(tmp_path / "student")
-    with pytest.raises(ValueError, match=rf"target='{target}': '.*network' cannot be loaded: .*say where it is"):
+    with pytest.raises(ValueError, match=rf"target='{target}': '.*network' cannot be loaded: .*say where") as refusal:
         loaded(pixel_values, bool_masked_pos=mask)
-    options = {"model": str(tmp_path / "elsewhere")}
+    # What is not repeated is lost.
+    assert all(f"{key!r}: {value!r}" in str(refusal.value) for key, value in others.items())
+    options = {"model": str(tmp_path / "elsewhere"), **others}
     moved = SimMIMForMaskedImageModeling.from_pretrained(tmp_path / "student", target_options=options)
     assert torch.allclose(moved(pixel_values, bool_masked_pos=mask).loss, expected.loss, rtol=1e-4)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from one_step import NUM_IMAGES, UnevenImages, gradient, uneven_collate
+from one_step import NUM_IMAGES, UnevenImages, gradient, make_trainer, uneven_collate
 from tiny import swin_config
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
@@ -16,15 +16,19 @@ from hf_simmim.trainer import normalize
 TESTS = Path(__file__).parent
 
 
-def expected_gradient(components: dict) -> dict[str, torch.Tensor]:
-    """Of the one big batch, by hand."""
-    torch.manual_seed(0)
-    model = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=swin_config(), **components))
+def big_batch() -> dict[str, torch.Tensor]:
     batch = uneven_collate([UnevenImages()[index] for index in range(NUM_IMAGES)])
     batch.pop("unreadable")
     processor = SimMIMImageProcessor()
     batch["pixel_values"] = normalize(batch["pixel_values"], processor.image_mean, processor.image_std)
-    model(**batch).loss.backward()
+    return batch
+
+
+def expected_gradient(components: dict) -> dict[str, torch.Tensor]:
+    """Of the one big batch, by hand."""
+    torch.manual_seed(0)
+    model = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=swin_config(), **components))
+    model(**big_batch()).loss.backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
@@ -58,3 +62,19 @@ def test_gradient_of_two_processes_is_that_of_the_one_big_batch(tmp_path):
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert largest_error(torch.load(path), expected_gradient({})) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_evaluation_makes_each_target_once_of_pixels_as_they_are(tmp_path, dtype):
+    config = SimMIMConfig(encoder_config=swin_config(), target="color_bins", target_options={"num_bins": 256})
+    model = SimMIMForMaskedImageModeling(config).to(dtype)
+    make, targets = model.target.make, []
+    model.target.make = lambda pixel_values: targets.append(make(pixel_values)) or targets[-1]
+    metrics = make_trainer(model, tmp_path, batch_size=4).evaluate()
+    batch = big_batch()
+    bytes_of_all = torch.cat([UnevenImages()[index]["pixel_values"][None] for index in range(NUM_IMAGES)]).long()
+    assert torch.equal(torch.cat(targets), bytes_of_all)
+    with torch.no_grad():
+        prediction = model.eval()(**batch).prediction
+        losses = model.masked_loss(prediction, **batch, per_image=True)
+    assert metrics["eval_loss"] == pytest.approx(losses.mean().item(), rel=1e-3)

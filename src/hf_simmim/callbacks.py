@@ -36,7 +36,7 @@ class PictureCallback(TrainerCallback):
         was_training = model.training
         model.eval()
         with torch.no_grad():
-            reconstruction = model(pixel_values, bool_masked_pos=mask).reconstruction
+            reconstruction = model(pixel_values, bool_masked_pos=mask, return_loss=False).reconstruction
         model.train(was_training)
         if not state.is_world_process_zero:
             return

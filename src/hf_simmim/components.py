@@ -23,27 +23,30 @@ class TargetSpec(NamedTuple):
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return is_index(value) and value >= 1
 
 
 def _is_length(value: Any) -> bool:
     return _is_count(value) and value >= 2
 
 
-def _counts(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) > 0 and all(map(_is_count, value))
+def is_index(value: Any) -> bool:
+    """Whether a value is a whole number, True and False excepted."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def is_finite(value: Any) -> bool:
+    """Whether a value is a number, and neither NaN nor infinite."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_finite(value: Any) -> bool:
-    return _is_number(value) and math.isfinite(value)
+def is_positive(value: Any) -> bool:
+    """Whether a value is a finite number above 0."""
+    return is_finite(value) and value > 0
 
 
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) > 0 and all(map(_is_number, value))
+def _all(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda values: isinstance(values, (list, tuple)) and len(values) > 0 and all(map(is_valid, values))
 
 
 def _optional(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -54,7 +57,7 @@ def _are_centers(value: Any) -> bool:
     return (
         isinstance(value, (list, tuple))
         and len(value) >= 2
-        and all(isinstance(center, (list, tuple)) and all(map(_is_finite, center)) for center in value)
+        and all(isinstance(center, (list, tuple)) and all(map(is_finite, center)) for center in value)
         and len({len(center) for center in value}) == 1
     )
 
@@ -92,8 +95,8 @@ HEADS: dict[str, dict[str, Option]] = {
     "inverse_swin": {
         "size": Option("tiny", lambda value: value in ("tiny", "base"), "'tiny' or 'base'"),
         "embed_dim": Option(None, _optional(_is_count), f"{COUNT}, or None for that of the size"),
-        "depths": Option(None, _optional(_counts), "a list of blocks for each stage, or None"),
-        "num_heads": Option(None, _optional(_counts), "a list of attention heads for each stage, or None"),
+        "depths": Option(None, _optional(_all(_is_count)), "a list of blocks for each stage, or None"),
+        "num_heads": Option(None, _optional(_all(_is_count)), "a list of attention heads for each stage, or None"),
         "window_size": Option(None, _optional(_is_count), f"{COUNT}, or None for the encoder's or else 7"),
     },
 }
@@ -145,13 +148,9 @@ TARGETS: dict[str, TargetSpec] = {
         {
             "model": Option(None, _optional(lambda value: isinstance(value, str)), "a folder or a name on the Hub"),
             "model_config": Option(None, _optional(lambda value: isinstance(value, dict)), "that of the model"),
-            "image_mean": Option(None, _optional(_are_numbers), "a number for each of the teacher's channels"),
-            "image_std": Option(None, _optional(_are_numbers), "a number for each of the teacher's channels"),
-            "layer": Option(
-                None,
-                _optional(lambda value: isinstance(value, int) and not isinstance(value, bool)),
-                "the index of a hidden state, or None for the feature map",
-            ),
+            "image_mean": Option(None, _optional(_all(is_finite)), "a finite number for each channel of the teacher"),
+            "image_std": Option(None, _optional(_all(is_positive)), "a number above 0 for each channel of the teacher"),
+            "layer": Option(None, _optional(is_index), "the index of a hidden state, or None for the feature map"),
             "normalize": Option(True, lambda value: isinstance(value, bool), "True or False"),
         },
         _check_features,
@@ -161,7 +160,7 @@ TARGETS: dict[str, TargetSpec] = {
 LOSSES: dict[str, dict[str, Option]] = {
     "l1": {},
     "l2": {},
-    "smooth_l1": {"beta": Option(1.0, lambda value: _is_number(value) and value > 0, "a number above 0")},
+    "smooth_l1": {"beta": Option(1.0, is_positive, "a finite number above 0")},
     "cross_entropy": {},
     "cosine": {},
 }

@@ -9,7 +9,17 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from .components import HEADS, LOSS_REGIONS, LOSSES, TARGETS, check_pair, with_defaults
+from .components import (
+    HEADS,
+    LOSS_REGIONS,
+    LOSSES,
+    TARGETS,
+    check_pair,
+    is_finite,
+    is_index,
+    is_positive,
+    with_defaults,
+)
 
 # Of encoders whose config has none, such as ResNet's.
 DEFAULT_IMAGE_SIZE = 224
@@ -44,6 +54,20 @@ ENCODER_PRESETS: dict[str, dict[str, Any]] = {
         "drop_path_rate": 0.1,
     },
 }
+
+COMPONENT_FIELDS = (
+    "head",
+    "head_options",
+    "head_inputs",
+    "target",
+    "target_options",
+    "prediction_stride",
+    "loss",
+    "loss_options",
+    "loss_region",
+    "image_mean",
+    "image_std",
+)
 
 
 @strict
@@ -111,8 +135,8 @@ class SimMIMConfig(PreTrainedConfig):
     loss: str | None = None
     loss_options: dict | None = None
     loss_region: str = "masked"
-    image_mean: list | tuple | float | None = None
-    image_std: list | tuple | float | None = None
+    image_mean: list | tuple | float | int | None = None
+    image_std: list | tuple | float | int | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
@@ -136,6 +160,31 @@ class SimMIMConfig(PreTrainedConfig):
         for key, value in geometry.items():
             setattr(self, key, value)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """Read a config, with components in `kwargs` in the place of those that it has.
+
+        Another component comes without the stored options of the one before, another target with its usual loss.
+
+        Args:
+            config_dict: What `to_dict` returned.
+            **kwargs: As in `PreTrainedConfig.from_dict`.
+
+        Returns:
+            The config.
+        """
+        stored = dict(config_dict)
+        # What is not stored is the default.
+        for component in ("head", "target", "loss"):
+            if component in kwargs and kwargs[component] != stored.get(component, getattr(cls, component)):
+                stored.pop(f"{component}_options", None)
+                if component == "target":
+                    stored.pop("loss", None)
+                    stored.pop("loss_options", None)
+        # Into the dict, so that they are checked together with what is there.
+        given = {field: kwargs.pop(field) for field in COMPONENT_FIELDS if field in kwargs}
+        return super().from_dict(stored | given, **kwargs)
+
     def validate_components(self):
         """Refuse names and options that no component has, and components that do not fit each other."""
         for field, known in (("head", HEADS), ("target", TARGETS), ("loss", LOSSES), ("loss_region", LOSS_REGIONS)):
@@ -151,10 +200,12 @@ class SimMIMConfig(PreTrainedConfig):
             raise ValueError(f"target={self.target!r} {reason}")
         if self.prediction_stride is not None and self.prediction_stride < 1:
             raise ValueError(f"prediction_stride={self.prediction_stride} must be 1 pixel or more.")
-        if self.head_inputs is not None and not (
-            self.head_inputs and all(isinstance(index, int) for index in self.head_inputs)
-        ):
+        if self.head_inputs is not None and not (self.head_inputs and all(map(is_index, self.head_inputs))):
             raise ValueError(f"head_inputs={self.head_inputs!r} must be indices of hidden states, such as [1, 2, 3].")
+        for field, is_valid, kind in (("image_mean", is_finite, "finite"), ("image_std", is_positive, "positive")):
+            values = getattr(self, field)
+            if values is not None and not all(map(is_valid, values if isinstance(values, (list, tuple)) else [values])):
+                raise ValueError(f"{field}={values!r} must be a {kind} number, or one for each channel.")
 
     def validate_geometry(self):
         """Refuse images without pixels; what the encoder makes of them is measured when a model is built."""
@@ -216,7 +267,7 @@ class SimMIMConfig(PreTrainedConfig):
 
     def options(self, component: str) -> dict[str, Any]:
         """All options of the `"head"`, `"target"` or `"loss"`: those given, and the defaults of the others."""
-        return with_defaults(component, getattr(self, component), getattr(self, f"{component}_options"))
+        return with_defaults(component, getattr(self, component), getattr(self, f"{component}_options") or {})
 
     def pixel_statistics(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel that `pixel_values` were normalised with.

@@ -109,9 +109,14 @@ class FrozenNetworkTarget(Target):
                 with torch.random.fork_rng(devices=[]), torch.device("cpu"), _whole_weights():
                     network = self.load_network()
             except OSError as error:
+                others = [
+                    f", {key!r}: {value!r}"
+                    for key, value in self.config.target_options.items()
+                    if key not in ("model", "model_config")
+                ]
                 raise self.error(
                     f"cannot be loaded: {one_line(error)}. Without it there is no loss; all else works. Put it back,"
-                    " or say where it is: from_pretrained(..., target_options={'model': ...})."
+                    f" or say where it is: from_pretrained(..., target_options={{'model': ...{''.join(others)}}})."
                 ) from error
             self._networks[torch.device("cpu")] = network.float().eval().requires_grad_(False)
 

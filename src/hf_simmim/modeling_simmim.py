@@ -69,7 +69,7 @@ class SimMIMMaskedImageModelingOutput(ModelOutput):
     """Loss and reconstruction of a batch of images.
 
     Args:
-        loss: Scalar float32 tensor; None if no mask was given.
+        loss: Scalar float32 tensor; None if no mask was given, or none was asked for.
         prediction: What the head predicts, of shape (B, K, ceil(H / stride), ceil(W / stride)) with the stride of the
             target: pixels, logits of classes, features.
         reconstruction: Predicted images of shape (B, C, H, W), in the space of `pixel_values`; None if the target
@@ -350,6 +350,9 @@ class SimMIMModel(SimMIMPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
+        if pixel_values.dtype == torch.float32:
+            # A model of another type still makes its targets of images in float32.
+            pixel_values = pixel_values.to(self.dtype)
         outputs = encode(
             self.encoder,
             self.geometry,
@@ -377,6 +380,8 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
     """
 
     def __init__(self, config: SimMIMConfig):
+        # What was set after the config was made is not checked yet.
+        config.validate_components()
         super().__init__(config)
         self.simmim = SimMIMModel(config)
         self.target = TARGET_CLASSES[config.target](config)
@@ -393,6 +398,7 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
         pixel_mask: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | float | None = None,
         return_reconstruction: bool = True,
+        return_loss: bool = True,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
@@ -409,6 +415,7 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
             num_items_in_batch: What `num_hidden_pixels` gives for the whole batch, where this is a part of it: the
                 losses of the parts add up to that of the batch, whatever is hidden in each.
             return_reconstruction: Whether to decode the prediction to pixels, where that takes a step of its own.
+            return_loss: Whether to compute the loss if there is a mask. Trainer evaluates models that have this.
             output_hidden_states: Whether to return the encoder's hidden states.
             output_attentions: Whether to return attention weights, where the encoder can.
             return_dict: Whether to return a `ModelOutput` (default) or a tuple.
@@ -433,7 +440,7 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
         rows, columns = patch_grid((pixel_values.shape[2], pixel_values.shape[3]), self.target.stride)
         prediction = self.head(features)[:, :, :rows, :columns]
         loss = None
-        if bool_masked_pos is not None:
+        if bool_masked_pos is not None and return_loss:
             loss = self.masked_loss(prediction, pixel_values, bool_masked_pos, pixel_mask, num_items_in_batch)
         reconstruction = None
         if return_reconstruction or self.target.is_pixels:
@@ -481,7 +488,8 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
     ) -> torch.Tensor:
         """Number of pixels that the loss of a batch is averaged over, as a float32 scalar; arguments as in `forward`.
 
-        The sum over all parts of a batch, on all processes, is the `num_items_in_batch` of each of them.
+        The sum over all parts of a batch, on all processes, is the `num_items_in_batch` of each of them. DDP averages
+        gradients over processes instead of adding them up: multiply each loss by their number, as Trainer does.
         """
         size = patch_grid((pixel_values.shape[2], pixel_values.shape[3]), self.target.stride)
         return num_hidden_pixels(self._pixel_weights(pixel_values, bool_masked_pos, pixel_mask), size)

@@ -90,10 +90,9 @@ class SimMIMTrainer(Trainer):
         self.unreadable_images.record(inputs.pop("unreadable", []))
         inputs = super()._prepare_inputs(inputs)
         processor = self.processing_class
-        pixel_values = normalize(
+        inputs["pixel_values"] = normalize(
             inputs["pixel_values"], processor.image_mean, processor.image_std, processor.rescale_factor
         )
-        inputs["pixel_values"] = pixel_values.to(self.model.dtype)
         return inputs
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
@@ -141,13 +140,15 @@ class SimMIMTrainer(Trainer):
         """Evaluate a batch, image by image: the images that even out the last batch of all processes do not count."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-            figures = [self.model.masked_loss(outputs["prediction"], **inputs, per_image=True)]
+            # The loss of the whole batch would make the target a second time, maybe with a large network.
+            outputs = model(**inputs, return_loss=False)
+            losses = self.model.masked_loss(outputs["prediction"], **inputs, per_image=True)
+        figures = [losses]
         error = self._error_per_image(outputs, inputs)
         if error is not None:
             figures.append(error)
         self._evaluation.append(self.accelerator.gather_for_metrics(torch.stack(figures, dim=1)))
-        return loss.detach(), None, None
+        return losses.mean(), None, None
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters that weight decay pulls on: matrices and relative position tables, as released.
