@@ -31,7 +31,6 @@ from ablation_report import write_report
 from ablation_results import (
     SETTINGS,
     Result,
-    add_seconds,
     append_result,
     keep_settings,
     missing_runs,
@@ -201,7 +200,6 @@ def main(arguments: list[str] | None = None, make_settings: Callable[[str, str],
     if args.list:
         print("\n".join(rows))
         return
-    start = time.perf_counter()
     name = args.data or default_data_set()
     data = load_images(name, settings.image_size, settings.num_images, settings.num_test_images)
     check_rows(rows, settings, data)
@@ -236,10 +234,7 @@ def main(arguments: list[str] | None = None, make_settings: Callable[[str, str],
     if len(heads) > 1 and not (args.output / COSTS).exists():
         print("measuring what the heads cost", flush=True)
         write_costs(args.output, measure_heads(heads, settings, data, getattr(torch, args.dtype), args.device))
-    try:
-        run_study(rows, args.seeds, settings, data, getattr(torch, args.dtype), args.output, args.workers, args.device)
-    finally:
-        add_seconds(args.output, time.perf_counter() - start)
+    run_study(rows, args.seeds, settings, data, getattr(torch, args.dtype), args.output, args.workers, args.device)
     print(f"written: {write_report(args.output)}")
 
 

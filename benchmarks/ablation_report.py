@@ -60,7 +60,7 @@ def write_report(folder: Path) -> Path:
                 " visible one. Numbers at the points are mask ratios, bars the standard deviation over seeds. The band"
                 " is from scratch; what is shaded in green is the paper's moderate range, scaled to this image size.*"
             )
-    parts += ["## How it was run", _conditions(settings, shared, about)]
+    parts += ["## How it was run", _conditions(settings, shared, about, results)]
     path = folder / REPORT
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
@@ -167,15 +167,20 @@ def _notes(table: str, settings: Settings) -> list[str]:
     return []
 
 
-def _conditions(settings: Settings, shared: dict[str, Any], about: dict[str, Any]) -> str:
+def _conditions(settings: Settings, shared: dict[str, Any], about: dict[str, Any], results: list[Result]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in shared["versions"].items())
+    seconds = [run.seconds for run in results]
     encoder = ", ".join(f"{key} {value}" for key, value in settings.encoder.items())
     lines = [
         ("command", f"`{about['command']}`"),
         ("device", f"{shared['device']} ({about['system']}), {about['workers']} processes"),
         ("dtype", f"{shared['dtype']}{'' if shared['dtype'] == 'float32' else ' autocast'}"),
         ("versions", f"{versions}, Python {about['python']}"),
-        ("wall time", f"{about['seconds'] / 60:.0f} minutes, all starts together"),
+        (
+            "time",
+            f"{len(results)} runs, {statistics.median(seconds):.0f} s in the median, together"
+            f" {sum(seconds) / about['workers'] / 60:.0f} minutes on {about['workers']} processes",
+        ),
         ("data", f"{DATA_SETS[shared['data']]}; random crops of 67 to 100 % of the area, flips"),
         ("encoder", encoder),
         (

@@ -133,7 +133,7 @@ def keep_settings(folder: Path, shared: dict[str, Any], about: dict[str, Any]) -
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(path, {"shared": shared, "about": about | {"seconds": 0.0}})
+    _write_json(path, {"shared": shared, "about": about})
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -146,13 +146,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"{path} is not there. Run the study first, or set --output to a folder with its results.")
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def add_seconds(folder: Path, seconds: float) -> None:
-    """Add to the wall time of the study."""
-    settings = read_settings(folder)
-    settings["about"]["seconds"] += seconds
-    _write_json(folder / SETTINGS, settings)
 
 
 def _write_json(path: Path, value: Any) -> None:
