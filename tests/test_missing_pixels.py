@@ -473,3 +473,8 @@ def test_no_warnings(processor_class, tmp_path):
         warnings.simplefilter("error")
         processor_class(**GEOMETRY)([with_border(np.nan), with_border(np.nan).astype(np.float64)], do_mask=True)
         make_dataset(saved(tmp_path, with_border(np.nan)))[0]
+        # GDAL's usual number of float64 files, which float32 cannot hold.
+        lowest = float(np.finfo(np.float64).min)
+        array = with_border(np.nan).astype(np.float64)
+        array[np.isnan(array)] = lowest
+        assert has_missing(channels_first(array, 3, nodata=lowest))

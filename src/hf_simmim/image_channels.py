@@ -7,7 +7,7 @@ from PIL import ExifTags, Image, ImageChops, ImageOps
 from transformers.image_utils import ChannelDimension
 from transformers.utils import logging
 
-from .missing_pixels import missing_as_nan, no_pixels_error
+from .missing_pixels import as_stored, missing_as_nan, no_pixels_error
 
 logger = logging.get_logger(__name__)
 
@@ -100,7 +100,7 @@ def mark_nodata(image: Image.Image | np.ndarray, num_channels: int, nodata: floa
     numbers = numbers[..., None] if numbers.ndim == 2 else numbers
     if picture.mode in ("LA", "RGBA") and num_channels in (1, 3):
         numbers = numbers[..., :-1]
-    missing = (numbers == np.float32(nodata)).all(axis=-1)
+    missing = (numbers == as_stored(nodata)).all(axis=-1)
     if not missing.any():
         return image
     if missing.all():

@@ -31,8 +31,7 @@ def missing_as_nan(image: Pixels, nodata: float | None = None) -> Pixels:
         finite = torch.isfinite(image) if isinstance(image, torch.Tensor) else np.isfinite(image)
         missing = None if finite.all() else ~finite
     if nodata is not None:
-        # Rounded as the image is: files tell this number with fewer digits than it has.
-        empty = (image == float(np.float32(nodata))).all(0)
+        empty = (image == as_stored(nodata)).all(0)
         if empty.any():
             missing = empty | (image != image) if missing is None else empty | missing
     if missing is None:
@@ -43,6 +42,12 @@ def missing_as_nan(image: Pixels, nodata: float | None = None) -> Pixels:
     if isinstance(image, torch.Tensor):
         return image.float().masked_fill(missing, torch.nan)
     return np.where(missing, np.float32(np.nan), image)
+
+
+def as_stored(nodata: float) -> float:
+    """`nodata` rounded to float32 as images are: files tell it with fewer digits than it has, or as a float64."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(nodata))
 
 
 def no_pixels_error(empty_channels: Sequence[int], nodata: float | None) -> str:
