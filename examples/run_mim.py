@@ -125,7 +125,7 @@ class DataArguments:
         metadata={
             "help": "Pixels of which all channels are this number in the file are none: no target, no statistics. TIFF"
             " files may tell it themselves (GDAL); numbers that are not finite always count as such. That of"
-            " --checkpoint if this and --rescale_factor are unset; nan for none."
+            " --checkpoint if unset and the rescale_factor is the same; nan for none."
         },
     )
 
@@ -600,8 +600,8 @@ def build_trainer(
     inherited = inherited_pixels(model_arguments.checkpoint)
     if data_arguments.rescale_factor is None:
         data_arguments.rescale = inherited.get("rescale_factor", data_arguments.rescale)
-        if data_arguments.nodata is None:
-            data_arguments.nodata = inherited.get("nodata")
+    if data_arguments.nodata is None and inherited.get("rescale_factor") == data_arguments.rescale:
+        data_arguments.nodata = inherited.get("nodata")
     if data_arguments.nodata is not None and not math.isfinite(data_arguments.nodata):
         # Such pixels are none in any case, and NaN would be another number whenever it is compared.
         data_arguments.nodata = None

@@ -443,8 +443,14 @@ def test_nodata_from_a_checkpoint_and_not_a_number(run_mim, bands, tmp_path, cap
     run_mim.main(first)
     assert "; those of 0 are none" in capsys.readouterr().out
     settings = {"encoder": None, "checkpoint": tmp_path / "first"}
-    for wanted, expected in ((None, 0), (7, 7), ("nan", None)):
-        command = options(bands, tmp_path / "second", **settings, nodata=wanted)
+    for wanted, factor, expected in (
+        (None, None, 0),
+        (None, "1/4095", 0),
+        (None, "1/255", None),
+        (7, None, 7),
+        ("nan", None, None),
+    ):
+        command = options(bands, tmp_path / "second", **settings, nodata=wanted, rescale_factor=factor)
         trainer, _ = run_mim.build_trainer(*run_mim.parse_arguments(command))
         assert trainer.processing_class.nodata == trainer.train_dataset.nodata == expected
     # NaN was equal to nothing, not to itself either.
