@@ -39,7 +39,9 @@ def test_means_over_the_pixels_that_are_there(size, patch_size, has_missing):
     weights = pixel_weights(mask, patch_size, values.shape, pixel_mask=pixel_mask)
     chosen = hidden[:, None].expand_as(values)
     expected = torch.stack([image[pixels].mean() for image, pixels in zip(values, chosen, strict=True)])
-    torch.testing.assert_close(masked_mean_per_image(values, weights), expected)
+    means, counts = masked_mean_per_image(values, weights)
+    torch.testing.assert_close(means, expected)
+    assert counts.tolist() == hidden.flatten(1).sum(1).tolist()
     torch.testing.assert_close(masked_mean(values, weights), values[chosen].mean())
     assert num_hidden_pixels(weights, size) == hidden.sum()
 
@@ -94,7 +96,7 @@ def test_weights_that_do_not_fit_are_refused():
 def test_nothing_masked_is_no_loss():
     weights = pixel_weights(torch.zeros(2, 13, 18, dtype=torch.bool), 4, (2, 3, 50, 70))
     assert masked_mean(torch.rand(2, 3, 50, 70), weights) == 0
-    assert masked_mean_per_image(torch.rand(2, 3, 50, 70), weights).tolist() == [0, 0]
+    assert masked_mean_per_image(torch.rand(2, 3, 50, 70), weights)[1].tolist() == [0, 0]
 
 
 def test_cross_entropy_of_groups():

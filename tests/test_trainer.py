@@ -76,5 +76,25 @@ def test_evaluation_makes_each_target_once_of_pixels_as_they_are(tmp_path, dtype
     assert torch.equal(torch.cat(targets), bytes_of_all)
     with torch.no_grad():
         prediction = model.eval()(**batch).prediction
-        losses = model.masked_loss(prediction, **batch, per_image=True)
+        losses, _ = model.masked_loss(prediction, **batch, per_image=True)
     assert metrics["eval_loss"] == pytest.approx(losses.mean().item(), rel=1e-3)
+
+
+def test_images_without_a_real_pixel_do_not_count_in_an_evaluation(tmp_path, monkeypatch):
+    model = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=swin_config()))
+    batch = big_batch()
+    batch["pixel_mask"][0] = False
+    trainer = make_trainer(model, tmp_path, batch_size=4)
+    original = UnevenImages.__getitem__
+
+    def without_the_first(self, key):
+        sample = original(self, key)
+        return sample | {"pixel_mask": sample["pixel_mask"] & (key % NUM_IMAGES > 0)}
+
+    monkeypatch.setattr(UnevenImages, "__getitem__", without_the_first)
+    metrics = trainer.evaluate()
+    with torch.no_grad():
+        losses, counts = model.eval().masked_loss(model(**batch).prediction, **batch, per_image=True)
+    assert counts[0] == 0
+    assert metrics["eval_loss"] == pytest.approx(losses[1:].mean().item(), rel=1e-4)
+    assert 40 < metrics["eval_masked_l1"] < 255

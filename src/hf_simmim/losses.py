@@ -123,10 +123,19 @@ def masked_mean(
     return total.sum() / divisor.clamp(min=1)
 
 
-def masked_mean_per_image(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """As `masked_mean`, for each image by itself: float32 tensor of shape (B,)."""
+def masked_mean_per_image(values: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `masked_mean`, for each image by itself.
+
+    Args:
+        values: Tensor of shape (B, K, h, w).
+        weights: What `pixel_weights` returned.
+
+    Returns:
+        float32 tensor of shape (B,), and the number of pixels that each mean is of: 0 for an image of which nothing
+        counts, whose mean is no figure.
+    """
     total, count = _weighted_sums(values, weights)
-    return total / count.clamp(min=1)
+    return total / count.clamp(min=1), count
 
 
 def num_hidden_pixels(weights: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

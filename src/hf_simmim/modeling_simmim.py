@@ -441,7 +441,7 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
         prediction = self.head(features)[:, :, :rows, :columns]
         loss = None
         if bool_masked_pos is not None and return_loss:
-            loss = self.masked_loss(prediction, pixel_values, bool_masked_pos, pixel_mask, num_items_in_batch)
+            loss: Any = self.masked_loss(prediction, pixel_values, bool_masked_pos, pixel_mask, num_items_in_batch)
         reconstruction = None
         if return_reconstruction or self.target.is_pixels:
             reconstruction = self.target.decode(prediction, pixel_values)
@@ -461,7 +461,7 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
         pixel_mask: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | float | None = None,
         per_image: bool = False,
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """The config's loss between prediction and target, averaged over the pixels that count.
 
         Args:
@@ -473,7 +473,7 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
             per_image: Whether to average over each image rather than the batch.
 
         Returns:
-            float32 scalar, or tensor of shape (B,).
+            float32 scalar; per image two tensors of shape (B,), the loss and the number of pixels that it is of.
         """
         target = self.target(pixel_values)
         with torch.autocast(prediction.device.type, enabled=False):

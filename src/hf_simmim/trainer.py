@@ -118,13 +118,13 @@ class SimMIMTrainer(Trainer):
         if model.training:
             error = self._error_per_image(outputs, inputs)
             if error is not None:
-                self._training_error.add(error)
+                self._training_error.add(*error)
             self._is_finite = self._is_finite & loss.detach().isfinite()
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
-    def _error_per_image(self, outputs, inputs) -> torch.Tensor | None:
-        """Mean absolute error of hidden pixels on the scale of 0 to 255, of shape (B,); None without pictures."""
+    def _error_per_image(self, outputs, inputs) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Mean absolute error of hidden pixels from 0 to 255, and their number, (B,) each; None without pictures."""
         reconstruction = outputs.get("reconstruction")
         if reconstruction is None:
             return None
@@ -143,12 +143,11 @@ class SimMIMTrainer(Trainer):
             # The loss of the whole batch would make the target a second time, maybe with a large network.
             outputs = model(**inputs, return_loss=False)
             losses = self.model.masked_loss(outputs["prediction"], **inputs, per_image=True)
-        figures = [losses]
-        error = self._error_per_image(outputs, inputs)
-        if error is not None:
-            figures.append(error)
-        self._evaluation.append(self.accelerator.gather_for_metrics(torch.stack(figures, dim=1)))
-        return losses.mean(), None, None
+        figures = [losses, self._error_per_image(outputs, inputs)]
+        # Of each figure and each image: the figure, and how many pixels it is of.
+        table = torch.stack([torch.stack(figure, dim=1) for figure in figures if figure is not None], dim=1)
+        self._evaluation.append(self.accelerator.gather_for_metrics(table))
+        return losses[0].mean(), None, None
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters that weight decay pulls on: matrices and relative position tables, as released.
@@ -230,10 +229,13 @@ class SimMIMTrainer(Trainer):
         return metrics
 
     def evaluation_loop(self, *args, **kwargs):
-        """Trainer's loop; its metrics become exact means over all images, whatever the number of processes."""
+        """Trainer's loop; its metrics become exact means over images, whatever the number of processes."""
         self._evaluation = []
         output = super().evaluation_loop(*args, **kwargs)
-        means = torch.cat(self._evaluation).cpu().double().mean(dim=0).tolist()
+        figures, num_pixels = torch.cat(self._evaluation).cpu().double().unbind(dim=2)
+        # Images of which nothing counts, such as crops without a real pixel, have no figure.
+        counts = (num_pixels > 0).double()
+        means = ((figures * counts).sum(dim=0) / counts.sum(dim=0)).tolist()
         prefix = kwargs.get("metric_key_prefix", "eval")
         metrics = dict(zip((f"{prefix}_loss", f"{prefix}_masked_l1"), means, strict=False))
         self.unreadable_images.share(self.is_world_process_zero())
@@ -253,8 +255,10 @@ class _RunningMean:
     def __init__(self):
         self.total: torch.Tensor | None = None
 
-    def add(self, figures: torch.Tensor) -> None:
-        term = torch.stack([figures.sum(), figures.new_tensor(len(figures))])
+    def add(self, figures: torch.Tensor, num_pixels: torch.Tensor) -> None:
+        """Add figures of images (B,), but those of no pixels."""
+        counts = (num_pixels > 0).to(figures.dtype)
+        term = torch.stack([(figures * counts).sum(), counts.sum()])
         self.total = term if self.total is None else self.total + term
 
     def drain(self, accelerator) -> float:
