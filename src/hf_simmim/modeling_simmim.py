@@ -439,9 +439,9 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
             features = self.fusion(features, outputs.hidden_states)
         rows, columns = patch_grid((pixel_values.shape[2], pixel_values.shape[3]), self.target.stride)
         prediction = self.head(features)[:, :, :rows, :columns]
-        loss = None
+        loss: Any = None
         if bool_masked_pos is not None and return_loss:
-            loss: Any = self.masked_loss(prediction, pixel_values, bool_masked_pos, pixel_mask, num_items_in_batch)
+            loss = self.masked_loss(prediction, pixel_values, bool_masked_pos, pixel_mask, num_items_in_batch)
         reconstruction = None
         if return_reconstruction or self.target.is_pixels:
             reconstruction = self.target.decode(prediction, pixel_values)

@@ -142,7 +142,7 @@ class SimMIMTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             # The loss of the whole batch would make the target a second time, maybe with a large network.
             outputs = model(**inputs, return_loss=False)
-            losses = self.model.masked_loss(outputs["prediction"], **inputs, per_image=True)
+            losses: Any = self.model.masked_loss(outputs["prediction"], **inputs, per_image=True)
         figures = [losses, self._error_per_image(outputs, inputs)]
         # Of each figure and each image: the figure, and how many pixels it is of.
         table = torch.stack([torch.stack(figure, dim=1) for figure in figures if figure is not None], dim=1)
