@@ -4,7 +4,6 @@ import csv
 import gc
 import multiprocessing
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,6 +13,7 @@ from ablation_data import ImageData
 from ablation_grid import Row
 from ablation_settings import Settings
 from ablation_train import build_model, draw_masks
+from swin_speed import seconds
 
 COSTS = "costs.csv"
 WARM_UP_ROUNDS = 2
@@ -65,7 +65,7 @@ def measure_heads(
     times: dict[str, list[float]] = {name: [] for name in rows}
     for index in range(WARM_UP_ROUNDS + rounds):
         for name in sorted(steps, reverse=index % 2 == 1):
-            times[name].append(_seconds(steps[name][0], device))
+            times[name].append(seconds(steps[name][0], device))
     torch.set_num_threads(threads)
     costs = []
     for name in rows:
@@ -91,15 +91,6 @@ def make_step(row: Row, settings: Settings, data: ImageData, dtype: torch.dtype)
         optimizer.zero_grad()
 
     return step, sum(parameter.numel() for parameter in model.parameters())
-
-
-def _seconds(step: Callable[[], None], device: str) -> float:
-    repeats = 10 if device == "cuda" else 1
-    start = time.perf_counter()
-    for _ in range(repeats):
-        step()
-    torch.get_device_module(device).synchronize()
-    return (time.perf_counter() - start) / repeats
 
 
 def _peak_memory(row: Row, settings: Settings, data: ImageData, dtype: torch.dtype, device: str) -> float | None:

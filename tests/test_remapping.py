@@ -8,7 +8,7 @@ from tiny import ENCODER_CONFIGS, batch, beit_config, swin_config, swinv2_config
 from transformers import AutoModel
 from transformers.testing_utils import CaptureLogger
 
-from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMModel, modeling_simmim
+from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMModel, pretrained
 from hf_simmim.remapping import resize_positions, resize_table
 
 
@@ -71,7 +71,7 @@ def test_positions_keep_their_prefix():
 @pytest.mark.parametrize("loader", [SimMIMModel, AutoModel, SimMIMForMaskedImageModeling])
 def test_from_pretrained_takes_a_geometry(loader, tmp_path):
     save(swin_config(), tmp_path)
-    with CaptureLogger(modeling_simmim.logger) as log:
+    with CaptureLogger(pretrained.logger) as log:
         model, info = loader.from_pretrained(
             tmp_path,
             image_size=(48, 64),
@@ -92,7 +92,7 @@ def test_from_pretrained_takes_a_geometry(loader, tmp_path):
 
 def test_the_same_geometry_changes_nothing(tmp_path):
     model = save(swin_config(), tmp_path)
-    with CaptureLogger(modeling_simmim.logger) as log:
+    with CaptureLogger(pretrained.logger) as log:
         loaded = SimMIMModel.from_pretrained(tmp_path, image_size=32, window_size=4, use_mask_token=False)
     assert log.out == ""
     pixel_values, _ = batch(model.config)
@@ -110,7 +110,7 @@ def test_a_model_without_mask_token_is_remapped_too(tmp_path):
 def test_swinv2_is_told_its_pretrained_windows(tmp_path):
     """The last stage is smaller than the window: its own is what the bias was trained with."""
     model = save(swinv2_config(image_size=32, window_size=8), tmp_path)
-    with CaptureLogger(modeling_simmim.logger) as log:
+    with CaptureLogger(pretrained.logger) as log:
         loaded = SimMIMModel.from_pretrained(tmp_path, image_size=64, window_size=16)
     assert loaded.config.encoder_config.pretrained_window_sizes == [8, 8, 4]
     assert "continuous position bias, trained with windows of [8, 8, 4] tokens" in log.out
@@ -166,7 +166,7 @@ def test_every_encoder_goes_to_another_size_and_learns_there(encoder, tmp_path):
 def test_the_shared_table_of_the_vit_goes_to_every_block(tmp_path):
     model = save(beit_config(), tmp_path)
     config = SimMIMConfig.from_pretrained(tmp_path, image_size=48).for_fine_tuning()
-    with CaptureLogger(modeling_simmim.logger) as log:
+    with CaptureLogger(pretrained.logger) as log:
         loaded, info = SimMIMModel.from_pretrained(tmp_path, config=config, output_loading_info=True)
     assert "the shared relative position table copied to 2 blocks" in log.out
     assert "from 4x4 to 6x6 tokens" in log.out

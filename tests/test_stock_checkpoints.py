@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.testing_utils import CaptureLogger
 
-from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMModel, modeling_simmim
+from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMModel, pretrained
 
 STOCK_CONFIGS = ENCODER_CONFIGS | {"beit": lambda **kwargs: ENCODER_CONFIGS["beit"](use_mask_token=False, **kwargs)}
 
@@ -75,7 +75,7 @@ def test_stock_to_ours_to_stock(encoder, tmp_path):
 def test_masked_image_modeling_checkpoints_load_whole(config, tmp_path):
     stock = shake(AutoModelForMaskedImageModeling.from_config(config))
     stock.save_pretrained(tmp_path)
-    with CaptureLogger(modeling_simmim.logger) as log:
+    with CaptureLogger(pretrained.logger) as log:
         ours = SimMIMForMaskedImageModeling.from_encoder(tmp_path)
     assert "Freshly initialised" not in log.out
     assert "left out" not in log.out
@@ -88,7 +88,7 @@ def test_masked_image_modeling_checkpoints_load_whole(config, tmp_path):
 
 def test_what_was_loaded_is_said(tmp_path):
     shake(AutoModelForImageClassification.from_config(vit_config(num_labels=3))).save_pretrained(tmp_path)
-    with CaptureLogger(modeling_simmim.logger) as log:
+    with CaptureLogger(pretrained.logger) as log:
         SimMIMForMaskedImageModeling.from_encoder(tmp_path)
     assert "38 tensors loaded" in log.out
     fresh, left_out = log.out.split("In the checkpoint and left out:")
@@ -135,7 +135,7 @@ def test_the_vision_part_of_another_model(tmp_path):
 def test_from_encoder_at_another_geometry(tmp_path):
     stock = shake(AutoModel.from_config(vit_config()))
     stock.save_pretrained(tmp_path)
-    with CaptureLogger(modeling_simmim.logger) as log:
+    with CaptureLogger(pretrained.logger) as log:
         ours = SimMIMModel.from_encoder(tmp_path, encoder_config={"image_size": [48, 64], "hidden_dropout_prob": 0.25})
     assert "absolute position embeddings from 4x4 to 6x8 tokens, bicubic" in log.out
     assert ours.config.encoder_config.hidden_dropout_prob == 0.25

@@ -111,9 +111,7 @@ TARGETS: dict[str, TargetSpec] = {
                 _optional(lambda value: _is_length(value) and value % 2 == 1),
                 f"an odd number of pixels from 3; None for {DEFAULT_WINDOW} if there is no patch_size",
             ),
-            "patch_size": Option(
-                None, _optional(lambda value: _is_count(value) and value > 1), "pixels from 2, or None"
-            ),
+            "patch_size": Option(None, _optional(_is_length), "pixels from 2, or None"),
         },
         _check_normalized_rgb,
     ),

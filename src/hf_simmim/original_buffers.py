@@ -13,7 +13,8 @@ from .configuration_simmim import SimMIMConfig
 from .original_checkpoints import OriginalCheckpoint
 from .original_geometry import Size
 from .original_names import SWIN_BLOCK
-from .swin import Swin, WindowLayout, stage_grids
+from .swin import Swin, stage_grids
+from .windows import WindowLayout
 
 VIT_INDEX = re.compile(r"(rel_pos_bias|blocks\.\d+\.attn)\.relative_position_index")
 BUFFER = re.compile(r"(.*\.)?(relative_position_index|attn_mask|relative_coords_table)")

@@ -19,12 +19,12 @@ from .swin import (
     Swin,
     SwinBlock,
     SwinStage,
-    WindowLayout,
     WindowSelfAttention,
     biased_attention,
     init_swin_weights,
     join_squares,
 )
+from .windows import WindowLayout
 
 MAX_LOGIT_SCALE = 100.0
 MAX_POSITION_BIAS = 16.0
