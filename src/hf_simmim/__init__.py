@@ -1,9 +1,10 @@
 """SimMIM for transformers: masked image modelling with any vision encoder."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForMaskedImageModeling
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForMaskedImageModeling
 from transformers.utils import is_torchvision_available
 
 from . import masking
+from .backbone import SimMIMBackbone
 from .configuration_simmim import ENCODER_PRESETS, SimMIMConfig
 from .image_processing_simmim import SimMIMImageProcessor, SimMIMImageProcessorPil
 from .modeling_simmim import (
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ENCODER_PRESETS",
+    "SimMIMBackbone",
     "SimMIMConfig",
     "SimMIMForMaskedImageModeling",
     "SimMIMImageProcessor",
@@ -37,5 +39,6 @@ else:
 
 AutoConfig.register(SimMIMConfig.model_type, SimMIMConfig)
 AutoModel.register(SimMIMConfig, SimMIMModel)
+AutoBackbone.register(SimMIMConfig, SimMIMBackbone)
 AutoModelForMaskedImageModeling.register(SimMIMConfig, SimMIMForMaskedImageModeling)
 AutoImageProcessor.register(SimMIMConfig, image_processor_classes=_processors)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -71,7 +72,7 @@ COMPONENT_FIELDS = (
 
 
 @strict
-class SimMIMConfig(PreTrainedConfig):
+class SimMIMConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""Configuration of every SimMIM model.
 
     The geometry (`image_size`, `window_size`, `patch_size`, `grid_size`, `encoder_stride`), `num_channels` and
@@ -112,6 +113,12 @@ class SimMIMConfig(PreTrainedConfig):
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the truncated normal that initialises linear layers, relative position tables and the
             mask token.
+        backbone_pyramid (`bool`, *optional*, defaults to `False`):
+            Whether `SimMIMBackbone` brings four maps of an encoder of one stride, such as ViT, to a quarter, half, once
+            and twice that stride, which decoders of feature pyramids expect.
+
+    `out_features` (names) or `out_indices` say which of `stage_names` a backbone returns, as in all of transformers;
+    unset, `SimMIMBackbone` returns all stages but the stem, or four layers of an encoder of one stride.
 
     Raises:
         StrictDataclassError: If a name or an option is unknown, if components do not fit each other, or the image size
@@ -138,6 +145,9 @@ class SimMIMConfig(PreTrainedConfig):
     image_mean: list | tuple | float | int | None = None
     image_std: list | tuple | float | int | None = None
     initializer_range: float = 0.02
+    backbone_pyramid: bool = False
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
         if self.encoder_config is None:
@@ -152,6 +162,7 @@ class SimMIMConfig(PreTrainedConfig):
             setattr(self, name, copy.deepcopy(getattr(self, name)) or {})
         # Of what is given beside the encoder, this is about the encoder, which has to be there first.
         geometry = {key: kwargs.pop(key) for key in ("image_size", "window_size") if key in kwargs}
+        stages = {key: kwargs.pop(key, None) for key in ("out_features", "out_indices")}
         super().__post_init__(**kwargs)
         if getattr(self.encoder_config, "image_size", None) is None:
             # timm's configs have it elsewhere.
@@ -159,6 +170,8 @@ class SimMIMConfig(PreTrainedConfig):
             self.encoder_config.image_size = list(input_size[1:]) if input_size else DEFAULT_IMAGE_SIZE
         for key, value in geometry.items():
             setattr(self, key, value)
+        if any(value is not None for value in stages.values()):
+            self.set_output_features_output_indices(**stages)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
@@ -183,7 +196,19 @@ class SimMIMConfig(PreTrainedConfig):
                     stored.pop("loss_options", None)
         # Into the dict, so that they are checked together with what is there.
         given = {field: kwargs.pop(field) for field in COMPONENT_FIELDS if field in kwargs}
+        stages = {key: kwargs.pop(key) for key in ("out_features", "out_indices") if kwargs.get(key) is not None}
+        if stages:
+            # Both tell the same, and one may be what is stored.
+            given |= {"out_features": None, "out_indices": None} | stages
         return super().from_dict(stored | given, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in `PreTrainedConfig`, with the stages of a backbone only where they are chosen."""
+        output = super().to_dict()
+        for key in ("out_features", "out_indices"):
+            if output[key] is None:
+                del output[key]
+        return output
 
     def validate_components(self):
         """Refuse names and options that no component has, and components that do not fit each other."""
@@ -264,6 +289,14 @@ class SimMIMConfig(PreTrainedConfig):
         """(h, w) of the patch grid on which `bool_masked_pos` lives; a patch that the border cuts counts as one."""
         height, width = self.image_size
         return math.ceil(height / self.patch_size), math.ceil(width / self.patch_size)
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of the maps that a backbone can return, from the first to the last."""
+        # Imported where it is needed: measuring an encoder takes torch, a config does not.
+        from .hidden_states import stages
+
+        return [stage.name for stage in stages(self)]
 
     def options(self, component: str) -> dict[str, Any]:
         """All options of the `"head"`, `"target"` or `"loss"`: those given, and the defaults of the others."""

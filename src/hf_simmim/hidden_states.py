@@ -1,6 +1,7 @@
-"""The encoder's hidden states as inputs of the head, beside the feature map."""
+"""The encoder's hidden states: where they lie, the stages among them, and how they join the head's input."""
 
 import copy
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -66,7 +67,10 @@ def _measure(config: Any) -> list[HiddenState | None]:
 
 
 def _without(config: Any) -> str:
-    return f"The encoder {config.encoder_config.model_type!r} returns no hidden states. Leave head_inputs out."
+    return (
+        f"The encoder {config.encoder_config.model_type!r} returns no hidden states. Leave head_inputs out; for a"
+        " backbone use another encoder, such as swin, vit or convnext."
+    )
 
 
 def _read(shape: tuple[int, ...], layout: str, geometry: EncoderGeometry) -> HiddenState | None:
@@ -80,6 +84,89 @@ def _read(shape: tuple[int, ...], layout: str, geometry: EncoderGeometry) -> Hid
         elif len(shape) == 4 and grid == (shape[2:] if layout == "channels_first" else shape[1:3]):
             return HiddenState(shape[1] if layout == "channels_first" else shape[3], stride, layout, 0)
     return None
+
+
+class Stage(NamedTuple):
+    """A map that a backbone can return."""
+
+    name: str
+    hidden_state: int | None  # its index among them; None for the encoder's feature map
+    state: HiddenState
+
+
+def stages(config: Any) -> list[Stage]:
+    """Name the maps that a backbone can return.
+
+    Encoders of several strides: `stem` is the patch embedding, `stage1`, .. the last hidden state of each stride. Those
+    of one stride have a stage for each layer. The last stage is the feature map in any case, final norm included. Our
+    Swin gives the outputs of its stages before patch merging.
+
+    Args:
+        config: The SimMIM config.
+
+    Returns:
+        The stages, from the first to the last.
+
+    Raises:
+        ValueError: If the encoder returns no hidden states, or cannot be used.
+    """
+    encoder_config = config.encoder_config
+    geometry = encoder_geometry(encoder_config)
+    found: list[HiddenState | None]
+    if geometry.route == "own":
+        steps = [0, *range(len(encoder_config.depths))]
+        found = [HiddenState(encoder_config.embed_dim * 2**s, geometry.patch_size * 2**s, "tokens", 0) for s in steps]
+    else:
+        found = hidden_states(config)
+    states = [(index, state) for index, state in enumerate(found) if state is not None]
+    feature_map = HiddenState(geometry.hidden_size, geometry.stride, "channels_first", 0)
+    if all(state.stride == geometry.stride for _, state in states):
+        num_layers = getattr(encoder_config, "num_hidden_layers", len(states) - 1)
+        chosen, has_stem = states[:-1], len(states) > num_layers
+    else:
+        # Of a stride's states the last one stays.
+        last = {state.stride: (index, state) for index, state in states if state.stride < geometry.stride}
+        has_stem = all(index != 0 for index, _ in last.values())
+        chosen = [*(states[:1] if has_stem else []), *last.values()]
+    names = [*(["stem"] if has_stem else []), *(f"stage{number + 1}" for number in range(len(chosen) + 1 - has_stem))]
+    indices_and_states = [*chosen, (None, feature_map)]
+    return [Stage(name, *where) for name, where in zip(names, indices_and_states, strict=True)]
+
+
+def usual_features(config: Any) -> list[str]:
+    """Names of the stages that a backbone returns unless others are named: those of a feature pyramid.
+
+    Args:
+        config: The SimMIM config.
+
+    Returns:
+        All stages but the stem where strides differ. Of encoders of one stride the layers at a third, a half, two
+        thirds and the end of the depth: 4, 6, 8 and 12 of 12.
+
+    Source: configs of BEiT for ADE20K (arXiv 2106.08254).
+    """
+    names = [stage.name for stage in stages(config) if stage.name != "stem"]
+    depth = len(names)
+    if not is_single_scale(config) or depth <= 4:
+        return names
+    layers = sorted({round(depth / 3), depth // 2, round(2 * depth / 3), depth})
+    if len(layers) < 4:
+        layers = [math.ceil(depth * part / 4) for part in range(1, 5)]
+    return [names[layer - 1] for layer in layers]
+
+
+def is_single_scale(config: Any) -> bool:
+    """Whether all stages of an encoder have one stride."""
+    return len({stage.state.stride for stage in stages(config)}) == 1
+
+
+def as_map(state: HiddenState, hidden_state: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+    """A hidden state, as the encoder returned it, as a map (B, h, w, D) without prefix tokens."""
+    if state.layout == "channels_first":
+        return hidden_state.permute(0, 2, 3, 1)
+    if state.layout == "tokens":
+        return hidden_state[:, state.num_prefix_tokens :].unflatten(1, grid_size)
+    return hidden_state
 
 
 class HiddenStateFusion(nn.Module):
@@ -141,12 +228,8 @@ class HiddenStateFusion(nn.Module):
         """
         fused = feature_map
         for index, state, norm, projection in zip(self.indices, self.states, self.norms, self.projections, strict=True):
-            tokens = hidden_states[index]
-            if state.layout == "channels_first":
-                tokens = tokens.permute(0, 2, 3, 1)
-            elif state.layout == "tokens":
-                ratio = projection.stride[0]  # type: ignore[index]
-                grid_size = (feature_map.shape[2] * ratio, feature_map.shape[3] * ratio)
-                tokens = tokens[:, state.num_prefix_tokens :].unflatten(1, grid_size)
+            ratio: Any = projection.stride[0]  # type: ignore[index]
+            grid_size = (feature_map.shape[2] * ratio, feature_map.shape[3] * ratio)
+            tokens = as_map(state, hidden_states[index], grid_size)
             fused = fused + projection(norm(tokens).permute(0, 3, 1, 2))
         return fused

@@ -360,17 +360,35 @@ class SwinStages(nn.Module):
             first = sum(config.depths[:stage])
             self.layers.append(stage_class(config, stage, window_size, rates[first : first + stage_depth]))
 
-    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Tokens (B, h, w, C) to the last stage's output, and (B, N, C) for what enters each stage and that output."""
-        hidden_states = []
-        for stage in self.layers:
+    def forward(
+        self, tokens: torch.Tensor, before_merging: bool = False
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Run the stages.
+
+        Args:
+            tokens: Patch embedding of shape (B, h, w, C).
+            before_merging: Whether the hidden states are the outputs of stages before their patch merging.
+
+        Returns:
+            The last stage's output, and (B, N, C) for the embedding and what each stage passes on.
+        """
+        hidden_states: list[torch.Tensor] = []
+
+        def keep(tokens: torch.Tensor) -> torch.Tensor:
             # Every step goes on from the tensor that is returned, so that a gradient can be asked of it.
             hidden_states.append(tokens.flatten(1, 2))
-            tokens = stage(hidden_states[-1].view(tokens.shape))
-            if stage.downsample is not None:
-                tokens = stage.downsample(tokens)  # type: ignore[operator]
-        hidden_states.append(tokens.flatten(1, 2))
-        return hidden_states[-1].view(tokens.shape), tuple(hidden_states)
+            return hidden_states[-1].view(tokens.shape)
+
+        tokens = keep(tokens)
+        for stage in self.layers:
+            tokens = stage(tokens)
+            if stage.downsample is None:
+                tokens = keep(tokens)
+            elif before_merging:
+                tokens = stage.downsample(keep(tokens))  # type: ignore[operator]
+            else:
+                tokens = keep(stage.downsample(tokens))  # type: ignore[operator]
+        return tokens, tuple(hidden_states)
 
 
 class Swin(nn.Module):
@@ -383,6 +401,8 @@ class Swin(nn.Module):
     """
 
     stage_class: type[SwinStage] = SwinStage
+    # Of a backbone, whose stages pass on what they have before patch merging.
+    before_merging = False
 
     def __init__(self, config: PreTrainedConfig, use_mask_token: bool = False):
         super().__init__()
@@ -402,9 +422,9 @@ class Swin(nn.Module):
 
         Returns:
             The normalised feature map of shape (B, D, h', w'), and the hidden states of shape (B, N, C) each: the patch
-            embedding, then the output of each stage.
+            embedding, then the output of each stage, after its patch merging unless `before_merging` is set.
         """
-        tokens, hidden_states = self.encoder(self.embeddings(pixel_values, bool_masked_pos))
+        tokens, hidden_states = self.encoder(self.embeddings(pixel_values, bool_masked_pos), self.before_merging)
         feature_map = self.layernorm(tokens).permute(0, 3, 1, 2)
         return feature_map, hidden_states
 
