@@ -80,7 +80,7 @@ class SimMIMBackbone(BackboneMixin, SimMIMPreTrainedModel):
     def freeze_unused(self) -> None:
         """Freeze the parameters that no returned map depends on."""
         self.simmim.freeze_unused()
-        if self.stages[-1].index is not None:
+        if self.stages[-1].hidden_state is not None:
             for name in unused_parameters(self.config, self.stages):
                 self.simmim.get_parameter(name).requires_grad_(False)
 
