@@ -12,7 +12,6 @@ any of the options below as keys; what is given on the command line wins over it
 import argparse
 import json
 import math
-import os
 import shutil
 import sys
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import CONFIG_MAPPING, AutoConfig, IntervalStrategy, TrainingArguments, set_seed
+from transformers import CONFIG_MAPPING, AutoConfig, IntervalStrategy, set_seed
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
@@ -38,9 +37,11 @@ from hf_simmim.data import MaskedImageDataset, collate
 from hf_simmim.image_channels import keeps_deep_pictures
 from hf_simmim.image_sources import load_images
 from hf_simmim.masking import MASK_STRATEGIES, span
+from hf_simmim.optimization import images_per_step
 from hf_simmim.recipes import json_object, nearest, parse_with_recipe
 from hf_simmim.run_settings import check_same_run, digest, settings_before
-from hf_simmim.trainer import SimMIMTrainer, images_per_step
+from hf_simmim.trainer import SimMIMTrainer
+from hf_simmim.training_options import ReleasedTrainingArguments
 from hf_simmim.unreadable_images import UnreadableImages, check_images
 
 logger = logging.get_logger(__name__)
@@ -231,43 +232,18 @@ class ModelArguments:
 
 
 @dataclass
-class PretrainingArguments(TrainingArguments):
+class PretrainingArguments(ReleasedTrainingArguments):
     """Everything of TrainingArguments, with defaults for pre-training."""
 
     _argument_group_name = "training (all of transformers.TrainingArguments)"
 
     output_dir: str = field(default="runs/mim", metadata={"help": "Folder of checkpoints, pictures and logs."})
-    restart: bool = field(
-        default=False, metadata={"help": "Begin anew instead of going on from a checkpoint in --output_dir."}
-    )
-    base_learning_rate: float = field(
-        default=2e-4,
-        metadata={
-            "help": "Learning rate for 512 images a step; scaled by the real number if --learning_rate is unset."
-        },
-    )
-    learning_rate: float | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Peak learning rate as it is used, instead of --base_learning_rate."}
-    )
     num_train_epochs: float = field(default=100.0, metadata={"help": "Passes over the images."})
     per_device_train_batch_size: int = field(default=128, metadata={"help": "Images a step on each device."})
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images a step on each device, evaluating."})
-    weight_decay: float = field(default=0.05, metadata={"help": "AdamW's weight decay."})
-    max_grad_norm: float = field(default=5.0, metadata={"help": "Gradients are clipped to this norm."})
-    lr_scheduler_type: str = field(default="cosine_with_min_lr", metadata={"help": "Schedule of the learning rate."})
-    lr_scheduler_kwargs: dict | str | None = field(
-        default=None,
-        metadata={"help": 'Options of the schedule, as JSON; {"min_lr_rate": 0.05} for cosine_with_min_lr.'},
-    )
-    warmup_steps: float = field(default=0.1, metadata={"help": "Steps of warm-up, or a share of all below 1."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
     logging_steps: float = field(default=50, metadata={"help": "Steps between two reports."})
-    dataloader_num_workers: int = field(
-        default=min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1),
-        metadata={"help": "Processes that load images, for each device."},
-    )
     dataloader_drop_last: bool = field(
         default=True, metadata={"help": "Drop an epoch's last, incomplete batch, so that all steps are alike."}
     )
@@ -276,16 +252,8 @@ class PretrainingArguments(TrainingArguments):
     def __post_init__(self):
         # Fixed by what this script trains, whatever a recipe says.
         self.label_names = ["bool_masked_pos"]
-        self.remove_unused_columns = False
         self.prediction_loss_only = True
-        self.logging_nan_inf_filter = False
-        self.dataloader_persistent_workers = self.dataloader_num_workers > 0
-        if self.lr_scheduler_kwargs is None and self.lr_scheduler_type == "cosine_with_min_lr":
-            self.lr_scheduler_kwargs = {"min_lr_rate": 0.05}
         super().__post_init__()
-        self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
-        if self.learning_rate is None:
-            self.learning_rate = self.base_learning_rate * images_per_step(self) / 512
 
 
 def parse_arguments(argv: list[str]) -> tuple[DataArguments, ModelArguments, PretrainingArguments]:
@@ -301,7 +269,7 @@ def parse_arguments(argv: list[str]) -> tuple[DataArguments, ModelArguments, Pre
     return parse_with_recipe(  # type: ignore[return-value]
         (DataArguments, ModelArguments, PretrainingArguments),
         argv,
-        EXAMPLES / "recipes",
+        EXAMPLES / "recipes" / "pretrain",
         usual_recipe,
         usage="%(prog)s [--train_dir FOLDER] [--output_dir FOLDER] [--recipe FILE] [options]",
         description=__doc__,

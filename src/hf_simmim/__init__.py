@@ -1,12 +1,19 @@
 """SimMIM for transformers: masked image modelling with any vision encoder."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForMaskedImageModeling
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
+)
 from transformers.utils import is_torchvision_available
 
 from . import masking
 from .configuration_simmim import ENCODER_PRESETS, SimMIMConfig
 from .image_processing_simmim import SimMIMImageProcessor, SimMIMImageProcessorPil
 from .modeling_simmim import (
+    SimMIMForImageClassification,
     SimMIMForMaskedImageModeling,
     SimMIMMaskedImageModelingOutput,
     SimMIMModel,
@@ -19,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ENCODER_PRESETS",
     "SimMIMConfig",
+    "SimMIMForImageClassification",
     "SimMIMForMaskedImageModeling",
     "SimMIMImageProcessor",
     "SimMIMImageProcessorPil",
@@ -37,5 +45,6 @@ else:
 
 AutoConfig.register(SimMIMConfig.model_type, SimMIMConfig)
 AutoModel.register(SimMIMConfig, SimMIMModel)
+AutoModelForImageClassification.register(SimMIMConfig, SimMIMForImageClassification)
 AutoModelForMaskedImageModeling.register(SimMIMConfig, SimMIMForMaskedImageModeling)
 AutoImageProcessor.register(SimMIMConfig, image_processor_classes=_processors)
