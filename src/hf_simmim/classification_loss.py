@@ -1,5 +1,6 @@
 """Losses of a classifier: integer labels, soft labels, several labels, and numbers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ def classification_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
     problem_type: str | None = None,
-    class_weights: list[float] | None = None,
+    class_weights: Sequence[float] | None = None,
     num_items_in_batch: torch.Tensor | float | None = None,
 ) -> torch.Tensor:
     """Mean loss over the images of a batch.

@@ -330,7 +330,7 @@ class SimMIMForImageClassification(SimMIMPreTrainedModel):
         ends_in_norm = encoder_layers(config).ends_in_norm
         epsilon = getattr(config.encoder_config, "layer_norm_eps", 1e-6)
         self.norm = nn.Identity() if ends_in_norm else nn.LayerNorm(config.hidden_size, eps=epsilon)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, int(config.num_labels or 0))
         self.post_init()
         self._no_split_modules = self.simmim._no_split_modules
 
