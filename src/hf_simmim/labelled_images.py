@@ -470,7 +470,8 @@ class LabelledImageDataset(ImageDataset):
         else:
             epoch = int(self._epoch)
             generator, augmenter = sample_generator(self.seed, epoch, index), self._augmenter
-            pixels, row, unreadable = self.read(index, generator, lambda image: augmenter.pixels(image, generator))
+            array, row, unreadable = self.read(index, generator, lambda image: augmenter.crop(image, generator))
+            pixels = as_tensor(augmenter.recolor(array, generator))
             for name, reason in unreadable:
                 logger.warning_once(f"{name} cannot be read and is replaced ({reason}).")
             key = f"{epoch}:{index}"
