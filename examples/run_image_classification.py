@@ -128,9 +128,13 @@ class ModelArguments(EncoderArguments):
 
     _argument_group_name = "model"
 
+    encoder: str = field(
+        default="",
+        metadata={"help": "Architecture to train from scratch, instead of --checkpoint: as run_mim.py takes it."},
+    )
     from_scratch: bool = field(
         default=False,
-        metadata={"help": "Take the architecture of --checkpoint and fresh weights: what the same training gives then."},
+        metadata={"help": "Take the architecture of --checkpoint and fresh weights: what the same run gives then."},
     )
     class_weights: list[str] | None = field(
         default=None,
@@ -284,6 +288,11 @@ def build_config(arguments: ModelArguments, images: LabelledImages) -> SimMIMCon
     """Config of the classifier: the encoder as the paper fine-tunes it, and the classes."""
     config: Any
     if arguments.checkpoint is None:
+        if not arguments.encoder:
+            raise ValueError(
+                "There is nothing to train: name the pre-trained model with --checkpoint, or an architecture to train"
+                " from scratch with --encoder."
+            )
         config = SimMIMConfig(encoder_config=arguments.encoder_settings(), **arguments.geometry()).for_fine_tuning()
     else:
         config = arguments.stored_config()
@@ -426,7 +435,7 @@ def build_trainer(options: Options, run: Run) -> tuple[Trainer, Path | None]:
             **statistics,
         ),
         compute_metrics=classification_metrics(run.train.class_names or ["value"], str(config.problem_type)),
-        optimizers=create_optimizers(
+        optimizers=create_optimizers(  # type: ignore[arg-type]
             model,
             arguments,
             planned_steps(arguments, len(train_dataset)),
@@ -496,7 +505,7 @@ def execute(options: Options, run: Run) -> tuple[dict[str, Any], np.ndarray | No
     if trainer.args.should_save:
         write_results(results, run.output_dir)
         if matrix is not None:
-            plot_confusion(matrix, run.train.class_names, run.output_dir / "confusion.png")
+            plot_confusion(matrix, run.train.class_names or [], run.output_dir / "confusion.png")
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
     return results, matrix
@@ -562,7 +571,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if arguments.should_save:
         write_results(everything, output_dir)
         if matrices:
-            plot_confusion(np.sum(matrices, axis=0), runs[0].train.class_names, output_dir / "confusion.png")
+            plot_confusion(np.sum(matrices, axis=0), runs[0].train.class_names or [], output_dir / "confusion.png")
     if arguments.should_log:
         print_summary(summary, len(results), output_dir)
     return everything

@@ -97,7 +97,7 @@ class EncoderArguments:
             raise ValueError(
                 f"checkpoint={self.checkpoint!r} is neither a folder with a model nor one on the Hub. {error}"
             ) from error
-        if self.encoder != EncoderArguments.encoder:
+        if self.encoder != type(self).encoder:
             raise ValueError(
                 f"encoder={self.encoder!r} and checkpoint={self.checkpoint!r} both name an encoder. Leave one out."
             )
