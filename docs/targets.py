@@ -20,8 +20,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hf_simmim import SimMIMConfig
 from hf_simmim.clusters import fit_color_clusters
+from hf_simmim.data import normalize
 from hf_simmim.targets import TARGET_CLASSES
-from hf_simmim.trainer import normalize
 from hf_simmim.visualization import to_pictures
 
 NUM_CLUSTERS = 16

@@ -10,13 +10,8 @@ any of the options below as keys; what is given on the command line wins over it
 """
 
 import argparse
-import json
-import math
-import os
-import shutil
 import sys
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +19,23 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import CONFIG_MAPPING, AutoConfig, IntervalStrategy, TrainingArguments, set_seed
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers import AutoConfig, IntervalStrategy, set_seed
 from transformers.utils import logging
 
-from hf_simmim import ENCODER_PRESETS, SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
+from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
 from hf_simmim.callbacks import PictureCallback
-from hf_simmim.channel_statistics import channel_statistics
-from hf_simmim.checkpoint import newest_whole_checkpoint
 from hf_simmim.clusters import fit_color_clusters
 from hf_simmim.components import HEADS, LOSS_REGIONS, LOSSES, TARGETS
 from hf_simmim.data import MaskedImageDataset, collate
-from hf_simmim.image_channels import keeps_deep_pictures
+from hf_simmim.data_options import PixelArguments, SourceArguments
+from hf_simmim.encoder_options import EncoderArguments
 from hf_simmim.image_sources import load_images
 from hf_simmim.masking import MASK_STRATEGIES, span
-from hf_simmim.recipes import json_object, nearest, parse_with_recipe
-from hf_simmim.run_settings import check_same_run, digest, settings_before
-from hf_simmim.trainer import SimMIMTrainer, images_per_step
+from hf_simmim.optimization import images_per_step
+from hf_simmim.recipes import json_object, parse_with_recipe
+from hf_simmim.run_settings import check_same_run, digest, prepare_output_dir, settings_before
+from hf_simmim.trainer import SimMIMTrainer
+from hf_simmim.training_options import ReleasedTrainingArguments
 from hf_simmim.unreadable_images import UnreadableImages, check_images
 
 logger = logging.get_logger(__name__)
@@ -62,113 +57,23 @@ VOLATILE_KEYS = ("architectures", "dtype", "transformers_version", "_name_or_pat
 
 
 @dataclass
-class DataArguments:
-    """Where the images come from."""
+class DataArguments(SourceArguments, PixelArguments):
+    """Where the images come from; labels are not needed."""
 
     _argument_group_name = "images"
 
-    train_dir: str | None = field(
-        default=None, metadata={"help": "Folder of images, nested or not; labels are not needed."}
-    )
-    validation_dir: str | None = field(
-        default=None, metadata={"help": "Folder of images to evaluate on. Without it a part of the images is held out."}
-    )
-    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, or a local one."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
-    data_files: list[str] | None = field(
-        default=None, metadata={"help": "Parquet or webdataset (.tar) shards: paths, patterns or URLs."}
-    )
-    train_split: str = field(default="train", metadata={"help": "Split of the data set to train on."})
-    validation_split: str | None = field(
-        default=None, metadata={"help": "Split of --dataset_name to evaluate on. Without it a part is held out."}
-    )
-    image_column: str | None = field(default=None, metadata={"help": "Column of the images; found by its type."})
-    holdout: float = field(
-        default=0.05,
-        metadata={"help": "Share of the images held out for evaluation if no other are named; 0 for none."},
-    )
-    holdout_seed: int = field(default=0, metadata={"help": "Seed of the choice of those images."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use only this many images."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on only this many images."})
-    max_unreadable: float = field(
-        default=0.05, metadata={"help": "Largest share of images that may be unreadable before the run stops."}
-    )
     crop_scale: list[float] = field(
         default_factory=lambda: [0.67, 1.0],
         metadata={"help": "Smallest and largest share of an image's area that a random crop covers."},
     )
-    rescale_factor: str | None = field(
-        default=None,
-        metadata={
-            "help": "What pixels are multiplied with before anything else, a number or a fraction; that of --checkpoint"
-            " or 1/255 if unset. At 1/255 pictures of 16 bits are scaled to 8. Any other factor keeps their numbers:"
-            " 1/65535 if they use the whole range, 1/4095 for 12 bits in 16. Arrays (.npy, TIFF of many bands or other"
-            " numbers) always keep theirs."
-        },
-    )
-    image_mean: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "Mean of each channel, of rescaled pixels. That of --checkpoint, or ImageNet's for three channels"
-            " at 1/255, or else computed from the training images."
-        },
-    )
-    image_std: list[float] | None = field(
-        default=None, metadata={"help": "Standard deviation of each channel, of rescaled pixels; likewise."}
-    )
-    compute_statistics: bool = field(
-        default=False,
-        metadata={"help": "Compute mean and standard deviation from the training images in any case."},
-    )
-    nodata: float | None = field(
-        default=None,
-        metadata={
-            "help": "Pixels of which all channels are this number in the file are none: no target, no statistics. TIFF"
-            " files may tell it themselves (GDAL); numbers that are not finite always count as such. That of"
-            " --checkpoint if unset and the rescale_factor is the same; nan for none."
-        },
-    )
-
-    def __post_init__(self):
-        self.rescale = 1 / 255
-        if self.rescale_factor is not None:
-            try:
-                self.rescale = float(Fraction(self.rescale_factor))
-            except (ValueError, ZeroDivisionError):
-                self.rescale = 0.0
-        if self.rescale <= 0:
-            raise ValueError(f"rescale_factor={self.rescale_factor} is no positive number. Use one such as 1/65535.")
 
 
 @dataclass
-class ModelArguments:
+class ModelArguments(EncoderArguments):
     """What is trained, and how images are hidden."""
 
     _argument_group_name = "model and masks"
 
-    encoder: str = field(
-        default="swin-base",
-        metadata={
-            "help": f"Architecture, freshly initialised: {', '.join(ENCODER_PRESETS)}, a model on the Hub, a folder, or"
-            " the path or text of a config in JSON."
-        },
-    )
-    checkpoint: str | None = field(
-        default=None,
-        metadata={
-            "help": "Weights to start from: a SimMIM checkpoint or that of a vision model of transformers, folder or"
-            " Hub. What depends on --image_size and --window_size is remapped."
-        },
-    )
-    image_size: list[int] | None = field(
-        default=None,
-        metadata={"help": "Side of the images in pixels, or height and width. The encoder's own if unset."},
-    )
-    window_size: int | None = field(default=None, metadata={"help": "Window in patches. The encoder's own if unset."})
-    num_channels: int | None = field(default=None, metadata={"help": "Channels. The encoder's own if unset."})
-    drop_path_rate: float | None = field(
-        default=None, metadata={"help": "Stochastic depth. The encoder's own if unset."}
-    )
     mask_strategy: str = field(
         default="random", metadata={"help": "How patches are chosen.", "choices": list(MASK_STRATEGIES)}
     )
@@ -231,43 +136,18 @@ class ModelArguments:
 
 
 @dataclass
-class PretrainingArguments(TrainingArguments):
+class PretrainingArguments(ReleasedTrainingArguments):
     """Everything of TrainingArguments, with defaults for pre-training."""
 
     _argument_group_name = "training (all of transformers.TrainingArguments)"
 
     output_dir: str = field(default="runs/mim", metadata={"help": "Folder of checkpoints, pictures and logs."})
-    restart: bool = field(
-        default=False, metadata={"help": "Begin anew instead of going on from a checkpoint in --output_dir."}
-    )
-    base_learning_rate: float = field(
-        default=2e-4,
-        metadata={
-            "help": "Learning rate for 512 images a step; scaled by the real number if --learning_rate is unset."
-        },
-    )
-    learning_rate: float | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Peak learning rate as it is used, instead of --base_learning_rate."}
-    )
     num_train_epochs: float = field(default=100.0, metadata={"help": "Passes over the images."})
     per_device_train_batch_size: int = field(default=128, metadata={"help": "Images a step on each device."})
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images a step on each device, evaluating."})
-    weight_decay: float = field(default=0.05, metadata={"help": "AdamW's weight decay."})
-    max_grad_norm: float = field(default=5.0, metadata={"help": "Gradients are clipped to this norm."})
-    lr_scheduler_type: str = field(default="cosine_with_min_lr", metadata={"help": "Schedule of the learning rate."})
-    lr_scheduler_kwargs: dict | str | None = field(
-        default=None,
-        metadata={"help": 'Options of the schedule, as JSON; {"min_lr_rate": 0.05} for cosine_with_min_lr.'},
-    )
-    warmup_steps: float = field(default=0.1, metadata={"help": "Steps of warm-up, or a share of all below 1."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
     logging_steps: float = field(default=50, metadata={"help": "Steps between two reports."})
-    dataloader_num_workers: int = field(
-        default=min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1),
-        metadata={"help": "Processes that load images, for each device."},
-    )
     dataloader_drop_last: bool = field(
         default=True, metadata={"help": "Drop an epoch's last, incomplete batch, so that all steps are alike."}
     )
@@ -276,16 +156,8 @@ class PretrainingArguments(TrainingArguments):
     def __post_init__(self):
         # Fixed by what this script trains, whatever a recipe says.
         self.label_names = ["bool_masked_pos"]
-        self.remove_unused_columns = False
         self.prediction_loss_only = True
-        self.logging_nan_inf_filter = False
-        self.dataloader_persistent_workers = self.dataloader_num_workers > 0
-        if self.lr_scheduler_kwargs is None and self.lr_scheduler_type == "cosine_with_min_lr":
-            self.lr_scheduler_kwargs = {"min_lr_rate": 0.05}
         super().__post_init__()
-        self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
-        if self.learning_rate is None:
-            self.learning_rate = self.base_learning_rate * images_per_step(self) / 512
 
 
 def parse_arguments(argv: list[str]) -> tuple[DataArguments, ModelArguments, PretrainingArguments]:
@@ -301,7 +173,7 @@ def parse_arguments(argv: list[str]) -> tuple[DataArguments, ModelArguments, Pre
     return parse_with_recipe(  # type: ignore[return-value]
         (DataArguments, ModelArguments, PretrainingArguments),
         argv,
-        EXAMPLES / "recipes",
+        EXAMPLES / "recipes" / "pretrain",
         usual_recipe,
         usage="%(prog)s [--train_dir FOLDER] [--output_dir FOLDER] [--recipe FILE] [options]",
         description=__doc__,
@@ -312,61 +184,12 @@ def build_config(arguments: ModelArguments) -> SimMIMConfig:
     """The model's config from a preset, a file, JSON text or the Hub, with the geometry asked for."""
     if arguments.checkpoint is not None:
         return checkpoint_config(arguments)
-    name = arguments.encoder
-    if name in ENCODER_PRESETS:
-        encoder = dict(ENCODER_PRESETS[name])
-    elif name.lstrip().startswith("{") or name.endswith(".json"):
-        try:
-            encoder = json.loads(Path(name).read_text() if name.endswith(".json") else name)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"encoder={name!r} cannot be read as JSON: {error}.") from error
-        if "transformers_version" not in encoder:
-            check_encoder_keys(encoder)
-    else:
-        try:
-            encoder = AutoConfig.from_pretrained(name).to_dict()
-        except OSError as error:
-            raise ValueError(
-                f"encoder={name!r} is no preset ({', '.join(ENCODER_PRESETS)}) and no config was found under that"
-                f" name.{nearest(name, set(ENCODER_PRESETS))} {error}"
-            ) from error
-    if encoder.get("model_type") == SimMIMConfig.model_type:
-        encoder = encoder["encoder_config"]
-    for key in ("num_channels", "drop_path_rate"):
-        value = getattr(arguments, key)
-        if value is not None:
-            if key not in CONFIG_MAPPING[str(encoder.get("model_type"))]().to_dict():
-                raise ValueError(f"{key}={value}: the encoder {encoder.get('model_type')!r} has no such setting.")
-            encoder[key] = value
-    return SimMIMConfig(encoder_config=encoder, **arguments.components(), **geometry(arguments))
-
-
-def geometry(arguments: ModelArguments) -> dict[str, Any]:
-    """Image size and window, where they are asked for."""
-    values: dict[str, Any] = {}
-    if arguments.image_size is not None:
-        size = arguments.image_size
-        if len(size) > 2:
-            raise ValueError(f"image_size={size} has {len(size)} values. Give one side, or height and width.")
-        values["image_size"] = size[0] if len(size) == 1 else size
-    if arguments.window_size is not None:
-        values["window_size"] = arguments.window_size
-    return values
+    return SimMIMConfig(encoder_config=arguments.encoder_settings(), **arguments.components(), **arguments.geometry())
 
 
 def checkpoint_config(arguments: ModelArguments) -> SimMIMConfig:
     """The config of --checkpoint at the geometry asked for; the other options must not contradict it."""
-    try:
-        stored = AutoConfig.from_pretrained(str(arguments.checkpoint))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"checkpoint={arguments.checkpoint!r} is neither a folder with a model nor one on the Hub. {error}"
-        ) from error
-    if arguments.encoder != ModelArguments.encoder:
-        raise ValueError(
-            f"encoder={arguments.encoder!r} and checkpoint={arguments.checkpoint!r} both name an encoder. Leave one"
-            " out."
-        )
+    stored: Any = arguments.stored_config()
     if stored.model_type == SimMIMConfig.model_type:
         config = stored
         for name in COMPONENTS:
@@ -380,15 +203,7 @@ def checkpoint_config(arguments: ModelArguments) -> SimMIMConfig:
     else:
         encoder = getattr(stored, "vision_config", stored)
         config = SimMIMConfig(encoder_config=encoder.to_dict(), **arguments.components())
-    if arguments.num_channels not in (None, config.num_channels):
-        raise ValueError(
-            f"num_channels={arguments.num_channels} is not that of the checkpoint, {config.num_channels}, which cannot"
-            " be changed. Leave it out, or train the architecture afresh with --encoder."
-        )
-    for key, value in geometry(arguments).items():
-        setattr(config, key, value)
-    if arguments.drop_path_rate is not None:
-        config.encoder_config.drop_path_rate = arguments.drop_path_rate
+    arguments.apply(config)
     return config
 
 
@@ -401,69 +216,8 @@ def load_checkpoint(arguments: ModelArguments, config: SimMIMConfig) -> SimMIMFo
     changes = {} if arguments.drop_path_rate is None else {"drop_path_rate": arguments.drop_path_rate}
     components = {key: getattr(config, key) for key in (*COMPONENTS, "image_mean", "image_std")}
     return SimMIMForMaskedImageModeling.from_encoder(
-        name, encoder_config=changes, dtype=torch.float32, **geometry(arguments), **components
+        name, encoder_config=changes, dtype=torch.float32, **arguments.geometry(), **components
     )
-
-
-def check_encoder_keys(encoder: dict[str, Any]) -> None:
-    """Refuse what a person mistyped in an encoder config: transformers' configs take any key without a word."""
-    model_type = str(encoder.get("model_type"))
-    if model_type not in CONFIG_MAPPING:
-        raise ValueError(
-            f"The encoder's model_type {model_type!r} is unknown.{nearest(model_type, set(CONFIG_MAPPING))}"
-        )
-    # The size of images is kept in every config, also in those that have no place for it.
-    known = CONFIG_MAPPING[model_type]().to_dict().keys() | {"model_type", "image_size", "out_features", "out_indices"}
-    for key in encoder:
-        if key not in known:
-            raise ValueError(f"The encoder config of {model_type!r} has the unknown key {key!r}.{nearest(key, known)}")
-
-
-def image_statistics(
-    data: DataArguments, num_channels: int, images: Dataset, before: dict[str, Any], inherited: dict[str, Any]
-) -> dict[str, list[float]]:
-    """Mean and standard deviation of the channels.
-
-    Args:
-        data: The options, which win where they are given.
-        num_channels: Channels of the model.
-        images: Training images.
-        before: `run.json` of the run that is gone on with, or nothing.
-        inherited: Settings of the image processor of `--checkpoint`, or nothing.
-
-    Returns:
-        `image_mean` and `image_std`: those given, or else the checkpoint's, ImageNet's, or those of the images.
-
-    Raises:
-        ValueError: If other than one value for each channel is given.
-    """
-    given = {key: getattr(data, key) for key in ("image_mean", "image_std") if getattr(data, key) is not None}
-    for key, values in given.items():
-        if len(values) != num_channels:
-            raise ValueError(
-                f"{key} has {len(values)} values and the model takes {num_channels} channels. Give one for each"
-                " channel."
-            )
-    if len(given) == 2:
-        return given
-    is_rgb = num_channels == 3 and not keeps_deep_pictures(data.rescale)
-    fits = len(inherited.get("image_mean") or ()) == len(inherited.get("image_std") or ()) == num_channels
-    if fits and inherited.get("rescale_factor") == data.rescale and not data.compute_statistics:
-        mean, std = inherited["image_mean"], inherited["image_std"]
-    elif is_rgb and not data.compute_statistics:
-        mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    elif before.get("image_mean") and before.get("image_std"):
-        mean, std = before["image_mean"], before["image_std"]
-    else:
-        mean, std = channel_statistics(images, num_channels, data.rescale, nodata=data.nodata)
-        brightest = max(m + 2 * s for m, s in zip(mean, std, strict=True))
-        if not 0.02 < brightest < 5:
-            logger.warning(
-                f"Rescaled pixels reach about {brightest:.3g}, where 0 to 1 is usual. Is --rescale_factor"
-                f" {data.rescale_factor or '1/255'} right? 1/65535 is for 16 bits, 1/10000 for reflectances, 1 for"
-                " floats in [0, 1]. masked_l1 is meant for such a scale."
-            )
-    return {"image_mean": mean, "image_std": std} | given
 
 
 def fit_clusters(
@@ -478,21 +232,6 @@ def fit_clusters(
             images, arguments.num_clusters, config.num_channels, data.rescale, nodata=data.nodata
         )
     config.target_options = {"centers": centers}
-
-
-def inherited_pixels(checkpoint: str | None) -> dict[str, Any]:
-    """Scale, normalisation and nodata that --checkpoint was trained with, if its image processor tells."""
-    if checkpoint is None:
-        return {}
-    try:
-        settings, _ = SimMIMImageProcessor.get_image_processor_dict(checkpoint)
-    except OSError:
-        return {}
-    return {"rescale_factor": 1 / 255} | {
-        key: settings[key]
-        for key in ("rescale_factor", "image_mean", "image_std", "nodata")
-        if settings.get(key) is not None
-    }
 
 
 def build_processor(
@@ -522,18 +261,10 @@ def load_splits(arguments: DataArguments, output_dir: str):
         "image_column": arguments.image_column,
     }
     validation_split = arguments.validation_split
-    if not (arguments.train_dir or arguments.dataset_name or arguments.data_files):
+    arguments.check_source()
+    if not arguments.names_images:
         source["dataset_name"] = str(EMBEDDED_DATA)
         validation_split = validation_split or "test"
-    if validation_split is not None and source["dataset_name"] is None:
-        raise ValueError(
-            f"validation_split={validation_split!r} needs --dataset_name: folders and files have no splits. Use"
-            " --validation_dir, or --holdout to keep a part of the images apart."
-        )
-    for name in ("max_train_samples", "max_eval_samples"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value} leaves no images. Use 1 or more.")
     # What a run writes into its own training folder, and the images to evaluate on, are not trained on.
     exclude = [path for path in (arguments.validation_dir, output_dir) if path is not None]
     train = load_images(**source, split=arguments.train_split, exclude=exclude)
@@ -557,27 +288,6 @@ def load_splits(arguments: DataArguments, output_dir: str):
     return train, validation
 
 
-def check_output_dir(arguments: PretrainingArguments) -> Path | None:
-    """Make sure that results can be written, and find the checkpoint to go on from."""
-    output_dir = Path(arguments.output_dir)
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        probe = output_dir / f".write-test-{arguments.process_index}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"output_dir={output_dir} cannot be written ({error}). Name another folder.") from error
-    if arguments.restart:
-        with arguments.main_process_first(desc="deleting the earlier run"):
-            if arguments.should_save:
-                for path in (*output_dir.glob("checkpoint-*"), output_dir / "reconstructions"):
-                    shutil.rmtree(path, ignore_errors=True)
-        return None
-    if arguments.resume_from_checkpoint:
-        return Path(arguments.resume_from_checkpoint)
-    return newest_whole_checkpoint(output_dir)
-
-
 def build_trainer(
     data_arguments: DataArguments, model_arguments: ModelArguments, arguments: PretrainingArguments
 ) -> tuple[SimMIMTrainer, Path | None]:
@@ -591,21 +301,13 @@ def build_trainer(
     """
     set_seed(arguments.seed)
     config = build_config(model_arguments)
-    checkpoint = check_output_dir(arguments)
+    checkpoint = prepare_output_dir(arguments, ("reconstructions",))
     # One process reads first; the others find what it cached.
     with arguments.main_process_first(desc="loading images"):
         train_images, validation_images = load_splits(data_arguments, arguments.output_dir)
     # Every process computes the same, so none has to wait for another.
     before = settings_before(Path(arguments.output_dir)) if checkpoint is not None else {}
-    inherited = inherited_pixels(model_arguments.checkpoint)
-    if data_arguments.rescale_factor is None:
-        data_arguments.rescale = inherited.get("rescale_factor", data_arguments.rescale)
-    if data_arguments.nodata is None and inherited.get("rescale_factor") == data_arguments.rescale:
-        data_arguments.nodata = inherited.get("nodata")
-    if data_arguments.nodata is not None and not math.isfinite(data_arguments.nodata):
-        # Such pixels are none in any case, and NaN would be another number whenever it is compared.
-        data_arguments.nodata = None
-    statistics = image_statistics(data_arguments, config.num_channels, train_images, before, inherited)
+    statistics = data_arguments.settle(model_arguments.checkpoint, config.num_channels, train_images, before)
     config.image_mean, config.image_std = statistics["image_mean"], statistics["image_std"]
     fit_clusters(config, model_arguments, data_arguments, train_images, before)
     processor = build_processor(config, data_arguments, model_arguments, statistics)

@@ -9,12 +9,8 @@ on by itself from the newest whole checkpoint in --output_dir. A recipe is a JSO
 """
 
 import json
-import math
-import os
-import shutil
 import sys
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +21,19 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     Trainer,
-    TrainingArguments,
     UperNetConfig,
     UperNetForSemanticSegmentation,
     set_seed,
 )
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
 from hf_simmim import SimMIMBackbone, SimMIMConfig, SimMIMImageProcessor, SimMIMModel
-from hf_simmim.channel_statistics import channel_statistics
-from hf_simmim.checkpoint import newest_whole_checkpoint
 from hf_simmim.data import evenly_spaced, sample_generator
+from hf_simmim.data_options import PixelArguments, SourceArguments
 from hf_simmim.hidden_states import is_single_scale
-from hf_simmim.image_channels import keeps_deep_pictures
+from hf_simmim.optimization import create_optimizers, images_per_step, planned_steps
 from hf_simmim.recipes import parse_with_recipe
-from hf_simmim.run_settings import check_same_run, digest
+from hf_simmim.run_settings import check_same_run, digest, prepare_output_dir, settings_before
 from hf_simmim.segmentation import (
     SegmentationMetrics,
     classes_of_annotations,
@@ -49,6 +42,7 @@ from hf_simmim.segmentation import (
 )
 from hf_simmim.segmentation_data import CollatePairs, EpochCallback, Pixels, SegmentationDataset
 from hf_simmim.segmentation_pairs import Labels, Pairs, check_pairs, load_columns, load_folder
+from hf_simmim.training_options import SCHEDULES, ReleasedTrainingArguments
 from hf_simmim.visualization import to_pictures
 
 logger = logging.get_logger(__name__)
@@ -62,27 +56,15 @@ AUXILIARY_MAP = 2
 
 
 @dataclass
-class DataArguments:
+class DataArguments(SourceArguments):
     """Where images and annotations come from, and what their numbers mean."""
 
     _argument_group_name = "images and annotations"
 
     train_dir: str | None = field(default=None, metadata={"help": "Folder that holds images and masks."})
-    validation_dir: str | None = field(
-        default=None, metadata={"help": "Such a folder to evaluate on. Without it a part of the images is held out."}
-    )
-    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, or a local one."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
-    train_split: str = field(default="train", metadata={"help": "Split of the data set to train on."})
-    validation_split: str | None = field(
-        default=None, metadata={"help": "Split of --dataset_name to evaluate on. Without it a part is held out."}
-    )
-    image_column: str = field(default="image", metadata={"help": "Column of the images."})
     annotation_column: str = field(default="annotation", metadata={"help": "Column of the maps of class ids."})
+    image_column: str | None = field(default="image", metadata={"help": "Column of the images."})
     holdout: float = field(default=0.1, metadata={"help": "Share of the images held out if no others are named."})
-    holdout_seed: int = field(default=0, metadata={"help": "Seed of the choice of those images."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use only this many images."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on only this many images."})
     class_names: list[str] | None = field(
         default=None,
         metadata={
@@ -110,24 +92,20 @@ class DataArguments:
     max_class_share: float = field(
         default=0.75, metadata={"help": "Largest share of a crop for one class, where a crop can be found."}
     )
-    rescale_factor: str | None = field(
-        default=None,
-        metadata={"help": "What pixels are multiplied with, as in run_mim.py; that of --checkpoint or 1/255 if unset."},
-    )
-    image_mean: list[float] | None = field(default=None, metadata={"help": "Mean of each channel of rescaled pixels."})
-    image_std: list[float] | None = field(default=None, metadata={"help": "Standard deviation of each channel."})
-    nodata: float | None = field(
-        default=None, metadata={"help": "Pixels of which all channels are this number are none, and have no class."}
-    )
 
     def __post_init__(self):
         if len(self.crop_size) > 2 or min(self.crop_size) < 1:
             raise ValueError(f"crop_size={self.crop_size} must be a side, or height and width, in pixels.")
         self.crop: tuple[int, int] = (self.crop_size[0], self.crop_size[-1])
         self.side = min(self.crop) if self.short_side is None else self.short_side or None
-        for name in ("max_train_samples", "max_eval_samples"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} leaves no images. Use 1 or more.")
+        self.check_source()
+
+
+@dataclass
+class NumberArguments(PixelArguments):
+    """What the numbers of images mean."""
+
+    _argument_group_name = "pixels"
 
 
 @dataclass
@@ -157,21 +135,19 @@ class ModelArguments:
 
 
 @dataclass
-class SegmentationArguments(TrainingArguments):
+class SegmentationArguments(ReleasedTrainingArguments):
     """Everything of TrainingArguments, with the defaults of Swin with UperNet."""
 
     _argument_group_name = "training (all of transformers.TrainingArguments)"
 
     output_dir: str = field(default="runs/segmentation", metadata={"help": "Folder of checkpoints and results."})
-    restart: bool = field(
-        default=False, metadata={"help": "Begin anew instead of going on from a checkpoint in --output_dir."}
-    )
     base_learning_rate: float = field(
         default=6e-5,
         metadata={"help": "Learning rate for 16 images a step; scaled by the real number if --learning_rate is unset."},
     )
-    learning_rate: float | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Peak learning rate as it is used, instead of --base_learning_rate."}
+    layer_decay: float = field(
+        default=1.0,
+        metadata={"help": "Factor of the learning rate from each layer of the encoder to the one below it."},
     )
     num_train_epochs: float = field(default=50.0, metadata={"help": "Passes over the images."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Crops a step on each device."})
@@ -179,56 +155,46 @@ class SegmentationArguments(TrainingArguments):
         default=1, metadata={"help": "Whole images at once on each device, padded to the largest of them."}
     )
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
-    lr_scheduler_type: str = field(default="polynomial", metadata={"help": "Schedule of the learning rate."})
+    lr_scheduler_type: str = field(
+        default="polynomial", metadata={"help": "Schedule of the learning rate.", "choices": list(SCHEDULES)}
+    )
     warmup_steps: float | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Steps of warm-up, or a share below 1; 1500 but at most a tenth if unset."}
     )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradients are clipped to this norm; 0 for not."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
     logging_steps: float = field(default=50, metadata={"help": "Steps between two reports."})
-    dataloader_num_workers: int = field(
-        default=min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1),
-        metadata={"help": "Processes that load images, for each device."},
-    )
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop an epoch's last, incomplete batch."})
-    seed: int = field(default=0, metadata={"help": "Seed of weights, order and crops."})
 
     def __post_init__(self):
         # Fixed by what this script trains, whatever a recipe says.
         self.label_names = ["annotations", "sizes"]
-        self.remove_unused_columns = False
         self.batch_eval_metrics = True
-        self.greater_is_better = True if self.greater_is_better is None else self.greater_is_better
         self.metric_for_best_model = self.metric_for_best_model or "mean_iou"
+        self.greater_is_better = "loss" not in self.metric_for_best_model
         if self.lr_scheduler_kwargs is None and self.lr_scheduler_type == "polynomial":
             self.lr_scheduler_kwargs = {"power": 1.0, "lr_end": 0.0}
         self.warmup_is_usual = self.warmup_steps is None
         self.warmup_steps = 0 if self.warmup_steps is None else self.warmup_steps
+        rate_is_usual = self.learning_rate is None
         super().__post_init__()
-        self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
-        if self.learning_rate is None:
-            self.learning_rate = self.base_learning_rate * self.images_per_step / RECIPE_BATCH
-
-    @property
-    def images_per_step(self) -> int:
-        """Images of one optimizer step on all devices together."""
-        return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
+        if rate_is_usual:
+            self.learning_rate = self.base_learning_rate * images_per_step(self) / RECIPE_BATCH
 
 
 def load_splits(arguments: DataArguments) -> tuple[Pairs, Pairs]:
     """Pairs to train on, and pairs to evaluate on."""
-    if (arguments.train_dir is None) == (arguments.dataset_name is None):
-        raise ValueError("Name one source of images: --train_dir or --dataset_name.")
-    if arguments.validation_split is not None and arguments.dataset_name is None:
-        raise ValueError(f"validation_split={arguments.validation_split!r} needs --dataset_name. Use --validation_dir.")
+    if not arguments.names_images:
+        raise ValueError("There are no images. Name --train_dir, --dataset_name or --data_files.")
 
     def columns(split: str) -> Pairs:
         return load_columns(
-            arguments.image_column,
+            str(arguments.image_column),
             arguments.annotation_column,
             dataset_name=arguments.dataset_name,
             dataset_config=arguments.dataset_config,
+            data_files=arguments.data_files,
             split=split,
         )
 
@@ -334,6 +300,7 @@ def build_model(config: SimMIMConfig, model: ModelArguments, labels: Labels) -> 
     upernet_config = UperNetConfig(
         backbone_config=config,
         hidden_size=model.decoder_channels,
+        auxiliary_channels=max(1, model.decoder_channels // 2),
         use_auxiliary_head=False,
         auxiliary_loss_weight=model.auxiliary_weight,
         loss_ignore_index=labels.ignore_index,
@@ -367,71 +334,8 @@ def pretrained_backbone(config: SimMIMConfig, checkpoint: str) -> SimMIMBackbone
     return backbone
 
 
-def build_pixels(data: DataArguments, config: SimMIMConfig, checkpoint: str, train: Pairs) -> Pixels:
-    """How pixels are scaled and normalised: as given, as the checkpoint was trained, or by the training images."""
-    inherited: dict[str, Any] = {}
-    try:
-        inherited, _ = SimMIMImageProcessor.get_image_processor_dict(checkpoint)
-    except OSError:
-        logger.warning(f"{checkpoint} has no image processor. Pixels are normalised as if there were no checkpoint.")
-    rescale = inherited.get("rescale_factor") or 1 / 255
-    nodata = data.nodata
-    if data.rescale_factor is not None:
-        try:
-            rescale = float(Fraction(data.rescale_factor))
-        except (ValueError, ZeroDivisionError) as error:
-            raise ValueError(f"rescale_factor={data.rescale_factor} is no number. Use one such as 1/65535.") from error
-    fits = inherited.get("rescale_factor", 1 / 255) == rescale
-    if nodata is None and fits:
-        nodata = inherited.get("nodata")
-    num_channels = config.num_channels
-    mean, std = data.image_mean, data.image_std
-    if mean is None and std is None and fits and len(inherited.get("image_mean") or ()) == num_channels:
-        mean, std = inherited["image_mean"], inherited["image_std"]
-    if mean is None and std is None and num_channels == 3 and not keeps_deep_pictures(rescale):
-        mean, std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
-    if mean is None and std is None:
-        mean, std = channel_statistics(train.images, num_channels, rescale, nodata=nodata)
-    if mean is None or std is None or not len(mean) == len(std) == num_channels or min(std) <= 0:
-        raise ValueError(
-            f"image_mean={mean} and image_std={std} must have one value for each of the {num_channels} channels, the"
-            " latter above 0. Give both, or neither."
-        )
-    return Pixels(num_channels, rescale, mean, std, nodata)
-
-
-def find_checkpoint(arguments: SegmentationArguments) -> Path | None:
-    """Make sure that results can be written, and find the checkpoint to go on from."""
-    output_dir = Path(str(arguments.output_dir))
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        probe = output_dir / f".write-test-{arguments.process_index}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"output_dir={output_dir} cannot be written ({error}). Name another folder.") from error
-    if arguments.restart:
-        with arguments.main_process_first(desc="deleting the earlier run"):
-            if arguments.should_save:
-                for path in output_dir.glob("checkpoint-*"):
-                    shutil.rmtree(path, ignore_errors=True)
-        return None
-    if arguments.resume_from_checkpoint:
-        return Path(arguments.resume_from_checkpoint)
-    return newest_whole_checkpoint(output_dir)
-
-
-def set_warmup(arguments: SegmentationArguments, num_images: int) -> None:
-    """The recipe's warm-up, cut down for short runs."""
-    batches = num_images // (arguments.train_batch_size * arguments.world_size)
-    steps_in_epoch = max(1, batches // arguments.gradient_accumulation_steps)
-    steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs * steps_in_epoch)
-    if arguments.warmup_is_usual:
-        arguments.warmup_steps = min(RECIPE_WARMUP, steps // 10)
-
-
 def build_trainer(
-    data: DataArguments, model_arguments: ModelArguments, arguments: SegmentationArguments
+    data: DataArguments, numbers: NumberArguments, model_arguments: ModelArguments, arguments: SegmentationArguments
 ) -> tuple[Trainer, Path | None]:
     """Everything that can go wrong before training starts.
 
@@ -443,10 +347,12 @@ def build_trainer(
     """
     set_seed(arguments.seed)
     config = build_config(model_arguments, data)
-    checkpoint = find_checkpoint(arguments)
+    checkpoint = prepare_output_dir(arguments)
     with arguments.main_process_first(desc="loading images"):
         train, validation = load_splits(data)
-    pixels = build_pixels(data, config, str(model_arguments.checkpoint), train)
+    before = settings_before(Path(str(arguments.output_dir))) if checkpoint is not None else {}
+    statistics = numbers.settle(model_arguments.checkpoint, config.num_channels, train.images, before)
+    pixels = Pixels(config.num_channels, numbers.rescale, nodata=numbers.nodata, **statistics)
     labels = build_labels(data, train, validation, pixels)
     settings = {
         "encoder": {key: value for key, value in config.encoder_config.to_dict().items() if key != "dtype"},
@@ -458,19 +364,20 @@ def build_trainer(
         "reduce_labels": labels.reduce_labels,
         "rescale_factor": pixels.rescale_factor,
         "nodata": pixels.nodata,
-        "image_mean": list(pixels.image_mean),
-        "image_std": list(pixels.image_std),
+        **statistics,
         "seed": arguments.seed,
         "training images": digest(train.images),
         "evaluation images": digest(validation.images),
     }
     check_same_run(settings, Path(str(arguments.output_dir)), checkpoint is not None, arguments.should_save)
-    if len(train.images) < arguments.images_per_step:
+    if len(train.images) < images_per_step(arguments):
         raise ValueError(
-            f"{len(train.images)} images are fewer than the {arguments.images_per_step} of one step. Use a smaller"
+            f"{len(train.images)} images are fewer than the {images_per_step(arguments)} of one step. Use a smaller"
             " --per_device_train_batch_size."
         )
-    set_warmup(arguments, len(train.images))
+    steps = planned_steps(arguments, len(train.images))
+    if arguments.warmup_is_usual:
+        arguments.warmup_steps = min(RECIPE_WARMUP, steps // 10)
     model = build_model(config, model_arguments, labels)
     if arguments.gradient_checkpointing:
         # UperNet itself does not know of it.
@@ -485,8 +392,7 @@ def build_trainer(
         size=shortest,
         do_resize=data.side is not None,
         rescale_factor=pixels.rescale_factor,
-        image_mean=list(pixels.image_mean),
-        image_std=list(pixels.image_std),
+        **statistics,
         nodata=pixels.nodata,
     )
     trainer = Trainer(
@@ -499,6 +405,7 @@ def build_trainer(
         compute_metrics=SegmentationMetrics(labels.class_names, labels.ignore_index),
         preprocess_logits_for_metrics=classes_of_annotations,  # type: ignore[arg-type]
         callbacks=[EpochCallback(train_dataset)],
+        optimizers=create_optimizers(model, arguments, steps, arguments.layer_decay, arguments.as_released),  # type: ignore[arg-type]
     )
     return trainer, checkpoint
 
@@ -550,7 +457,8 @@ def print_plan(trainer: Trainer, checkpoint: Path | None, weights: str) -> None:
         "Images": f"{len(dataset):,} to train on, {len(trainer.eval_dataset):,} to evaluate on, {side}, crops of"  # type: ignore[arg-type]
         f" {dataset.crop_size[0]} x {dataset.crop_size[1]} px",
         "Pixels": f"times {pixels.rescale_factor:.4g}, then mean {mean} and standard deviation {std}",
-        "Steps": f"of {arguments.images_per_step} images, learning rate up to {arguments.learning_rate:g},"
+        "Steps": f"{planned_steps(arguments, len(dataset)):,} of {images_per_step(arguments)} images, learning rate up to"
+        f" {arguments.learning_rate:g},"
         f" {arguments.warmup_steps:g} of warm-up, on {arguments.world_size} x {arguments.device}",
         "Output": f"{arguments.output_dir}" + (f", going on from {checkpoint.name}" if checkpoint else ""),
     }
@@ -586,10 +494,10 @@ def report(trainer: Trainer, metrics: dict[str, float], weights: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the fine-tuning."""
-    data, model_arguments, arguments = parse_with_recipe(
-        (DataArguments, ModelArguments, SegmentationArguments),
+    data, numbers, model_arguments, arguments = parse_with_recipe(
+        (DataArguments, NumberArguments, ModelArguments, SegmentationArguments),
         sys.argv[1:] if argv is None else argv,
-        EXAMPLES / "recipes",
+        EXAMPLES / "recipes" / "segmentation",
         lambda given: None,
         usage="%(prog)s --checkpoint MODEL --train_dir FOLDER [--output_dir FOLDER] [options]",
         description=__doc__,
@@ -597,7 +505,7 @@ def main(argv: list[str] | None = None) -> None:
     if not arguments.should_log:
         disable_progress_bars()
     try:
-        trainer, checkpoint = build_trainer(data, model_arguments, arguments)
+        trainer, checkpoint = build_trainer(data, numbers, model_arguments, arguments)
     except StrictDataclassError as error:
         raise SystemExit(f"error: {error.__cause__ or error}") from error
     except (ValueError, OSError) as error:

@@ -6,8 +6,8 @@ The photos are those of `photos.py`, so nothing is downloaded.
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
 from photos import random_photo
+from PIL import Image, ImageDraw
 
 CLASS_NAMES = ("ground", "disc", "square")
 

@@ -22,7 +22,7 @@ TRAVELLING = (
     *("encoders", "encoder_geometry", "windows", "swin", "swinv2", "remapping", "stock_checkpoints"),
     *("masking", "mask_shapes", "missing_pixels", "image_channels", "image_files"),
     *("heads", "hidden_states", "losses", "targets", "target", "pixel_targets", "color_targets"),
-    *("hog", "frozen_targets", "teachers"),
+    *("hog", "frozen_targets", "teachers", "classification_loss", "encoder_layers"),
 )
 
 

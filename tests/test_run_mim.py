@@ -28,7 +28,8 @@ from transformers import (
     ViTModel,
 )
 
-from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
+from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor, data_options
+from hf_simmim.run_settings import check_same_run
 from hf_simmim.trainer import SimMIMTrainer
 
 ROOT = Path(__file__).parents[1]
@@ -404,14 +405,14 @@ def test_16_bit_bands_from_files_to_features(run_mim, bands, tmp_path, capsys):
 
     # Gone on with, it keeps its numbers whatever the files hold now.
     statistics = json.loads((tmp_path / "run.json").read_text())["image_mean"]
-    with monkeypatched_statistics(run_mim):
+    with monkeypatched_statistics():
         run_mim.main(options(bands, tmp_path, **settings | {"num_train_epochs": 2}))
     assert list(AutoImageProcessor.from_pretrained(tmp_path).image_mean) == statistics
     for setting, message in (
         (["--rescale_factor", "1/255"], "another rescale_factor"),
         (["--image_mean", *["0.5"] * 5], "another image_mean"),
     ):
-        with pytest.raises(SystemExit, match=f"{message}.*--restart"), monkeypatched_statistics(run_mim):
+        with pytest.raises(SystemExit, match=f"{message}.*--restart"), monkeypatched_statistics():
             run_mim.main([*options(bands, tmp_path, **settings), *setting])
 
 
@@ -431,7 +432,7 @@ def test_masks_of_a_range_of_ratios_and_pixels_that_are_none(run_mim, bands, tmp
     run = json.loads((tmp_path / "run.json").read_text())
     for ratio, nodata, message in (([0.4, 0.6], 7, "another mask_ratio"), ([0.4, 0.7], None, "another nodata")):
         with pytest.raises(ValueError, match=message):
-            run_mim.check_same_run(run | {"mask_ratio": ratio, "nodata": nodata}, tmp_path, True, False)
+            check_same_run(run | {"mask_ratio": ratio, "nodata": nodata}, tmp_path, True, False)
     for ratio, message in ((["0.7", "0.4"], "falls"), (["0.4", "0.5", "0.6"], "3 values"), (["0.4", "1"], "outside")):
         with pytest.raises(SystemExit, match=message):
             run_mim.main([*options(bands, tmp_path, num_channels=5), "--mask_ratio", *ratio])
@@ -493,10 +494,10 @@ def test_another_number_of_clusters_is_another_run(run_mim, photos, tmp_path):
 
 
 @contextmanager
-def monkeypatched_statistics(run_mim):
+def monkeypatched_statistics():
     """Statistics must not be computed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_mim, "channel_statistics", None)
+        patch.setattr(data_options, "channel_statistics", None)
         yield
 
 

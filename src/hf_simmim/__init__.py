@@ -1,6 +1,13 @@
 """SimMIM for transformers: masked image modelling with any vision encoder."""
 
-from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForMaskedImageModeling
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
+)
 from transformers.utils import is_torchvision_available
 
 from . import masking
@@ -8,6 +15,7 @@ from .backbone import SimMIMBackbone
 from .configuration_simmim import ENCODER_PRESETS, SimMIMConfig
 from .image_processing_simmim import SimMIMImageProcessor, SimMIMImageProcessorPil
 from .modeling_simmim import (
+    SimMIMForImageClassification,
     SimMIMForMaskedImageModeling,
     SimMIMMaskedImageModelingOutput,
     SimMIMModel,
@@ -21,6 +29,7 @@ __all__ = [
     "ENCODER_PRESETS",
     "SimMIMBackbone",
     "SimMIMConfig",
+    "SimMIMForImageClassification",
     "SimMIMForMaskedImageModeling",
     "SimMIMImageProcessor",
     "SimMIMImageProcessorPil",
@@ -40,5 +49,6 @@ else:
 AutoConfig.register(SimMIMConfig.model_type, SimMIMConfig)
 AutoModel.register(SimMIMConfig, SimMIMModel)
 AutoBackbone.register(SimMIMConfig, SimMIMBackbone)
+AutoModelForImageClassification.register(SimMIMConfig, SimMIMForImageClassification)
 AutoModelForMaskedImageModeling.register(SimMIMConfig, SimMIMForMaskedImageModeling)
 AutoImageProcessor.register(SimMIMConfig, image_processor_classes=_processors)

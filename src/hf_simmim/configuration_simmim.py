@@ -110,6 +110,8 @@ class SimMIMConfig(BackboneConfigMixin, PreTrainedConfig):
             if unset.
         image_std (`list[float]` or `float`, *optional*):
             Standard deviation of each channel, or of all, likewise.
+        class_weights (`list[float]`, *optional*):
+            Of a classifier: factor of the loss of each class.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the truncated normal that initialises linear layers, relative position tables and the
             mask token.
@@ -144,6 +146,7 @@ class SimMIMConfig(BackboneConfigMixin, PreTrainedConfig):
     loss_region: str = "masked"
     image_mean: list | tuple | float | int | None = None
     image_std: list | tuple | float | int | None = None
+    class_weights: list | tuple | None = None
     initializer_range: float = 0.02
     backbone_pyramid: bool = False
     _out_features: list[str] | None = None
@@ -231,6 +234,12 @@ class SimMIMConfig(BackboneConfigMixin, PreTrainedConfig):
             values = getattr(self, field)
             if values is not None and not all(map(is_valid, values if isinstance(values, (list, tuple)) else [values])):
                 raise ValueError(f"{field}={values!r} must be a {kind} number, or one for each channel.")
+
+    def validate_class_weights(self):
+        """Refuse what is no factor."""
+        weights = self.class_weights
+        if weights is not None and not (len(weights) and all(is_finite(weight) and weight >= 0 for weight in weights)):
+            raise ValueError(f"class_weights={weights!r} must be numbers of 0 or more, one for each class.")
 
     def validate_geometry(self):
         """Refuse images without pixels; what the encoder makes of them is measured when a model is built."""

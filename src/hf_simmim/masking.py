@@ -36,6 +36,40 @@ def mask_units(image_size: tuple[int, int], patch_size: int, mask_patch_size: in
     return patch_grid(image_size, patch_size), mask_patch_size // patch_size
 
 
+def patch_mask(
+    bool_masked_pos: torch.Tensor | None, pixel_values: torch.Tensor, patch_size: int
+) -> torch.Tensor | None:
+    """Bring a mask to bool and shape (B, h, w).
+
+    Args:
+        bool_masked_pos: Mask of shape (B, N) or (B, h, w), True = masked, or None.
+        pixel_values: Images of shape (B, C, H, W) that it belongs to.
+        patch_size: Side of a patch in pixels.
+
+    Returns:
+        The mask, or None if there was none. Patches that the border of an image cuts have a place in it.
+
+    Raises:
+        ValueError: If the mask has another shape.
+    """
+    if bool_masked_pos is None:
+        return None
+    batch_size, _, height, width = pixel_values.shape
+    grid_size = patch_grid((height, width), patch_size)
+    expected = (batch_size, grid_size[0] * grid_size[1])
+    shape = bool_masked_pos.shape
+    # One number after the other: of sizes that torch.compile keeps open, tuples are not compared by value.
+    if not any(
+        len(shape) == len(fitting) and all(ours == theirs for ours, theirs in zip(shape, fitting, strict=True))
+        for fitting in (expected, (batch_size, *grid_size))
+    ):
+        raise ValueError(
+            f"bool_masked_pos has shape {tuple(bool_masked_pos.shape)}. Images of {height}x{width} with patches of"
+            f" {patch_size} px need {expected} or {(batch_size, *grid_size)}."
+        )
+    return bool_masked_pos.bool().view(batch_size, *grid_size)
+
+
 def patch_grid(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
     """Rows and columns of patches that cover an image (height, width) in pixels; the last ones may be cut."""
     height, width = image_size

@@ -10,7 +10,8 @@ import transformers
 from huggingface_hub import ModelCard, ModelCardData
 
 from .masking import span
-from .trainer import SimMIMTrainer, images_per_step
+from .optimization import images_per_step
+from .trainer import SimMIMTrainer
 
 
 def template_path() -> Path:

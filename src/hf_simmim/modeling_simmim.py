@@ -6,16 +6,20 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from .classification_loss import classification_loss
 from .configuration_simmim import SimMIMConfig
 from .encoder_geometry import encoder_geometry
+from .encoder_layers import encoder_layers
 from .encoders import build_encoder, encode, freeze_unused, layers_to_wrap
 from .heads import build_head
 from .hidden_states import HiddenStateFusion
 from .losses import LOSS_FUNCTIONS, masked_mean, masked_mean_per_image, num_hidden_pixels, pixel_weights
-from .masking import patch_grid
+from .masking import patch_grid, patch_mask
 from .pretrained import SimMIMPreTrainedModel
 from .targets import TARGET_CLASSES
 
@@ -297,35 +301,87 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
         )
 
 
-def patch_mask(
-    bool_masked_pos: torch.Tensor | None, pixel_values: torch.Tensor, patch_size: int
-) -> torch.Tensor | None:
-    """Bring a mask to bool and shape (B, h, w).
+class SimMIMForImageClassification(SimMIMPreTrainedModel):
+    """Fine-tuning: the encoder, the mean of its tokens, a norm and a linear layer.
+
+    The norm is that of the encoder where it ends in one, as Swin does, and a fresh one behind the mean where it does
+    not, as the paper's ViT. From a pre-training checkpoint `from_pretrained` makes what the paper fine-tunes, at any
+    image size and window: see `SimMIMConfig.for_fine_tuning`.
+
+    Under the unmodified Trainer the loss of a step is the mean over all its images, however they are spread over
+    processes and accumulated batches.
 
     Args:
-        bool_masked_pos: Mask of shape (B, N) or (B, h, w), True = masked, or None.
-        pixel_values: Images of shape (B, C, H, W) that it belongs to.
-        patch_size: Side of a patch in pixels.
-
-    Returns:
-        The mask, or None if there was none. Patches that the border of an image cuts have a place in it.
-
-    Raises:
-        ValueError: If the mask has another shape.
+        config: The SimMIM config, with `num_labels`, and `problem_type` and `class_weights` if wanted.
     """
-    if bool_masked_pos is None:
-        return None
-    batch_size, _, height, width = pixel_values.shape
-    grid_size = patch_grid((height, width), patch_size)
-    expected = (batch_size, grid_size[0] * grid_size[1])
-    shape = bool_masked_pos.shape
-    # One number after the other: of sizes that torch.compile keeps open, tuples are not compared by value.
-    if not any(
-        len(shape) == len(fitting) and all(ours == theirs for ours, theirs in zip(shape, fitting, strict=True))
-        for fitting in (expected, (batch_size, *grid_size))
-    ):
-        raise ValueError(
-            f"bool_masked_pos has shape {tuple(bool_masked_pos.shape)}. Images of {height}x{width} with patches of"
-            f" {patch_size} px need {expected} or {(batch_size, *grid_size)}."
+
+    # Trainer tells forward how many labels the whole batch has.
+    accepts_loss_kwargs = True
+    _keys_to_ignore_on_load_unexpected = SimMIMModel._keys_to_ignore_on_load_unexpected
+
+    def __init__(self, config: SimMIMConfig):
+        super().__init__(config)
+        weights = config.class_weights
+        if weights is not None and len(weights) != config.num_labels:
+            raise ValueError(
+                f"class_weights has {len(weights)} numbers and the model {config.num_labels} labels. Give one for each."
+            )
+        self.simmim = SimMIMModel(config, use_mask_token=False)
+        ends_in_norm = encoder_layers(config).ends_in_norm
+        epsilon = getattr(config.encoder_config, "layer_norm_eps", 1e-6)
+        self.norm = nn.Identity() if ends_in_norm else nn.LayerNorm(config.hidden_size, eps=epsilon)
+        self.classifier = nn.Linear(config.hidden_size, int(config.num_labels or 0))
+        self.post_init()
+        self._no_split_modules = self.simmim._no_split_modules
+
+    @classmethod
+    def _for_loading(cls, config: SimMIMConfig, stored: SimMIMConfig) -> SimMIMConfig:
+        # A classifier that was saved keeps the structure that it has.
+        return config if cls.__name__ in (stored.architectures or ()) else config.for_fine_tuning()
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Initialise what no checkpoint gave; the ViT's classifier begins near zero, as released."""
+        super().initialize_weights()
+        if self.config.encoder_config.model_type == "beit":
+            # A thousandth of what the released code draws.
+            init.trunc_normal_(self.classifier.weight, std=self.config.initializer_range / 1000)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | float | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ImageClassifierOutput:
+        """Classify images.
+
+        Args:
+            pixel_values: Normalised images of shape (B, C, H, W).
+            labels: As in `classification_loss`: classes (B,), probabilities or several labels (B, K), or numbers.
+            num_items_in_batch: As in `classification_loss`.
+            output_hidden_states: Whether to return the encoder's hidden states.
+            output_attentions: Whether to return attention weights, where the encoder can.
+            return_dict: Whether to return a `ModelOutput` (default) or a tuple.
+
+        Returns:
+            Loss, which is None without labels, logits of shape (B, K), and what else was asked for.
+
+        Raises:
+            ValueError: If the channels or the labels do not fit.
+        """
+        outputs = self.simmim(
+            pixel_values, output_hidden_states=output_hidden_states, output_attentions=output_attentions
         )
-    return bool_masked_pos.bool().view(batch_size, *grid_size)
+        logits = self.classifier(self.norm(outputs.pooler_output))
+        loss: Any = None
+        if labels is not None:
+            loss = classification_loss(
+                logits, labels, self.config.problem_type, self.config.class_weights, num_items_in_batch
+            )
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )

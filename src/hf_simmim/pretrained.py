@@ -127,6 +127,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         for key in ("image_size", "window_size"):
             if key in kwargs:
                 setattr(target, key, kwargs.pop(key))
+        target = cls._for_loading(target, stored)
         source = with_geometry_of(stored, target)
         keep_pretrained_windows(source, target)
         if same_geometry(source, target):
@@ -144,6 +145,16 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         )
         remapped.name_or_path = remapped.config._name_or_path = name
         return (remapped, info) if wants_info else remapped
+
+    @classmethod
+    def _for_loading(cls, config: SimMIMConfig, stored: SimMIMConfig) -> SimMIMConfig:
+        """The config to load a checkpoint with, for classes whose encoder is another one than the pre-trained.
+
+        Args:
+            config: What is asked for.
+            stored: That of the checkpoint.
+        """
+        return config
 
     @classmethod
     def _on_meta(cls, config: SimMIMConfig, *model_args, **model_kwargs) -> "SimMIMPreTrainedModel":
@@ -183,7 +194,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         hub_arguments = {key: kwargs.pop(key) for key in _HUB_ARGUMENTS if key in kwargs}
         loading = {key: kwargs.pop(key) for key in _LOADING_ARGUMENTS if key in kwargs}
         changes = kwargs.pop("encoder_config", {})
-        known = {field.name for field in fields(cls.config_class)} | {"image_size", "window_size"}
+        known = {field.name for field in fields(cls.config_class)} | {"image_size", "window_size", "num_labels"}
         _refuse_unknown(kwargs, known, "argument", "from_encoder")
         encoder_config, weights, head, beside = load_stock(name, **hub_arguments)
         _refuse_unknown(changes, {*encoder_config.to_dict(), "image_size"}, "key of encoder_config", name)

@@ -2,10 +2,15 @@
 
 import hashlib
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+
+from .checkpoint import newest_whole_checkpoint
+from .training_options import ReleasedTrainingArguments
 
 
 def check_same_run(settings: dict[str, Any], output_dir: Path, resuming: bool, write: bool) -> None:
@@ -51,3 +56,35 @@ def digest(images: Dataset) -> str:
     """A short text that differs if the images are others or in another order."""
     names = "\n".join(images["name"])
     return f"{len(images)} images, {hashlib.blake2b(names.encode(), digest_size=6).hexdigest()}"
+
+
+def prepare_output_dir(arguments: ReleasedTrainingArguments, pictures: Sequence[str] = ()) -> Path | None:
+    """Make sure that results can be written, and find the checkpoint to go on from.
+
+    Args:
+        arguments: With `restart` the checkpoints of an earlier run are deleted.
+        pictures: Folders that are deleted with them.
+
+    Returns:
+        The checkpoint, or None.
+
+    Raises:
+        ValueError: If the folder cannot be written.
+    """
+    output_dir = Path(str(arguments.output_dir))
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        probe = output_dir / f".write-test-{arguments.process_index}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"output_dir={output_dir} cannot be written ({error}). Name another folder.") from error
+    if arguments.restart:
+        with arguments.main_process_first(desc="deleting the earlier run"):
+            if arguments.should_save:
+                for path in (*output_dir.glob("checkpoint-*"), *(output_dir / name for name in pictures)):
+                    shutil.rmtree(path, ignore_errors=True)
+        return None
+    if arguments.resume_from_checkpoint:
+        return Path(arguments.resume_from_checkpoint)
+    return newest_whole_checkpoint(output_dir)

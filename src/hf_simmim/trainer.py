@@ -1,45 +1,21 @@
 """Trainer for masked image modelling: transformers' own, fed with raw pixels and reporting in units one can read."""
 
-import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
-from .data import EpochSampler, MaskedImageDataset
+from .data import EpochSampler, MaskedImageDataset, normalize
 from .losses import masked_mean_per_image, pixel_weights
-from .modeling_simmim import SimMIMForMaskedImageModeling, patch_mask
+from .masking import patch_mask
+from .modeling_simmim import SimMIMForMaskedImageModeling
+from .optimization import create_schedule, decay_parameter_names, images_per_step, planned_steps
 from .unreadable_images import UnreadableImages
-
-
-def normalize(
-    pixels: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float], rescale_factor: float = 1 / 255
-) -> torch.Tensor:
-    """Bring the pixels that `MaskedImageDataset` yields to what models take, on the device where they are.
-
-    Args:
-        pixels: Images of shape (B, C, H, W), uint8 or float32.
-        image_mean: Mean of each channel, of rescaled pixels.
-        image_std: Standard deviation of each channel, of rescaled pixels.
-        rescale_factor: What pixels are multiplied with.
-
-    Returns:
-        float32 tensor (pixels * rescale_factor - image_mean) / image_std.
-    """
-    mean = torch.tensor(image_mean, device=pixels.device).view(1, -1, 1, 1)
-    std = torch.tensor(image_std, device=pixels.device).view(1, -1, 1, 1)
-    return (pixels.float() * rescale_factor - mean) / std
-
-
-def images_per_step(arguments: TrainingArguments) -> int:
-    """Global batch: over devices, processes and accumulation."""
-    return arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
 
 
 class SimMIMTrainer(Trainer):
@@ -150,16 +126,16 @@ class SimMIMTrainer(Trainer):
         return losses[0].mean(), None, None
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Names of the parameters that weight decay pulls on: matrices and relative position tables, as released.
+        """Names of the parameters that weight decay pulls on, as `decay_parameter_names` tells."""
+        return decay_parameter_names(model, getattr(self.args, "as_released", True))
 
-        Source: `get_pretrain_param_groups` in optimizer.py of microsoft/SimMIM.
-        """
-        exempt = ("mask_token", "cls_token", "position_embeddings")
-        return [
-            name
-            for name, parameter in model.named_parameters()
-            if parameter.ndim > 1 and not name.endswith(".bias") and not name.endswith(exempt)
-        ]
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """The schedule that the arguments name, which may be a released one."""
+        if self.lr_scheduler is None:
+            optimizer = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = create_schedule(optimizer, self.args, num_training_steps)  # type: ignore[assignment, arg-type]
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def train(self, *args, **kwargs):
         """Train as Trainer does; throughput counts from here. A run that is finished gets its weights back only."""
@@ -168,18 +144,11 @@ class SimMIMTrainer(Trainer):
         # Else Trainer restores it, or says what is wrong with it.
         if isinstance(checkpoint, str) and any(Path(checkpoint).glob("model*.safetensors")):
             state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-            if state.global_step >= self._planned_steps():
+            if state.global_step >= planned_steps(self.args, len(self.train_dataset)):
                 self._load_from_checkpoint(checkpoint)
                 self.state = state
                 return TrainOutput(state.global_step, float("nan"), {})
         return super().train(*args, **kwargs)
-
-    def _planned_steps(self) -> int:
-        """Steps of the whole run."""
-        if self.args.max_steps > 0:
-            return self.args.max_steps
-        steps = math.ceil(len(self.get_train_dataloader()) / self.args.gradient_accumulation_steps)
-        return math.ceil(self.args.num_train_epochs * steps)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the readable figures to what Trainer logs.

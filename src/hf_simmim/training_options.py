@@ -1,0 +1,74 @@
+"""Training arguments that the scripts share: those of transformers, with rates and schedules as released."""
+
+import os
+from dataclasses import dataclass, field
+
+from transformers import SchedulerType, TrainingArguments
+
+from .optimization import RELEASED_SCHEDULES, images_per_step
+from .recipes import json_object
+
+SCHEDULES = (*RELEASED_SCHEDULES, *(kind.value for kind in SchedulerType))
+
+
+@dataclass
+class ReleasedTrainingArguments(TrainingArguments):
+    """Everything of TrainingArguments, with the released schedules and rates for 512 images a step."""
+
+    base_learning_rate: float = field(
+        default=2e-4,
+        metadata={
+            "help": "Learning rate for 512 images a step; scaled by the real number if --learning_rate is unset."
+        },
+    )
+    learning_rate: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Peak learning rate as it is used, instead of --base_learning_rate."}
+    )
+    lr_scheduler_type: str = field(
+        default="released_cosine",
+        metadata={"help": "Schedule of the learning rate.", "choices": list(SCHEDULES)},
+    )
+    lr_scheduler_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": 'Options of the schedule, as JSON. Of released_cosine: {"warmup_lr_rate": 0.005, "min_lr_rate":'
+            ' 0.05}, shares of the learning rate; of released_multistep: {"warmup_lr_rate": 0.005, "milestones":'
+            ' [0.875], "gamma": 0.1}, milestones as shares of the run.'
+        },
+    )
+    warmup_steps: float = field(default=0.1, metadata={"help": "Steps of warm-up, or a share of all below 1."})
+    weight_decay: float = field(default=0.05, metadata={"help": "AdamW's weight decay."})
+    as_released: bool = field(
+        default=True,
+        metadata={
+            "help": "Decay the weights that the released code decays, some by mistake, such as Swin's relative position"
+            " tables in pre-training. The published results were got this way."
+        },
+    )
+    max_grad_norm: float = field(default=5.0, metadata={"help": "Gradients are clipped to this norm."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    dataloader_num_workers: int = field(
+        default=min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1),
+        metadata={"help": "Processes that load images, for each device."},
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of everything that is drawn."})
+    restart: bool = field(
+        default=False, metadata={"help": "Begin anew instead of going on from a checkpoint in --output_dir."}
+    )
+
+    def __post_init__(self):
+        self.remove_unused_columns = False
+        self.logging_nan_inf_filter = False
+        self.dataloader_persistent_workers = self.dataloader_num_workers > 0
+        schedule = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
+        if schedule not in SCHEDULES:
+            raise ValueError(f"lr_scheduler_type={schedule!r} is unknown. Use one of: {', '.join(SCHEDULES)}.")
+        self.lr_scheduler_kwargs = json_object("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
+        if schedule in RELEASED_SCHEDULES:
+            # Trainer's own check knows transformers' schedules only.
+            self.lr_scheduler_type = SchedulerType.CONSTANT.value
+        super().__post_init__()
+        self.lr_scheduler_type = schedule
+        self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
+        if self.learning_rate is None:
+            self.learning_rate = self.base_learning_rate * images_per_step(self) / 512
