@@ -457,8 +457,8 @@ def print_plan(trainer: Trainer, checkpoint: Path | None, weights: str) -> None:
         "Images": f"{len(dataset):,} to train on, {len(trainer.eval_dataset):,} to evaluate on, {side}, crops of"  # type: ignore[arg-type]
         f" {dataset.crop_size[0]} x {dataset.crop_size[1]} px",
         "Pixels": f"times {pixels.rescale_factor:.4g}, then mean {mean} and standard deviation {std}",
-        "Steps": f"{planned_steps(arguments, len(dataset)):,} of {images_per_step(arguments)} images, learning rate up to"
-        f" {arguments.learning_rate:g},"
+        "Steps": f"{planned_steps(arguments, len(dataset)):,} of {images_per_step(arguments)} images, learning rate"
+        f" up to {arguments.learning_rate:g},"
         f" {arguments.warmup_steps:g} of warm-up, on {arguments.world_size} x {arguments.device}",
         "Output": f"{arguments.output_dir}" + (f", going on from {checkpoint.name}" if checkpoint else ""),
     }
@@ -524,7 +524,6 @@ def main(argv: list[str] | None = None) -> None:
     trainer.save_state()
     if arguments.should_save:
         report(trainer, metrics, weights)
-    trainer.create_model_card()
     if arguments.push_to_hub:
         trainer.push_to_hub()
 
