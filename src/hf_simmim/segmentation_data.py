@@ -145,7 +145,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
             box = (left * zoom_x, top * zoom_y, (left + size[1]) * zoom_x, (top + size[0]) * zoom_y)
             crop_ids = _resize_ids(ids, box, size)
             counts = np.unique(crop_ids[crop_ids != self.labels.ignore_index], return_counts=True)[1]
-            if len(counts) > 1 and counts.max() < self.max_class_share * counts.sum():
+            if self.max_class_share >= 1 or (len(counts) > 1 and counts.max() < self.max_class_share * counts.sum()):
                 break
         array = crop_and_resize(image, box, size, self.pixels.num_channels)
         if torch.rand((), generator=generator) < 0.5:

@@ -1,0 +1,255 @@
+"""The segmentation script, run as a user runs it, on small scenes."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+import torch.nn.functional as F
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
+from PIL import Image
+from safetensors.torch import load_file
+from segmentation_scenes import CLASS_NAMES, write_scenes
+from tiny import swin_config, vit_config
+from transformers import AutoImageProcessor, UperNetForSemanticSegmentation, ViTModel
+
+from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
+
+ROOT = Path(__file__).parents[1]
+ENCODER = {"image_size": 48, "patch_size": 4, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8], "window_size": 2}
+
+
+@pytest.fixture(scope="module")
+def script():
+    """The script as a module."""
+    path = ROOT / "examples" / "run_semantic_segmentation.py"
+    spec = importlib.util.spec_from_file_location("run_semantic_segmentation", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["run_semantic_segmentation"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp("scenes") / "data", 40)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Pre-trained weights of a tiny Swin, with their image processor."""
+    return save_checkpoint(tmp_path_factory.mktemp("mim"), swin_config(**ENCODER))
+
+
+def save_checkpoint(folder, encoder_config, **processor):
+    torch.manual_seed(0)
+    SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=encoder_config)).save_pretrained(folder)
+    size = {"height": 48, "width": 48}
+    SimMIMImageProcessor(size=size, mask_patch_size=16, **processor).save_pretrained(folder)
+    return folder
+
+
+def options(checkpoint, data, output_dir, *flags, **kwargs) -> list[str]:
+    """A command line for a run of seconds."""
+    settings = {
+        "checkpoint": checkpoint,
+        "train_dir": data,
+        "output_dir": output_dir,
+        "crop_size": 48,
+        "decoder_channels": 16,
+        "drop_path_rate": 0.0,
+        "per_device_train_batch_size": 8,
+        "num_train_epochs": 1,
+        "learning_rate": 4e-3,
+        "dataloader_num_workers": 0,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "report_to": "none",
+    } | kwargs
+    return [
+        "--use_cpu",
+        *flags,
+        *(text for key, value in settings.items() if value for text in (f"--{key}", str(value))),
+    ]
+
+
+def test_learns_to_segment(script, scenes, checkpoint, tmp_path, capsys):
+    script.main(options(checkpoint, scenes, tmp_path, num_train_epochs=18, layer_decay=0.9, max_eval_samples=4))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results["iou"]) == list(CLASS_NAMES)
+    assert results["steps"] == 72
+    # Ground everywhere, the constant prediction, has less than 0.3.
+    assert results["mean_iou"] > 0.5
+    printed = capsys.readouterr().out
+    assert f"mean   {results['mean_iou']:7.2%}" in printed
+    assert "Steps     72 of 8 images, learning rate up to 0.004, 7 of warm-up" in printed
+    assert Image.open(tmp_path / "segmentation.png").size[0] > 600
+
+    # The figures are those of the saved model on whole images, at the size of their annotations.
+    model = UperNetForSemanticSegmentation.from_pretrained(tmp_path)
+    assert model.config.id2label == dict(enumerate(CLASS_NAMES))
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    assert processor.size.shortest_edge == 48
+    data, numbers, arguments, training = script.parse_with_recipe(
+        (script.DataArguments, script.NumberArguments, script.ModelArguments, script.SegmentationArguments),
+        options(checkpoint, scenes, tmp_path, max_eval_samples=4),
+        tmp_path,
+        lambda given: None,
+    )
+    counts = np.zeros((3, 3))
+    _, validation = script.load_splits(data)
+    for image, annotation in zip(validation.images, validation.annotations, strict=True):
+        ids = np.asarray(Image.open(annotation["image"]["path"]))
+        picture = Image.open(image["image"]["path"])
+        scale = 48 / min(picture.size)
+        size = (round(picture.width * scale), round(picture.height * scale))
+        pixel_values = np.asarray(picture.resize(size, Image.Resampling.BILINEAR)) / 255
+        pixel_values = torch.tensor(pixel_values).permute(2, 0, 1) - torch.tensor(processor.image_mean).view(3, 1, 1)
+        pixel_values = (pixel_values / torch.tensor(processor.image_std).view(3, 1, 1)).float()[None]
+        pixel_values = F.pad(pixel_values, (0, -size[0] % 32, 0, -size[1] % 32))
+        with torch.no_grad():
+            logits = model(pixel_values).logits[:, :, : size[1], : size[0]]
+        predicted = F.interpolate(logits, size=ids.shape, mode="bilinear")[0].argmax(0).numpy()
+        np.add.at(counts, (ids[ids != 255], predicted[ids != 255]), 1)
+    iou = counts.diagonal() / (counts.sum(0) + counts.sum(1) - counts.diagonal())
+    # JPEG files are decoded at a smaller scale where that is enough.
+    assert results["mean_iou"] == pytest.approx(iou.mean(), abs=0.02)
+
+
+def test_killed_and_resumed_equals_uninterrupted(script, scenes, checkpoint, tmp_path, monkeypatch):
+    settings = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "max_train_samples": 32}
+    script.main(options(checkpoint, scenes, tmp_path / "whole", **settings))
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    for path in (*(tmp_path / "killed").glob("checkpoint-[!3]*"), tmp_path / "killed" / "model.safetensors"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert [path.name for path in (tmp_path / "killed").glob("checkpoint-*")] == ["checkpoint-3"]
+    script.main(options(checkpoint, scenes, tmp_path / "killed", **settings))
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(tensor, resumed[key]) for key, tensor in whole.items())
+    with pytest.raises(SystemExit, match="holds a run with another ignore_index"):
+        script.main(options(checkpoint, scenes, tmp_path / "killed", ignore_index=254, **settings))
+
+
+def test_pre_trained_weights_and_the_control(script, scenes, checkpoint, tmp_path):
+    pretrained = load_file(checkpoint / "model.safetensors")
+    table = "simmim.encoder.encoder.layers.0.blocks.0.intermediate.dense.weight"
+    for flags in ([], ["--from_scratch"]):
+        parsed = script.parse_with_recipe(
+            (script.DataArguments, script.NumberArguments, script.ModelArguments, script.SegmentationArguments),
+            options(checkpoint, scenes, tmp_path / f"{flags}", "--gradient_checkpointing", *flags),
+            tmp_path,
+            lambda given: None,
+        )
+        trainer, _ = script.build_trainer(*parsed)
+        assert torch.equal(trainer.model.state_dict()[f"backbone.{table}"], pretrained[table]) == (not flags)
+        assert type(trainer).__name__ == "Trainer"
+        assert trainer.model.backbone.is_gradient_checkpointing
+        rates = {round(group["lr_scale"], 3) for group in trainer.optimizer.param_groups}
+        assert rates == {1.0}
+
+
+@pytest.mark.parametrize("stock", [False, True], ids=["ours", "transformers"])
+def test_encoders_of_one_stride_get_a_pyramid(script, scenes, tmp_path, stock):
+    encoder_config = vit_config(num_hidden_layers=6, image_size=48)
+    if stock:
+        torch.manual_seed(0)
+        ViTModel(encoder_config).save_pretrained(tmp_path / "vit")
+    else:
+        save_checkpoint(tmp_path / "vit", encoder_config)
+    script.main(
+        options(tmp_path / "vit", scenes, tmp_path / "out", "--bf16", max_steps=1, crop_size=64, max_eval_samples=2)
+    )
+    model = UperNetForSemanticSegmentation.from_pretrained(tmp_path / "out")
+    assert model.backbone.out_features == ["stage2", "stage3", "stage4", "stage6"]
+    assert model.backbone.pyramid is not None
+
+
+def test_many_channels_of_16_bits(script, tmp_path):
+    save_checkpoint(
+        tmp_path / "mim",
+        swin_config(**ENCODER, num_channels=5),
+        image_mean=[0.2] * 5,
+        image_std=[0.1] * 5,
+        rescale_factor=1e-4,
+    )
+    rng = np.random.default_rng(0)
+    for part in ("images", "masks"):
+        (tmp_path / "data" / part).mkdir(parents=True)
+    for index in range(10):
+        array = rng.integers(0, 4000, (60, 52, 5), dtype=np.uint16)
+        tifffile.imwrite(tmp_path / "data" / "images" / f"{index}.tif", array, planarconfig="contig")
+        np.save(tmp_path / "data" / "masks" / f"{index}.npy", rng.integers(0, 3, (60, 52)))
+    script.main(options(tmp_path / "mim", tmp_path / "data", tmp_path / "out", max_steps=1, holdout=0.2))
+    assert list(json.loads((tmp_path / "out" / "results.json").read_text())["iou"]) == ["class 0", "class 1", "class 2"]
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    assert (processor.rescale_factor, processor.image_mean) == (1e-4, [0.2] * 5)
+
+
+def test_columns_of_a_data_set(script, scenes, checkpoint, tmp_path):
+    names = sorted(path.stem for path in (scenes / "masks").iterdir())[:12]
+    images = [str(next((scenes / "images").glob(f"{name}.*"))) for name in names]
+    features = Features({"image": ImageFeature(), "label": ImageFeature()})
+    masks = [str(scenes / "masks" / f"{name}.png") for name in names]
+    Dataset.from_dict({"image": images, "label": masks}, features=features).save_to_disk(str(tmp_path / "set"))
+    (tmp_path / "ids.json").write_text(json.dumps({"id2label": {"0": "sky", "1": "sun", "2": "box"}}))
+    script.main(
+        options(
+            *(checkpoint, None, tmp_path / "out"),
+            dataset_name=tmp_path / "set",
+            annotation_column="label",
+            class_names=tmp_path / "ids.json",
+            max_steps=1,
+        )
+    )
+    assert list(json.loads((tmp_path / "out" / "results.json").read_text())["iou"]) == ["sky", "sun", "box"]
+
+
+def remove_mask(folder):
+    next((folder / "masks").iterdir()).unlink()
+
+
+def resize_mask(folder):
+    path = next((folder / "masks").iterdir())
+    Image.open(path).resize((10, 10)).save(path)
+
+
+def forget_a_class(folder):
+    (folder / "classes.txt").write_text("ground\ndisc\n")
+
+
+def one_class(folder):
+    (folder / "classes.txt").unlink()
+    for path in (folder / "masks").iterdir():
+        Image.fromarray(np.uint8(np.asarray(Image.open(path)) == 1) * 255).save(path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "changes", "message"),
+    [
+        (remove_mask, {}, "1 of 10 images .* have no mask"),
+        (resize_mask, {}, "has 10x10 pixels and its image"),
+        (forget_a_class, {}, "holds the number 2, and the 2 classes are 0 to 1"),
+        (one_class, {}, "hold one class at most, beside ignore_index=255"),
+        (None, {"ignore_index": 2}, "ignore_index=2 is one of the 3 classes"),
+        (None, {"train_dir": None}, "There are no images"),
+        (None, {"checkpoint": None}, "checkpoint is not set"),
+        (None, {"checkpoint": "nowhere"}, "neither a folder with a model"),
+        (None, {"per_device_train_batch_size": 16}, "9 images are fewer than the 16 of one step"),
+        (None, {"out_features": "stage7"}, "subset of stage_names"),
+        (None, {"holdout": 0.01}, "leaves none to evaluate on"),
+    ],
+)
+def test_errors_before_work_is_lost(script, checkpoint, tmp_path, spoil, changes, message):
+    folder = write_scenes(tmp_path / "data", 10)
+    if spoil:
+        spoil(folder)
+    settings = {"checkpoint": checkpoint, "train_dir": folder} | changes
+    arguments = options(settings.pop("checkpoint"), settings.pop("train_dir"), tmp_path / "out", **settings)
+    with pytest.raises(SystemExit, match=message):
+        script.main(arguments)
