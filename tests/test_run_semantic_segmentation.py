@@ -96,12 +96,7 @@ def test_learns_to_segment(script, scenes, checkpoint, tmp_path, capsys):
     assert model.config.id2label == dict(enumerate(CLASS_NAMES))
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     assert processor.size.shortest_edge == 48
-    data, numbers, arguments, training = script.parse_with_recipe(
-        (script.DataArguments, script.NumberArguments, script.ModelArguments, script.SegmentationArguments),
-        options(checkpoint, scenes, tmp_path, max_eval_samples=4),
-        tmp_path,
-        lambda given: None,
-    )
+    data = parse(script, options(checkpoint, scenes, tmp_path, max_eval_samples=4))[0]
     counts = np.zeros((3, 3))
     _, validation = script.load_splits(data)
     for image, annotation in zip(validation.images, validation.annotations, strict=True):
@@ -123,7 +118,13 @@ def test_learns_to_segment(script, scenes, checkpoint, tmp_path, capsys):
 
 
 def test_killed_and_resumed_equals_uninterrupted(script, scenes, checkpoint, tmp_path, monkeypatch):
-    settings = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "max_train_samples": 32}
+    settings = {
+        "num_train_epochs": 2,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "save_total_limit": 9,
+        "max_train_samples": 32,
+    }
     script.main(options(checkpoint, scenes, tmp_path / "whole", **settings))
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     for path in (*(tmp_path / "killed").glob("checkpoint-[!3]*"), tmp_path / "killed" / "model.safetensors"):
@@ -140,12 +141,7 @@ def test_pre_trained_weights_and_the_control(script, scenes, checkpoint, tmp_pat
     pretrained = load_file(checkpoint / "model.safetensors")
     table = "simmim.encoder.encoder.layers.0.blocks.0.intermediate.dense.weight"
     for flags in ([], ["--from_scratch"]):
-        parsed = script.parse_with_recipe(
-            (script.DataArguments, script.NumberArguments, script.ModelArguments, script.SegmentationArguments),
-            options(checkpoint, scenes, tmp_path / f"{flags}", "--gradient_checkpointing", *flags),
-            tmp_path,
-            lambda given: None,
-        )
+        parsed = parse(script, options(checkpoint, scenes, tmp_path / f"{flags}", "--gradient_checkpointing", *flags))
         trainer, _ = script.build_trainer(*parsed)
         assert torch.equal(trainer.model.state_dict()[f"backbone.{table}"], pretrained[table]) == (not flags)
         assert type(trainer).__name__ == "Trainer"
@@ -188,7 +184,7 @@ def test_many_channels_of_16_bits(script, tmp_path):
     script.main(options(tmp_path / "mim", tmp_path / "data", tmp_path / "out", max_steps=1, holdout=0.2))
     assert list(json.loads((tmp_path / "out" / "results.json").read_text())["iou"]) == ["class 0", "class 1", "class 2"]
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
-    assert (processor.rescale_factor, processor.image_mean) == (1e-4, [0.2] * 5)
+    assert (processor.rescale_factor, tuple(processor.image_mean)) == (1e-4, (0.2,) * 5)
 
 
 def test_columns_of_a_data_set(script, scenes, checkpoint, tmp_path):
@@ -208,6 +204,13 @@ def test_columns_of_a_data_set(script, scenes, checkpoint, tmp_path):
         )
     )
     assert list(json.loads((tmp_path / "out" / "results.json").read_text())["iou"]) == ["sky", "sun", "box"]
+
+
+def test_the_recipe_is_one_of_the_script(script, tmp_path):
+    recipe = "swin_base__crop512_window7__ade20k"
+    data, _, model, arguments = parse(script, ["--recipe", recipe, "--output_dir", str(tmp_path), "--use_cpu"])
+    assert (data.crop, data.side, data.reduce_labels, model.window_size) == ((512, 512), 512, True, 7)
+    assert (arguments.max_steps, arguments.learning_rate, arguments.warmup_steps) == (160_000, 6e-5, 1500)
 
 
 def remove_mask(folder):
@@ -239,7 +242,7 @@ def one_class(folder):
         (None, {"ignore_index": 2}, "ignore_index=2 is one of the 3 classes"),
         (None, {"train_dir": None}, "There are no images"),
         (None, {"checkpoint": None}, "checkpoint is not set"),
-        (None, {"checkpoint": "nowhere"}, "neither a folder with a model"),
+        (None, {"checkpoint": "/nowhere/at/all"}, "neither a folder with a model"),
         (None, {"per_device_train_batch_size": 16}, "9 images are fewer than the 16 of one step"),
         (None, {"out_features": "stage7"}, "subset of stage_names"),
         (None, {"holdout": 0.01}, "leaves none to evaluate on"),
