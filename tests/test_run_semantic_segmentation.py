@@ -72,11 +72,16 @@ def options(checkpoint, data, output_dir, *flags, **kwargs) -> list[str]:
         "save_strategy": "no",
         "report_to": "none",
     } | kwargs
-    return [
-        "--use_cpu",
-        *flags,
-        *(text for key, value in settings.items() if value for text in (f"--{key}", str(value))),
-    ]
+    pairs = ((f"--{key}", str(value)) for key, value in settings.items() if value is not None)
+    return ["--use_cpu", *flags, *(text for pair in pairs for text in pair)]
+
+
+def parse(script, arguments: list[str]):
+    """Options of the script, as it parses them."""
+    kinds = (script.DataArguments, script.NumberArguments, script.ModelArguments, script.SegmentationArguments)
+    return script.parse_with_recipe(
+        kinds, arguments, ROOT / "examples" / "recipes" / "segmentation", lambda given: None
+    )
 
 
 def test_learns_to_segment(script, scenes, checkpoint, tmp_path, capsys):
@@ -117,7 +122,7 @@ def test_learns_to_segment(script, scenes, checkpoint, tmp_path, capsys):
     assert results["mean_iou"] == pytest.approx(iou.mean(), abs=0.02)
 
 
-def test_killed_and_resumed_equals_uninterrupted(script, scenes, checkpoint, tmp_path, monkeypatch):
+def test_killed_and_resumed_equals_uninterrupted(script, scenes, checkpoint, tmp_path):
     settings = {
         "num_train_epochs": 2,
         "save_strategy": "steps",
