@@ -179,7 +179,7 @@ class SegmentationArguments(ReleasedTrainingArguments):
         self.warmup_steps = 0 if self.warmup_steps is None else self.warmup_steps
         rate_is_usual = self.learning_rate is None
         super().__post_init__()
-        # Workers that live on draw no seed at an epoch, where those of a resumed run do: its stochastic depth would differ.
+        # Workers that live on draw no seed at an epoch, those of a resumed run do: stochastic depth would differ.
         self.dataloader_persistent_workers = False
         if rate_is_usual:
             self.learning_rate = self.base_learning_rate * images_per_step(self) / RECIPE_BATCH

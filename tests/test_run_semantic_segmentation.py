@@ -138,8 +138,8 @@ def test_killed_and_resumed_equals_uninterrupted(script, scenes, checkpoint, tmp
     script.main(options(checkpoint, scenes, tmp_path / "killed", **settings))
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(tensor, resumed[key]) for key, tensor in whole.items())
-    with pytest.raises(SystemExit, match="holds a run with another crop"):
-        script.main(options(checkpoint, scenes, tmp_path / "killed", crop_size=64, **settings))
+    with pytest.raises(SystemExit, match="holds a run with another max_class_share"):
+        script.main(options(checkpoint, scenes, tmp_path / "killed", max_class_share=0.5, **settings))
 
 
 def test_pre_trained_weights_and_the_control(script, scenes, checkpoint, tmp_path):
