@@ -22,6 +22,8 @@ import numpy as np
 import run_image_classification
 import run_mim
 from accelerate import PartialState
+from datasets import disable_progress_bars, enable_progress_bars
+from transformers.utils import logging
 
 from hf_simmim.comparison import ARMS, Verdict, conclusion, judge, plot_comparison, table
 from hf_simmim.data_options import SourceArguments
@@ -79,10 +81,10 @@ class CompareArguments(SourceArguments):
             raise ValueError(f"labels_per_class={self.labels_per_class} must be different numbers, 0 for all labels.")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds={self.seeds} has one twice. Give each once.")
-        if self.checkpoint and (self.unlabelled_dir or self.pretrain_recipe or self.pretrain_options):
+        if self.checkpoint and (self.unlabelled_dir or self.pretrain_options):
             raise ValueError(
-                f"checkpoint={self.checkpoint!r} is pre-trained already. Leave out --unlabelled_dir, --pretrain_recipe"
-                " and --pretrain_options."
+                f"checkpoint={self.checkpoint!r} is pre-trained already. Leave out --unlabelled_dir and"
+                " --pretrain_options."
             )
 
     def labelled_source(self) -> dict[str, Any]:
@@ -153,13 +155,14 @@ def fine_tune(arguments: CompareArguments, options: dict[str, Any], folder: Path
     Returns:
         What `results.json` holds.
     """
-    options = _options(arguments.finetune_options) | options | {"output_dir": str(folder)}
+    # Bars of many short runs would hide what comes out; what Trainer prints instead is in the log.
+    options = {"disable_tqdm": True} | _options(arguments.finetune_options) | options | {"output_dir": str(folder)}
     if arguments.finetune_recipe is not None:
         options["recipe"] = arguments.finetune_recipe
     done = _is_done(folder, options)
     if done is None:
         folder.mkdir(parents=True, exist_ok=True)
-        with _printing_to(folder / "log.txt"):
+        with _quiet(folder / "log.txt"):
             done = run_image_classification.main(options_of(options))
         _note(folder, options, done)
     return done
@@ -184,9 +187,17 @@ def _note(folder: Path, options: dict[str, Any], results: dict[str, Any]) -> Non
 
 
 @contextlib.contextmanager
-def _printing_to(path: Path) -> Iterator[None]:
-    with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-        yield
+def _quiet(path: Path) -> Iterator[None]:
+    """What is printed goes to a file, and of what is logged only errors are shown."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    disable_progress_bars()
+    try:
+        with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        enable_progress_bars()
 
 
 def choose_rate(arguments: CompareArguments, options: dict[str, Any], folder: Path) -> float | None:
@@ -207,6 +218,7 @@ def choose_rate(arguments: CompareArguments, options: dict[str, Any], folder: Pa
     for rate in rates:
         tuning = source | options | {"learning_rate": rate, "seeds": arguments.seeds[:1]}
         tuning |= {"num_folds": arguments.tuning_folds}
+        _say(f"  choosing a learning rate: {rate:g}, on {arguments.tuning_folds} folds")
         accuracies[rate] = fine_tune(arguments, tuning, folder / f"rate-{rate:g}")["summary"]["accuracy"]["mean"]
     return max(accuracies, key=lambda rate: accuracies[rate])
 
@@ -225,6 +237,8 @@ def compare(arguments: CompareArguments, checkpoint: str) -> dict[int, dict[str,
             if budget:
                 options["labels_per_class"] = budget
             folder = output_dir / f"{budget or 'all'}-labels" / arm.replace(" ", "-")
+            labels = f"{budget} labels a class" if budget else "all labels"
+            _say(f"{labels}, {arm}: {len(arguments.seeds)} runs, see {folder / 'log.txt'}")
             rate = choose_rate(arguments, options, folder / "tuning")
             if rate is not None:
                 options["learning_rate"] = rate
@@ -236,7 +250,7 @@ def compare(arguments: CompareArguments, checkpoint: str) -> dict[int, dict[str,
             chosen = "" if rate is None else f", learning rate {rate:g}"
             spread = f" ± {100 * np.std(list(accuracies.values()), ddof=1):.1f}" if len(accuracies) > 1 else ""
             mean = 100 * np.mean(list(accuracies.values()))
-            _say(f"{num_labels:,} labels, {arm}: {mean:.1f}{spread} % of {runs[0]['num_eval_images']:,}{chosen}")
+            _say(f"  {mean:.1f}{spread} % right of {runs[0]['num_eval_images']:,}{chosen}")
     return scores
 
 

@@ -237,7 +237,8 @@ def load_splits(arguments: DataArguments) -> tuple[LabelledImages, LabelledImage
     validation_split = arguments.validation_split
     if not arguments.names_images:
         source["dataset_name"] = str(EMBEDDED_DATA)
-        validation_split = validation_split or "test"
+        if arguments.num_folds is None:
+            validation_split = validation_split or "test"
     train = load_labelled_images(**source, split=arguments.train_split)
     validation = None
     if arguments.validation_dir is not None:

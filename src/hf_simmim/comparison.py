@@ -10,6 +10,9 @@ ARMS = ("pre-trained", "from scratch")
 COLORS = {"pre-trained": "#0072b2", "from scratch": "#d55e00"}
 MARKERS = {"pre-trained": "o", "from scratch": "s"}
 
+# A gain in accuracy below this is none worth the trouble.
+SMALLEST_GAIN = 0.01
+
 Scores = Mapping[str, Mapping[int, float]]  # arm to seed to accuracy
 
 
@@ -43,7 +46,7 @@ class Verdict:
         text = f"{points} (95 % interval {100 * self.low:+.1f} to {100 * self.high:+.1f}; {seeds})"
         meaning = {
             "yes": "yes, pre-training helps",
-            "no": "no, pre-training harms",
+            "no": "no, pre-training harms" if self.high < 0 else "no, pre-training does not help",
             "cannot tell": "cannot tell from these seeds whether it helps",
         }[self.answer]
         return f"{self.num_labels:,} labels: {meaning}, {text}."
@@ -53,7 +56,7 @@ def judge(num_labels: int, scores: Scores) -> Verdict:
     """Compare the arms, seed by seed: those of a seed have the same labelled images.
 
     The interval is Student's, of the mean of the differences. The answer is yes if all of it is above 0, and no if all
-    of it is below.
+    of it is below `SMALLEST_GAIN`.
 
     Args:
         num_labels: Labelled images in all.
@@ -77,7 +80,7 @@ def judge(num_labels: int, scores: Scores) -> Verdict:
 
     half_width = float(t.ppf(0.975, count - 1)) * statistics.stdev(differences) / count**0.5
     low, high = mean - half_width, mean + half_width
-    answer = "yes" if low > 0 else "no" if high < 0 else "cannot tell"
+    answer = "yes" if low > 0 else "no" if high < SMALLEST_GAIN else "cannot tell"
     return Verdict(num_labels, answer, mean, low, high, num_better, count)
 
 
@@ -87,11 +90,11 @@ def conclusion(verdicts: Sequence[Verdict]) -> str:
     if answers == {"yes"}:
         return "Yes: pre-training helps on these images, at every number of labels that was tried."
     if answers == {"no"}:
-        return "No: pre-training harms on these images, at every number of labels that was tried."
+        return "No: pre-training does not help on these images, at any number of labels that was tried."
     if answers == {"cannot tell"}:
         return "These runs cannot tell whether pre-training helps on these images. More seeds would."
     parts = []
-    for answer, meaning in (("yes", "helps"), ("no", "harms"), ("cannot tell", "makes no difference that shows")):
+    for answer, meaning in (("yes", "helps"), ("no", "does not"), ("cannot tell", "shows no clear difference")):
         counts = [f"{verdict.num_labels:,}" for verdict in verdicts if verdict.answer == answer]
         if counts:
             parts.append(f"{meaning} with {' and '.join(counts)} labels")
@@ -124,16 +127,16 @@ def plot_comparison(scores: Mapping[int, Scores], path: Path, title: str = "") -
         for budget, column in zip(budgets, values, strict=True):
             # Beside each other, so that none hides another.
             place = budget * (0.97 if arm == ARMS[0] else 1.03)
-            style = {"color": COLORS[arm], "marker": MARKERS[arm]}
-            axes.plot([place] * len(column), column, linestyle="none", markersize=5, alpha=0.45, **style)
+            axes.scatter([place] * len(column), column, s=25, color=COLORS[arm], marker=MARKERS[arm], alpha=0.45)
         for budget, mean in zip(budgets, means, strict=True):
-            offset = (0, 9) if arm == ARMS[0] else (0, -16)
+            side = 1 if arm == ARMS[0] else -1
             axes.annotate(
                 f"{mean:.1f}",
                 (budget, mean),
-                xytext=(18 if arm == ARMS[0] else -18, offset[1]),
+                xytext=(26 * side, 6 * side),
                 textcoords="offset points",
                 ha="center",
+                va="center",
                 color=COLORS[arm],
                 fontweight="bold",
             )
