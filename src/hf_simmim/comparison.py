@@ -129,11 +129,11 @@ def plot_comparison(scores: Mapping[int, Scores], path: Path, title: str = "") -
             place = budget * (0.97 if arm == ARMS[0] else 1.03)
             axes.scatter([place] * len(column), column, s=25, color=COLORS[arm], marker=MARKERS[arm], alpha=0.45)
         for budget, mean in zip(budgets, means, strict=True):
-            side = 1 if arm == ARMS[0] else -1
+            sign = 1 if arm == ARMS[0] else -1
             axes.annotate(
                 f"{mean:.1f}",
                 (budget, mean),
-                xytext=(26 * side, 6 * side),
+                xytext=(26 * sign, 6 * sign),
                 textcoords="offset points",
                 ha="center",
                 va="center",
