@@ -38,8 +38,9 @@ def test_operations_are_timms(name, mode, monkeypatch):
             ours = operation(image, sign * magnitude / 10, Canvas(FILL[: len(mode)], Image.Resampling.BICUBIC))
             try:
                 theirs = auto_augment.AugmentOp(name, 1, magnitude, settings(mode))(image)
-            except ValueError as error:  # no bits left
-                assert "bits must be between" in str(error)
+            except ValueError:
+                # Newer versions of Pillow refuse to keep no bits.
+                assert name.startswith("Posterize")
                 theirs = Image.new(mode, image.size)
             assert np.array_equal(np.asarray(ours), np.asarray(theirs)), (sign, magnitude)
 
@@ -118,12 +119,13 @@ def test_mixing_is_timms(size, monkeypatch):
         for ours, theirs in zip(mixup(images, targets, lam, flipped), expected, strict=True):
             assert torch.allclose(ours, theirs, atol=1e-6)
         centre = (5, 9)
-        monkeypatch.setattr(np.random, "randint", lambda low, high, size=None, c=iter(centre): next(c))
+        draws = iter(centre)
+        monkeypatch.setattr(np.random, "randint", lambda *args, draws=draws, **kwargs: next(draws))
         monkeypatch.setattr(mixer, "_params_per_batch", lambda lam=lam: (lam, True))
         expected = mixer(images.clone(), labels)
-        draws = iter(centre)
+        again = iter(centre)
         with monkeypatch.context() as patch:
-            patch.setattr(torch, "randint", lambda *args, draws=draws, **kwargs: torch.tensor(next(draws)))
+            patch.setattr(torch, "randint", lambda *args, draws=again, **kwargs: torch.tensor(next(draws)))
             region = random_region(size, lam, None)
         for ours, theirs in zip(cutmix(images, targets, region, flipped), expected, strict=True):
             assert torch.allclose(ours, theirs, atol=1e-6)
