@@ -16,9 +16,8 @@ from transformers.utils import is_torchvision_available
 from hf_simmim import SimMIMImageProcessor, SimMIMImageProcessorPil
 from hf_simmim.channel_statistics import channel_statistics
 from hf_simmim.crops import crop_and_resize
-from hf_simmim.data import MaskedImageDataset, NoReadableImageError, collate
+from hf_simmim.data import MaskedImageDataset, NoReadableImageError, collate, normalize
 from hf_simmim.image_sources import load_images
-from hf_simmim.trainer import normalize
 from hf_simmim.unreadable_images import check_images
 
 BACKENDS = [SimMIMImageProcessorPil, *([SimMIMImageProcessor] if is_torchvision_available() else [])]

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from .data import MaskedImageDataset, collate, evenly_spaced
-from .trainer import normalize
+from .data import MaskedImageDataset, collate, evenly_spaced, normalize
 from .visualization import plot_losses, reconstruction_grid
 
 

@@ -62,7 +62,13 @@ def center_box(size: tuple[int, int], aspect_of: tuple[float, float]) -> Box:
     return left, top, left + crop_width, top + crop_height
 
 
-def crop_and_resize(image: Image.Image | np.ndarray, box: Box, size: tuple[int, int], num_channels: int) -> np.ndarray:
+def crop_and_resize(
+    image: Image.Image | np.ndarray,
+    box: Box,
+    size: tuple[int, int],
+    num_channels: int,
+    resample: int = Image.Resampling.BILINEAR,
+) -> np.ndarray:
     """Decode, turn upright, crop and resize in as few passes as Pillow allows.
 
     JPEG files are decoded at the smallest of libjpeg's scales that still has as many pixels as are wanted.
@@ -73,12 +79,13 @@ def crop_and_resize(image: Image.Image | np.ndarray, box: Box, size: tuple[int, 
         box: (left, top, right, bottom) in the upright picture.
         size: (height, width) of the result.
         num_channels: Channels C of the result.
+        resample: Pillow's interpolation.
 
     Returns:
         Array of shape (height, width, C), uint8 or float32.
     """
     if isinstance(image, np.ndarray):
-        resized = [_resize(Image.fromarray(channel), box, size) for channel in image]
+        resized = [_resize(Image.fromarray(channel), box, size, resample) for channel in image]
         return np.moveaxis(np.stack(resized), 0, -1)
     height, width = upright_size(image)
     scale = max(size[0] / (box[3] - box[1]), size[1] / (box[2] - box[0]))
@@ -89,12 +96,12 @@ def crop_and_resize(image: Image.Image | np.ndarray, box: Box, size: tuple[int, 
     box = (box[0] * zoom_x, box[1] * zoom_y, box[2] * zoom_x, box[3] * zoom_y)
     # Pillow takes the last of two or four bands for transparency and weights the others with it.
     bands = image.split() if num_channels in (2, 4) else (image,)
-    resized = [_resize(band, box, size) for band in bands]
+    resized = [_resize(band, box, size, resample) for band in bands]
     array = np.stack(resized, axis=-1) if len(resized) > 1 else resized[0]
     return array[..., None] if array.ndim == 2 else array
 
 
-def _resize(image: Image.Image, box: Box, size: tuple[int, int]) -> np.ndarray:
+def _resize(image: Image.Image, box: Box, size: tuple[int, int], resample: int) -> np.ndarray:
     # Rounding may have put the box a hair outside.
     inside = (max(box[0], 0), max(box[1], 0), min(box[2], image.width), min(box[3], image.height))
-    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=inside, reducing_gap=3.0))
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling(resample), box=inside, reducing_gap=3.0))

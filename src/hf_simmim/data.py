@@ -8,8 +8,8 @@ import hashlib
 import math
 import re
 import struct
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from .image_channels import channels_first
 from .image_files import open_image
 from .masking import MASK_STRATEGIES, mask_units, num_masked_units, patch_grid, patches_with_pixels, ratio_range
 from .missing_pixels import fill_missing, has_missing, real_pixels
+
+Decoded = TypeVar("Decoded")
 
 # Tries before a sample is given up. At a share of unreadable images of a half this happens once in 2**64.
 NUM_TRIES = 64
@@ -64,7 +66,74 @@ class EpochSampler(Sampler[int]):
         yield from (order + self.epoch * self.num_samples).tolist()
 
 
-class MaskedImageDataset(torch.utils.data.Dataset):
+class ImageDataset(torch.utils.data.Dataset):
+    """Images of any source, in whose place others stand where they cannot be read.
+
+    Args:
+        images: Rows of `name` and undecoded `image`, as `load_images` makes them.
+        image_size: (height, width) that images are brought to, in pixels.
+        num_channels: Channels C that the model takes.
+        seed: Seed of all that is random.
+        rescale_factor: What the pixels are going to be multiplied with; it decides what becomes of pictures of 16 bits,
+            as `image_files.py` tells.
+        nodata: Pixels of which all channels are this number in the file are none, like those that are not finite.
+    """
+
+    def __init__(
+        self,
+        images: Dataset,
+        image_size: tuple[int, int],
+        num_channels: int,
+        seed: int = 0,
+        rescale_factor: float = 1 / 255,
+        nodata: float | None = None,
+    ):
+        self.images = images
+        self.image_size = image_size
+        self.num_channels = num_channels
+        self.seed = seed
+        self.rescale_factor = rescale_factor
+        self.nodata = nodata
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def open(self, row: dict[str, Any]) -> Image.Image | np.ndarray:
+        """Open the image of a row: `open_row` with the settings of this data set."""
+        return open_row(row, self.num_channels, self.rescale_factor, self.nodata)
+
+    def read(
+        self, index: int, generator: torch.Generator, decode: Callable[[Image.Image | np.ndarray], Decoded]
+    ) -> tuple[Decoded, dict[str, Any], list[tuple[str, str]]]:
+        """Open and decode an image, or another one in its place if it cannot be read.
+
+        Args:
+            index: Which.
+            generator: Source of randomness.
+            decode: What to do with the opened image.
+
+        Returns:
+            What `decode` returned, the row that it comes from, and (name, reason) of the images that cannot be read.
+
+        Raises:
+            NoReadableImageError: If many images drawn one after the other cannot be read.
+        """
+        unreadable: list[tuple[str, str]] = []
+        for _ in range(NUM_TRIES):
+            row = self.images[index]
+            try:
+                return decode(self.open(row)), row, unreadable
+            except Exception as error:  # readers raise anything on a broken file
+                unreadable.append((row["name"], describe(error)))
+            # At random, for broken files come in runs.
+            index = int(torch.randint(len(self), (), generator=generator))
+        raise NoReadableImageError(
+            f"{len(unreadable)} images drawn one after the other cannot be read; the first is {unreadable[0][0]}"
+            f" ({unreadable[0][1]}). Remove them or name another source."
+        )
+
+
+class MaskedImageDataset(ImageDataset):
     """Images with a mask each, never normalised: that is the device's work.
 
     Args:
@@ -106,9 +175,7 @@ class MaskedImageDataset(torch.utils.data.Dataset):
             raise ValueError(f"mask_strategy={mask_strategy!r} is unknown. Use one of: {', '.join(MASK_STRATEGIES)}.")
         if crop_scale is not None and (len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1):
             raise ValueError(f"crop_scale={tuple(crop_scale)} must be two rising shares in (0, 1], such as 0.67 1.0.")
-        self.images = images
-        self.image_size = image_size
-        self.num_channels = num_channels
+        super().__init__(images, image_size, num_channels, seed, rescale_factor, nodata)
         self.grid_size, self.unit_size = mask_units(image_size, patch_size, mask_patch_size)
         self.num_units = math.prod(patch_grid(self.grid_size, self.unit_size))
         low, high = (num_masked_units(self.num_units, ratio) for ratio in ratio_range(mask_ratio))
@@ -116,13 +183,7 @@ class MaskedImageDataset(torch.utils.data.Dataset):
         self.patch_size = patch_size
         self.mask_strategy = MASK_STRATEGIES[mask_strategy]
         self.mask_ratio = mask_ratio
-        self.seed = seed
         self.crop_scale = crop_scale
-        self.rescale_factor = rescale_factor
-        self.nodata = nodata
-
-    def __len__(self) -> int:
-        return len(self.images)
 
     def __getitem__(self, key: int) -> dict[str, Any]:
         """One sample.
@@ -138,7 +199,7 @@ class MaskedImageDataset(torch.utils.data.Dataset):
         """
         epoch, index = divmod(key, len(self))
         generator = sample_generator(self.seed, epoch if self.crop_scale else 0, index)
-        pixels, unreadable = self._read(index, generator)
+        pixels, _, unreadable = self.read(index, generator, lambda image: self._decode(image, generator))
         sample: dict[str, Any] = {"pixel_values": pixels, "unreadable": unreadable}
         valid = None
         if has_missing(pixels):
@@ -150,22 +211,6 @@ class MaskedImageDataset(torch.utils.data.Dataset):
         )
         return sample | {"bool_masked_pos": mask.flatten()}
 
-    def _read(self, index: int, generator: torch.Generator) -> tuple[torch.Tensor, list[tuple[str, str]]]:
-        unreadable: list[tuple[str, str]] = []
-        for _ in range(NUM_TRIES):
-            row = self.images[index]
-            try:
-                image = open_row(row, self.num_channels, self.rescale_factor, self.nodata)
-                return self._decode(image, generator), unreadable
-            except Exception as error:  # readers raise anything on a broken file
-                unreadable.append((row["name"], describe(error)))
-            # At random, for broken files come in runs.
-            index = int(torch.randint(len(self), (), generator=generator))
-        raise NoReadableImageError(
-            f"{len(unreadable)} images drawn one after the other cannot be read; the first is {unreadable[0][0]}"
-            f" ({unreadable[0][1]}). Remove them or name another source."
-        )
-
     def _decode(self, image: Image.Image | np.ndarray, generator: torch.Generator) -> torch.Tensor:
         flip = False
         size = upright_size(image)
@@ -175,8 +220,7 @@ class MaskedImageDataset(torch.utils.data.Dataset):
             box = random_box(size, self.crop_scale, generator)
             flip = bool(torch.rand((), generator=generator) < 0.5)
         array = crop_and_resize(image, box, self.image_size, self.num_channels)
-        # Copied: Pillow's buffer is read-only, and a flipped view has negative strides.
-        return torch.from_numpy(np.array(np.moveaxis(array[:, ::-1] if flip else array, -1, 0), order="C"))
+        return as_tensor(array[:, ::-1] if flip else array)
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -223,6 +267,31 @@ def open_row(
 def describe(error: Exception) -> str:
     """An error in one line, without the addresses of objects in memory."""
     return re.sub(r"<_io\.BytesIO object at \w+>", "its bytes", " ".join(f"{type(error).__name__}: {error}".split()))
+
+
+def as_tensor(array: np.ndarray) -> torch.Tensor:
+    """An image (H, W, C) of `crop_and_resize`, flipped or not, as a tensor (C, H, W)."""
+    # Copied: Pillow's buffer is read-only, and a flipped view has negative strides.
+    return torch.from_numpy(np.array(np.moveaxis(array, -1, 0), order="C"))
+
+
+def normalize(
+    pixels: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float], rescale_factor: float = 1 / 255
+) -> torch.Tensor:
+    """Bring pixels as they are stored to what models take, on the device where they are.
+
+    Args:
+        pixels: Images of shape (B, C, H, W), uint8 or float32.
+        image_mean: Mean of each channel, of rescaled pixels.
+        image_std: Standard deviation of each channel, of rescaled pixels.
+        rescale_factor: What pixels are multiplied with.
+
+    Returns:
+        float32 tensor (pixels * rescale_factor - image_mean) / image_std.
+    """
+    mean = torch.tensor(image_mean, device=pixels.device).view(1, -1, 1, 1)
+    std = torch.tensor(image_std, device=pixels.device).view(1, -1, 1, 1)
+    return (pixels.float() * rescale_factor - mean) / std
 
 
 def evenly_spaced(length: int, count: int) -> list[int]:

@@ -44,10 +44,24 @@ def load_images(
         ValueError: If not exactly one source is named, or it holds no images.
         FileNotFoundError: If the folder does not exist.
     """
+    check_one_source(folder, dataset_name, data_files)
+    if folder is not None:
+        return folder_rows(image_paths(Path(folder), [Path(path) for path in exclude]))
+    dataset = load_table(dataset_name, dataset_config, data_files, split)
+    name = f"{dataset_name or ', '.join(data_files or ())}, {split}"
+    return image_rows(dataset, find_image_column(dataset, image_column), name)
+
+
+def check_one_source(folder: str | Path | None, dataset_name: str | None, data_files: Sequence[str] | None) -> None:
+    """Refuse none and several sources with a ValueError."""
     if sum(source is not None for source in (folder, dataset_name, data_files)) != 1:
         raise ValueError("Name one source of images: a folder, a data set or data files.")
-    if folder is not None:
-        return _load_folder(Path(folder), [Path(path) for path in exclude])
+
+
+def load_table(
+    dataset_name: str | None, dataset_config: str | None, data_files: Sequence[str] | None, split: str
+) -> Dataset:
+    """Load a split of a data set, or shards, with all its columns; arguments and errors as in `load_images`."""
     source = dataset_name or ", ".join(data_files or ())
     try:
         if data_files is not None:
@@ -64,20 +78,34 @@ def load_images(
         if split not in dataset:
             raise ValueError(f"{source} has no split {split!r}. It has: {', '.join(dataset)}.")
         dataset = dataset[split]
-    column = _image_column(dataset, image_column)
-    dtype = _array_dtype(dataset.features[column])
+    return dataset
+
+
+def image_rows(dataset: Dataset, column: str, name: str) -> Dataset:
+    """Rows of `name` and undecoded `image`, from a data set's column of images.
+
+    Args:
+        dataset: The data set.
+        column: The column that holds the images.
+        name: What rows are named after, with their number.
+
+    Returns:
+        As many rows.
+    """
+    dtype = array_dtype(dataset.features[column])
     dataset = dataset.select_columns([column])
     if dtype is None:
         dataset = dataset.cast_column(column, ImageFeature(decode=False))
     dataset = dataset if column == "image" else dataset.rename_column(column, "image")
-    dataset = dataset.add_column("name", [f"{source}, {split} row {index}" for index in range(len(dataset))])
+    dataset = dataset.add_column("name", [f"{name} row {index}" for index in range(len(dataset))])
     if dtype is not None:
         # Without a format the rows are lists of lists of Python numbers.
         return dataset.with_format("numpy", columns=["image"], output_all_columns=True, dtype=dtype)
     return dataset
 
 
-def _load_folder(folder: Path, exclude: Sequence[Path]) -> Dataset:
+def image_paths(folder: Path, exclude: Sequence[Path] = ()) -> list[str]:
+    """Sorted paths of the image and `.npy` files in a folder, nested or not; arguments as in `load_images`."""
     if not folder.is_dir():
         raise FileNotFoundError(f"The image folder {folder} does not exist. Check the path.")
     Image.init()
@@ -100,7 +128,12 @@ def _load_folder(folder: Path, exclude: Sequence[Path]) -> Dataset:
         common = (".jpg", ".png", ".tif", ".webp", ".bmp", ".npy")
         known = ", ".join(sorted(suffix for suffix in suffixes if suffix in common))
         raise ValueError(f"The folder {folder} holds no image files ({known}, ...). Check the path.")
-    rows = {"image": [{"bytes": None, "path": path} for path in sorted(paths)], "name": sorted(paths)}
+    return sorted(paths)
+
+
+def folder_rows(paths: Sequence[str]) -> Dataset:
+    """Rows of `name` and undecoded `image` of files."""
+    rows = {"image": [{"bytes": None, "path": path} for path in paths], "name": list(paths)}
     return Dataset.from_dict(rows, features=Features({"image": ImageFeature(decode=False), "name": Value("string")}))
 
 
@@ -132,7 +165,7 @@ def _shard_format(data_files: Sequence[str]) -> str:
     return str(found.pop())
 
 
-def _array_dtype(feature: Any) -> np.dtype | None:
+def array_dtype(feature: Any) -> np.dtype | None:
     """Type of the numbers of a column of arrays, which webdataset shards hold as lists of lists; None for others."""
     if isinstance(feature, (Array2D, Array3D)):
         return np.dtype(feature.dtype)
@@ -143,10 +176,11 @@ def _array_dtype(feature: Any) -> np.dtype | None:
     return np.dtype(feature.dtype) if is_number and depth in (2, 3) else None
 
 
-def _image_column(dataset: Dataset, image_column: str | None) -> str:
+def find_image_column(dataset: Dataset, image_column: str | None) -> str:
+    """Name of the column of images: the given one if the data set has it, else the only one of such a type."""
     if image_column is None:
         files = [name for name, feature in dataset.features.items() if isinstance(feature, ImageFeature)]
-        columns = files or [name for name, feature in dataset.features.items() if _array_dtype(feature) is not None]
+        columns = files or [name for name, feature in dataset.features.items() if array_dtype(feature) is not None]
         if len(columns) != 1:
             raise ValueError(
                 f"The data set has {len(columns)} columns of images among {', '.join(dataset.column_names)}."

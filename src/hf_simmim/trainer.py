@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +11,10 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
-from .data import EpochSampler, MaskedImageDataset
+from .data import EpochSampler, MaskedImageDataset, normalize
 from .losses import masked_mean_per_image, pixel_weights
 from .modeling_simmim import SimMIMForMaskedImageModeling, patch_mask
 from .unreadable_images import UnreadableImages
-
-
-def normalize(
-    pixels: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float], rescale_factor: float = 1 / 255
-) -> torch.Tensor:
-    """Bring the pixels that `MaskedImageDataset` yields to what models take, on the device where they are.
-
-    Args:
-        pixels: Images of shape (B, C, H, W), uint8 or float32.
-        image_mean: Mean of each channel, of rescaled pixels.
-        image_std: Standard deviation of each channel, of rescaled pixels.
-        rescale_factor: What pixels are multiplied with.
-
-    Returns:
-        float32 tensor (pixels * rescale_factor - image_mean) / image_std.
-    """
-    mean = torch.tensor(image_mean, device=pixels.device).view(1, -1, 1, 1)
-    std = torch.tensor(image_std, device=pixels.device).view(1, -1, 1, 1)
-    return (pixels.float() * rescale_factor - mean) / std
 
 
 def images_per_step(arguments: TrainingArguments) -> int:

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from .crops import crop_and_resize, upright_size
-from .data import MaskedImageDataset, NoReadableImageError, describe, evenly_spaced, open_row
+from .data import ImageDataset, NoReadableImageError, describe, evenly_spaced
 
 
 def check_images(
-    datasets: Sequence[MaskedImageDataset], max_unreadable: float, num_checked: int = 128
+    datasets: Sequence[ImageDataset], max_unreadable: float, num_checked: int = 128
 ) -> list[tuple[str, str]]:
     """Decode a spread of images before any work depends on them.
 
@@ -33,7 +33,7 @@ def check_images(
             row = dataset.images[index]
             count += 1
             try:
-                image = open_row(row, dataset.num_channels, dataset.rescale_factor, dataset.nodata)
+                image = dataset.open(row)
                 crop_and_resize(image, (0, 0, *upright_size(image)[::-1]), (8, 8), dataset.num_channels)
             except Exception as error:  # readers raise anything on a broken file
                 unreadable.append((row["name"], describe(error)))

@@ -1,0 +1,501 @@
+"""Images with labels: of a class each, of several, or of a number; loaded, divided, and made a classifier's input."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, List, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from .augmentation import Augmentation, Augmenter
+from .crops import Box, center_box, crop_and_resize, upright_size
+from .data import ImageDataset, NoReadableImageError, as_tensor, describe, normalize, sample_generator
+from .image_sources import (
+    array_dtype,
+    check_one_source,
+    find_image_column,
+    folder_rows,
+    image_paths,
+    image_rows,
+    load_table,
+)
+from .missing_pixels import fill_missing, has_missing, real_pixels
+
+logger = logging.get_logger(__name__)
+
+# Of the released evaluation: resized to 256/224 of the size, of which the centre is cut out.
+CROP_RATIO = 224 / 256
+SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "eval"}
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledImages:
+    """Images and what they are labelled with.
+
+    Args:
+        rows: `name`, undecoded `image` and `label`: the index of a class, a list of K zeros and ones where an image may
+            have several of K classes, or a float.
+        class_names: Names of the classes; None where labels are floats.
+    """
+
+    rows: Dataset
+    class_names: list[str] | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def labels(self) -> list[Any]:
+        """The labels of all rows."""
+        return list(self.rows.select_columns("label")["label"])
+
+    @property
+    def problem_type(self) -> str:
+        """`problem_type` of a transformers config."""
+        if self.class_names is None:
+            return "regression"
+        is_single = isinstance(self.rows.features["label"], Value)
+        return "single_label_classification" if is_single else "multi_label_classification"
+
+    def select(self, indices: Sequence[int]) -> "LabelledImages":
+        """Some of the rows, with the same classes."""
+        return LabelledImages(self.rows.select(indices), self.class_names)
+
+    def with_classes(self, class_names: Sequence[str] | None) -> "LabelledImages":
+        """The same images, with labels that count in other classes: those of the training images.
+
+        Args:
+            class_names: Names of the classes, None for floats.
+
+        Raises:
+            ValueError: If an image has a class that is not among them.
+        """
+        if class_names == self.class_names:
+            return self
+        if class_names is None or self.class_names is None:
+            floats, classes = ("These", "the others") if self.class_names is None else ("The others", "these")
+            raise ValueError(f"{floats} labels are numbers and {classes} are classes. Name columns of one kind.")
+        is_single = self.problem_type == "single_label_classification"
+        labels = self.labels
+        used = set(labels) if is_single else {int(index) for label in labels for index in np.flatnonzero(label)}
+        unknown = [self.class_names[index] for index in sorted(used) if self.class_names[index] not in class_names]
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} classes are not among the {len(class_names)} that are trained on: {_some(unknown)}."
+                " Remove their images, rename them if they are the same under other names, or train on images of them."
+            )
+        position = {name: index for index, name in enumerate(class_names)}
+        mapping = {old: position[name] for old, name in enumerate(self.class_names) if name in position}
+        if is_single:
+            return LabelledImages(_with_labels(self.rows, [mapping[label] for label in labels]), list(class_names))
+        chosen = [[mapping[int(index)] for index in np.flatnonzero(label)] for label in labels]
+        return LabelledImages(_with_labels(self.rows, _indicators(chosen, len(class_names))), list(class_names))
+
+
+def load_labelled_images(
+    folder: str | Path | None = None,
+    dataset_name: str | None = None,
+    dataset_config: str | None = None,
+    data_files: Sequence[str] | None = None,
+    split: str = "train",
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> LabelledImages:
+    """Load images and their labels from a folder, the Hub, or parquet and webdataset shards, images undecoded.
+
+    A folder has one sub-folder for each class; what is nested in it belongs to the class. In a data set, a column of
+    `ClassLabel`, integers, strings or booleans is the class of each image (strings and integers in rising order); a
+    column of lists of these is several classes each; one of floats is a number each; one of lists of floats is a zero
+    or one for each class. Images without a label are left out.
+
+    Args:
+        folder: Folder of such sub-folders.
+        dataset_name: Data set on the Hub, or a local one.
+        dataset_config: Configuration of that data set.
+        data_files: Paths, patterns or URLs of `.parquet` or webdataset `.tar` shards.
+        split: Split to take of a data set.
+        image_column: Column that holds the images; found by its type if None.
+        label_column: Column that holds the labels; if None the only one of `ClassLabel`, or the only one of integers,
+            strings, or lists of those.
+
+    Returns:
+        The images.
+
+    Raises:
+        ValueError: If not exactly one source is named, it has no labels, or it is not told which column they are.
+        FileNotFoundError: If the folder does not exist.
+    """
+    check_one_source(folder, dataset_name, data_files)
+    if folder is not None:
+        if label_column is not None:
+            raise ValueError(f"label_column={label_column!r} does nothing in a folder, whose sub-folders are classes.")
+        return _load_folder(Path(folder))
+    dataset = load_table(dataset_name, dataset_config, data_files, split)
+    image_column = find_image_column(dataset, image_column)
+    label_column = _find_label_column(dataset, image_column, label_column)
+    labels, class_names = _read_labels(dataset, label_column)
+    rows = image_rows(dataset, image_column, f"{dataset_name or ', '.join(data_files or ())}, {split}")
+    kept = [index for index, label in enumerate(labels) if label is not None]
+    if len(kept) < len(labels):
+        logger.warning(f"{len(labels) - len(kept)} of {len(labels)} images have no label and are left out.")
+    if not kept:
+        raise ValueError(f"None of {len(labels)} images has a label in column {label_column!r}. Name another column.")
+    rows = _with_labels(rows, labels)
+    return LabelledImages(rows if len(kept) == len(labels) else rows.select(kept), class_names)
+
+
+def _load_folder(folder: Path) -> LabelledImages:
+    paths = image_paths(folder)
+    places = [Path(path).relative_to(folder).parts for path in paths]
+    loose = ["/".join(parts) for parts in places if len(parts) == 1]
+    if loose:
+        raise ValueError(
+            f"{len(loose)} images lie directly in {folder}, where their class is not known: {_some(loose)}. Move each"
+            " into a sub-folder named after its class."
+        )
+    class_names = sorted({parts[0] for parts in places})
+    if {name.lower() for name in class_names} <= SPLIT_NAMES:
+        raise ValueError(
+            f"The sub-folders of {folder} are {', '.join(class_names)}, which are splits and not classes. Name one of"
+            f" them, such as {folder / class_names[0]}."
+        )
+    position = {name: index for index, name in enumerate(class_names)}
+    return LabelledImages(_with_labels(folder_rows(paths), [position[parts[0]] for parts in places]), class_names)
+
+
+def _find_label_column(dataset: Dataset, image_column: str, label_column: str | None) -> str:
+    # Names in double underscores are webdataset's own, such as __key__.
+    columns = {name: feature for name, feature in dataset.features.items() if not name.startswith("__")}
+    columns.pop(image_column)
+    if label_column is not None:
+        if label_column not in columns:
+            raise ValueError(f"There is no column {label_column!r} of labels. The columns are: {', '.join(columns)}.")
+        return label_column
+    declared = [name for name, feature in columns.items() if isinstance(_element(feature), ClassLabel)]
+    possible = [name for name, feature in columns.items() if _kind(feature) in ("class", "text")]
+    found = declared or possible
+    if len(found) != 1:
+        raise ValueError(
+            f"The data set has {len(found)} columns that may be labels among {', '.join(columns) or 'none'}. Name the"
+            " one to use with label_column."
+        )
+    return found[0]
+
+
+def _element(feature: Any) -> Any:
+    return feature.feature if isinstance(feature, List) else feature
+
+
+def _kind(feature: Any) -> str | None:
+    """Kind of a label or of the elements of a list of labels; None for what is none."""
+    if isinstance(feature, ImageFeature) or array_dtype(feature) is not None:
+        return None
+    element = _element(feature)
+    if isinstance(element, ClassLabel):
+        return "class"
+    dtype = element.dtype if isinstance(element, Value) else ""
+    if dtype == "bool" or dtype.startswith(("int", "uint")):
+        return "class"
+    if dtype in ("string", "large_string"):
+        return "text"
+    return "number" if dtype.startswith("float") else None
+
+
+def _read_labels(dataset: Dataset, column: str) -> tuple[list[Any], list[str] | None]:
+    """Labels as `LabelledImages` has them, None where there is none, and the names of the classes."""
+    feature = dataset.features[column]
+    kind, element = _kind(feature), _element(feature)
+    values = list(dataset.select_columns(column).with_format(None)[column])
+    if kind is None:
+        raise ValueError(
+            f"Column {column!r} holds {feature}. Labels are ClassLabel, integers, strings, floats, or lists of them."
+        )
+    if isinstance(feature, List):
+        if kind == "number":
+            return _read_indicators(values, column)
+        present = sorted({item for value in values if value for item in value if item is not None})
+    elif kind == "number":
+        finite = [value is not None and np.isfinite(value) for value in values]
+        return [float(value) if known else None for value, known in zip(values, finite, strict=True)], None
+    else:
+        present = sorted({value for value in values if value is not None})
+    if isinstance(element, ClassLabel):
+        class_names = list(element.names)
+        mapping = {index: index for index in range(len(class_names))}
+    else:
+        class_names = [str(item) for item in present]
+        mapping = {item: index for index, item in enumerate(present)}
+    if not isinstance(feature, List):
+        return [mapping.get(value) for value in values], class_names
+    chosen = [value if value is None else [mapping[item] for item in value if item in mapping] for value in values]
+    return _indicators(chosen, len(class_names)), class_names
+
+
+def _read_indicators(values: list[Any], column: str) -> tuple[list[Any], list[str]]:
+    lengths = {len(value) for value in values if value is not None}
+    if len(lengths) > 1 or {item for value in values if value is not None for item in value} - {0.0, 1.0}:
+        raise ValueError(
+            f"Lists of floats as in column {column!r} must be a zero or one for each class, equally many for each"
+            " image. For several classes of an image write their numbers or names as integers or strings."
+        )
+    return values, [str(index) for index in range(lengths.pop() if lengths else 0)]
+
+
+def _indicators(chosen: Sequence[Sequence[int] | None], num_classes: int) -> list[list[float] | None]:
+    return [
+        None if indices is None else [float(index in set(indices)) for index in range(num_classes)]
+        for indices in chosen
+    ]
+
+
+def _with_labels(rows: Dataset, labels: list[Any]) -> Dataset:
+    first = next(label for label in labels if label is not None)
+    kind = Value("int64") if isinstance(first, int) else Value("float32") if isinstance(first, float) else None
+    rows = rows.remove_columns("label") if "label" in rows.column_names else rows
+    return rows.add_column("label", labels, feature=kind or List(Value("float32")))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def few_labels(
+    labels: Sequence[Any], labels_per_class: int, seed: int, class_names: Sequence[str] | None = None
+) -> list[int]:
+    """Draw a few images of each class. The fewer of the same seed are among the more.
+
+    Args:
+        labels: Label of each image: the index of a class, zeros and ones for K classes, or a float.
+        labels_per_class: Images of each class. Where an image may have several classes so many times K images are
+            drawn from all alike, and so many where labels are floats.
+        seed: Seed of the draw.
+        class_names: Names of the classes, for the error.
+
+    Returns:
+        Rising indices of the images.
+
+    Raises:
+        ValueError: If there are fewer images.
+    """
+    if labels_per_class < 1:
+        raise ValueError(f"labels_per_class={labels_per_class} must be at least 1.")
+    if _is_single(labels):
+        groups = [np.flatnonzero(np.asarray(labels) == label) for label in range(max(labels) + 1)]
+        names = [str(name) for name in class_names] if class_names else [str(label) for label in range(len(groups))]
+        for name, group in zip(names, groups, strict=False):
+            if len(group) < labels_per_class:
+                raise ValueError(
+                    f"Class {name} has {len(group)} images and {labels_per_class} of each class are wanted. Take at"
+                    f" most {min(map(len, groups))}, or add images."
+                )
+        counts = [labels_per_class] * len(groups)
+    else:
+        groups = [np.arange(len(labels))]
+        counts = [labels_per_class * (1 if isinstance(labels[0], float) else len(labels[0]))]
+        if len(labels) < counts[0]:
+            raise ValueError(f"{counts[0]} images are wanted and there are {len(labels)}. Take fewer, or add images.")
+    chosen: list[int] = []
+    for number, (group, count) in enumerate(zip(groups, counts, strict=True)):
+        order = torch.randperm(len(group), generator=sample_generator(seed, number))
+        chosen += group[order[:count].numpy()].tolist()
+    return sorted(chosen)
+
+
+def folds(labels: Sequence[Any], num_folds: int, fold: int, seed: int) -> tuple[list[int], list[int]]:
+    """One fold of a cross-validation; each has as much of every class where an image has one.
+
+    Args:
+        labels: As in `few_labels`.
+        num_folds: Number of folds.
+        fold: Which, from 0.
+        seed: Seed of the division.
+
+    Returns:
+        Indices of the images to train on, and of those held out: every image is held out of one fold.
+
+    Raises:
+        ValueError: If there is no such fold, or a class has fewer images than there are folds.
+    """
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    if not 2 <= num_folds <= len(labels):
+        raise ValueError(f"num_folds={num_folds} must be at least 2 and at most {len(labels)}, the number of images.")
+    if not 0 <= fold < num_folds:
+        raise ValueError(f"fold={fold} must be from 0 to {num_folds - 1}, as there are {num_folds} folds.")
+    if _is_single(labels):
+        _check_class_sizes(labels, num_folds, f"{num_folds} folds. Take fewer folds, or add images")
+    splitter = (StratifiedKFold if _is_single(labels) else KFold)(num_folds, shuffle=True, random_state=seed)
+    train, held_out = list(splitter.split(np.zeros(len(labels)), labels))[fold]
+    return train.tolist(), held_out.tolist()
+
+
+def holdout(labels: Sequence[Any], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Hold out a share of the images; the same of every class where an image has one.
+
+    Args:
+        labels: As in `few_labels`.
+        share: Share to hold out, in (0, 1).
+        seed: Seed of the division.
+
+    Returns:
+        Indices of the images to train on, and of those held out.
+
+    Raises:
+        ValueError: If the share is none, or too small or too large for every class to be on both sides.
+    """
+    from sklearn.model_selection import train_test_split
+
+    if not 0 < share < 1:
+        raise ValueError(f"The share to hold out is {share} and must be between 0 and 1.")
+    num_held_out = round(share * len(labels))
+    smallest = 1
+    if _is_single(labels):
+        _check_class_sizes(labels, 2, "both sides. Remove the class, or add images")
+        smallest = len(set(labels))
+    if not smallest <= num_held_out <= len(labels) - smallest:
+        raise ValueError(
+            f"A share of {share} of {len(labels)} images is {num_held_out}, and each side needs at least {smallest}."
+            " Take another share."
+        )
+    train, held_out = train_test_split(
+        np.arange(len(labels)),
+        test_size=num_held_out,
+        random_state=seed,
+        stratify=labels if _is_single(labels) else None,
+    )
+    return sorted(train.tolist()), sorted(held_out.tolist())
+
+
+def _is_single(labels: Sequence[Any]) -> bool:
+    if not len(labels):
+        raise ValueError("There are no labels to divide. Name a source that has some.")
+    return isinstance(labels[0], (int, np.integer))
+
+
+def _check_class_sizes(labels: Sequence[int], smallest: int, purpose: str) -> None:
+    label, count = min(Counter(labels).items(), key=lambda item: item[1])
+    if count < smallest:
+        raise ValueError(f"Class {label} (counted from 0) has {count} images, too few for {purpose}.")
+
+
+class LabelledImageDataset(ImageDataset):
+    """Images as a classifier takes them, with their labels.
+
+    With `augmentation` what happens to an image is a function of (seed, epoch, index) alone, whatever the workers; tell
+    the epoch with `set_epoch`, or have `EpochCallback` do it. Images that cannot be read are replaced by others,
+    label and all. Without, for evaluation, the centre of the image is taken, and one that cannot be read is an error:
+    try them early with `check_images`.
+
+    Args:
+        rows: Rows of `LabelledImages`.
+        image_size: (height, width) of the result, in pixels.
+        num_channels: Channels C that the model takes.
+        image_mean: Mean of each channel, of rescaled pixels.
+        image_std: Standard deviation of each channel, of rescaled pixels.
+        rescale_factor: What pixels are multiplied with.
+        augmentation: What to change at random; None for evaluation.
+        seed: Seed of the augmentation.
+        nodata: Pixels of which all channels are this number in the file are none.
+        crop_ratio: Side of the evaluated centre, as a share of the largest crop of its proportions: 1 for all of that,
+            None for 0.875, the released evaluation's.
+        resample: Pillow's interpolation.
+
+    Source: `build_transform` in data/data_finetune.py of microsoft/SimMIM.
+    """
+
+    def __init__(
+        self,
+        rows: Dataset,
+        image_size: tuple[int, int],
+        num_channels: int,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        rescale_factor: float = 1 / 255,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        nodata: float | None = None,
+        crop_ratio: float | None = None,
+        resample: int = Image.Resampling.BICUBIC,
+    ):
+        super().__init__(rows, image_size, num_channels, seed, rescale_factor, nodata)
+        if len(image_mean) != num_channels or len(image_std) != num_channels:
+            raise ValueError(
+                f"image_mean has {len(image_mean)} and image_std {len(image_std)} values for {num_channels} channels."
+                " Give one for each channel."
+            )
+        self.crop_ratio = CROP_RATIO if crop_ratio is None else crop_ratio
+        if not 0 < self.crop_ratio <= 1:
+            raise ValueError(f"crop_ratio={crop_ratio} must be in (0, 1], such as 0.875.")
+        self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+        self.resample = resample
+        self._augmenter = None
+        if augmentation is not None:
+            self._augmenter = Augmenter(augmentation, image_size, num_channels, image_mean, resample)
+        # In shared memory, for workers live through several epochs.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose what the augmentation draws; seen by running workers too."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One sample.
+
+        Args:
+            index: Which image.
+
+        Returns:
+            `pixel_values` float32 (C, H, W), normalised, with the mean of the channel where pixels are none; `labels`,
+            as the row has it; and `key`, which tells `MixingCollator` what to draw: nothing in evaluation.
+
+        Raises:
+            NoReadableImageError: If the image, or in training too many drawn in its place, cannot be read.
+        """
+        row: dict[str, Any]
+        if self._augmenter is None:
+            row = self.images[index]
+            try:
+                pixels, key = self._evaluated(self.open(row)), ""
+            except Exception as error:  # readers raise anything on a broken file
+                raise NoReadableImageError(
+                    f"The image {row['name']} cannot be read ({describe(error)}). Mend or remove it."
+                ) from error
+        else:
+            epoch = int(self._epoch)
+            generator, augmenter = sample_generator(self.seed, epoch, index), self._augmenter
+            array, row, unreadable = self.read(index, generator, lambda image: augmenter.crop(image, generator))
+            pixels = as_tensor(augmenter.recolor(array, generator))
+            for name, reason in unreadable:
+                logger.warning_once(f"{name} cannot be read and is replaced ({reason}).")
+            key = f"{epoch}:{index}"
+        if has_missing(pixels):
+            pixels = fill_missing(pixels, real_pixels(pixels))
+        values = normalize(pixels[None], self.image_mean, self.image_std, self.rescale_factor)[0]
+        if self._augmenter is not None:
+            self._augmenter.erase(values, generator)
+        return {"pixel_values": values, "labels": row["label"], "key": key}
+
+    def _evaluated(self, image: Image.Image | np.ndarray) -> torch.Tensor:
+        left, top, right, bottom = center_box(upright_size(image), self.image_size)
+        x, y = ((1 - self.crop_ratio) / 2 * side for side in (right - left, bottom - top))
+        box: Box = (left + x, top + y, right - x, bottom - y)
+        return as_tensor(crop_and_resize(image, box, self.image_size, self.num_channels, self.resample))
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the training data set the epoch.
+
+    accelerate does so too, but neither in the epoch that a resumed run goes on with nor where there are several
+    processes: without this callback every such epoch would be augmented like the last one that was told.
+    """
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        """Before the workers are given their first images."""
+        train_dataloader.dataset.set_epoch(int(state.epoch or 0))
