@@ -244,21 +244,23 @@ def linear_probe(
     test, _ = _checked(test, test_labels, num_classes, device)
     penalties = sorted(penalties, reverse=True)
     best = penalties[len(penalties) // 2]
+    layer = _zeros(train, num_classes)
     fitted, validated = _stratified(labels.cpu(), seed)
     if len(penalties) > 1 and len(validated):
         fitted, validated = fitted.to(train.device), validated.to(train.device)
         mean, std = _spread(train[fitted])
         inputs, others = (train[fitted] - mean) / std, (train[validated] - mean) / std
-        layer, highest = _zeros(train, num_classes), -1
+        highest = -1
         # Each begins where the one before has ended. Of equal ones the stronger penalty wins.
         for penalty in penalties:
-            _fit(layer, inputs, labels[fitted], penalty, max_iter)
+            _fit(layer, inputs, labels[fitted], penalty, max_iter, tolerance=1e-5)
             right = int((layer(others).argmax(1) == labels[validated]).sum())
             if right > highest:
                 best, highest = penalty, right
+            elif right < highest:
+                break  # Weaker ones are the slowest, and worse still.
     mean, std = _spread(train)
-    layer = _zeros(train, num_classes)
-    _fit(layer, (train - mean) / std, labels, best, max_iter)
+    _fit(layer, (train - mean) / std, labels, best, max_iter, tolerance=1e-6)
     with torch.no_grad():
         return _result(layer((test - mean) / std), test_labels, best)
 
@@ -270,9 +272,15 @@ def _zeros(train: torch.Tensor, num_classes: int) -> nn.Linear:
     return layer
 
 
-def _fit(layer: nn.Linear, inputs: torch.Tensor, labels: torch.Tensor, penalty: float, max_iter: int) -> None:
+def _fit(
+    layer: nn.Linear, inputs: torch.Tensor, labels: torch.Tensor, penalty: float, max_iter: int, tolerance: float
+) -> None:
     optimizer = torch.optim.LBFGS(
-        layer.parameters(), max_iter=max_iter, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+        layer.parameters(),
+        max_iter=max_iter,
+        tolerance_grad=tolerance,
+        tolerance_change=tolerance,
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> torch.Tensor:
