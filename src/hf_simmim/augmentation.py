@@ -208,8 +208,8 @@ class Augmenter:
 
     def _warn(self) -> None:
         logger.warning_once(
-            "Colours are changed at random only in pictures of 8 bits, grey or RGB: images of other channels or numbers,"
-            " or with pixels that are none, are cropped, flipped and erased."
+            "Colours are changed at random only in pictures of 8 bits, grey or RGB: images of other channels or numbers"
+            " or with pixels that are none are cropped, flipped and erased."
         )
 
     def crop(self, image: Image.Image | np.ndarray, generator: torch.Generator) -> np.ndarray:
