@@ -198,7 +198,10 @@ def test_metrics_can_be_combined(logits_and_labels):
     combined.add_batch(predictions=logits[:100], references=labels[:100])
     combined.add_batch(predictions=logits[100:], references=labels[100:])
     figures = combined.compute()
-    assert {"accuracy", "top5_accuracy", "balanced_accuracy"} <= set(figures)
+    # Names that both have carry the metric's.
+    assert figures["top_k_accuracy_accuracy"] == figures["per_class_accuracy_accuracy"]
+    assert figures["per_class_accuracy_accuracy"] == (logits.argmax(1) == labels).mean()
+    assert "balanced_accuracy" in figures
 
 
 def _measure(index, barrier):
@@ -265,16 +268,15 @@ def test_most_confused_pairs_go_by_share_of_the_true_class():
 
 
 @pytest.mark.parametrize("num_classes", [3, 100])
-def test_the_picture_is_dark_on_the_diagonal_and_bright_beside(num_classes, tmp_path):
+def test_the_picture_is_dark_on_the_diagonal_and_not_beside(num_classes, tmp_path):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, num_classes, 5000)
     matrix = count_confusions(labels, labels, num_classes)
-    pictures = {}
-    for name, counts in (("right", matrix), ("wrong", np.roll(matrix, 1, axis=1))):
-        plot_confusion(counts, [f"a class of number {index}" for index in range(num_classes)], tmp_path / f"{name}.png")
-        pictures[name] = np.asarray(Image.open(tmp_path / f"{name}.png").convert("L"), dtype=float)
-    assert pictures["right"].min() < 100
-    assert np.abs(pictures["right"] - pictures["wrong"]).mean() > 1
+    plot_confusion(matrix, [f"a class of number {index}" for index in range(num_classes)], tmp_path / "matrix.png")
+    picture = np.asarray(Image.open(tmp_path / "matrix.png").convert("RGB"))
+    dark = (picture == [8, 48, 107]).all(axis=2)
+    rows, columns = dark[:, : dark.shape[1] // 2].nonzero() if num_classes > 20 else dark.nonzero()
+    assert np.corrcoef(rows, columns)[0, 1] > 0.7
 
 
 def test_the_picture_needs_a_name_for_each_class(tmp_path):

@@ -73,7 +73,7 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
     shares = row_shares(matrix)
     names = [_shortened(str(name)) for name in class_names]
     is_numbered = num_classes <= MAX_NUMBERED_CLASSES
-    side = min(9.0, max(4.0, 0.5 * num_classes)) + 0.075 * max(map(len, names), default=0)
+    side = min(8.0, max(4.0, 0.5 * num_classes)) + 0.075 * max(map(len, names))
     figure = Figure(figsize=(side + (1.2 if is_numbered else 4.5), side), layout="constrained")
     panels = figure.subplots(
         1, 1 if is_numbered else 2, squeeze=False, width_ratios=[1] if is_numbered else [side, 4.0]
@@ -104,12 +104,12 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
     axes.set_title(f"{accuracy:.1%} of {total:,} are right", fontsize=11)
     if not is_numbered:
         pairs = most_confused(matrix)
-        lines = [f"{share:4.0%}  {names[row]} → {names[column]}" for row, column, share in pairs]
+        lines = [f"{share:.0%}  {names[row]} → {names[column]}" for row, column, share in pairs]
         panels[0, 1].axis("off")
-        panels[0, 1].set_title("most confused: true → predicted", fontsize=10, loc="left")
-        panels[0, 1].text(0, 1, "\n".join(lines), va="top", fontsize=8, family="monospace", linespacing=1.5)
+        panels[0, 1].set_title("most confused: true → predicted", fontsize=11, loc="left")
+        panels[0, 1].text(0, 1, "\n".join(lines), va="top", fontsize=9, linespacing=1.9)
     figure.savefig(path, dpi=120)
 
 
-def _shortened(name: str, limit: int = 22) -> str:
+def _shortened(name: str, limit: int = 26) -> str:
     return name if len(name) <= limit else f"{name[: limit - 1]}…"

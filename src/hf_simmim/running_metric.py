@@ -194,7 +194,7 @@ def check_classes(values: Any, num_classes: int) -> np.ndarray:
     is_none = (classes < 0) | (classes >= num_classes)
     if is_none.any():
         raise ValueError(
-            f"There is a class {classes[is_none][0]}, and they go from 0 to {num_classes - 1}. Check them."
+            f"There is a class {classes[is_none][0]}. They must be from 0 to {num_classes - 1}; check them."
         )
     return classes
 
