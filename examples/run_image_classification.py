@@ -513,8 +513,6 @@ def execute(options: Options, run: Run) -> tuple[dict[str, Any], np.ndarray | No
             matrix = counted["confusion_matrix"]
     if trainer.args.should_save:
         write_results(results, run.output_dir)
-        if matrix is not None:
-            plot_confusion(matrix, run.train.class_names or [], run.output_dir / "confusion.png")
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
     return results, matrix

@@ -53,7 +53,7 @@ class LabelledImages:
     @property
     def labels(self) -> list[Any]:
         """The labels of all rows."""
-        return list(self.rows.select_columns("label")["label"])
+        return self.rows.select_columns("label").with_format(None)["label"][:]
 
     @property
     def problem_type(self) -> str:
