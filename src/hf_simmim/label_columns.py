@@ -64,7 +64,7 @@ def read_labels(dataset: Dataset, column: str) -> tuple[list[Any], list[str] | N
     """
     feature = dataset.features[column]
     kind, element = _kind(feature), _element(feature)
-    values = list(dataset.select_columns(column).with_format(None)[column])
+    values = dataset.select_columns(column).with_format(None)[column][:]
     if kind is None:
         raise ValueError(
             f"Column {column!r} holds {feature}. Labels are ClassLabel, integers, strings, floats, or lists of them."
