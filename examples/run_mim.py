@@ -29,7 +29,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
 from hf_simmim import ENCODER_PRESETS, SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
-from hf_simmim.callbacks import PictureCallback
+from hf_simmim.callbacks import PictureCallback, ProbeCallback
 from hf_simmim.channel_statistics import channel_statistics
 from hf_simmim.checkpoint import newest_whole_checkpoint
 from hf_simmim.clusters import fit_color_clusters
@@ -37,7 +37,9 @@ from hf_simmim.components import HEADS, LOSS_REGIONS, LOSSES, TARGETS
 from hf_simmim.data import MaskedImageDataset, collate
 from hf_simmim.image_channels import keeps_deep_pictures
 from hf_simmim.image_sources import load_images
+from hf_simmim.labelled_images import LabelledImageDataset, LabelledImages, holdout, load_labelled_images
 from hf_simmim.masking import MASK_STRATEGIES, span
+from hf_simmim.probing import POOLINGS
 from hf_simmim.recipes import json_object, nearest, parse_with_recipe
 from hf_simmim.run_settings import check_same_run, digest, settings_before
 from hf_simmim.trainer import SimMIMTrainer, images_per_step
@@ -55,6 +57,8 @@ COMPONENTS = (
     *("target", "target_options", "prediction_stride"),
     *("loss", "loss_options", "loss_region"),
 )
+# Share of the images of --probe_dir, or of a training set without a validation split, that the probe is tested on.
+PROBE_TEST_SHARE = 0.25
 # Stands for colours, which are 0 or more, until they are fitted to the images.
 UNFITTED = [[-1.0], [-1.0]]
 # Of a config: what saving and loading change.
@@ -62,7 +66,39 @@ VOLATILE_KEYS = ("architectures", "dtype", "transformers_version", "_name_or_pat
 
 
 @dataclass
-class DataArguments:
+class ProbeArguments:
+    """Labels that tell while training what the features are worth."""
+
+    probe_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of labelled images, a sub-folder for each class. The loss of pre-training alone misleads:"
+            " it compares only runs of the same masks and target, and may fall while the features get no better. With"
+            " labels, nearest neighbours and a linear classifier on the frozen features are measured before training"
+            " and at every evaluation. The labels train nothing; the weights are the same as without."
+        },
+    )
+    probe_label_column: str | None = field(
+        default=None,
+        metadata={"help": "Instead of --probe_dir, the column of the training data set that holds the classes."},
+    )
+    probe_layer: int | None = field(
+        default=None,
+        metadata={
+            "help": "Hidden state of the encoder that is measured, 0 for the patch embedding; its output if unset. The"
+            " best features may lie in the middle: the paper probes the 8th of ViT-B's 12 layers."
+        },
+    )
+    probe_images: int = field(
+        default=2000, metadata={"help": "Labelled images to fit to and to test on, so many each at most."}
+    )
+    probe_pooling: str = field(
+        default="mean", metadata={"help": "How an image's features become one vector.", "choices": list(POOLINGS)}
+    )
+
+
+@dataclass
+class DataArguments(ProbeArguments):
     """Where the images come from."""
 
     _argument_group_name = "images"
@@ -557,6 +593,64 @@ def load_splits(arguments: DataArguments, output_dir: str):
     return train, validation
 
 
+def load_probe(arguments: DataArguments) -> list[LabelledImages] | None:
+    """Labelled images to fit the probe to and to test it on; None if no labels are named."""
+    if arguments.probe_dir is None and arguments.probe_label_column is None:
+        return None
+    if arguments.probe_dir is not None and arguments.probe_label_column is not None:
+        raise ValueError("probe_dir and probe_label_column both name labels. Leave one out.")
+    test = None
+    if arguments.probe_dir is not None:
+        images = load_labelled_images(arguments.probe_dir)
+    elif arguments.train_dir is not None:
+        raise ValueError(
+            f"probe_label_column={arguments.probe_label_column!r} needs a data set: a folder has no columns. Use"
+            " --probe_dir, with a sub-folder for each class."
+        )
+    else:
+        is_demo = not (arguments.dataset_name or arguments.data_files)
+        source: dict[str, Any] = {
+            "dataset_name": str(EMBEDDED_DATA) if is_demo else arguments.dataset_name,
+            "dataset_config": arguments.dataset_config,
+            "data_files": arguments.data_files,
+            "image_column": arguments.image_column,
+            "label_column": arguments.probe_label_column,
+        }
+        images = load_labelled_images(**source, split=arguments.train_split)
+        validation_split = arguments.validation_split or ("test" if is_demo else None)
+        if validation_split is not None:
+            test = load_labelled_images(**source, split=validation_split).with_classes(images.class_names)
+    if images.problem_type != "single_label_classification":
+        raise ValueError("The probe's labels must be one class for each image. Name another column.")
+    if test is not None:
+        return [images, test]
+    return [images.select(part) for part in holdout(images.labels, PROBE_TEST_SHARE, seed=0)]
+
+
+def add_probe(trainer: SimMIMTrainer, images: list[LabelledImages], arguments: DataArguments) -> None:
+    """Measure the features at every evaluation."""
+    if trainer.eval_dataset is None:
+        raise ValueError("The probe is measured at evaluations, and there are none. Use --holdout or --validation_dir.")
+    config, processor = trainer.model.config, trainer.processing_class
+    train, test = (
+        LabelledImageDataset(
+            *(part.rows, config.image_size, config.num_channels, processor.image_mean, processor.image_std),
+            rescale_factor=processor.rescale_factor,
+            nodata=processor.nodata,
+            crop_ratio=1,
+        )
+        for part in images
+    )
+    num_classes = len(images[0].class_names or ())
+    trainer.add_callback(
+        ProbeCallback(
+            *(trainer, train, test, num_classes, arguments.probe_images),
+            layer=arguments.probe_layer,
+            pooling=arguments.probe_pooling,
+        )
+    )
+
+
 def check_output_dir(arguments: PretrainingArguments) -> Path | None:
     """Make sure that results can be written, and find the checkpoint to go on from."""
     output_dir = Path(arguments.output_dir)
@@ -595,6 +689,7 @@ def build_trainer(
     # One process reads first; the others find what it cached.
     with arguments.main_process_first(desc="loading images"):
         train_images, validation_images = load_splits(data_arguments, arguments.output_dir)
+        probe = load_probe(data_arguments)
     # Every process computes the same, so none has to wait for another.
     before = settings_before(Path(arguments.output_dir)) if checkpoint is not None else {}
     inherited = inherited_pixels(model_arguments.checkpoint)
@@ -670,6 +765,8 @@ def build_trainer(
     )
     if eval_dataset is not None:
         trainer.add_callback(PictureCallback(eval_dataset, processor))
+    if probe is not None:
+        add_probe(trainer, probe, data_arguments)
     return trainer, checkpoint
 
 
@@ -733,6 +830,7 @@ def print_results(trainer: SimMIMTrainer, metrics: dict[str, float]) -> None:
         ("model.safetensors", "weights, with config.json and preprocessor_config.json for from_pretrained"),
         ("reconstruction.png", "original | masked | reconstruction"),
         ("loss_curve.png", "loss and learning rate"),
+        ("probe.png", "what the frozen features are worth for classes"),
     ):
         if (output_dir / name).exists():
             print(f"{output_dir / name}  {meaning}")
