@@ -27,11 +27,12 @@ from hf_simmim.callbacks import PictureCallback
 from hf_simmim.clusters import fit_color_clusters
 from hf_simmim.components import HEADS, LOSS_REGIONS, LOSSES, TARGETS
 from hf_simmim.data import MaskedImageDataset, collate
-from hf_simmim.data_options import PixelArguments, SourceArguments
+from hf_simmim.data_options import PixelArguments
 from hf_simmim.encoder_options import EncoderArguments
 from hf_simmim.image_sources import load_images
 from hf_simmim.masking import MASK_STRATEGIES, span
 from hf_simmim.optimization import images_per_step
+from hf_simmim.probe_options import ProbeArguments, add_probe, load_probe
 from hf_simmim.recipes import json_object, parse_with_recipe
 from hf_simmim.run_settings import check_same_run, digest, prepare_output_dir, settings_before
 from hf_simmim.trainer import SimMIMTrainer
@@ -57,7 +58,7 @@ VOLATILE_KEYS = ("architectures", "dtype", "transformers_version", "_name_or_pat
 
 
 @dataclass
-class DataArguments(SourceArguments, PixelArguments):
+class DataArguments(ProbeArguments, PixelArguments):
     """Where the images come from; labels are not needed."""
 
     _argument_group_name = "images"
@@ -305,6 +306,7 @@ def build_trainer(
     # One process reads first; the others find what it cached.
     with arguments.main_process_first(desc="loading images"):
         train_images, validation_images = load_splits(data_arguments, arguments.output_dir)
+        probe = load_probe(data_arguments, str(EMBEDDED_DATA))
     # Every process computes the same, so none has to wait for another.
     before = settings_before(Path(arguments.output_dir)) if checkpoint is not None else {}
     statistics = data_arguments.settle(model_arguments.checkpoint, config.num_channels, train_images, before)
@@ -372,6 +374,8 @@ def build_trainer(
     )
     if eval_dataset is not None:
         trainer.add_callback(PictureCallback(eval_dataset, processor))
+    if probe is not None:
+        add_probe(trainer, probe, data_arguments)
     return trainer, checkpoint
 
 
@@ -435,6 +439,7 @@ def print_results(trainer: SimMIMTrainer, metrics: dict[str, float]) -> None:
         ("model.safetensors", "weights, with config.json and preprocessor_config.json for from_pretrained"),
         ("reconstruction.png", "original | masked | reconstruction"),
         ("loss_curve.png", "loss and learning rate"),
+        ("probe.png", "what the frozen features are worth for classes"),
     ):
         if (output_dir / name).exists():
             print(f"{output_dir / name}  {meaning}")
