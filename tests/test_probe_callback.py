@@ -138,7 +138,7 @@ def test_mistakes_are_refused_at_once(run_mim, photos, labelled, tmp_path, setti
 
 def test_the_demo_measures_its_own_labels(run_mim):
     data, _, _ = run_mim.parse_arguments([])
-    train, test = run_mim.load_probe(data)
+    train, test = run_mim.load_probe(data, str(run_mim.EMBEDDED_DATA))
     assert (len(train), len(test)) == (6000, 1000)
     assert train.class_names == test.class_names
     assert "Ankle boot" in train.class_names
