@@ -166,7 +166,7 @@ def test_a_test_class_that_is_not_trained_on_is_refused(run_probe, checkpoint, i
     ("settings", "message"),
     [
         ({"checkpoint": None}, "Give --checkpoint"),
-        ({"checkpoint": "nowhere"}, "neither a folder"),
+        ({"checkpoint": ROOT}, "neither a folder"),
         ({"layers": [1, 9]}, "layer=9: the encoder has 4 hidden states"),
         ({"layers": ["first"]}, "layers has 'first'"),
         ({"layers": [1, 1]}, "twice"),

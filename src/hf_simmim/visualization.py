@@ -174,14 +174,16 @@ def plot_layers(layers: Sequence[str], series: dict[str, list[list[float]]], pat
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    positions = np.arange(len(layers))
+    positions = [float(index) for index in range(len(layers))]
     for index, (name, accuracies) in enumerate(series.items()):
-        means = [np.mean(values) for values in accuracies]
-        spreads = [np.std(values, ddof=1) if len(values) > 1 else 0 for values in accuracies]
+        means = [float(np.mean(values)) for values in accuracies]
+        spreads = [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in accuracies]
         # The two probes keep their colours; what is drawn after the first two is the control.
         line, marker = ("-", "o") if index < 2 else (":", "s")
         axes.errorbar(
-            *(positions, means, spreads),
+            positions,
+            means,
+            spreads,
             label=name,
             capsize=3,
             color=f"C{index % 2}",
