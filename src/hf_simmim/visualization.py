@@ -159,3 +159,41 @@ def plot_probe(log_history: Sequence[dict[str, float]], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
+
+
+def plot_layers(layers: Sequence[str], series: dict[str, list[list[float]]], path: Path, title: str = "") -> None:
+    """Draw accuracies of the layers of an encoder.
+
+    Args:
+        layers: Their names.
+        series: By name, accuracies of each layer: one for each seed; the mean is drawn, with the standard deviation.
+        path: PNG file to write.
+        title: Of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    positions = [float(index) for index in range(len(layers))]
+    for index, (name, accuracies) in enumerate(series.items()):
+        means = [float(np.mean(values)) for values in accuracies]
+        spreads = [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in accuracies]
+        # The two probes keep their colours; what is drawn after the first two is the control.
+        line, marker = ("-", "o") if index < 2 else (":", "s")
+        axes.errorbar(
+            positions,
+            means,
+            spreads,
+            label=name,
+            capsize=3,
+            color=f"C{index % 2}",
+            linestyle=line,
+            marker=marker,
+        )
+    axes.set_xticks(positions, layers)
+    axes.set_xlabel("layer")
+    axes.set_ylabel("accuracy of frozen features")
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
