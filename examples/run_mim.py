@@ -67,6 +67,8 @@ class DataArguments(ProbeArguments, PixelArguments):
         default_factory=lambda: [0.67, 1.0],
         metadata={"help": "Smallest and largest share of an image's area that a random crop covers."},
     )
+    flip: float = field(default=0.5, metadata={"help": "Probability of a flip from left to right."})
+    vertical_flip: float = field(default=0.0, metadata={"help": "Probability of a flip from top to bottom."})
 
 
 @dataclass
@@ -313,12 +315,13 @@ def build_trainer(
     config.image_mean, config.image_std = statistics["image_mean"], statistics["image_std"]
     fit_clusters(config, model_arguments, data_arguments, train_images, before)
     processor = build_processor(config, data_arguments, model_arguments, statistics)
+    changes = {key: getattr(data_arguments, key) for key in ("crop_scale", "flip", "vertical_flip")}
     settings = {
         "encoder": {key: value for key, value in config.encoder_config.to_dict().items() if key not in VOLATILE_KEYS},
         **{key: getattr(config, key) for key in COMPONENTS},
         **{key: getattr(model_arguments, key) for key in ("mask_strategy", "mask_patch_size", "mask_ratio")},
         "num_clusters": model_arguments.num_clusters if config.target == "color_clusters" else None,
-        "crop_scale": data_arguments.crop_scale,
+        **changes,
         "rescale_factor": data_arguments.rescale,
         "nodata": data_arguments.nodata,
         **statistics,
@@ -338,7 +341,7 @@ def build_trainer(
         "nodata": data_arguments.nodata,
     }
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
-    train_dataset = MaskedImageDataset(train_images, seed=seed, crop_scale=data_arguments.crop_scale, **common)
+    train_dataset = MaskedImageDataset(train_images, seed=seed, **changes, **common)
     if len(train_dataset) < images_per_step(arguments):
         raise ValueError(
             f"{len(train_dataset)} images are fewer than the {images_per_step(arguments)} of one step. Use a smaller"
