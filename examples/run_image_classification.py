@@ -66,8 +66,12 @@ class DataArguments(SourceArguments, PixelArguments):
     validation_dir: str | None = field(
         default=None, metadata={"help": "The same of images to evaluate on. Without it a part is held out."}
     )
-    holdout: float = field(
-        default=0.2, metadata={"help": "Share of the images held out for evaluation if no other are named; 0 for none."}
+    holdout: float | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "Share of the images held out for evaluation if no other are named; 0 for none, 0.2 if unset. With"
+            " --num_folds they are put aside, and none if unset."
+        },
     )
     label_column: str | None = field(default=None, metadata={"help": "Column of the labels; found by its type."})
     labels_per_class: int | None = field(
@@ -233,7 +237,8 @@ def load_splits(arguments: DataArguments) -> tuple[LabelledImages, LabelledImage
     validation_split = arguments.validation_split
     if not arguments.names_images:
         source["dataset_name"] = str(EMBEDDED_DATA)
-        validation_split = validation_split or "test"
+        if arguments.num_folds is None:
+            validation_split = validation_split or "test"
     train = load_labelled_images(**source, split=arguments.train_split)
     validation = None
     if arguments.validation_dir is not None:
@@ -266,14 +271,18 @@ def plan_runs(options: Options) -> list[Run]:
     for seed in seeds:
         for fold in range(num_folds or 1):
             train, evaluation = everything, validation
-            if num_folds is not None:
-                parts = folds(everything.labels, num_folds, fold, data.holdout_seed)
-                train, evaluation = (everything.select(part) for part in parts)
-            elif validation is None and data.holdout:
-                parts = holdout(everything.labels, data.holdout, data.holdout_seed)
+            share = data.holdout
+            if share is None:
+                share = 0.2 if num_folds is None and validation is None else 0.0
+            if share and validation is None:
+                # Before labels are drawn, so that all budgets and seeds are held against the same images.
+                parts = holdout(everything.labels, share, data.holdout_seed)
                 train, evaluation = (everything.select(part) for part in parts)
             if data.labels_per_class is not None:
                 train = train.select(few_labels(train.labels, data.labels_per_class, seed, train.class_names))
+            if num_folds is not None:
+                parts = folds(train.labels, num_folds, fold, data.holdout_seed)
+                train, evaluation = (train.select(part) for part in parts)
             if data.max_train_samples is not None:
                 train = train.select(range(min(data.max_train_samples, len(train))))
             if evaluation is not None and data.max_eval_samples is not None:
@@ -504,8 +513,6 @@ def execute(options: Options, run: Run) -> tuple[dict[str, Any], np.ndarray | No
             matrix = counted["confusion_matrix"]
     if trainer.args.should_save:
         write_results(results, run.output_dir)
-        if matrix is not None:
-            plot_confusion(matrix, run.train.class_names or [], run.output_dir / "confusion.png")
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
     return results, matrix

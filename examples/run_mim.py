@@ -27,11 +27,12 @@ from hf_simmim.callbacks import PictureCallback
 from hf_simmim.clusters import fit_color_clusters
 from hf_simmim.components import HEADS, LOSS_REGIONS, LOSSES, TARGETS
 from hf_simmim.data import MaskedImageDataset, collate
-from hf_simmim.data_options import PixelArguments, SourceArguments
+from hf_simmim.data_options import PixelArguments
 from hf_simmim.encoder_options import EncoderArguments
 from hf_simmim.image_sources import load_images
 from hf_simmim.masking import MASK_STRATEGIES, span
 from hf_simmim.optimization import images_per_step
+from hf_simmim.probe_options import ProbeArguments, add_probe, load_probe
 from hf_simmim.recipes import json_object, parse_with_recipe
 from hf_simmim.run_settings import check_same_run, digest, prepare_output_dir, settings_before
 from hf_simmim.trainer import SimMIMTrainer
@@ -57,7 +58,7 @@ VOLATILE_KEYS = ("architectures", "dtype", "transformers_version", "_name_or_pat
 
 
 @dataclass
-class DataArguments(SourceArguments, PixelArguments):
+class DataArguments(ProbeArguments, PixelArguments):
     """Where the images come from; labels are not needed."""
 
     _argument_group_name = "images"
@@ -66,6 +67,8 @@ class DataArguments(SourceArguments, PixelArguments):
         default_factory=lambda: [0.67, 1.0],
         metadata={"help": "Smallest and largest share of an image's area that a random crop covers."},
     )
+    flip: float = field(default=0.5, metadata={"help": "Probability of a flip from left to right."})
+    vertical_flip: float = field(default=0.0, metadata={"help": "Probability of a flip from top to bottom."})
 
 
 @dataclass
@@ -305,18 +308,20 @@ def build_trainer(
     # One process reads first; the others find what it cached.
     with arguments.main_process_first(desc="loading images"):
         train_images, validation_images = load_splits(data_arguments, arguments.output_dir)
+        probe = load_probe(data_arguments, str(EMBEDDED_DATA))
     # Every process computes the same, so none has to wait for another.
     before = settings_before(Path(arguments.output_dir)) if checkpoint is not None else {}
     statistics = data_arguments.settle(model_arguments.checkpoint, config.num_channels, train_images, before)
     config.image_mean, config.image_std = statistics["image_mean"], statistics["image_std"]
     fit_clusters(config, model_arguments, data_arguments, train_images, before)
     processor = build_processor(config, data_arguments, model_arguments, statistics)
+    changes = {key: getattr(data_arguments, key) for key in ("crop_scale", "flip", "vertical_flip")}
     settings = {
         "encoder": {key: value for key, value in config.encoder_config.to_dict().items() if key not in VOLATILE_KEYS},
         **{key: getattr(config, key) for key in COMPONENTS},
         **{key: getattr(model_arguments, key) for key in ("mask_strategy", "mask_patch_size", "mask_ratio")},
         "num_clusters": model_arguments.num_clusters if config.target == "color_clusters" else None,
-        "crop_scale": data_arguments.crop_scale,
+        **changes,
         "rescale_factor": data_arguments.rescale,
         "nodata": data_arguments.nodata,
         **statistics,
@@ -336,7 +341,7 @@ def build_trainer(
         "nodata": data_arguments.nodata,
     }
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
-    train_dataset = MaskedImageDataset(train_images, seed=seed, crop_scale=data_arguments.crop_scale, **common)
+    train_dataset = MaskedImageDataset(train_images, seed=seed, **changes, **common)
     if len(train_dataset) < images_per_step(arguments):
         raise ValueError(
             f"{len(train_dataset)} images are fewer than the {images_per_step(arguments)} of one step. Use a smaller"
@@ -372,6 +377,8 @@ def build_trainer(
     )
     if eval_dataset is not None:
         trainer.add_callback(PictureCallback(eval_dataset, processor))
+    if probe is not None:
+        add_probe(trainer, probe, data_arguments)
     return trainer, checkpoint
 
 
@@ -435,6 +442,7 @@ def print_results(trainer: SimMIMTrainer, metrics: dict[str, float]) -> None:
         ("model.safetensors", "weights, with config.json and preprocessor_config.json for from_pretrained"),
         ("reconstruction.png", "original | masked | reconstruction"),
         ("loss_curve.png", "loss and learning rate"),
+        ("probe.png", "what the frozen features are worth for classes"),
     ):
         if (output_dir / name).exists():
             print(f"{output_dir / name}  {meaning}")

@@ -354,3 +354,16 @@ def test_image_column(tmp_path):
 def test_one_source_is_needed():
     with pytest.raises(ValueError, match="one source"):
         load_images()
+
+
+@pytest.mark.parametrize(("flip", "vertical_flip"), [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
+def test_flips_are_what_is_asked_for(flip, vertical_flip, tmp_path):
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:16, :16] = 255
+    Image.fromarray(pixels).save(tmp_path / "corner.png")
+    settings = {"crop_scale": (1.0, 1.0), "flip": flip, "vertical_flip": vertical_flip, "mask_patch_size": 8}
+    dataset = MaskedImageDataset(load_images(tmp_path), (32, 32), 3, 4, **settings)
+    rows, columns = np.nonzero(dataset[0]["pixel_values"][0].numpy() > 128)
+    assert (rows.mean() > 16, columns.mean() > 16) == (vertical_flip == 1, flip == 1)
+    with pytest.raises(ValueError, match="flip=2"):
+        MaskedImageDataset(load_images(tmp_path), (32, 32), 3, 4, flip=2)

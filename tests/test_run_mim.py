@@ -1,6 +1,5 @@
 """The pre-training script, run as a user runs it, on small folders of pictures."""
 
-import importlib.util
 import json
 import os
 import re
@@ -16,6 +15,7 @@ import tifffile
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from scripts import ROOT, command_line, load_script
 from tiny import VIT_SIZES
 from transformers import (
     AutoImageProcessor,
@@ -32,7 +32,6 @@ from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImagePro
 from hf_simmim.run_settings import check_same_run
 from hf_simmim.trainer import SimMIMTrainer
 
-ROOT = Path(__file__).parents[1]
 ENCODER = {
     "model_type": "swin",
     "image_size": 32,
@@ -48,11 +47,7 @@ ENCODER = {
 @pytest.fixture(scope="module")
 def run_mim():
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("run_mim", ROOT / "examples" / "run_mim.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["run_mim"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("run_mim")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +81,7 @@ def options(photos, output_dir, **kwargs) -> list[str]:
         "dataloader_num_workers": 0,
         "use_cpu": True,
     } | kwargs
-    return [part for key, value in settings.items() if value is not None for part in (f"--{key}", str(value))]
+    return command_line(settings)
 
 
 def read_log(output_dir) -> list[dict]:

@@ -60,6 +60,9 @@ class Augmentation:
     backend: str = "auto"
 
     def __post_init__(self):
+        # JSON knows no tuples.
+        object.__setattr__(self, "crop_scale", tuple(self.crop_scale))
+        object.__setattr__(self, "crop_ratio", tuple(self.crop_ratio))
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"crop_scale={self.crop_scale} must be two rising shares in (0, 1], such as 0.08 1.0.")

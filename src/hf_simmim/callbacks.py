@@ -1,13 +1,26 @@
-"""Trainer callbacks: pictures while a model trains."""
+"""Trainer callbacks: pictures and probes while a model trains."""
 
+import contextlib
+import itertools
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from accelerate.utils import broadcast_object_list
+from torch.utils.data import DataLoader, Subset
+from transformers import Trainer, TrainerCallback
 
 from .data import MaskedImageDataset, collate, evenly_spaced, normalize
-from .visualization import plot_losses, reconstruction_grid
+from .labelled_images import LabelledImageDataset
+from .probing import check_layers, extract_features, knn, linear_probe
+from .visualization import plot_losses, plot_probe, reconstruction_grid
+
+# Pixel values of the probe's images are kept in memory up to so many numbers.
+MAX_KEPT_NUMBERS = 2**26
+# Few, for the linear probe is fitted at every evaluation.
+PENALTIES = (0.1, 0.01)
 
 
 class PictureCallback(TrainerCallback):
@@ -55,3 +68,131 @@ class PictureCallback(TrainerCallback):
         """The last training losses come after the last evaluation."""
         if state.is_world_process_zero and state.log_history:
             plot_losses(state.log_history, Path(args.output_dir) / "loss_curve.png")
+
+
+class ProbeCallback(TrainerCallback):
+    """Measures at every evaluation what the features of the encoder are worth for classes that it is not trained on.
+
+    The loss of pre-training alone misleads: it compares runs only of the same masks and target, and a lower one need
+    not mean better features. Nearest neighbours and a linear classifier on frozen features of some labelled images are
+    measured before training and at evaluations, and logged as `probe_knn_accuracy` and `probe_linear_accuracy`; the
+    metrics of the evaluation have them as `eval_probe_...`, so that `metric_for_best_model` can name them. Draws
+    `probe.png`. The course of the training is the same as without.
+
+    Args:
+        trainer: The trainer that it is added to, which logs.
+        train_dataset: Labelled images to fit to, without augmentation.
+        test_dataset: Labelled images to measure on.
+        num_classes: Number of classes of their labels.
+        num_images: Images to use of each at most, spread evenly over it.
+        every: Measure at every such evaluation: 1 for all.
+        layer: Hidden state to take features of; None for the encoder's output.
+        pooling: How features are pooled, as in `extract_features`.
+        k: Number of neighbours.
+
+    Raises:
+        ValueError: If the layer or the pooling does not fit the encoder, or `every` is not positive.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        train_dataset: LabelledImageDataset,
+        test_dataset: LabelledImageDataset,
+        num_classes: int,
+        num_images: int = 2000,
+        every: int = 1,
+        layer: int | None = None,
+        pooling: str = "mean",
+        k: int = 20,
+    ):
+        if every < 1 or num_images < 1:
+            raise ValueError(f"every={every} and num_images={num_images} must be at least 1.")
+        check_layers(trainer.model.config, [layer], pooling)  # type: ignore[union-attr]
+        self.trainer = trainer
+        self.parts = [_ProbeImages(dataset, num_images) for dataset in (train_dataset, test_dataset)]
+        self.num_classes = num_classes
+        self.every = every
+        self.layer, self.pooling, self.k = layer, pooling, k
+        self.num_evaluations = 0
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        """What the untrained encoder is worth: what training has to improve on."""
+        if state.global_step == 0:
+            untimed = getattr(self.trainer, "untimed", contextlib.nullcontext)
+            with untimed():
+                self._measure(args, state, model)
+
+    def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
+        """Every process runs the model on a part of the images; the first one fits the probes."""
+        self.num_evaluations += 1
+        if self.num_evaluations % self.every:
+            return
+        figures = self._measure(args, state, model)
+        if metrics is not None:
+            metrics.update({f"eval_{name}": value for name, value in figures.items()})
+
+    def _measure(self, args: Any, state: Any, model: Any) -> dict[str, float]:
+        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        features = [self._features(part, args, model, dtype) for part in self.parts]
+        results: list[dict[str, float]] = [{}]
+        if state.is_world_process_zero:
+            (train, test), (labels, test_labels) = features, (part.labels for part in self.parts)
+            data = (train, labels, test, test_labels, self.num_classes)
+            neighbours = knn(*data, k=self.k, device=args.device)
+            linear = linear_probe(*data, penalties=PENALTIES, device=args.device)
+            results = [{"probe_knn_accuracy": neighbours.accuracy, "probe_linear_accuracy": linear.accuracy}]
+        broadcast_object_list(results)
+        # A copy, for Trainer adds the epoch to what it logs.
+        self.trainer.log(dict(results[0]))
+        if state.is_world_process_zero:
+            plot_probe(state.log_history, Path(args.output_dir) / "probe.png")
+        return results[0]
+
+    def _features(self, part: "_ProbeImages", args: Any, model: Any, dtype: torch.dtype | None) -> torch.Tensor:
+        """Features (N, D) of all images of a part, on the first process at least."""
+        batches = part.batches(args)
+        own = extract_features(model, batches, self.layer, self.pooling, dtype=dtype, progress=False)
+        gathered = self.trainer.accelerator.gather(own.to(args.device))
+        everyone = [part.shard(rank, args.world_size) for rank in range(args.world_size)]
+        order = torch.tensor(list(itertools.chain.from_iterable(everyone)))
+        features = torch.empty(len(part.labels), own.shape[1])
+        features[order] = gathered.cpu()
+        return features
+
+
+class _ProbeImages:
+    """Some of the images of a data set, kept after they were first read if they are small."""
+
+    def __init__(self, dataset: LabelledImageDataset, num_images: int):
+        indices = evenly_spaced(len(dataset), num_images)
+        self.images = Subset(dataset, indices)
+        rows = dataset.images.select(indices)
+        self.labels = torch.tensor(list(rows.select_columns("label")["label"]))
+        self.is_kept = len(indices) * dataset.num_channels * math.prod(dataset.image_size) <= MAX_KEPT_NUMBERS
+        self.kept: list[torch.Tensor] = []
+
+    def shard(self, rank: int, world_size: int) -> list[int]:
+        """Positions of the images of a process; all have equally many, for sharded models run together."""
+        size = math.ceil(len(self.images) / world_size)
+        return [position % len(self.images) for position in range(rank * size, (rank + 1) * size)]
+
+    def batches(self, args: Any) -> Iterable[torch.Tensor]:
+        """The images of this process."""
+        if self.kept:
+            return self.kept
+        loader = DataLoader(
+            Subset(self.images, self.shard(args.process_index, args.world_size)),
+            batch_size=args.per_device_eval_batch_size,
+            num_workers=args.dataloader_num_workers,
+            collate_fn=_pixel_values,
+            # Else the loader draws from the generator that training draws from.
+            generator=torch.Generator(),
+        )
+        if self.is_kept:
+            self.kept = list(loader)
+        return self.kept or loader
+
+
+def _pixel_values(samples: list[dict[str, Any]]) -> torch.Tensor:
+    return torch.stack([sample["pixel_values"] for sample in samples])

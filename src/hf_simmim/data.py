@@ -147,6 +147,8 @@ class MaskedImageDataset(ImageDataset):
         seed: Seed of crops, flips and masks.
         crop_scale: Smallest and largest share of the image's area that a crop covers; None for the largest crop at the
             centre, without flips, the same in every epoch.
+        flip: Probability of a flip from left to right.
+        vertical_flip: Probability of a flip from top to bottom.
         rescale_factor: What the pixels are going to be multiplied with; it decides what becomes of pictures of 16 bits,
             as `image_files.py` tells.
         nodata: Pixels of which all channels are this number in the file are none, like those that are not finite.
@@ -168,6 +170,8 @@ class MaskedImageDataset(ImageDataset):
         mask_ratio: float | Sequence[float] = 0.6,
         seed: int = 0,
         crop_scale: Sequence[float] | None = (0.67, 1.0),
+        flip: float = 0.5,
+        vertical_flip: float = 0.0,
         rescale_factor: float = 1 / 255,
         nodata: float | None = None,
     ):
@@ -175,6 +179,9 @@ class MaskedImageDataset(ImageDataset):
             raise ValueError(f"mask_strategy={mask_strategy!r} is unknown. Use one of: {', '.join(MASK_STRATEGIES)}.")
         if crop_scale is not None and (len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1):
             raise ValueError(f"crop_scale={tuple(crop_scale)} must be two rising shares in (0, 1], such as 0.67 1.0.")
+        for name, share in (("flip", flip), ("vertical_flip", vertical_flip)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}={share} is a probability and must be in [0, 1].")
         super().__init__(images, image_size, num_channels, seed, rescale_factor, nodata)
         self.grid_size, self.unit_size = mask_units(image_size, patch_size, mask_patch_size)
         self.num_units = math.prod(patch_grid(self.grid_size, self.unit_size))
@@ -184,6 +191,8 @@ class MaskedImageDataset(ImageDataset):
         self.mask_strategy = MASK_STRATEGIES[mask_strategy]
         self.mask_ratio = mask_ratio
         self.crop_scale = crop_scale
+        self.flip = flip
+        self.vertical_flip = vertical_flip
 
     def __getitem__(self, key: int) -> dict[str, Any]:
         """One sample.
@@ -212,15 +221,15 @@ class MaskedImageDataset(ImageDataset):
         return sample | {"bool_masked_pos": mask.flatten()}
 
     def _decode(self, image: Image.Image | np.ndarray, generator: torch.Generator) -> torch.Tensor:
-        flip = False
         size = upright_size(image)
         if self.crop_scale is None:
-            box = center_box(size, self.image_size)
+            box, across, down = center_box(size, self.image_size), False, False
         else:
             box = random_box(size, self.crop_scale, generator)
-            flip = bool(torch.rand((), generator=generator) < 0.5)
+            across, down = (bool(torch.rand((), generator=generator) < p) for p in (self.flip, self.vertical_flip))
         array = crop_and_resize(image, box, self.image_size, self.num_channels)
-        return as_tensor(array[:, ::-1] if flip else array)
+        array = array[:, ::-1] if across else array
+        return as_tensor(array[::-1] if down else array)
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -117,6 +117,11 @@ class EncoderArguments:
         for key, value in self.geometry().items():
             setattr(config, key, value)
         if self.drop_path_rate is not None:
+            if not hasattr(config.encoder_config, "drop_path_rate"):
+                raise ValueError(
+                    f"drop_path_rate={self.drop_path_rate}: the encoder {config.encoder_config.model_type!r} has no"
+                    " stochastic depth. Leave it out."
+                )
             config.encoder_config.drop_path_rate = self.drop_path_rate
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, List, Value
-from datasets import Image as ImageFeature
+from datasets import Dataset, List, Value
 from PIL import Image
 from transformers import TrainerCallback
 from transformers.utils import logging
@@ -18,7 +17,6 @@ from .augmentation import Augmentation, Augmenter
 from .crops import Box, center_box, crop_and_resize, upright_size
 from .data import ImageDataset, NoReadableImageError, as_tensor, describe, normalize, sample_generator
 from .image_sources import (
-    array_dtype,
     check_one_source,
     find_image_column,
     folder_rows,
@@ -26,6 +24,7 @@ from .image_sources import (
     image_rows,
     load_table,
 )
+from .label_columns import find_label_column, indicators, read_labels
 from .missing_pixels import fill_missing, has_missing, real_pixels
 
 logger = logging.get_logger(__name__)
@@ -54,7 +53,7 @@ class LabelledImages:
     @property
     def labels(self) -> list[Any]:
         """The labels of all rows."""
-        return list(self.rows.select_columns("label")["label"])
+        return self.rows.select_columns("label").with_format(None)["label"][:]
 
     @property
     def problem_type(self) -> str:
@@ -96,7 +95,7 @@ class LabelledImages:
         if is_single:
             return LabelledImages(_with_labels(self.rows, [mapping[label] for label in labels]), list(class_names))
         chosen = [[mapping[int(index)] for index in np.flatnonzero(label)] for label in labels]
-        return LabelledImages(_with_labels(self.rows, _indicators(chosen, len(class_names))), list(class_names))
+        return LabelledImages(_with_labels(self.rows, indicators(chosen, len(class_names))), list(class_names))
 
 
 def load_labelled_images(
@@ -139,8 +138,8 @@ def load_labelled_images(
         return _load_folder(Path(folder))
     dataset = load_table(dataset_name, dataset_config, data_files, split)
     image_column = find_image_column(dataset, image_column)
-    label_column = _find_label_column(dataset, image_column, label_column)
-    labels, class_names = _read_labels(dataset, label_column)
+    label_column = find_label_column(dataset, image_column, label_column)
+    labels, class_names = read_labels(dataset, label_column)
     rows = image_rows(dataset, image_column, f"{dataset_name or ', '.join(data_files or ())}, {split}")
     kept = [index for index, label in enumerate(labels) if label is not None]
     if len(kept) < len(labels):
@@ -168,91 +167,6 @@ def _load_folder(folder: Path) -> LabelledImages:
         )
     position = {name: index for index, name in enumerate(class_names)}
     return LabelledImages(_with_labels(folder_rows(paths), [position[parts[0]] for parts in places]), class_names)
-
-
-def _find_label_column(dataset: Dataset, image_column: str, label_column: str | None) -> str:
-    # Names in double underscores are webdataset's own, such as __key__.
-    columns = {name: feature for name, feature in dataset.features.items() if not name.startswith("__")}
-    columns.pop(image_column)
-    if label_column is not None:
-        if label_column not in columns:
-            raise ValueError(f"There is no column {label_column!r} of labels. The columns are: {', '.join(columns)}.")
-        return label_column
-    declared = [name for name, feature in columns.items() if isinstance(_element(feature), ClassLabel)]
-    possible = [name for name, feature in columns.items() if _kind(feature) in ("class", "text")]
-    found = declared or possible
-    if len(found) != 1:
-        raise ValueError(
-            f"The data set has {len(found)} columns that may be labels among {', '.join(columns) or 'none'}. Name the"
-            " one to use with label_column."
-        )
-    return found[0]
-
-
-def _element(feature: Any) -> Any:
-    return feature.feature if isinstance(feature, List) else feature
-
-
-def _kind(feature: Any) -> str | None:
-    """Kind of a label or of the elements of a list of labels; None for what is none."""
-    if isinstance(feature, ImageFeature) or array_dtype(feature) is not None:
-        return None
-    element = _element(feature)
-    if isinstance(element, ClassLabel):
-        return "class"
-    dtype = element.dtype if isinstance(element, Value) else ""
-    if dtype == "bool" or dtype.startswith(("int", "uint")):
-        return "class"
-    if dtype in ("string", "large_string"):
-        return "text"
-    return "number" if dtype.startswith("float") else None
-
-
-def _read_labels(dataset: Dataset, column: str) -> tuple[list[Any], list[str] | None]:
-    """Labels as `LabelledImages` has them, None where there is none, and the names of the classes."""
-    feature = dataset.features[column]
-    kind, element = _kind(feature), _element(feature)
-    values = list(dataset.select_columns(column).with_format(None)[column])
-    if kind is None:
-        raise ValueError(
-            f"Column {column!r} holds {feature}. Labels are ClassLabel, integers, strings, floats, or lists of them."
-        )
-    if isinstance(feature, List):
-        if kind == "number":
-            return _read_indicators(values, column)
-        present = sorted({item for value in values if value for item in value if item is not None})
-    elif kind == "number":
-        finite = [value is not None and np.isfinite(value) for value in values]
-        return [float(value) if known else None for value, known in zip(values, finite, strict=True)], None
-    else:
-        present = sorted({value for value in values if value is not None})
-    if isinstance(element, ClassLabel):
-        class_names = list(element.names)
-        mapping = {index: index for index in range(len(class_names))}
-    else:
-        class_names = [str(item) for item in present]
-        mapping = {item: index for index, item in enumerate(present)}
-    if not isinstance(feature, List):
-        return [mapping.get(value) for value in values], class_names
-    chosen = [value if value is None else [mapping[item] for item in value if item in mapping] for value in values]
-    return _indicators(chosen, len(class_names)), class_names
-
-
-def _read_indicators(values: list[Any], column: str) -> tuple[list[Any], list[str]]:
-    lengths = {len(value) for value in values if value is not None}
-    if len(lengths) > 1 or {item for value in values if value is not None for item in value} - {0.0, 1.0}:
-        raise ValueError(
-            f"Lists of floats as in column {column!r} must be a zero or one for each class, equally many for each"
-            " image. For several classes of an image write their numbers or names as integers or strings."
-        )
-    return values, [str(index) for index in range(lengths.pop() if lengths else 0)]
-
-
-def _indicators(chosen: Sequence[Sequence[int] | None], num_classes: int) -> list[list[float] | None]:
-    return [
-        None if indices is None else [float(index in set(indices)) for index in range(num_classes)]
-        for indices in chosen
-    ]
 
 
 def _with_labels(rows: Dataset, labels: list[Any]) -> Dataset:
@@ -287,9 +201,9 @@ def few_labels(
     if labels_per_class < 1:
         raise ValueError(f"labels_per_class={labels_per_class} must be at least 1.")
     if _is_single(labels):
-        groups = [np.flatnonzero(np.asarray(labels) == label) for label in range(max(labels) + 1)]
-        names = [str(name) for name in class_names] if class_names else [str(label) for label in range(len(groups))]
-        for name, group in zip(names, groups, strict=False):
+        names = list(class_names or map(str, range(max(labels) + 1)))
+        groups = [np.flatnonzero(np.asarray(labels) == label) for label in range(len(names))]
+        for name, group in zip(names, groups, strict=True):
             if len(group) < labels_per_class:
                 raise ValueError(
                     f"Class {name} has {len(group)} images and {labels_per_class} of each class are wanted. Take at"

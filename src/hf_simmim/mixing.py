@@ -69,7 +69,7 @@ def random_region(size: tuple[int, int], lam: float, generator: torch.Generator)
     for side in size:
         length = int(side * math.sqrt(1 - lam))
         start = int(torch.randint(side, (), generator=generator)) - length // 2
-        bounds.append((max(start, 0), min(start + length // 2 * 2, side)))
+        bounds.append((max(start, 0), min(start + length, side)))
     (top, bottom), (left, right) = bounds
     return top, left, bottom, right
 
@@ -83,8 +83,8 @@ def random_beta(alpha: float, generator: torch.Generator) -> float:
     """
     concentration = torch.tensor([alpha, alpha], dtype=torch.float64)
     one, other = torch._standard_gamma(concentration, generator=generator).tolist()
-    # Both vanish where alpha is tiny, and the distribution is then a coin's.
-    return one / (one + other) if one + other > 0 else float(torch.randint(2, (), generator=generator))
+    # Both are the smallest number there is where alpha is tiny, and the distribution is then a coin's.
+    return one / (one + other) if one != other else float(torch.randint(2, (), generator=generator))
 
 
 def soft_targets(labels: torch.Tensor, num_classes: int, label_smoothing: float = 0.0) -> torch.Tensor:

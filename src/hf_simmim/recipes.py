@@ -89,13 +89,19 @@ def recipe_options(name: str, known: Collection[str], folder: Path) -> list[str]
         raise SystemExit(f"error: the recipe {path} is not valid JSON: {error}.") from error
     if not isinstance(recipe, dict):
         raise SystemExit(f"error: the recipe {path} must be a JSON object of options.")
-    options = []
-    for key, value in recipe.items():
+    for key in recipe:
         if key not in known:
             raise SystemExit(f"error: the recipe {path} has the unknown key {key!r}.{nearest(key, known)}")
+    return options_of(recipe)
+
+
+def options_of(values: dict[str, Any]) -> list[str]:
+    """Names and values as a command line; what is None is left out."""
+    options = []
+    for key, value in values.items():
         if value is not None:
-            values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-            options += [f"--{key}", *(str(part) for part in values)]
+            parts = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+            options += [f"--{key}", *(str(part) for part in parts)]
     return options
 
 

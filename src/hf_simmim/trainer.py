@@ -1,6 +1,8 @@
 """Trainer for masked image modelling: transformers' own, fed with raw pixels and reporting in units one can read."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -191,11 +193,15 @@ class SimMIMTrainer(Trainer):
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Evaluate as Trainer does, with `eval_masked_l1` beside `eval_loss` where there are pictures."""
+        with self.untimed():
+            return super().evaluate(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def untimed(self) -> Iterator[None]:
+        """What happens within is not the training's time."""
         started = time.perf_counter()
-        metrics = super().evaluate(*args, **kwargs)
-        # The time spent here is not the training's.
+        yield
         self._clock = (self._clock[0] + time.perf_counter() - started, self._clock[1])
-        return metrics
 
     def evaluation_loop(self, *args, **kwargs):
         """Trainer's loop; its metrics become exact means over images, whatever the number of processes."""

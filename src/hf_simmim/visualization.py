@@ -133,3 +133,67 @@ def plot_losses(log_history: Sequence[dict[str, float]], path: Path) -> None:
     lines = [*axes.get_lines(), *rates.get_lines()]
     axes.legend(lines, [str(line.get_label()) for line in lines])
     figure.savefig(path, dpi=120)
+
+
+def plot_probe(log_history: Sequence[dict[str, float]], path: Path) -> None:
+    """Draw the accuracies of the probes over steps, and those before training as horizontal lines.
+
+    Args:
+        log_history: `TrainerState.log_history`.
+        path: PNG file to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for key, name, color in (
+        ("probe_linear_accuracy", "linear probe", "tab:blue"),
+        ("probe_knn_accuracy", "nearest neighbours", "tab:orange"),
+    ):
+        points = {entry["step"]: entry[key] for entry in log_history if key in entry}
+        axes.plot(list(points), list(points.values()), label=name, color=color, marker="o", markersize=3)
+        if 0 in points:
+            axes.axhline(points[0], color=color, linestyle=":", linewidth=1, label=f"{name}, untrained encoder")
+    axes.set_xlabel("step")
+    axes.set_ylabel("accuracy of frozen features")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def plot_layers(layers: Sequence[str], series: dict[str, list[list[float]]], path: Path, title: str = "") -> None:
+    """Draw accuracies of the layers of an encoder.
+
+    Args:
+        layers: Their names.
+        series: By name, accuracies of each layer: one for each seed; the mean is drawn, with the standard deviation.
+        path: PNG file to write.
+        title: Of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    positions = [float(index) for index in range(len(layers))]
+    for index, (name, accuracies) in enumerate(series.items()):
+        means = [float(np.mean(values)) for values in accuracies]
+        spreads = [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in accuracies]
+        # The two probes keep their colours; what is drawn after the first two is the control.
+        line, marker = ("-", "o") if index < 2 else (":", "s")
+        axes.errorbar(
+            positions,
+            means,
+            spreads,
+            label=name,
+            capsize=3,
+            color=f"C{index % 2}",
+            linestyle=line,
+            marker=marker,
+        )
+    axes.set_xticks(positions, layers)
+    axes.set_xlabel("layer")
+    axes.set_ylabel("accuracy of frozen features")
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)

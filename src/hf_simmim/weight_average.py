@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
@@ -46,7 +48,9 @@ class WeightAverageCallback(TrainerCallback):
         if state.is_hyper_param_search:
             raise ValueError("WeightAverageCallback does not work in a search of hyperparameters. Leave it out there.")
         weights = averaged_tensors(model)
-        if args.deepspeed or args.fsdp or any(isinstance(tensor, _sharded_class()) for tensor in weights.values()):
+        is_split = AcceleratorState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        # A DTensor has a mesh.
+        if is_split or any(hasattr(tensor, "device_mesh") for tensor in weights.values()):
             raise ValueError(
                 "WeightAverageCallback needs whole weights in each process, and FSDP or DeepSpeed splits them. Train"
                 " without these, or leave it out."
@@ -106,9 +110,3 @@ def averaged_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers of floats, by name."""
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
-
-
-def _sharded_class() -> type:
-    from torch.distributed.tensor import DTensor
-
-    return DTensor

@@ -1,0 +1,289 @@
+"""Does pre-training help on your images? Pre-trains once, then trains from the checkpoint and from scratch, and judges.
+
+    accelerate launch examples/compare.py --checkpoint runs/demo                 on the embedded data
+    accelerate launch examples/compare.py --train_dir labelled_photos --unlabelled_dir all_photos
+    accelerate launch examples/compare.py --checkpoint runs/photos --train_dir labelled_photos --labels_per_class 5 20 0
+
+Both arms get the same images, steps and settings, and the same choice of learning rates, of which each takes the one
+that does best in a cross-validation on its few labelled images: the images that decide are seen only once, at the end.
+Started again it goes on where it stopped.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import run_image_classification
+import run_mim
+from accelerate import PartialState
+from datasets import disable_progress_bars, enable_progress_bars
+from transformers.utils import logging
+
+from hf_simmim.comparison import ARMS, Verdict, conclusion, judge, plot_comparison, table
+from hf_simmim.data_options import SourceArguments
+from hf_simmim.recipes import json_object, options_of, parse_with_recipe
+
+EXAMPLES = Path(__file__).parent
+
+
+@dataclass
+class CompareArguments(SourceArguments):
+    """What is compared."""
+
+    _argument_group_name = "comparison"
+
+    train_dir: str | None = field(default=None, metadata={"help": "Folder with one sub-folder for each class."})
+    validation_dir: str | None = field(
+        default=None, metadata={"help": "The same of images that decide. Without it a part is held out."}
+    )
+    holdout: float = field(default=0.2, metadata={"help": "Share of the images that decide if no other are named."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of the labels; found by its type."})
+    unlabelled_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder of images to pre-train on. Without it those to train on, without their labels."},
+    )
+    checkpoint: str | None = field(
+        default=None, metadata={"help": "A pre-trained model, instead of pre-training one here."}
+    )
+    labels_per_class: list[int] = field(
+        default_factory=lambda: [10, 50], metadata={"help": "Label budgets: images of each class, 0 for all."}
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2, 3, 4],
+        metadata={"help": "A run of each arm for each seed: it draws the labelled images, the head and the batches."},
+    )
+    learning_rates: list[float] | None = field(
+        default=None, metadata={"help": "Rates of the head that each arm may choose from; that of the recipe if unset."}
+    )
+    tuning_folds: int = field(
+        default=5, metadata={"help": "Folds of the labelled images of the first seed, by which a rate is chosen."}
+    )
+    pretrain_recipe: str | None = field(default=None, metadata={"help": "Recipe of run_mim.py."})
+    pretrain_options: dict | str | None = field(
+        default=None, metadata={"help": 'More options of run_mim.py, as JSON, such as {"num_train_epochs": 100}.'}
+    )
+    finetune_recipe: str | None = field(default=None, metadata={"help": "Recipe of run_image_classification.py."})
+    finetune_options: dict | str | None = field(
+        default=None, metadata={"help": "More options of run_image_classification.py, as JSON."}
+    )
+    output_dir: str = field(default="runs/comparison", metadata={"help": "Folder of all runs, figures and the plot."})
+
+    def __post_init__(self):
+        self.pretrain_options = json_object("pretrain_options", self.pretrain_options)
+        self.finetune_options = json_object("finetune_options", self.finetune_options)
+        if min(self.labels_per_class) < 0 or len(set(self.labels_per_class)) < len(self.labels_per_class):
+            raise ValueError(f"labels_per_class={self.labels_per_class} must be different numbers, 0 for all labels.")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={self.seeds} has one twice. Give each once.")
+        if self.checkpoint and (self.unlabelled_dir or self.pretrain_options):
+            raise ValueError(
+                f"checkpoint={self.checkpoint!r} is pre-trained already. Leave out --unlabelled_dir and"
+                " --pretrain_options."
+            )
+
+    def labelled_source(self) -> dict[str, Any]:
+        """Options of run_image_classification.py that name the images."""
+        return {name: value for name, value in asdict(self).items() if name in _LABELLED and value is not None}
+
+    def unlabelled_source(self) -> dict[str, Any]:
+        """Options of run_mim.py that name the images. Those that decide are not trained on."""
+        if self.unlabelled_dir is not None:
+            return {"train_dir": self.unlabelled_dir}
+        left_out = ("label_column", "holdout", "holdout_seed")
+        return {name: value for name, value in self.labelled_source().items() if name not in left_out}
+
+
+_LABELLED = (
+    *("train_dir", "validation_dir", "dataset_name", "dataset_config", "data_files", "train_split"),
+    *("validation_split", "image_column", "label_column", "holdout", "holdout_seed", "max_train_samples"),
+    *("max_eval_samples", "max_unreadable"),
+)
+
+
+def parse_arguments(argv: list[str]) -> CompareArguments:
+    """Command line over recipe over defaults; without any images it is the embedded data.
+
+    Raises:
+        SystemExit: If an option or a key of the recipe is unknown; the message names the nearest valid one.
+    """
+
+    def usual_recipe(given: argparse.Namespace) -> str | None:
+        return None if given.train_dir or given.dataset_name or given.data_files else "demo"
+
+    return parse_with_recipe(
+        (CompareArguments,),
+        argv,
+        EXAMPLES / "recipes" / "compare",
+        usual_recipe,
+        usage="%(prog)s [--checkpoint FOLDER] [--train_dir FOLDER] [--output_dir FOLDER] [options]",
+        description=__doc__,
+    )[0]
+
+
+def pretrain(arguments: CompareArguments) -> str:
+    """Pre-train if no checkpoint is named.
+
+    Returns:
+        Where the checkpoint is.
+    """
+    if arguments.checkpoint is not None:
+        return arguments.checkpoint
+    folder = Path(arguments.output_dir, "pretrained")
+    options = arguments.unlabelled_source() | _options(arguments.pretrain_options) | {"output_dir": str(folder)}
+    if arguments.pretrain_recipe is not None:
+        options["recipe"] = arguments.pretrain_recipe
+    if _is_done(folder, options) is None:
+        run_mim.main(options_of(options))
+        _note(folder, options, {})
+    return str(folder)
+
+
+def fine_tune(arguments: CompareArguments, options: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Train and evaluate, once for each seed and fold; what is done already is not repeated.
+
+    Args:
+        arguments: Where the images are.
+        options: Options of run_image_classification.py.
+        folder: Where everything goes.
+
+    Returns:
+        What `results.json` holds.
+    """
+    # Bars of many short runs would hide what comes out; what Trainer prints instead is in the log.
+    options = {"disable_tqdm": True} | _options(arguments.finetune_options) | options | {"output_dir": str(folder)}
+    if arguments.finetune_recipe is not None:
+        options["recipe"] = arguments.finetune_recipe
+    done = _is_done(folder, options)
+    if done is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _quiet(folder / "log.txt"):
+            done = run_image_classification.main(options_of(options))
+        _note(folder, options, done)
+    return done
+
+
+def _options(given: Any) -> dict[str, Any]:
+    return dict(given or {})
+
+
+def _is_done(folder: Path, options: dict[str, Any]) -> dict[str, Any] | None:
+    path = folder / "done.json"
+    if not path.exists():
+        return None
+    done = json.loads(path.read_text(encoding="utf-8"))
+    return done["results"] if done["options"] == json.loads(json.dumps(options)) else None
+
+
+def _note(folder: Path, options: dict[str, Any], results: dict[str, Any]) -> None:
+    if PartialState().is_main_process:
+        text = json.dumps({"options": options, "results": results}, indent=2)
+        (folder / "done.json").write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _quiet(path: Path) -> Iterator[None]:
+    """What is printed goes to a file, and of what is logged only errors are shown."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    disable_progress_bars()
+    try:
+        with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        enable_progress_bars()
+
+
+def choose_rate(arguments: CompareArguments, options: dict[str, Any], folder: Path) -> float | None:
+    """The learning rate of one arm at one budget, by cross-validation on its labelled images alone.
+
+    Returns:
+        The rate; None if there is nothing to choose.
+    """
+    rates = arguments.learning_rates
+    if rates is None or len(rates) == 1:
+        return rates[0] if rates else None
+    source = arguments.labelled_source()
+    # The images that decide play no part.
+    named = [source.pop(name, None) for name in ("validation_dir", "validation_split")]
+    if any(named):
+        source["holdout"] = 0.0
+    accuracies = {}
+    for rate in rates:
+        tuning = source | options | {"learning_rate": rate, "seeds": arguments.seeds[:1]}
+        tuning |= {"num_folds": arguments.tuning_folds}
+        _say(f"  choosing a learning rate: {rate:g}, on {arguments.tuning_folds} folds")
+        accuracies[rate] = fine_tune(arguments, tuning, folder / f"rate-{rate:g}")["summary"]["accuracy"]["mean"]
+    return max(accuracies, key=lambda rate: accuracies[rate])
+
+
+def compare(arguments: CompareArguments, checkpoint: str) -> dict[int, dict[str, dict[int, float]]]:
+    """Run both arms at every budget.
+
+    Returns:
+        Labelled images in all, to arm, to seed, to accuracy.
+    """
+    output_dir = Path(arguments.output_dir)
+    scores: dict[int, dict[str, dict[int, float]]] = {}
+    for budget in arguments.labels_per_class:
+        for arm in ARMS:
+            options: dict[str, Any] = {"checkpoint": checkpoint, "from_scratch": arm == ARMS[1]}
+            if budget:
+                options["labels_per_class"] = budget
+            folder = output_dir / f"{budget or 'all'}-labels" / arm.replace(" ", "-")
+            labels = f"{budget} labels a class" if budget else "all labels"
+            _say(f"{labels}, {arm}: {len(arguments.seeds)} runs, see {folder / 'log.txt'}")
+            rate = choose_rate(arguments, options, folder / "tuning")
+            if rate is not None:
+                options["learning_rate"] = rate
+            options |= arguments.labelled_source() | {"seeds": arguments.seeds}
+            runs = fine_tune(arguments, options, folder)["runs"]
+            num_labels = runs[0]["num_train_images"]
+            accuracies = {run["seed"]: run["metrics"]["accuracy"] for run in runs}
+            scores.setdefault(num_labels, {})[arm] = accuracies
+            chosen = "" if rate is None else f", learning rate {rate:g}"
+            spread = f" ± {100 * np.std(list(accuracies.values()), ddof=1):.1f}" if len(accuracies) > 1 else ""
+            mean = 100 * np.mean(list(accuracies.values()))
+            _say(f"  {mean:.1f}{spread} % right of {runs[0]['num_eval_images']:,}{chosen}")
+    return scores
+
+
+def _say(text: str) -> None:
+    if PartialState().is_main_process:
+        print(text, flush=True)
+
+
+def report(scores: dict[int, dict[str, dict[int, float]]], output_dir: Path) -> list[Verdict]:
+    """Write `comparison.json`, `comparison.md` and `comparison.png`, and say what came out."""
+    verdicts = [judge(budget, scores[budget]) for budget in sorted(scores)]
+    if PartialState().is_main_process:
+        sentences = [str(verdict) for verdict in verdicts]
+        everything = {
+            "conclusion": conclusion(verdicts),
+            "verdicts": [asdict(verdict) for verdict in verdicts],
+            "accuracies": scores,
+        }
+        (output_dir / "comparison.json").write_text(json.dumps(everything, indent=2), encoding="utf-8")
+        text = "\n\n".join([conclusion(verdicts), table(scores), *sentences])
+        (output_dir / "comparison.md").write_text(f"{text}\n", encoding="utf-8")
+        plot_comparison(scores, output_dir / "comparison.png", conclusion(verdicts))
+        print("\n".join(["", *sentences, conclusion(verdicts)]))
+        print(f"{output_dir / 'comparison.png'}  accuracy over the number of labels, both arms, every seed")
+    return verdicts
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the comparison."""
+    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    checkpoint = pretrain(arguments)
+    report(compare(arguments, checkpoint), Path(arguments.output_dir))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,330 @@
+"""Measure what the features of a frozen encoder are worth, with a linear classifier and nearest neighbours.
+
+    python examples/run_probe.py --checkpoint runs/demo --random_init               on the embedded data
+    python examples/run_probe.py --checkpoint runs/photos --train_dir train --test_dir test
+    python examples/run_probe.py --checkpoint NAME --dataset_name DATA --test_split test --layers 4 8 12 last
+
+Prints a table of accuracies, and writes results.json and a plot to --output_dir. Nothing of the encoder is trained:
+minutes instead of the hours of fine-tuning. SimMIM's features are better after fine-tuning than such probes tell, and
+those of its middle layers are often better than its last.
+"""
+
+import dataclasses
+import json
+import statistics
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch.utils.data import DataLoader
+from transformers import AutoConfig
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils import logging
+
+from hf_simmim import SimMIMConfig, SimMIMImageProcessor, SimMIMModel
+from hf_simmim.labelled_images import LabelledImageDataset, LabelledImages, few_labels, holdout, load_labelled_images
+from hf_simmim.probing import POOLINGS, ProbeResult, check_layers, extract_layers, knn, linear_probe
+from hf_simmim.recipes import parse_with_recipe
+from hf_simmim.visualization import plot_layers
+
+logger = logging.get_logger(__name__)
+
+EXAMPLES = Path(__file__).parent
+EMBEDDED_DATA = EXAMPLES / "data" / "fashion_mnist_7k"
+SETTINGS = ("checkpoint", "layers", "pooling", "k", "labels_per_class", "seeds")
+PROBES = {"linear": "linear probe", "knn": "nearest neighbours"}
+
+
+@dataclass
+class DataArguments:
+    """Labelled images; the embedded ones if none are named."""
+
+    _argument_group_name = "images"
+
+    train_dir: str | None = field(
+        default=None, metadata={"help": "Folder of images to fit to, a sub-folder for each class."}
+    )
+    test_dir: str | None = field(
+        default=None, metadata={"help": "Folder of images to test on. Without it a part of the others is held out."}
+    )
+    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, or a local one."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
+    train_split: str = field(default="train", metadata={"help": "Split of the data set to fit to."})
+    test_split: str | None = field(
+        default=None, metadata={"help": "Split of the data set to test on. Without it a part is held out."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "Column of the images; found by its type."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of the classes; found by its type."})
+    holdout: float = field(
+        default=0.25, metadata={"help": "Share of each class held out to test on if no other images are named."}
+    )
+
+    def __post_init__(self):
+        for name, option, needed in (
+            ("test_dir", self.test_dir, "train_dir"),
+            ("test_split", self.test_split, "dataset_name"),
+            ("dataset_config", self.dataset_config, "dataset_name"),
+            ("label_column", self.label_column, "dataset_name"),
+            ("image_column", self.image_column, "dataset_name"),
+        ):
+            if option is not None and getattr(self, needed) is None:
+                raise ValueError(f"{name}={option!r} does nothing without --{needed}. Name that too, or leave it out.")
+        if self.train_dir is not None and self.dataset_name is not None:
+            raise ValueError("train_dir and dataset_name both name images. Leave one out.")
+
+
+@dataclass
+class ProbeArguments:
+    """What is measured."""
+
+    _argument_group_name = "probe"
+
+    checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "A SimMIM checkpoint, or that of a vision model of transformers: folder or name on the Hub."},
+    )
+    layers: list[str] = field(
+        default_factory=lambda: ["last"],
+        metadata={
+            "help": "Hidden states to measure, 0 for the patch embedding, -1 for the last, and last for the encoder's"
+            " output. The paper probes layer 8 of ViT-B."
+        },
+    )
+    pooling: str = field(
+        default="mean", metadata={"help": "How an image's features become one vector.", "choices": list(POOLINGS)}
+    )
+    k: int = field(default=20, metadata={"help": "Number of neighbours."})
+    labels_per_class: int | None = field(
+        default=None, metadata={"help": "Fit to only so many images of each class, drawn by each seed."}
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0],
+        metadata={"help": "Seeds of these draws, of untrained weights, and of choosing the linear probe's penalty."},
+    )
+    random_init: bool = field(
+        default=False,
+        metadata={"help": "Measure the same architecture untrained, too: what pre-training has to improve on."},
+    )
+    output_dir: str = field(default="runs/probe", metadata={"help": "Folder of results.json and the plot."})
+    batch_size: int = field(default=128, metadata={"help": "Images that are encoded at once."})
+    num_workers: int = field(default=2, metadata={"help": "Processes that load images."})
+    device: str | None = field(default=None, metadata={"help": "Where to compute, such as cpu; a GPU if there is one."})
+
+    def __post_init__(self):
+        if self.checkpoint is None:
+            raise ValueError("No checkpoint is named. Give --checkpoint, the output folder of a pre-training.")
+        self.numbers = [layer_number(name) for name in self.layers]
+        for name, least in (("k", 1), ("labels_per_class", 1), ("batch_size", 1), ("num_workers", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value} must be at least {least}.")
+        for name in ("layers", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}={values} names one twice. Leave one out.")
+
+
+def layer_number(name: str) -> int | None:
+    """The hidden state that an option means; None for the encoder's output."""
+    if name == "last":
+        return None
+    try:
+        return int(name)
+    except ValueError as error:
+        raise ValueError(f"layers has {name!r}. Use numbers of hidden states, and last for the output.") from error
+
+
+def load_images(arguments: DataArguments) -> list[LabelledImages]:
+    """Images to fit to, and images to test on."""
+    if arguments.train_dir is not None:
+        train = load_labelled_images(arguments.train_dir)
+        test = load_labelled_images(arguments.test_dir) if arguments.test_dir is not None else None
+    else:
+        source: dict[str, Any] = {
+            "dataset_name": arguments.dataset_name or str(EMBEDDED_DATA),
+            "dataset_config": arguments.dataset_config,
+            "image_column": arguments.image_column,
+            "label_column": arguments.label_column,
+        }
+        test_split = arguments.test_split if arguments.dataset_name is not None else "test"
+        train = load_labelled_images(**source, split=arguments.train_split)
+        test = load_labelled_images(**source, split=test_split) if test_split is not None else None
+    for images in (train, test):
+        if images is not None and images.problem_type != "single_label_classification":
+            raise ValueError("The labels must be one class for each image. Name another --label_column.")
+    if test is not None:
+        return [train, test.with_classes(train.class_names)]
+    return [train.select(part) for part in holdout(train.labels, arguments.holdout, seed=0)]
+
+
+def load_model(checkpoint: str) -> SimMIMModel:
+    """The encoder of a SimMIM checkpoint or of a vision model of transformers."""
+    try:
+        stored = AutoConfig.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint={checkpoint!r} is neither a folder with a model nor one on the Hub. {error}"
+        ) from error
+    if stored.model_type == SimMIMConfig.model_type:
+        return SimMIMModel.from_pretrained(checkpoint, dtype=torch.float32)
+    return SimMIMModel.from_encoder(checkpoint, dtype=torch.float32)
+
+
+def normalisation(checkpoint: str, num_channels: int) -> dict[str, Any]:
+    """Scale, mean, standard deviation and nodata of the checkpoint's image processor."""
+    try:
+        stored, _ = SimMIMImageProcessor.get_image_processor_dict(checkpoint)
+    except OSError as error:
+        if num_channels != 3:
+            raise ValueError(
+                f"{checkpoint} has no image processor, which tells how its {num_channels} channels are normalised. Save"
+                " a preprocessor_config.json with image_mean and image_std beside the model."
+            ) from error
+        logger.warning(f"{checkpoint} has no image processor; images are normalised by ImageNet's mean and deviation.")
+        stored = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
+    keys = ("image_mean", "image_std", "rescale_factor", "nodata")
+    return {key: stored[key] for key in keys if stored.get(key) is not None}
+
+
+def measure(
+    model: SimMIMModel,
+    datasets: list[LabelledImageDataset],
+    num_classes: int,
+    draws: dict[int, list[int]],
+    arguments: ProbeArguments,
+) -> list[dict[str, Any]]:
+    """Both probes of every layer, for every seed.
+
+    Args:
+        model: The encoder.
+        datasets: Images to fit to, and to test on.
+        num_classes: Number of classes.
+        draws: Images to fit to of each seed.
+        arguments: The options.
+
+    Returns:
+        A row for each layer and seed.
+    """
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    labels = [torch.tensor(list(dataset.images.select_columns("label")["label"])) for dataset in datasets]
+    used = sorted(set().union(*draws.values()))
+    position = {index: row for row, index in enumerate(used)}
+    parts = [torch.utils.data.Subset(datasets[0], used), datasets[1]]
+    loaders = [
+        DataLoader(part, arguments.batch_size, num_workers=arguments.num_workers, collate_fn=collate) for part in parts
+    ]
+    features = [extract_layers(model, batches, arguments.numbers, arguments.pooling, device) for batches in loaders]
+    rows = []
+    for name, train, test in zip(arguments.layers, *features, strict=True):
+        for seed, draw in draws.items():
+            chosen = torch.tensor([position[index] for index in draw])
+            data = (train[chosen], labels[0][torch.tensor(draw)], test, labels[1], num_classes)
+            row: dict[str, Any] = {"layer": name, "seed": seed}
+            row["linear"] = figures(linear_probe(*data, seed=seed, device=device))
+            row["knn"] = figures(knn(*data, k=arguments.k, device=device))
+            rows.append(row)
+    return rows
+
+
+def collate(samples: list[dict[str, Any]]) -> torch.Tensor:
+    """Pixel values of a batch."""
+    return torch.stack([sample["pixel_values"] for sample in samples])
+
+
+def figures(result: ProbeResult) -> dict[str, float]:
+    """What there is of a probe's figures, without its predictions."""
+    values = {entry.name: getattr(result, entry.name) for entry in dataclasses.fields(result)}
+    return {key: value for key, value in values.items() if key != "predictions" and value is not None}
+
+
+def summary(rows: list[dict[str, Any]], layers: list[str], figure: str = "accuracy") -> dict[str, list[list[float]]]:
+    """Figures of each probe: a list for each layer, with one for each seed."""
+    return {
+        probe: [[row[probe][figure] for row in rows if row["layer"] == layer] for layer in layers] for probe in PROBES
+    }
+
+
+def print_table(series: dict[str, dict[str, list[list[float]]]], layers: list[str]) -> None:
+    """A line for each layer, in percent; mean and standard deviation of several seeds."""
+    columns = [(weights, probe) for weights in series for probe in PROBES]
+    titles = [f"{weights} {PROBES[probe]}" for weights, probe in columns]
+    print("  ".join(["layer", *titles]))
+    for index, layer in enumerate(layers):
+        cells = []
+        for (weights, probe), title in zip(columns, titles, strict=True):
+            values = series[weights][probe][index]
+            spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{100 * statistics.fmean(values):.1f} %{spread}".rjust(len(title)))
+        print("  ".join([layer.rjust(5), *cells]))
+
+
+def run(data: DataArguments, arguments: ProbeArguments) -> None:
+    """Measure, print and write everything."""
+    output_dir = Path(arguments.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    checkpoint = str(arguments.checkpoint)
+    model = load_model(checkpoint)
+    config = model.config
+    check_layers(config, arguments.numbers, arguments.pooling)
+    settings = normalisation(checkpoint, config.num_channels)
+    images = load_images(data)
+    labels, num_classes = images[0].labels, len(images[0].class_names or ())
+    if arguments.labels_per_class is None:
+        draws = {seed: list(range(len(labels))) for seed in arguments.seeds}
+    else:
+        draws = {
+            seed: few_labels(labels, arguments.labels_per_class, seed, images[0].class_names)
+            for seed in arguments.seeds
+        }
+    datasets = [
+        LabelledImageDataset(part.rows, config.image_size, config.num_channels, crop_ratio=1, **settings)
+        for part in images
+    ]
+    rows = {"pre-trained": measure(model, datasets, num_classes, draws, arguments)}
+    if arguments.random_init:
+        rows["untrained"] = []
+        for seed, draw in draws.items():
+            torch.manual_seed(seed)
+            rows["untrained"] += measure(SimMIMModel(config), datasets, num_classes, {seed: draw}, arguments)
+    series = {weights: summary(measured, arguments.layers) for weights, measured in rows.items()}
+    num_fitted = len(next(iter(draws.values())))
+    title = f"{num_fitted:,} images to fit to, {len(images[1]):,} to test on, {num_classes} classes"
+    print(title)
+    print_table(series, arguments.layers)
+    results = {
+        **{key: getattr(arguments, key) for key in SETTINGS},
+        "num_train_images": num_fitted,
+        "num_test_images": len(images[1]),
+        "class_names": images[0].class_names,
+        "results": [{"weights": weights, **row} for weights, measured in rows.items() for row in measured],
+    }
+    path = output_dir / "results.json"
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    plotted = {f"{PROBES[probe]}, {weights}": series[weights][probe] for weights in series for probe in PROBES}
+    plot_layers(arguments.layers, plotted, output_dir / "accuracy.png", title)
+    print(f"{path}  every figure\n{output_dir / 'accuracy.png'}  accuracy of each layer")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the probe."""
+    data, arguments = parse_with_recipe(
+        (DataArguments, ProbeArguments),
+        sys.argv[1:] if argv is None else argv,
+        EXAMPLES / "recipes" / "probe",
+        lambda given: None,
+        usage="%(prog)s --checkpoint NAME [--train_dir FOLDER] [--test_dir FOLDER] [options]",
+        description=__doc__,
+    )
+    try:
+        run(data, arguments)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    except SafetensorError as error:
+        raise SystemExit(f"error: the weights of {arguments.checkpoint} are damaged ({error}).") from error
+
+
+if __name__ == "__main__":
+    main()

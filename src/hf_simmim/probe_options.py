@@ -1,0 +1,123 @@
+"""Options of the probe during pre-training: labels that tell what the features are worth."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .callbacks import ProbeCallback
+from .data_options import SourceArguments
+from .labelled_images import LabelledImageDataset, LabelledImages, holdout, load_labelled_images
+from .probing import POOLINGS
+from .trainer import SimMIMTrainer
+
+# Share of the images of --probe_dir, or of a training set without a validation split, that the probe is tested on.
+PROBE_TEST_SHARE = 0.25
+
+
+@dataclass
+class ProbeArguments(SourceArguments):
+    """Where the images come from, and labels that tell while training what the features are worth."""
+
+    probe_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of labelled images, a sub-folder for each class. The loss of pre-training alone misleads:"
+            " it compares only runs of the same masks and target, and may fall while the features get no better. With"
+            " labels, nearest neighbours and a linear classifier on the frozen features are measured before training"
+            " and at every evaluation. The labels train nothing; the weights are the same as without."
+        },
+    )
+    probe_label_column: str | None = field(
+        default=None,
+        metadata={"help": "Instead of --probe_dir, the column of the training data set that holds the classes."},
+    )
+    probe_layer: int | None = field(
+        default=None,
+        metadata={
+            "help": "Hidden state of the encoder that is measured, 0 for the patch embedding; its output if unset. The"
+            " best features may lie in the middle: the paper probes the 8th of ViT-B's 12 layers."
+        },
+    )
+    probe_images: int = field(
+        default=2000, metadata={"help": "Labelled images to fit to and to test on, so many each at most."}
+    )
+    probe_pooling: str = field(
+        default="mean", metadata={"help": "How an image's features become one vector.", "choices": list(POOLINGS)}
+    )
+
+
+def load_probe(arguments: ProbeArguments, embedded_data: str) -> list[LabelledImages] | None:
+    """Labelled images to fit the probe to and to test it on.
+
+    Args:
+        arguments: The options.
+        embedded_data: Data set that is used where none is named.
+
+    Returns:
+        Both; None if no labels are named.
+
+    Raises:
+        ValueError: If they cannot be used; the message says why and what to do.
+    """
+    if arguments.probe_dir is None and arguments.probe_label_column is None:
+        return None
+    if arguments.probe_dir is not None and arguments.probe_label_column is not None:
+        raise ValueError("probe_dir and probe_label_column both name labels. Leave one out.")
+    test = None
+    if arguments.probe_dir is not None:
+        images = load_labelled_images(arguments.probe_dir)
+    elif arguments.train_dir is not None:
+        raise ValueError(
+            f"probe_label_column={arguments.probe_label_column!r} needs a data set: a folder has no columns. Use"
+            " --probe_dir, with a sub-folder for each class."
+        )
+    else:
+        is_demo = not arguments.names_images
+        source: dict[str, Any] = {
+            "dataset_name": embedded_data if is_demo else arguments.dataset_name,
+            "dataset_config": arguments.dataset_config,
+            "data_files": arguments.data_files,
+            "image_column": arguments.image_column,
+            "label_column": arguments.probe_label_column,
+        }
+        images = load_labelled_images(**source, split=arguments.train_split)
+        validation_split = arguments.validation_split or ("test" if is_demo else None)
+        if validation_split is not None:
+            test = load_labelled_images(**source, split=validation_split).with_classes(images.class_names)
+    if images.problem_type != "single_label_classification":
+        raise ValueError("The probe's labels must be one class for each image. Name another column.")
+    if test is not None:
+        return [images, test]
+    return [images.select(part) for part in holdout(images.labels, PROBE_TEST_SHARE, seed=0)]
+
+
+def add_probe(trainer: SimMIMTrainer, images: list[LabelledImages], arguments: ProbeArguments) -> None:
+    """Measure the features at every evaluation.
+
+    Args:
+        trainer: Of the pre-training.
+        images: What `load_probe` returned.
+        arguments: The options.
+
+    Raises:
+        ValueError: If the run has no evaluations.
+    """
+    if trainer.eval_dataset is None:
+        raise ValueError("The probe is measured at evaluations, and there are none. Use --holdout or --validation_dir.")
+    config, processor = trainer.model.config, trainer.processing_class
+    train, test = (
+        LabelledImageDataset(
+            *(part.rows, config.image_size, config.num_channels, processor.image_mean, processor.image_std),
+            rescale_factor=processor.rescale_factor,
+            nodata=processor.nodata,
+            crop_ratio=1,
+        )
+        for part in images
+    )
+    num_classes = len(images[0].class_names or ())
+    trainer.add_callback(
+        ProbeCallback(
+            *(trainer, train, test, num_classes, arguments.probe_images),
+            layer=arguments.probe_layer,
+            pooling=arguments.probe_pooling,
+        )
+    )

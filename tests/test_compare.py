@@ -1,0 +1,133 @@
+"""The script that tells whether pre-training helps, on small folders of pictures."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scripts import command_line, load_script
+from tiny import swin_config
+
+from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
+
+ENCODER = swin_config().to_dict() | {"image_size": 32}
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load_script("compare")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Pictures of two colours, which is what they are labelled with."""
+    folder = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for index in range(40):
+        color = np.array([(200, 40, 40), (40, 40, 200)][index % 2])
+        pixels = np.clip(color + generator.integers(-40, 40, (32, 32, 3)), 0, 255).astype(np.uint8)
+        path = folder / ("red", "blue")[index % 2] / f"{index:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return folder
+
+
+FINE_TUNING = {
+    **{"num_train_epochs": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "use_cpu": True},
+    **{"eval_strategy": "no", "save_strategy": "no", "dataloader_num_workers": 0, "report_to": "none"},
+}
+PRETRAINING = FINE_TUNING | {"encoder": json.dumps(ENCODER), "mask_patch_size": 8, "image_size": 32}
+
+
+def options(pictures, output_dir, **kwargs) -> list[str]:
+    settings = {
+        "train_dir": pictures,
+        "output_dir": output_dir,
+        "pretrain_options": json.dumps(PRETRAINING),
+        "finetune_options": json.dumps(FINE_TUNING),
+        "tuning_folds": 2,
+    } | kwargs
+    return [*command_line(settings), "--seeds", "0", "1", "--labels_per_class", "4", "0"]
+
+
+def test_from_pictures_to_a_verdict(script, pictures, tmp_path, capsys, monkeypatch):
+    run = options(pictures, tmp_path)
+    script.main(run)
+    results = json.loads((tmp_path / "comparison.json").read_text())
+    # Eight images are held out.
+    assert set(results["accuracies"]) == {"8", "32"}
+    for arms in results["accuracies"].values():
+        assert {name: set(seeds) for name, seeds in arms.items()} == {
+            "pre-trained": {"0", "1"},
+            "from scratch": {"0", "1"},
+        }
+    assert [verdict["num_labels"] for verdict in results["verdicts"]] == [8, 32]
+    assert Image.open(tmp_path / "comparison.png").size[0] > 500
+    printed = capsys.readouterr().out
+    assert results["conclusion"] in printed
+    assert results["conclusion"] in (tmp_path / "comparison.md").read_text()
+
+    # Both arms: the same images and settings, seed by seed.
+    for budget in ("4-labels", "all-labels"):
+        runs = [json.loads((tmp_path / budget / arm / "seed-1" / "run.json").read_text()) for arm in ARM_FOLDERS]
+        different = {key for key in runs[0] if runs[0][key] != runs[1][key]}
+        assert different <= {"from_scratch"}
+
+    # Started again it does nothing but report, and other options are other runs.
+    monkeypatch.setattr(script.run_mim, "main", None)
+    monkeypatch.setattr(script.run_image_classification, "main", None)
+    script.main(run)
+    assert json.loads((tmp_path / "comparison.json").read_text()) == results
+    with pytest.raises(TypeError):
+        script.main([*run, "--finetune_options", json.dumps(FINE_TUNING | {"num_train_epochs": 2})])
+
+
+ARM_FOLDERS = ("pre-trained", "from-scratch")
+
+
+def test_tuning_never_sees_the_images_that_decide(script, pictures, tmp_path, monkeypatch):
+    """What the runs and their cross-validation are asked for, and which images that gives."""
+    seen: dict[str, list] = {"tuning": [], "deciding": []}
+    classification = script.run_image_classification
+
+    def plan_only(argv):
+        runs = classification.plan_runs(classification.parse_arguments(argv))
+        for run in runs:
+            kind = "tuning" if run.fold is not None else "deciding"
+            seen[kind].append((set(run.train.rows["name"]), set(run.evaluation.rows["name"])))
+        metrics = {"accuracy": 0.5}
+        results = [
+            {"seed": run.seed, "metrics": metrics, "num_train_images": len(run.train), "num_eval_images": 8}
+            for run in runs
+        ]
+        return {"summary": {"accuracy": {"mean": 0.5}}, "runs": results}
+
+    monkeypatch.setattr(classification, "main", plan_only)
+    torch.manual_seed(0)
+    SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=swin_config())).save_pretrained(tmp_path / "checkpoint")
+    run = options(pictures, tmp_path / "run", checkpoint=tmp_path / "checkpoint", pretrain_options=None)
+    script.main([*run, "--learning_rates", "0.001", "0.002"])
+    deciding = set.union(*(evaluation for _, evaluation in seen["deciding"]))
+    assert len(deciding) == 8
+    for train, evaluation in seen["tuning"]:
+        assert not (train | evaluation) & deciding
+    few = [train | evaluation for train, evaluation in seen["tuning"] if len(train) == 4]
+    assert len(seen["tuning"]) == 2 * 2 * 2 * 2  # budgets, arms, rates, folds
+    # The labelled images of the first seed.
+    assert {frozenset(images) for images in few} == {frozenset(seen["deciding"][0][0])}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"checkpoint": "somewhere"}, "pre-trained already"),
+        ({"finetune_options": "{"}, "not valid JSON"),
+        ({"finetune_options": '{"layer_deca": 1}'}, "Did you mean --layer_decay"),
+        ({"trian_dir": "x"}, "Did you mean --train_dir"),
+    ],
+)
+def test_mistakes_are_refused(script, pictures, tmp_path, change, message, monkeypatch):
+    monkeypatch.setattr(script.run_mim, "main", lambda argv: (tmp_path / "pretrained").mkdir())
+    with pytest.raises(SystemExit, match=message):
+        script.main(options(pictures, tmp_path, **change))
