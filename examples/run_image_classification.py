@@ -27,11 +27,11 @@ from transformers import IntervalStrategy, Trainer, set_seed
 
 from hf_simmim import SimMIMConfig, SimMIMForImageClassification, SimMIMImageProcessor
 from hf_simmim.augmentation import BACKENDS, Augmentation
+from hf_simmim.callbacks import EpochCallback
 from hf_simmim.confusion import plot_confusion
 from hf_simmim.data_options import PixelArguments, SourceArguments
 from hf_simmim.encoder_options import EncoderArguments
 from hf_simmim.labelled_images import (
-    EpochCallback,
     LabelledImageDataset,
     LabelledImages,
     few_labels,

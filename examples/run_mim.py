@@ -23,7 +23,7 @@ from transformers import AutoConfig, IntervalStrategy, set_seed
 from transformers.utils import logging
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
-from hf_simmim.callbacks import PictureCallback
+from hf_simmim.callbacks import EpochCallback, PictureCallback
 from hf_simmim.clusters import fit_color_clusters
 from hf_simmim.components import HEADS, LOSS_REGIONS, LOSSES, TARGETS
 from hf_simmim.data import MaskedImageDataset, collate
@@ -374,6 +374,7 @@ def build_trainer(
         data_collator=collate,
         processing_class=processor,
         unreadable_images=unreadable_images,
+        callbacks=[EpochCallback()],
     )
     if eval_dataset is not None:
         trainer.add_callback(PictureCallback(eval_dataset, processor))

@@ -28,6 +28,7 @@ from transformers import (
 from transformers.utils import logging
 
 from hf_simmim import SimMIMBackbone, SimMIMConfig, SimMIMImageProcessor, SimMIMModel
+from hf_simmim.callbacks import EpochCallback
 from hf_simmim.data import evenly_spaced, sample_generator
 from hf_simmim.data_options import PixelArguments, SourceArguments
 from hf_simmim.hidden_states import is_single_scale
@@ -40,7 +41,7 @@ from hf_simmim.segmentation import (
     draw_segmentations,
     forget_evaluation_keys,
 )
-from hf_simmim.segmentation_data import CollatePairs, EpochCallback, Pixels, SegmentationDataset
+from hf_simmim.segmentation_data import CollatePairs, Pixels, SegmentationDataset
 from hf_simmim.segmentation_pairs import Labels, Pairs, check_pairs, load_columns, load_folder
 from hf_simmim.training_options import SCHEDULES, ReleasedTrainingArguments
 from hf_simmim.visualization import to_pictures
@@ -179,8 +180,6 @@ class SegmentationArguments(ReleasedTrainingArguments):
         self.warmup_steps = 0 if self.warmup_steps is None else self.warmup_steps
         rate_is_usual = self.learning_rate is None
         super().__post_init__()
-        # Workers that live on draw no seed at an epoch, those of a resumed run do: stochastic depth would differ.
-        self.dataloader_persistent_workers = False
         if rate_is_usual:
             self.learning_rate = self.base_learning_rate * images_per_step(self) / RECIPE_BATCH
 
@@ -406,7 +405,7 @@ def build_trainer(
         processing_class=processor,
         compute_metrics=SegmentationMetrics(labels.class_names, labels.ignore_index),
         preprocess_logits_for_metrics=classes_of_annotations,  # type: ignore[arg-type]
-        callbacks=[EpochCallback(train_dataset)],
+        callbacks=[EpochCallback()],
         optimizers=create_optimizers(model, arguments, steps, arguments.layer_decay, arguments.as_released),  # type: ignore[arg-type]
     )
     return trainer, checkpoint

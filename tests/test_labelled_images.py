@@ -14,10 +14,10 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from hf_simmim.augmentation import Augmentation
+from hf_simmim.callbacks import EpochCallback
 from hf_simmim.crops import crop_and_resize
 from hf_simmim.data import NoReadableImageError
 from hf_simmim.labelled_images import (
-    EpochCallback,
     LabelledImageDataset,
     few_labels,
     folds,

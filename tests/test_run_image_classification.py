@@ -164,8 +164,9 @@ def test_other_checkpoints(script, pictures, tmp_path, source):
     assert isinstance(model.norm, torch.nn.LayerNorm) is (source == "vit")
 
 
-def test_a_killed_run_goes_on_as_if_it_had_not_been(script, pictures, checkpoint, tmp_path):
-    """Augmentation, mixing, schedule and the average of the weights included."""
+@pytest.mark.parametrize("save_steps", [2, 3])
+def test_a_killed_run_goes_on_as_if_it_had_not_been(script, pictures, checkpoint, tmp_path, save_steps):
+    """Within an epoch or between two; augmentation, mixing, stochastic depth and the average of weights included."""
 
     class Kill(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -175,7 +176,8 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(script, pictures, checkpoint
     def settings(folder):
         return options(
             *(pictures, tmp_path / folder),
-            **{"checkpoint": checkpoint, "save_strategy": "steps", "save_steps": 2, "weight_average": 0.9},
+            **{"checkpoint": checkpoint, "save_strategy": "steps", "save_steps": save_steps, "weight_average": 0.9},
+            **{"drop_path_rate": 0.3, "dataloader_num_workers": 1},
         )
 
     whole = script.parse_arguments(settings("whole"))
@@ -185,7 +187,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(script, pictures, checkpoint
     trainer.add_callback(Kill())
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    assert (tmp_path / "killed" / "checkpoint-2").exists()
+    assert (tmp_path / "killed" / f"checkpoint-{save_steps}").exists()
     found, _ = script.execute(killed, script.plan_runs(killed)[0])
     assert found == expected
     changed = script.parse_arguments([*settings("killed"), "--layer_decay", "0.5"])

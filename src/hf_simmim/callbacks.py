@@ -70,6 +70,25 @@ class PictureCallback(TrainerCallback):
             plot_losses(state.log_history, Path(args.output_dir) / "loss_curve.png")
 
 
+class EpochCallback(TrainerCallback):
+    """Tells the training data set the epoch, and keeps what its workers draw apart.
+
+    accelerate tells the epoch too, but neither in the epoch that a resumed run goes on with nor where there are several
+    processes: every such epoch would be augmented like the last one that was told. And workers that live through
+    epochs draw a seed from the generator that stochastic depth draws from, once only: a resumed run would draw once
+    more than one that was not interrupted.
+    """
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        """Before the workers are given their first images."""
+        # accelerate's loader wraps torch's.
+        loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
+        if loader.generator is None:
+            loader.generator = torch.Generator()
+        if hasattr(train_dataloader.dataset, "set_epoch"):
+            train_dataloader.dataset.set_epoch(int(state.epoch or 0))
+
+
 class ProbeCallback(TrainerCallback):
     """Measures at every evaluation what the features of the encoder are worth for classes that it is not trained on.
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from datasets import Dataset, List, Value
 from PIL import Image
-from transformers import TrainerCallback
 from transformers.utils import logging
 
 from .augmentation import Augmentation, Augmenter
@@ -401,15 +400,3 @@ class LabelledImageDataset(ImageDataset):
         x, y = ((1 - self.crop_ratio) / 2 * side for side in (right - left, bottom - top))
         box: Box = (left + x, top + y, right - x, bottom - y)
         return as_tensor(crop_and_resize(image, box, self.image_size, self.num_channels, self.resample))
-
-
-class EpochCallback(TrainerCallback):
-    """Tells the training data set the epoch.
-
-    accelerate does so too, but neither in the epoch that a resumed run goes on with nor where there are several
-    processes: without this callback every such epoch would be augmented like the last one that was told.
-    """
-
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        """Before the workers are given their first images."""
-        train_dataloader.dataset.set_epoch(int(state.epoch or 0))

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import TrainerCallback
 from transformers.utils import logging
 
 from .crops import Box, crop_and_resize
@@ -254,14 +253,3 @@ class CollatePairs:
                 [[*image.shape[1:], *annotation.shape] for image, annotation in zip(images, annotations, strict=True)]
             ),
         }
-
-
-class EpochCallback(TrainerCallback):
-    """Tells a dataset the epoch at its beginning, also where a run goes on within one."""
-
-    def __init__(self, dataset: SegmentationDataset):
-        self.dataset = dataset
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        """Set the epoch that begins or goes on."""
-        self.dataset.set_epoch(int(state.epoch or 0))

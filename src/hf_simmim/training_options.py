@@ -11,6 +11,14 @@ from .recipes import json_object
 SCHEDULES = (*RELEASED_SCHEDULES, *(kind.value for kind in SchedulerType))
 
 
+class ScheduleName(str):
+    """Name of a schedule that Trainer's model card can ask for its value, as it does with those of transformers."""
+
+    @property
+    def value(self) -> str:
+        return str(self)
+
+
 @dataclass
 class ReleasedTrainingArguments(TrainingArguments):
     """Everything of TrainingArguments, with the released schedules and rates for 512 images a step."""
@@ -68,7 +76,7 @@ class ReleasedTrainingArguments(TrainingArguments):
             # Trainer's own check knows transformers' schedules only.
             self.lr_scheduler_type = SchedulerType.CONSTANT.value
         super().__post_init__()
-        self.lr_scheduler_type = schedule
+        self.lr_scheduler_type = ScheduleName(schedule)
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
         if self.learning_rate is None:
             self.learning_rate = self.base_learning_rate * images_per_step(self) / 512
