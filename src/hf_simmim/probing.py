@@ -17,7 +17,7 @@ from .pretrained import SimMIMPreTrainedModel
 
 POOLINGS = ("mean", "max", "cls", "mean_std", "grid2")
 # Of half the squared weights, beside the mean cross entropy of standardised features; the strongest first.
-PENALTIES = (1.0, 0.1, 0.01, 1e-3, 1e-4)
+PENALTIES = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
 VALIDATION_SHARE = 0.2
 # Similarities that are held at once.
 MAX_SIMILARITIES = 2**25
