@@ -134,7 +134,8 @@ def test_the_penalty_that_is_chosen_is_good_and_repeatable():
     chosen = linear_probe(train, labels, test, test_labels, 7)
     accuracies = [linear_probe(train, labels, test, test_labels, 7, penalties=[p]).accuracy for p in PENALTIES]
     assert chosen.penalty in PENALTIES
-    assert chosen.accuracy >= np.mean(accuracies) - 0.02
+    # The strongest, which is tried first, is far too strong for so few images.
+    assert chosen.accuracy > accuracies[0] + 0.05
     assert torch.equal(linear_probe(train, labels, test, test_labels, 7).predictions, chosen.predictions)
 
 

@@ -19,8 +19,8 @@ from .visualization import plot_losses, plot_probe, reconstruction_grid
 
 # Pixel values of the probe's images are kept in memory up to so many numbers.
 MAX_KEPT_NUMBERS = 2**26
-# Few, for the linear probe is fitted at every evaluation.
-PENALTIES = (0.1, 0.01)
+# Of the linear probe: always the same, so that evaluations compare, and one fit is enough.
+PENALTY = 1e-3
 
 
 class PictureCallback(TrainerCallback):
@@ -159,7 +159,7 @@ class ProbeCallback(TrainerCallback):
             (train, test), (labels, test_labels) = features, (part.labels for part in self.parts)
             data = (train, labels, test, test_labels, self.num_classes)
             neighbours = knn(*data, k=self.k, device=args.device)
-            linear = linear_probe(*data, penalties=PENALTIES, device=args.device)
+            linear = linear_probe(*data, penalties=[PENALTY], device=args.device)
             results = [{"probe_knn_accuracy": neighbours.accuracy, "probe_linear_accuracy": linear.accuracy}]
         broadcast_object_list(results)
         # A copy, for Trainer adds the epoch to what it logs.
