@@ -4,13 +4,15 @@
     accelerate launch examples/compare.py --train_dir labelled_photos --unlabelled_dir all_photos
     accelerate launch examples/compare.py --checkpoint runs/photos --train_dir labelled_photos --labels_per_class 5 20 0
 
-Both arms get the same images, steps and settings, and the same choice of learning rates, of which each takes the one
-that does best in a cross-validation on its few labelled images: the images that decide are seen only once, at the end.
+Both arms get the same images, steps and settings, and the same choice of learning rates and layer-wise decays, of which
+each takes what does best in a cross-validation on its few labelled images: the images that decide are seen only once,
+at the end.
 Started again it goes on where it stopped.
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -61,8 +63,12 @@ class CompareArguments(SourceArguments):
     learning_rates: list[float] | None = field(
         default=None, metadata={"help": "Rates of the head that each arm may choose from; that of the recipe if unset."}
     )
+    layer_decays: list[float] | None = field(
+        default=None,
+        metadata={"help": "Layer-wise decays of the rate that each arm may choose from; that of the recipe if unset."},
+    )
     tuning_folds: int = field(
-        default=5, metadata={"help": "Folds of the labelled images of the first seed, by which a rate is chosen."}
+        default=5, metadata={"help": "Folds of the labelled images of the first seed, by which these are chosen."}
     )
     pretrain_recipe: str | None = field(default=None, metadata={"help": "Recipe of run_mim.py."})
     pretrain_options: dict | str | None = field(
@@ -200,27 +206,35 @@ def _quiet(path: Path) -> Iterator[None]:
         enable_progress_bars()
 
 
-def choose_rate(arguments: CompareArguments, options: dict[str, Any], folder: Path) -> float | None:
-    """The learning rate of one arm at one budget, by cross-validation on its labelled images alone.
+def choose_rates(arguments: CompareArguments, options: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Learning rate and layer-wise decay of one arm at one budget, by cross-validation on its labelled images alone.
 
     Returns:
-        The rate; None if there is nothing to choose.
+        Options of run_image_classification.py; none of what there is no choice of.
     """
-    rates = arguments.learning_rates
-    if rates is None or len(rates) == 1:
-        return rates[0] if rates else None
+    given = {"learning_rate": arguments.learning_rates, "layer_decay": arguments.layer_decays}
+    grid = {name: values for name, values in given.items() if values}
+    choices = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    if len(choices) == 1:
+        return choices[0]
     source = arguments.labelled_source()
     # The images that decide play no part.
     named = [source.pop(name, None) for name in ("validation_dir", "validation_split")]
     if any(named):
         source["holdout"] = 0.0
-    accuracies = {}
-    for rate in rates:
-        tuning = source | options | {"learning_rate": rate, "seeds": arguments.seeds[:1]}
-        tuning |= {"num_folds": arguments.tuning_folds}
-        _say(f"  choosing a learning rate: {rate:g}, on {arguments.tuning_folds} folds")
-        accuracies[rate] = fine_tune(arguments, tuning, folder / f"rate-{rate:g}")["summary"]["accuracy"]["mean"]
-    return max(accuracies, key=lambda rate: accuracies[rate])
+    accuracies = []
+    for choice in choices:
+        name = described(choice)
+        _say(f"  trying {name} on {arguments.tuning_folds} folds")
+        tuning = source | options | choice | {"seeds": arguments.seeds[:1], "num_folds": arguments.tuning_folds}
+        results = fine_tune(arguments, tuning, folder / name.replace(", ", "-").replace(" ", "-"))
+        accuracies.append(results["summary"]["accuracy"]["mean"])
+    return choices[int(np.argmax(accuracies))]
+
+
+def described(choice: dict[str, float]) -> str:
+    """Chosen options in words."""
+    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in choice.items())
 
 
 def compare(arguments: CompareArguments, checkpoint: str) -> dict[int, dict[str, dict[int, float]]]:
@@ -239,15 +253,14 @@ def compare(arguments: CompareArguments, checkpoint: str) -> dict[int, dict[str,
             folder = output_dir / f"{budget or 'all'}-labels" / arm.replace(" ", "-")
             labels = f"{budget} labels a class" if budget else "all labels"
             _say(f"{labels}, {arm}: {len(arguments.seeds)} runs, see {folder / 'log.txt'}")
-            rate = choose_rate(arguments, options, folder / "tuning")
-            if rate is not None:
-                options["learning_rate"] = rate
+            choice = choose_rates(arguments, options, folder / "tuning")
+            options |= choice
             options |= arguments.labelled_source() | {"seeds": arguments.seeds}
             runs = fine_tune(arguments, options, folder)["runs"]
             num_labels = runs[0]["num_train_images"]
             accuracies = {run["seed"]: run["metrics"]["accuracy"] for run in runs}
             scores.setdefault(num_labels, {})[arm] = accuracies
-            chosen = "" if rate is None else f", learning rate {rate:g}"
+            chosen = f", {described(choice)}" if choice else ""
             spread = f" ± {100 * np.std(list(accuracies.values()), ddof=1):.1f}" if len(accuracies) > 1 else ""
             mean = 100 * np.mean(list(accuracies.values()))
             _say(f"  {mean:.1f}{spread} % right of {runs[0]['num_eval_images']:,}{chosen}")

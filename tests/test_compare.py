@@ -107,13 +107,13 @@ def test_tuning_never_sees_the_images_that_decide(script, pictures, tmp_path, mo
     torch.manual_seed(0)
     SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=swin_config())).save_pretrained(tmp_path / "checkpoint")
     run = options(pictures, tmp_path / "run", checkpoint=tmp_path / "checkpoint", pretrain_options=None)
-    script.main([*run, "--learning_rates", "0.001", "0.002"])
+    script.main([*run, "--learning_rates", "0.001", "0.002", "--layer_decays", "0.5", "1.0"])
     deciding = set.union(*(evaluation for _, evaluation in seen["deciding"]))
     assert len(deciding) == 8
     for train, evaluation in seen["tuning"]:
         assert not (train | evaluation) & deciding
     few = [train | evaluation for train, evaluation in seen["tuning"] if len(train) == 4]
-    assert len(seen["tuning"]) == 2 * 2 * 2 * 2  # budgets, arms, rates, folds
+    assert len(seen["tuning"]) == 2 * 2 * 4 * 2  # budgets, arms, choices, folds
     # The labelled images of the first seed.
     assert {frozenset(images) for images in few} == {frozenset(seen["deciding"][0][0])}
 
