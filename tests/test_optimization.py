@@ -237,6 +237,9 @@ def test_unmodified_trainer_takes_them(tmp_path, accumulation, drop_last):
     peak = arguments.learning_rate
     assert logged == pytest.approx([optimizers[1]._rate(step, peak) for step in range(steps)], rel=1e-9)
     assert optimizers[0].param_groups[-1]["lr_scale"] == pytest.approx(0.8**6)
+    # Its card asks the schedule for its value.
+    trainer.create_model_card()
+    assert "released_cosine" in (tmp_path / "README.md").read_text()
 
 
 def test_a_longer_run_goes_on_with_its_own_shape():
