@@ -4,14 +4,13 @@ No names of any model are known here. Lists of modules are taken for layers by w
 memory tells what comes before, between and behind them.
 """
 
-import copy
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from .encoder_geometry import MEASURING, EncoderGeometry, encoder_geometry, settings_key
+from .encoder_geometry import EncoderGeometry, encoder_geometry, measured_once
 from .encoders import build_encoder, encode
 
 
@@ -38,14 +37,7 @@ def encoder_layers(config: Any) -> EncoderLayers:
         The layers. Where none are found, such as in an encoder without lists of modules, there are no names, and every
         parameter has depth 0.
     """
-    key = settings_key(config.encoder_config)
-    with MEASURING:
-        if key not in _measured:
-            plain = copy.deepcopy(config)
-            plain.encoder_config._attn_implementation = "eager"
-            with torch.inference_mode(False), torch.no_grad():
-                _measured[key] = _measure(plain)
-        return _measured[key]
+    return measured_once(_measured, config, _measure)
 
 
 def _measure(config: Any) -> EncoderLayers:

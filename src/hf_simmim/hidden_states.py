@@ -1,13 +1,12 @@
 """The encoder's hidden states: where they lie, the stages among them, and how they join the head's input."""
 
-import copy
 import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from .encoder_geometry import MEASURING, EncoderGeometry, encoder_geometry, settings_key
+from .encoder_geometry import EncoderGeometry, encoder_geometry, measured_once
 from .encoders import build_encoder, encode
 
 
@@ -36,14 +35,7 @@ def hidden_states(config: Any) -> list[HiddenState | None]:
     Raises:
         ValueError: If the encoder returns none, or cannot be used.
     """
-    key = settings_key(config.encoder_config)
-    with MEASURING:
-        if key not in _measured:
-            plain = copy.deepcopy(config)
-            plain.encoder_config._attn_implementation = "eager"
-            with torch.inference_mode(False), torch.no_grad():
-                _measured[key] = _measure(plain)
-        return _measured[key]
+    return measured_once(_measured, config, _measure)
 
 
 def _measure(config: Any) -> list[HiddenState | None]:
