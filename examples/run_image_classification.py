@@ -29,6 +29,7 @@ from hf_simmim import SimMIMConfig, SimMIMForImageClassification, SimMIMImagePro
 from hf_simmim.augmentation import BACKENDS, Augmentation
 from hf_simmim.callbacks import EpochCallback
 from hf_simmim.confusion import plot_confusion
+from hf_simmim.data import evenly_spaced
 from hf_simmim.data_options import PixelArguments, SourceArguments
 from hf_simmim.encoder_options import EncoderArguments
 from hf_simmim.labelled_images import (
@@ -41,7 +42,7 @@ from hf_simmim.labelled_images import (
 )
 from hf_simmim.metrics import ConfusionMatrix, classification_metrics
 from hf_simmim.mixing import MixingCollator
-from hf_simmim.optimization import create_optimizers, images_per_step, planned_steps
+from hf_simmim.optimization import RELEASED_SCHEDULES, create_optimizers, images_per_step, planned_steps
 from hf_simmim.recipes import parse_with_recipe
 from hf_simmim.run_settings import check_same_run, digest, prepare_output_dir, settings_before
 from hf_simmim.training_options import ReleasedTrainingArguments
@@ -161,8 +162,11 @@ class FineTuningArguments(ReleasedTrainingArguments):
         default=0.9, metadata={"help": "Factor of the learning rate from each layer to the one below it."}
     )
     lr_scheduler_kwargs: dict | str | None = field(
-        default='{"warmup_lr_rate": 0.0002, "min_lr_rate": 0.0002}',
-        metadata={"help": "Options of the schedule, as JSON: shares of the learning rate."},
+        default=None,
+        metadata={
+            "help": 'Options of the schedule, as JSON. Of released_cosine {"warmup_lr_rate": 0.0002, "min_lr_rate":'
+            " 0.0002} if unset, shares of the learning rate."
+        },
     )
     warmup_steps: float = field(default=0.2, metadata={"help": "Steps of warm-up, or a share of all below 1."})
     num_train_epochs: float = field(default=100.0, metadata={"help": "Passes over the images."})
@@ -178,6 +182,12 @@ class FineTuningArguments(ReleasedTrainingArguments):
     seeds: list[int] | None = field(
         default=None, metadata={"help": "Several seeds: a run for each, with mean and spread of the results."}
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.lr_scheduler_kwargs is None and self.lr_scheduler_type in RELEASED_SCHEDULES:
+            names = ["warmup_lr_rate"] + ["min_lr_rate"] * (self.lr_scheduler_type == "released_cosine")
+            self.lr_scheduler_kwargs = dict.fromkeys(names, 2e-4)
 
 
 @dataclass
@@ -266,6 +276,11 @@ def plan_runs(options: Options) -> list[Run]:
     seeds = [training.seed] if training.seeds is None else training.seeds
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds={seeds} has one twice. Give each once.")
+    if everything.class_names is not None and len(everything.class_names) < 2:
+        raise ValueError(
+            f"There is one class only, {everything.class_names[0]!r}, and nothing to tell apart. Name a folder with a"
+            " sub-folder for each class, or another --label_column."
+        )
     num_folds = data.num_folds
     runs = []
     for seed in seeds:
@@ -284,9 +299,10 @@ def plan_runs(options: Options) -> list[Run]:
                 parts = folds(train.labels, num_folds, fold, data.holdout_seed)
                 train, evaluation = (train.select(part) for part in parts)
             if data.max_train_samples is not None:
-                train = train.select(range(min(data.max_train_samples, len(train))))
+                # Spread, for folders are in the order of their classes.
+                train = train.select(evenly_spaced(len(train), data.max_train_samples))
             if evaluation is not None and data.max_eval_samples is not None:
-                evaluation = evaluation.select(range(min(data.max_eval_samples, len(evaluation))))
+                evaluation = evaluation.select(evenly_spaced(len(evaluation), data.max_eval_samples))
             names = [f"seed-{seed}"] * (training.seeds is not None) + [f"fold-{fold}"] * (num_folds is not None)
             output_dir = Path(str(training.output_dir), "-".join(names))
             runs.append(Run(train, evaluation, output_dir, seed, fold if num_folds is not None else None))
@@ -406,7 +422,7 @@ def build_trainer(options: Options, run: Run) -> tuple[Trainer, Path | None]:
     if arguments.dataloader_drop_last and len(train_dataset) < images_per_step(arguments):
         raise ValueError(
             f"{len(train_dataset)} images are fewer than the {images_per_step(arguments)} of one step. Use a smaller"
-            " --per_device_train_batch_size, or --no_dataloader_drop_last."
+            " --per_device_train_batch_size, or --dataloader_drop_last false."
         )
     check_images([train_dataset], data.max_unreadable)
     eval_dataset = None

@@ -179,13 +179,25 @@ def test_wrapped_models_keep_their_rates():
     assert [group["name"] for group in parameter_groups(torch.compile(model), 1.0, 0.05, 0.7)] == expected
 
 
+def test_adapters_have_the_rate_of_their_layer():
+    model = SimMIMForImageClassification(SimMIMConfig(encoder_config=swin_config()))
+    model.requires_grad_(False)
+    query = model.get_submodule("simmim.encoder.encoder.layers.0.blocks.1.attention.self.query")
+    query.lora_A = torch.nn.Linear(16, 2, bias=False)
+    model.classifier.lora_A = torch.nn.Linear(16, 2, bias=False)
+    scales = [(group["lr_scale"], len(group["params"])) for group in parameter_groups(model, 1.0, 0.05, 0.5)]
+    # Five layers and the head above them; this is the second.
+    assert scales == [(1.0, 1), (0.5**4, 1)]
+
+
 def test_other_models_are_refused_where_depth_matters():
     from transformers import ViTConfig
 
     stock = ViTForImageClassification(ViTConfig(hidden_size=8, num_attention_heads=1, num_hidden_layers=1))
     with pytest.raises(ValueError, match="no SimMIM encoder"):
         parameter_groups(stock, 1.0, 0.05, 0.9, as_released=False)
-    assert parameter_groups(stock, 1.0, 0.05, as_released=False)[0]["lr"] == 1.0
+    for as_released in (True, False):
+        assert parameter_groups(stock, 1.0, 0.05, as_released=as_released)[0]["lr"] == 1.0
     model = SimMIMForImageClassification(SimMIMConfig(encoder_config=swin_config()))
     with pytest.raises(ValueError, match="layer_decay=1.5"):
         parameter_groups(model, 1.0, 0.05, 1.5)

@@ -84,7 +84,7 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        depth, has_decay = depths.get(_plain(name), top), name in decayed
+        depth, has_decay = _depth_of(_plain(name), depths, top), name in decayed
         scale = layer_decay ** (top - depth)
         group = groups.setdefault(
             (depth, has_decay),
@@ -104,7 +104,13 @@ def _depths(model: nn.Module) -> tuple[dict[str, int], int]:
     """Depth of each parameter of the SimMIM encoders in a model, and that of all others."""
     depths: dict[str, int] = {}
     top = 1
-    for module_name, module in _simmim_models(model):
+    models = _simmim_models(model)
+    if not models:
+        raise ValueError(
+            f"{type(model).__name__} has no SimMIM encoder in it, so its layers are not known. Use layer_decay=1, or a"
+            " model of this package."
+        )
+    for module_name, module in models:
         layers = encoder_layers(module.config)
         top = max(top, len(layers.names) + 1)
         prefix = f"{module_name}." if module_name else ""
@@ -116,17 +122,24 @@ def _depths(model: nn.Module) -> tuple[dict[str, int], int]:
 
 def _simmim_models(model: nn.Module) -> list[tuple[str, Any]]:
     """The modules of a model that hold an encoder of ours, with their names."""
-    found = [
+    return [
         (_plain(f"{name}.").rstrip("."), module)
         for name, module in model.named_modules()
         if getattr(getattr(module, "config", None), "model_type", None) == "simmim" and hasattr(module, "encoder")
     ]
-    if not found:
-        raise ValueError(
-            f"{type(model).__name__} has no SimMIM encoder in it, so its layers are not known. Use layer_decay=1, or a"
-            " model of this package."
-        )
-    return found
+
+
+def _depth_of(name: str, depths: dict[str, int], top: int) -> int:
+    """Depth of a parameter; of one that was added to a module of the encoder, as adapters are, that of the module."""
+    if name in depths:
+        return depths[name]
+    owner = name.rpartition(".")[0]
+    while owner:
+        around = {depth for known, depth in depths.items() if known.startswith(f"{owner}.")}
+        if around:
+            return around.pop() if len(around) == 1 else top
+        owner = owner.rpartition(".")[0]
+    return top
 
 
 def decay_parameter_names(model: nn.Module, as_released: bool = True) -> list[str]:
@@ -258,12 +271,21 @@ def create_schedule(
     options: dict[str, Any] = dict(arguments.lr_scheduler_kwargs or {})  # type: ignore[arg-type]
     warmup_steps = _warmup_steps(arguments, num_training_steps)
     if kind not in RELEASED_SCHEDULES:
-        return get_scheduler(kind, optimizer, warmup_steps, num_training_steps, options)
+        try:
+            return get_scheduler(kind, optimizer, warmup_steps, num_training_steps, options)
+        except TypeError as error:
+            raise ValueError(
+                f"lr_scheduler_kwargs={options} do not fit lr_scheduler_type={kind!r} ({error}). Set those that it has,"
+                " or {} for none."
+            ) from error
     shape: dict[str, Any] = {"warmup_lr_rate": 0.005}
     shape |= {"min_lr_rate": 0.05} if kind == "released_cosine" else {"milestones": [0.875], "gamma": 0.1}
     for name in options:
         if name not in shape:
-            raise ValueError(f"lr_scheduler_kwargs has {name!r}. Those of {kind} are: {', '.join(shape)}.")
+            raise ValueError(
+                f"lr_scheduler_kwargs has {name!r}. Those of {kind} are: {', '.join(shape)}. Set these, or {{}} for"
+                " their defaults."
+            )
     shape |= options
     milestones = shape.get("milestones", [])
     shares = {"warmup_lr_rate": shape["warmup_lr_rate"], "min_lr_rate": shape.get("min_lr_rate", 0.0)}
