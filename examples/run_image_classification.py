@@ -29,6 +29,7 @@ from hf_simmim import SimMIMConfig, SimMIMForImageClassification, SimMIMImagePro
 from hf_simmim.augmentation import BACKENDS, Augmentation
 from hf_simmim.callbacks import EpochCallback
 from hf_simmim.confusion import plot_confusion
+from hf_simmim.data import evenly_spaced
 from hf_simmim.data_options import PixelArguments, SourceArguments
 from hf_simmim.encoder_options import EncoderArguments
 from hf_simmim.labelled_images import (
@@ -284,9 +285,10 @@ def plan_runs(options: Options) -> list[Run]:
                 parts = folds(train.labels, num_folds, fold, data.holdout_seed)
                 train, evaluation = (train.select(part) for part in parts)
             if data.max_train_samples is not None:
-                train = train.select(range(min(data.max_train_samples, len(train))))
+                # Not the first ones, which in a folder are of one class.
+                train = train.select(evenly_spaced(len(train), data.max_train_samples))
             if evaluation is not None and data.max_eval_samples is not None:
-                evaluation = evaluation.select(range(min(data.max_eval_samples, len(evaluation))))
+                evaluation = evaluation.select(evenly_spaced(len(evaluation), data.max_eval_samples))
             names = [f"seed-{seed}"] * (training.seeds is not None) + [f"fold-{fold}"] * (num_folds is not None)
             output_dir = Path(str(training.output_dir), "-".join(names))
             runs.append(Run(train, evaluation, output_dir, seed, fold if num_folds is not None else None))

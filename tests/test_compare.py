@@ -84,6 +84,15 @@ def test_from_pictures_to_a_verdict(script, pictures, tmp_path, capsys, monkeypa
         script.main([*run, "--finetune_options", json.dumps(FINE_TUNING | {"num_train_epochs": 2})])
 
 
+def test_fewer_images_are_of_all_classes(script, pictures):
+    """Those of a folder are sorted by class."""
+    classification = script.run_image_classification
+    settings = {"train_dir": pictures, "max_train_samples": 10, "max_eval_samples": 4}
+    run = classification.plan_runs(classification.parse_arguments(command_line(settings)))[0]
+    assert sorted(run.train.labels) == [0] * 5 + [1] * 5
+    assert sorted(run.evaluation.labels) == [0, 0, 1, 1]
+
+
 ARM_FOLDERS = ("pre-trained", "from-scratch")
 
 
