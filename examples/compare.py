@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -87,18 +88,34 @@ class CompareArguments(SourceArguments):
             raise ValueError(f"labels_per_class={self.labels_per_class} must be different numbers, 0 for all labels.")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds={self.seeds} has one twice. Give each once.")
-        if self.checkpoint and (self.unlabelled_dir or self.pretrain_options):
+        if self.checkpoint and (self.unlabelled_dir or self.pretrain_recipe or self.pretrain_options):
             raise ValueError(
-                f"checkpoint={self.checkpoint!r} is pre-trained already. Leave out --unlabelled_dir and"
-                " --pretrain_options."
+                f"checkpoint={self.checkpoint!r} is pre-trained already. Leave out --unlabelled_dir,"
+                " --pretrain_recipe and --pretrain_options."
             )
 
     def labelled_source(self) -> dict[str, Any]:
         """Options of run_image_classification.py that name the images."""
         return {name: value for name, value in asdict(self).items() if name in _LABELLED and value is not None}
 
+    @property
+    def choices(self) -> list[dict[str, float]]:
+        """Options of run_image_classification.py that each arm chooses from; a single one is no choice."""
+        given = {"learning_rate": self.learning_rates, "layer_decay": self.layer_decays}
+        grid = {name: values for name, values in given.items() if values}
+        return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+    def tuning_source(self) -> dict[str, Any]:
+        """The same for a cross-validation in which the images that decide play no part."""
+        source = self.labelled_source()
+        named = [source.pop(name, None) for name in ("validation_dir", "validation_split")]
+        # The embedded data have a split that decides, without its being named.
+        if any(named) or not self.names_images:
+            source["holdout"] = 0.0
+        return source | {"num_folds": self.tuning_folds}
+
     def unlabelled_source(self) -> dict[str, Any]:
-        """Options of run_mim.py that name the images. Those that decide are not trained on."""
+        """Options of run_mim.py that name the images."""
         if self.unlabelled_dir is not None:
             return {"train_dir": self.unlabelled_dir}
         left_out = ("label_column", "holdout", "holdout_seed")
@@ -132,8 +149,41 @@ def parse_arguments(argv: list[str]) -> CompareArguments:
     )[0]
 
 
-def pretrain(arguments: CompareArguments) -> str:
+def deciding_images(arguments: CompareArguments) -> list[str]:
+    """Names of the images that decide; and whether all runs can be made, before a long pre-training.
+
+    Raises:
+        SystemExit: If a run cannot be made; the message says why and what to do.
+    """
+    sources = [arguments.labelled_source()]
+    if len(arguments.choices) > 1:
+        sources.append(arguments.tuning_source())
+    names = []
+    for budget in arguments.labels_per_class:
+        for source in sources:
+            options = _options(arguments.finetune_options) | source | {"seeds": arguments.seeds[:1]}
+            options |= {"labels_per_class": budget or None, "recipe": arguments.finetune_recipe}
+            try:
+                run = run_image_classification.plan_runs(run_image_classification.parse_arguments(options_of(options)))[
+                    0
+                ]
+            except (ValueError, OSError) as error:
+                raise SystemExit(f"error: {error}") from error
+            if run.train.problem_type != "single_label_classification":
+                raise SystemExit("error: accuracy is compared, and the labels are not one class for each image.")
+            if run.evaluation is None:
+                raise SystemExit(f"error: holdout={arguments.holdout:g} leaves no images that decide. Use 0.2.")
+            if source is sources[0]:
+                names = run.evaluation.rows["name"]
+    return list(names)
+
+
+def pretrain(arguments: CompareArguments, left_out: list[str]) -> str:
     """Pre-train if no checkpoint is named.
+
+    Args:
+        arguments: Where the images are.
+        left_out: Names of those that are not trained on.
 
     Returns:
         Where the checkpoint is.
@@ -142,27 +192,42 @@ def pretrain(arguments: CompareArguments) -> str:
         return arguments.checkpoint
     folder = Path(arguments.output_dir, "pretrained")
     options = arguments.unlabelled_source() | _options(arguments.pretrain_options) | {"output_dir": str(folder)}
+    path = Path(arguments.output_dir, "deciding_images.json")
+    options["leave_out"] = str(path)
     if arguments.pretrain_recipe is not None:
         options["recipe"] = arguments.pretrain_recipe
     if _is_done(folder, options) is None:
+        with PartialState().main_process_first():
+            if PartialState().is_main_process:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(left_out, indent=2), encoding="utf-8")
         run_mim.main(options_of(options))
         _note(folder, options, {})
     return str(folder)
 
 
-def fine_tune(arguments: CompareArguments, options: dict[str, Any], folder: Path) -> dict[str, Any]:
+def fine_tune(
+    arguments: CompareArguments, options: dict[str, Any], folder: Path, keeps_weights: bool = True
+) -> dict[str, Any]:
     """Train and evaluate, once for each seed and fold; what is done already is not repeated.
 
     Args:
         arguments: Where the images are.
         options: Options of run_image_classification.py.
         folder: Where everything goes.
+        keeps_weights: Whether the trained models are kept; checkpoints are not.
 
     Returns:
         What `results.json` holds.
     """
-    # Bars of many short runs would hide what comes out; what Trainer prints instead is in the log.
-    options = {"disable_tqdm": True} | _options(arguments.finetune_options) | options | {"output_dir": str(folder)}
+    # Bars of many short runs would hide what comes out; what Trainer prints instead is in the log. And the images that
+    # decide are not looked at before the end.
+    options = (
+        {"disable_tqdm": True, "eval_strategy": "no"}
+        | _options(arguments.finetune_options)
+        | options
+        | {"output_dir": str(folder)}
+    )
     if arguments.finetune_recipe is not None:
         options["recipe"] = arguments.finetune_recipe
     done = _is_done(folder, options)
@@ -171,6 +236,12 @@ def fine_tune(arguments: CompareArguments, options: dict[str, Any], folder: Path
         with _quiet(folder / "log.txt"):
             done = run_image_classification.main(options_of(options))
         _note(folder, options, done)
+        if PartialState().is_main_process:
+            # They are of use to an interrupted run only, and those of a comparison would fill a disk.
+            for path in list(folder.rglob("checkpoint-*")):
+                shutil.rmtree(path, ignore_errors=True)
+            for path in () if keeps_weights else list(folder.rglob("*.safetensors")):
+                path.unlink()
     return done
 
 
@@ -212,22 +283,16 @@ def choose_rates(arguments: CompareArguments, options: dict[str, Any], folder: P
     Returns:
         Options of run_image_classification.py; none of what there is no choice of.
     """
-    given = {"learning_rate": arguments.learning_rates, "layer_decay": arguments.layer_decays}
-    grid = {name: values for name, values in given.items() if values}
-    choices = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    choices = arguments.choices
     if len(choices) == 1:
         return choices[0]
-    source = arguments.labelled_source()
-    # The images that decide play no part.
-    named = [source.pop(name, None) for name in ("validation_dir", "validation_split")]
-    if any(named):
-        source["holdout"] = 0.0
     accuracies = []
     for choice in choices:
         name = described(choice)
         _say(f"  trying {name} on {arguments.tuning_folds} folds")
-        tuning = source | options | choice | {"seeds": arguments.seeds[:1], "num_folds": arguments.tuning_folds}
-        results = fine_tune(arguments, tuning, folder / name.replace(", ", "-").replace(" ", "-"))
+        tuning = arguments.tuning_source() | options | choice | {"seeds": arguments.seeds[:1]}
+        place = folder / name.replace(", ", "-").replace(" ", "-")
+        results = fine_tune(arguments, tuning, place, keeps_weights=False)
         accuracies.append(results["summary"]["accuracy"]["mean"])
     return choices[int(np.argmax(accuracies))]
 
@@ -237,13 +302,13 @@ def described(choice: dict[str, float]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in choice.items())
 
 
-def compare(arguments: CompareArguments, checkpoint: str) -> dict[int, dict[str, dict[int, float]]]:
+def compare(arguments: CompareArguments, checkpoint: str) -> tuple[dict[int, dict[str, dict[int, float]]], int]:
     """Run both arms at every budget.
 
     Returns:
-        Labelled images in all, to arm, to seed, to accuracy.
+        Labelled images in all, to arm, to seed, to accuracy; and the number of images that decide.
     """
-    output_dir = Path(arguments.output_dir)
+    output_dir, num_images = Path(arguments.output_dir), 0
     scores: dict[int, dict[str, dict[int, float]]] = {}
     for budget in arguments.labels_per_class:
         for arm in ARMS:
@@ -257,14 +322,14 @@ def compare(arguments: CompareArguments, checkpoint: str) -> dict[int, dict[str,
             options |= choice
             options |= arguments.labelled_source() | {"seeds": arguments.seeds}
             runs = fine_tune(arguments, options, folder)["runs"]
-            num_labels = runs[0]["num_train_images"]
+            num_labels, num_images = runs[0]["num_train_images"], runs[0]["num_eval_images"]
             accuracies = {run["seed"]: run["metrics"]["accuracy"] for run in runs}
             scores.setdefault(num_labels, {})[arm] = accuracies
             chosen = f", {described(choice)}" if choice else ""
             spread = f" ± {100 * np.std(list(accuracies.values()), ddof=1):.1f}" if len(accuracies) > 1 else ""
             mean = 100 * np.mean(list(accuracies.values()))
-            _say(f"  {mean:.1f}{spread} % right of {runs[0]['num_eval_images']:,}{chosen}")
-    return scores
+            _say(f"  {mean:.1f}{spread} % right of {num_images:,}{chosen}")
+    return scores, num_images
 
 
 def _say(text: str) -> None:
@@ -272,14 +337,15 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
-def report(scores: dict[int, dict[str, dict[int, float]]], output_dir: Path) -> list[Verdict]:
+def report(scores: dict[int, dict[str, dict[int, float]]], num_images: int, output_dir: Path) -> list[Verdict]:
     """Write `comparison.json`, `comparison.md` and `comparison.png`, and say what came out."""
-    verdicts = [judge(budget, scores[budget]) for budget in sorted(scores)]
+    verdicts = [judge(budget, scores[budget], num_images) for budget in sorted(scores)]
     if PartialState().is_main_process:
         sentences = [str(verdict) for verdict in verdicts]
         everything = {
             "conclusion": conclusion(verdicts),
             "verdicts": [asdict(verdict) for verdict in verdicts],
+            "num_deciding_images": num_images,
             "accuracies": scores,
         }
         (output_dir / "comparison.json").write_text(json.dumps(everything, indent=2), encoding="utf-8")
@@ -294,8 +360,8 @@ def report(scores: dict[int, dict[str, dict[int, float]]], output_dir: Path) -> 
 def main(argv: list[str] | None = None) -> None:
     """Run the comparison."""
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
-    checkpoint = pretrain(arguments)
-    report(compare(arguments, checkpoint), Path(arguments.output_dir))
+    checkpoint = pretrain(arguments, deciding_images(arguments))
+    report(*compare(arguments, checkpoint), Path(arguments.output_dir))
 
 
 if __name__ == "__main__":

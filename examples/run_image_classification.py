@@ -299,7 +299,7 @@ def plan_runs(options: Options) -> list[Run]:
                 parts = folds(train.labels, num_folds, fold, data.holdout_seed)
                 train, evaluation = (train.select(part) for part in parts)
             if data.max_train_samples is not None:
-                # Spread, for folders are in the order of their classes.
+                # Not the first ones, which in a folder are of one class.
                 train = train.select(evenly_spaced(len(train), data.max_train_samples))
             if evaluation is not None and data.max_eval_samples is not None:
                 evaluation = evaluation.select(evenly_spaced(len(evaluation), data.max_eval_samples))

@@ -10,6 +10,8 @@ any of the options below as keys; what is given on the command line wins over it
 """
 
 import argparse
+import json
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,6 +71,13 @@ class DataArguments(ProbeArguments, PixelArguments):
     )
     flip: float = field(default=0.5, metadata={"help": "Probability of a flip from left to right."})
     vertical_flip: float = field(default=0.0, metadata={"help": "Probability of a flip from top to bottom."})
+    leave_out: str | None = field(
+        default=None,
+        metadata={
+            "help": "JSON file with a list of images that are not trained on, such as those of a later test: paths, or"
+            " names as `name` of the loaded rows gives them."
+        },
+    )
 
 
 @dataclass
@@ -271,6 +280,8 @@ def load_splits(arguments: DataArguments, output_dir: str):
     # What a run writes into its own training folder, and the images to evaluate on, are not trained on.
     exclude = [path for path in (arguments.validation_dir, output_dir) if path is not None]
     train = load_images(**source, split=arguments.train_split, exclude=exclude)
+    if arguments.leave_out is not None:
+        train = without(train, Path(arguments.leave_out))
     validation = None
     if arguments.validation_dir is not None:
         validation = load_images(arguments.validation_dir)
@@ -289,6 +300,23 @@ def load_splits(arguments: DataArguments, output_dir: str):
     if validation is not None and arguments.max_eval_samples is not None:
         validation = validation.select(range(min(arguments.max_eval_samples, len(validation))))
     return train, validation
+
+
+def without(images: Dataset, path: Path) -> Dataset:
+    """The images that a JSON file does not list.
+
+    Raises:
+        ValueError: If the file holds no list of names, or none are left.
+    """
+    listed = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise ValueError(f"leave_out={str(path)!r} must hold a JSON list of names of images.")
+    # The same file may be named in several ways.
+    left_out = {os.path.realpath(name) for name in listed}
+    kept = [index for index, name in enumerate(images["name"]) if os.path.realpath(name) not in left_out]
+    if not kept:
+        raise ValueError(f"leave_out={str(path)!r} lists all {len(images)} images. Name more images to train on.")
+    return images if len(kept) == len(images) else images.select(kept)
 
 
 def build_trainer(

@@ -1,6 +1,7 @@
 """The script that tells whether pre-training helps, on small folders of pictures."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,27 +84,21 @@ def test_from_pictures_to_a_verdict(script, pictures, tmp_path, capsys, monkeypa
         script.main([*run, "--finetune_options", json.dumps(FINE_TUNING | {"num_train_epochs": 2})])
 
 
+def test_fewer_images_are_of_all_classes(script, pictures):
+    """Those of a folder are sorted by class."""
+    classification = script.run_image_classification
+    settings = {"train_dir": pictures, "max_train_samples": 10, "max_eval_samples": 4}
+    run = classification.plan_runs(classification.parse_arguments(command_line(settings)))[0]
+    assert sorted(run.train.labels) == [0] * 5 + [1] * 5
+    assert sorted(run.evaluation.labels) == [0, 0, 1, 1]
+
+
 ARM_FOLDERS = ("pre-trained", "from-scratch")
 
 
 def test_tuning_never_sees_the_images_that_decide(script, pictures, tmp_path, monkeypatch):
     """What the runs and their cross-validation are asked for, and which images that gives."""
-    seen: dict[str, list] = {"tuning": [], "deciding": []}
-    classification = script.run_image_classification
-
-    def plan_only(argv):
-        runs = classification.plan_runs(classification.parse_arguments(argv))
-        for run in runs:
-            kind = "tuning" if run.fold is not None else "deciding"
-            seen[kind].append((set(run.train.rows["name"]), set(run.evaluation.rows["name"])))
-        metrics = {"accuracy": 0.5}
-        results = [
-            {"seed": run.seed, "metrics": metrics, "num_train_images": len(run.train), "num_eval_images": 8}
-            for run in runs
-        ]
-        return {"summary": {"accuracy": {"mean": 0.5}}, "runs": results}
-
-    monkeypatch.setattr(classification, "main", plan_only)
+    seen = plan_only(script, monkeypatch)
     torch.manual_seed(0)
     SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=swin_config())).save_pretrained(tmp_path / "checkpoint")
     run = options(pictures, tmp_path / "run", checkpoint=tmp_path / "checkpoint", pretrain_options=None)
@@ -118,6 +113,73 @@ def test_tuning_never_sees_the_images_that_decide(script, pictures, tmp_path, mo
     assert {frozenset(images) for images in few} == {frozenset(seen["deciding"][0][0])}
 
 
+def plan_only(script, monkeypatch) -> dict[str, list]:
+    """What the runs would train on and evaluate on."""
+    seen: dict[str, list] = {"tuning": [], "deciding": []}
+    classification = script.run_image_classification
+
+    def plan(argv):
+        runs = classification.plan_runs(classification.parse_arguments(argv))
+        for run in runs:
+            kind = "tuning" if run.fold is not None else "deciding"
+            seen[kind].append((set(run.train.rows["name"]), set(run.evaluation.rows["name"])))
+        metrics = {"accuracy": 0.5}
+        results = [
+            {"seed": run.seed, "metrics": metrics, "num_train_images": len(run.train), "num_eval_images": 8}
+            for run in runs
+        ]
+        return {"summary": {"accuracy": {"mean": 0.5}}, "runs": results}
+
+    monkeypatch.setattr(classification, "main", plan)
+    return seen
+
+
+def test_embedded_data_are_tuned_on_the_labels_of_the_first_seed(script, tmp_path, monkeypatch):
+    seen = plan_only(script, monkeypatch)
+    where = ["--checkpoint", "somewhere", "--output_dir", str(tmp_path)]
+    script.main([*where, "--labels_per_class", "5", "--seeds", "3", "4", "--learning_rates", "0.001", "0.002"])
+    assert {frozenset(train | evaluation) for train, evaluation in seen["tuning"]} == {
+        frozenset(seen["deciding"][0][0])
+    }
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_images_that_decide_are_not_pre_trained_on(script, pictures, tmp_path, monkeypatch, is_named):
+    """Whether the images to pre-train on are the labelled ones, or a folder that has those, too."""
+    trained: list[set] = []
+
+    def load_only(argv):
+        data, _, _ = script.run_mim.parse_arguments(argv)
+        trained.append({Path(name).name for part in script.run_mim.load_splits(data, "") for name in part["name"]})
+
+    seen = plan_only(script, monkeypatch)
+    monkeypatch.setattr(script.run_mim, "main", load_only)
+    link = tmp_path / "link"
+    link.symlink_to(pictures)
+    (tmp_path / "run" / "pretrained").mkdir(parents=True)
+    script.main(options(pictures, tmp_path / "run", unlabelled_dir=link if is_named else None))
+    deciding = {Path(name).name for name in seen["deciding"][0][1]}
+    assert len(deciding) == 8
+    assert not deciding & trained[0]
+    assert len(trained[0]) == 32
+
+
+def test_finished_runs_leave_no_checkpoints(script, pictures, tmp_path, monkeypatch):
+    def train(argv):
+        folder = Path(argv[argv.index("--output_dir") + 1])
+        (folder / "seed-0" / "checkpoint-9").mkdir(parents=True)
+        (folder / "seed-0" / "model.safetensors").touch()
+        return {}
+
+    monkeypatch.setattr(script.run_image_classification, "main", train)
+    arguments = script.parse_arguments(options(pictures, tmp_path))
+    for keeps in (True, False):
+        folder = tmp_path / str(keeps)
+        script.fine_tune(arguments, {}, folder, keeps)
+        assert not list(folder.rglob("checkpoint-*"))
+        assert (folder / "seed-0" / "model.safetensors").exists() == keeps
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -125,9 +187,12 @@ def test_tuning_never_sees_the_images_that_decide(script, pictures, tmp_path, mo
         ({"finetune_options": "{"}, "not valid JSON"),
         ({"finetune_options": '{"layer_deca": 1}'}, "Did you mean --layer_decay"),
         ({"trian_dir": "x"}, "Did you mean --train_dir"),
+        ({"holdout": 0}, "leaves no images that decide"),
+        ({"train_dir": "nowhere"}, "does not exist"),
     ],
 )
 def test_mistakes_are_refused(script, pictures, tmp_path, change, message, monkeypatch):
-    monkeypatch.setattr(script.run_mim, "main", lambda argv: (tmp_path / "pretrained").mkdir())
+    # Before any pre-training.
+    monkeypatch.setattr(script.run_mim, "main", None)
     with pytest.raises(SystemExit, match=message):
         script.main(options(pictures, tmp_path, **change))

@@ -41,6 +41,13 @@ def test_interval_is_that_of_a_paired_test():
     assert (verdict.num_better, verdict.num_seeds) == (5, 5)
 
 
+def test_coarse_accuracies_agree_by_chance():
+    same = scores([0.55, 0.65], [0.5, 0.6])
+    assert judge(10, same, num_images=20).answer == "cannot tell"
+    assert judge(10, same, num_images=100_000).answer == "yes"
+    assert judge(10, scores([0.5, 0.6, 0.7], [0.5, 0.6, 0.7]), num_images=1000).answer == "no"
+
+
 def test_only_seeds_with_both_arms_count():
     arms = {"pre-trained": {0: 0.7, 1: 0.8, 2: 0.1}, "from scratch": {0: 0.6, 1: 0.7, 3: 0.9}}
     verdict = judge(100, arms)

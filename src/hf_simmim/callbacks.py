@@ -136,7 +136,7 @@ class ProbeCallback(TrainerCallback):
         self.num_evaluations = 0
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        """What the untrained encoder is worth: what training has to improve on."""
+        """What the encoder is worth before training, which has to improve on it."""
         if state.global_step == 0:
             untimed = getattr(self.trainer, "untimed", contextlib.nullcontext)
             with untimed():

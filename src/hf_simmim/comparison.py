@@ -1,6 +1,7 @@
 """Does pre-training help? Accuracies of both arms at several label budgets, what they say, and their picture."""
 
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,15 +53,17 @@ class Verdict:
         return f"{self.num_labels:,} labels: {meaning}, {text}."
 
 
-def judge(num_labels: int, scores: Scores) -> Verdict:
+def judge(num_labels: int, scores: Scores, num_images: int | None = None) -> Verdict:
     """Compare the arms, seed by seed: those of a seed have the same labelled images.
 
     The interval is Student's, of the mean of the differences. The answer is yes if all of it is above 0, and no if all
-    of it is below `SMALLEST_GAIN`.
+    of it is below `SMALLEST_GAIN`. It is about other seeds, not about other images than those that decide.
 
     Args:
         num_labels: Labelled images in all.
         scores: Of each of `ARMS`, seed to accuracy in [0, 1].
+        num_images: Images that decide. Few of them give coarse accuracies, which agree by chance: the spread of the
+            differences is taken to be at least that of rounding to whole images.
 
     Returns:
         The verdict.
@@ -78,7 +81,9 @@ def judge(num_labels: int, scores: Scores) -> Verdict:
         return Verdict(num_labels, "cannot tell", mean, None, None, num_better, count)
     from scipy.stats import t
 
-    half_width = float(t.ppf(0.975, count - 1)) * statistics.stdev(differences) / count**0.5
+    # Two accuracies, each rounded to a multiple of 1 / num_images.
+    rounding = 0.0 if num_images is None else (2 / 12) ** 0.5 / num_images
+    half_width = float(t.ppf(0.975, count - 1)) * max(statistics.stdev(differences), rounding) / count**0.5
     low, high = mean - half_width, mean + half_width
     answer = "yes" if low > 0 else "no" if high < SMALLEST_GAIN else "cannot tell"
     return Verdict(num_labels, answer, mean, low, high, num_better, count)
@@ -111,55 +116,46 @@ def plot_comparison(scores: Mapping[int, Scores], path: Path, title: str = "") -
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, NullLocator
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     budgets = sorted(scores)
-    for arm in ARMS:
-        values = [[100 * value for value in scores[budget][arm].values()] for budget in budgets]
-        means = [statistics.fmean(column) for column in values]
-        spreads = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in values]
-        axes.plot(budgets, means, color=COLORS[arm], linewidth=2, label=arm)
-        # A band has no width where there is one budget only.
-        axes.errorbar(budgets, means, yerr=spreads, color=COLORS[arm], capsize=6, linewidth=2)
-        for budget, column in zip(budgets, values, strict=True):
-            # Beside each other, so that none hides another.
-            place = budget * (0.97 if arm == ARMS[0] else 1.03)
+    columns = {arm: [[100 * value for value in scores[budget][arm].values()] for budget in budgets] for arm in ARMS}
+    means = {arm: [statistics.fmean(column) for column in columns[arm]] for arm in ARMS}
+    for arm, other, shift in ((*ARMS, -0.07), (*ARMS[::-1], 0.07)):
+        spreads = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns[arm]]
+        # Beside each other, so that no arm hides the other.
+        places = [index + shift for index in range(len(budgets))]
+        axes.errorbar(places, means[arm], yerr=spreads, color=COLORS[arm], capsize=5, linewidth=2, label=arm)
+        for index, (place, column) in enumerate(zip(places, columns[arm], strict=True)):
             axes.scatter([place] * len(column), column, s=25, color=COLORS[arm], marker=MARKERS[arm], alpha=0.45)
-        for budget, mean in zip(budgets, means, strict=True):
-            sign = 1 if arm == ARMS[0] else -1
+            mean, theirs = means[arm][index], means[other][index]
+            is_above = mean > theirs or (mean == theirs and arm == ARMS[0])
+            reach = (mean + spreads[index], *column) if is_above else (mean - spreads[index], *column)
             axes.annotate(
                 f"{mean:.1f}",
-                (budget, mean),
-                xytext=(26 * sign, 6 * sign),
+                (place, max(reach) if is_above else min(reach)),
+                xytext=(0, 9 if is_above else -9),
                 textcoords="offset points",
                 ha="center",
-                va="center",
+                va="bottom" if is_above else "top",
                 color=COLORS[arm],
                 fontweight="bold",
+                bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
             )
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(_at(budgets))
-    axes.set_xticklabels([f"{budget:,}" for budget in budgets])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlim(budgets[0] / 1.5, budgets[-1] * 1.5)
+    # Evenly, for budgets may be close to each other and far from others.
+    axes.set_xticks(range(len(budgets)), [f"{budget:,}" for budget in budgets])
+    axes.set_xlim(-0.5, len(budgets) - 0.5)
+    axes.margins(y=0.15)
     axes.set_xlabel("labelled images")
     axes.set_ylabel("accuracy on held-out images, %")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", frameon=False)
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.legend(loc="best", frameon=False, title="mean ± standard deviation of the seeds", title_fontsize=8)
+    axes.set_title(textwrap.fill(title, 85), fontsize=10, loc="left")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.savefig(path, dpi=120)
-
-
-def _at(positions: Sequence[int]):
-    from matplotlib.ticker import FixedLocator
-
-    return FixedLocator(list(positions))
 
 
 def table(scores: Mapping[int, Scores]) -> str:

@@ -41,7 +41,10 @@ def parse_with_recipe(
     parser = HfArgumentParser(kinds, formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)  # type: ignore[arg-type]
     # argparse by itself takes -3.4e+38, which is what many rasters have for no data, for an option.
     parser._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
-    parser.add_argument("--recipe", help=f"JSON file of options, or one of: {', '.join(recipe_names(folder))}.")
+    names = recipe_names(folder)
+    parser.add_argument(
+        "--recipe", help="JSON file of options" + (f", or one of: {', '.join(names)}." if names else ".")
+    )
     known = {action.dest for action in parser._actions} - {"help", "recipe"}
     named, _ = parser.parse_known_args(argv)
     recipe = named.recipe if named.recipe is not None else usual_recipe(named)

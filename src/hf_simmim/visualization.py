@@ -153,7 +153,7 @@ def plot_probe(log_history: Sequence[dict[str, float]], path: Path) -> None:
         points = {entry["step"]: entry[key] for entry in log_history if key in entry}
         axes.plot(list(points), list(points.values()), label=name, color=color, marker="o", markersize=3)
         if 0 in points:
-            axes.axhline(points[0], color=color, linestyle=":", linewidth=1, label=f"{name}, untrained encoder")
+            axes.axhline(points[0], color=color, linestyle=":", linewidth=1, label=f"{name}, before training")
     axes.set_xlabel("step")
     axes.set_ylabel("accuracy of frozen features")
     axes.grid(alpha=0.3)
