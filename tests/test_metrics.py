@@ -148,6 +148,11 @@ def test_multi_label_equals_scikit_learns():
         assert figures[f"{average}_f1"] == pytest.approx(expected)
 
 
+def test_a_single_label_has_the_f1_of_that_label():
+    figures = MultiLabel().compute(predictions=np.array([[1.0], [1.0], [-1.0]]), references=np.array([[1], [0], [0]]))
+    assert figures["micro_f1"] == figures["macro_f1"] == pytest.approx(2 / 3)
+
+
 def test_regression_equals_scikit_learns():
     rng = np.random.default_rng(0)
     true = rng.normal(size=(50, 2))

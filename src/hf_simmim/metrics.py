@@ -224,16 +224,19 @@ class MultiLabel(_CollectingMetric):
         super()._update(predictions, references)
 
     def _result(self) -> dict[str, float]:
-        from sklearn.metrics import average_precision_score, f1_score
+        from sklearn.metrics import average_precision_score
 
         scores, labels = self._collected()
         is_there = labels.any(axis=0)
         precision = average_precision_score(labels[:, is_there], scores[:, is_there]) if is_there.any() else np.nan
         predicted, true = scores > self.threshold, labels > 0
+        # Not scikit-learn's F1, which takes a single label for two classes.
+        both, counted = (predicted & true).sum(axis=0), predicted.sum(axis=0) + true.sum(axis=0)
+        both, counted = both[counted > 0], counted[counted > 0]
         return {
             "mean_average_precision": float(precision),
-            "micro_f1": float(f1_score(true, predicted, average="micro", zero_division=np.nan)),
-            "macro_f1": float(f1_score(true, predicted, average="macro", zero_division=np.nan)),
+            "micro_f1": float(2 * both.sum() / counted.sum()) if len(counted) else float("nan"),
+            "macro_f1": float(np.mean(2 * both / counted)) if len(counted) else float("nan"),
         }
 
 
