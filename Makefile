@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v pyth
 JOBS ?= 2
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-torchvision lint format clean
@@ -23,8 +24,9 @@ $(BIN)/python:
 	$(BIN)/python tests/fetch_transformers_tests.py
 	@touch .venv/installed $@
 
-demo: .venv/installed  ## Pre-train on the embedded images; results are in runs/demo.
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no examples/run_mim.py
+demo: .venv/installed  ## Pre-train on the embedded images (runs/demo), and see what it is worth (runs/comparison).
+	$(LAUNCH) examples/run_mim.py
+	$(LAUNCH) examples/compare.py --checkpoint runs/demo
 
 test: lint  ## Run the tests that end within minutes.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
