@@ -12,7 +12,7 @@ from golden import FIXTURES, golden_model
 from one_classifier_step import CLASS_WEIGHTS, NUM_IMAGES, PROBLEM_TYPES, LabelledImages, gradient, make_model
 from safetensors.torch import load_file
 from tiny import ENCODER_CONFIGS, beit_config, swin_config
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, BeitModel
 
 from hf_simmim import SimMIMConfig, SimMIMForImageClassification, SimMIMForMaskedImageModeling, SimMIMModel
 from hf_simmim.classification_loss import classification_loss
@@ -205,6 +205,28 @@ def test_stock_weights_too(tmp_path):
     model = SimMIMForImageClassification.from_encoder(tmp_path, num_labels=4)
     torch.testing.assert_close(model.simmim.encoder.layernorm.weight, stock.layernorm.weight)
     assert model.classifier.out_features == 4
+
+
+def test_stock_weights_of_the_papers_vit(tmp_path):
+    """As from our own checkpoint: the shared table goes to every block, and the norm gives way to a fresh one."""
+    stock = BeitModel(beit_config(), add_pooling_layer=False)
+    (table,) = (p for name, p in stock.named_parameters() if name.endswith("relative_position_bias_table"))
+    torch.nn.init.normal_(table)
+    stock.save_pretrained(tmp_path)
+    model = SimMIMForImageClassification.from_encoder(tmp_path, num_labels=4)
+    tables = [p for name, p in model.named_parameters() if name.endswith("relative_position_bias_table")]
+    assert len(tables) == 2
+    for own in tables:
+        torch.testing.assert_close(own, table)
+    assert isinstance(model.norm, torch.nn.LayerNorm)
+
+
+def test_a_batch_without_labels_has_no_loss():
+    logits = torch.randn(2, 3, requires_grad=True)
+    loss = classification_loss(logits, torch.tensor([-100, -100]))
+    loss.backward()
+    assert loss == 0
+    assert not logits.grad.any()
 
 
 def test_class_weights_are_checked():

@@ -232,6 +232,8 @@ def test_balanced_class_weights(script, checkpoint, tmp_path):
         ({"layer_decay": 2}, "layer_decay=2.0"),
         ({"mixup": -1}, "mixup_alpha=-1"),
         ({"rand_augment": "rand-q9"}, "rand-q9"),
+        ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": '{"min_lr_rate": 0.1}'}, "or {} for none"),
+        ({"dataloader_drop_last": True, "per_device_train_batch_size": 64}, "--dataloader_drop_last false"),
         ({"train_dri": "x"}, "Did you mean --train_dir"),
         ({"recipe": "swin_base__img224"}, "no recipe"),
     ],
@@ -291,6 +293,20 @@ def test_every_recipe_is_accepted(script):
         if "__img" in name:
             assert f"__img{config.image_size[0]}" in name
             assert config.window_size is None or f"_window{config.window_size}_" in name
+
+
+def test_a_part_of_the_images_is_of_every_class(script, pictures, checkpoint):
+    arguments = options(pictures, "x", checkpoint=checkpoint, max_train_samples=6, max_eval_samples=3)
+    run = script.plan_runs(script.parse_arguments(arguments))[0]
+    assert sorted(set(run.train.labels)) == sorted(set(run.evaluation.labels)) == [0, 1, 2]
+    assert (len(run.train), len(run.evaluation)) == (6, 3)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant_with_warmup", "released_multistep"])
+def test_other_schedules_need_no_other_options(script, pictures, checkpoint, tmp_path, schedule):
+    arguments = script.parse_arguments(options(pictures, tmp_path, checkpoint=checkpoint, lr_scheduler_type=schedule))
+    trainer, _ = script.build_trainer(arguments, script.plan_runs(arguments)[0])
+    assert trainer.lr_scheduler.get_last_lr()[0] == (2e-3 * 2e-4 if schedule == "released_multistep" else 0.0)
 
 
 class StopAfter(TrainerCallback):

@@ -78,7 +78,8 @@ def _integer_loss(
         )
     total = F.cross_entropy(logits, labels.long(), weight=weights, reduction="sum")
     count: Any = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
-    return total / count
+    # A batch without any label has no loss, rather than one that is no number.
+    return total / max(count, 1) if not isinstance(count, torch.Tensor) else total / count.clamp(min=1)
 
 
 def _expected(problem_type: str) -> str:

@@ -200,6 +200,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         _refuse_unknown(changes, {*encoder_config.to_dict(), "image_size"}, "key of encoder_config", name)
         stored = cls.config_class(encoder_config=encoder_config.to_dict())
         target = cls.config_class(encoder_config=encoder_config.to_dict() | changes, **kwargs)
+        target = cls._for_loading(target, stored)
         source = with_geometry_of(stored, target)
         keep_pretrained_windows(source, target)
         model: Any = cls(source)
