@@ -12,6 +12,7 @@ learning rate, mixup and cutmix, RandAugment, random erasing, label smoothing, s
 
 import argparse
 import copy
+import hashlib
 import json
 import sys
 from dataclasses import dataclass, field
@@ -282,6 +283,11 @@ def plan_runs(options: Options) -> list[Run]:
             " sub-folder for each class, or another --label_column."
         )
     num_folds = data.num_folds
+    if training.resume_from_checkpoint and len(seeds) * (num_folds or 1) > 1:
+        raise ValueError(
+            f"resume_from_checkpoint={training.resume_from_checkpoint!r} is one checkpoint, and there are several runs."
+            " Leave it out: each goes on by itself from its own newest checkpoint."
+        )
     runs = []
     for seed in seeds:
         for fold in range(num_folds or 1):
@@ -367,9 +373,12 @@ def build_model(arguments: ModelArguments, config: SimMIMConfig) -> SimMIMForIma
     # Trained in full precision, or in the mixed one that is asked for, whatever it was saved in.
     loading: dict[str, Any] = {"dtype": torch.float32}
     if arguments.stored_config().model_type == SimMIMConfig.model_type:
-        # A classifier of other classes gets a fresh head.
         loading["ignore_mismatched_sizes"] = True
-        return SimMIMForImageClassification.from_pretrained(name, config=config, **loading)
+        model = SimMIMForImageClassification.from_pretrained(name, config=config, **loading)
+        if arguments.stored_config().id2label != config.id2label:
+            # A classifier of other classes gets a fresh head, whether or not there are as many.
+            model.classifier = SimMIMForImageClassification(config).classifier
+        return model
     changes = {} if arguments.drop_path_rate is None else {"drop_path_rate": arguments.drop_path_rate}
     model = SimMIMForImageClassification.from_encoder(
         name, encoder_config=changes, num_labels=config.num_labels, **arguments.geometry(), **loading
@@ -403,12 +412,14 @@ def build_trainer(options: Options, run: Run) -> tuple[Trainer, Path | None]:
         "from_scratch": options.model.from_scratch,
         "checkpoint": options.model.checkpoint,
         "augmentation": vars(options.augmentation),
-        "layer_decay": arguments.layer_decay,
+        **{key: getattr(arguments, key) for key in ("layer_decay", "weight_average")},
+        "class_weights": config.class_weights,
         "rescale_factor": pixels.rescale,
         "nodata": pixels.nodata,
         **statistics,
         "seed": run.seed,
         "training images": digest(run.train.rows),
+        "labels": hashlib.blake2b(json.dumps(run.train.labels).encode(), digest_size=6).hexdigest(),
     }
     check_same_run(settings, run.output_dir, checkpoint is not None, arguments.should_save)
     common: dict[str, Any] = {
