@@ -7,7 +7,7 @@ import pytest
 import torch
 from golden import FIXTURES, golden_model, our_names
 from tiny import ENCODER_CONFIGS, beit_config, swin_config, vit_config
-from transformers import ResNetConfig, Trainer, TrainingArguments, ViTForImageClassification
+from transformers import PvtConfig, ResNetConfig, Trainer, TrainingArguments, ViTForImageClassification
 
 from hf_simmim import SimMIMConfig, SimMIMForImageClassification, SimMIMForMaskedImageModeling
 from hf_simmim.encoder_layers import encoder_layers
@@ -148,6 +148,9 @@ def test_what_lies_between_stages_goes_with_the_layer_before():
         *("encoder.stages.0.layers.0", "encoder.stages.1.layers.0"),
         "encoder.stages.1.layers.1",
     )
+    # Embeddings in a list, with positions of their own, are no layers.
+    config = SimMIMConfig(encoder_config=PvtConfig(image_size=64, depths=[1, 2, 1, 1]))
+    assert len(encoder_layers(config).names) == 5
     depths = encoder_layers(SimMIMConfig(encoder_config=swin_config())).depths
     assert depths["encoder.layers.0.downsample.reduction.weight"] == 2
     assert depths["layernorm.weight"] == 6

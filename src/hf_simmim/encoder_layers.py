@@ -115,7 +115,10 @@ def _is_list_of_layers(module: nn.Module) -> bool:
         return False
     if isinstance(module, nn.Sequential) and len({type(part) for part in modules}) > 1:
         return False
-    return all(sum(parameter.ndim > 1 for parameter in part.parameters()) > 1 for part in modules)
+    return all(
+        sum(name.endswith("weight") and parameter.ndim > 1 for name, parameter in part.named_parameters()) > 1
+        for part in modules
+    )
 
 
 def _layer_of(name: str, layers: list[str]) -> int | None:
