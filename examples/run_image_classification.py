@@ -375,9 +375,10 @@ def build_model(arguments: ModelArguments, config: SimMIMConfig) -> SimMIMForIma
     if arguments.stored_config().model_type == SimMIMConfig.model_type:
         loading["ignore_mismatched_sizes"] = True
         model = SimMIMForImageClassification.from_pretrained(name, config=config, **loading)
-        if arguments.stored_config().id2label != config.id2label:
-            # A classifier of other classes gets a fresh head, whether or not there are as many.
-            model.classifier = SimMIMForImageClassification(config).classifier
+        stored = arguments.stored_config()
+        if type(model).__name__ in (stored.architectures or ()) and stored.id2label != config.id2label:
+            # As many classes as before, and others.
+            model.reset_classifier()
         return model
     changes = {} if arguments.drop_path_rate is None else {"drop_path_rate": arguments.drop_path_rate}
     model = SimMIMForImageClassification.from_encoder(

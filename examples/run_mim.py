@@ -28,7 +28,7 @@ from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImagePro
 from hf_simmim.callbacks import EpochCallback, PictureCallback
 from hf_simmim.clusters import fit_color_clusters
 from hf_simmim.components import HEADS, LOSS_REGIONS, LOSSES, TARGETS
-from hf_simmim.data import MaskedImageDataset, collate
+from hf_simmim.data import MaskedImageDataset, collate, evenly_spaced
 from hf_simmim.data_options import PixelArguments
 from hf_simmim.encoder_options import EncoderArguments
 from hf_simmim.image_sources import load_images
@@ -296,9 +296,9 @@ def load_splits(arguments: DataArguments, output_dir: str):
         parts = train.train_test_split(test_size=arguments.holdout, seed=arguments.holdout_seed)
         train, validation = parts["train"], parts["test"]
     if arguments.max_train_samples is not None:
-        train = train.select(range(min(arguments.max_train_samples, len(train))))
+        train = train.select(evenly_spaced(len(train), arguments.max_train_samples))
     if validation is not None and arguments.max_eval_samples is not None:
-        validation = validation.select(range(min(arguments.max_eval_samples, len(validation))))
+        validation = validation.select(evenly_spaced(len(validation), arguments.max_eval_samples))
     return train, validation
 
 

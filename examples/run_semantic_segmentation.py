@@ -31,6 +31,7 @@ from hf_simmim import SimMIMBackbone, SimMIMConfig, SimMIMImageProcessor, SimMIM
 from hf_simmim.callbacks import EpochCallback
 from hf_simmim.data import evenly_spaced, sample_generator
 from hf_simmim.data_options import PixelArguments, SourceArguments
+from hf_simmim.encoder_options import load_config
 from hf_simmim.hidden_states import is_single_scale
 from hf_simmim.optimization import create_optimizers, images_per_step, planned_steps
 from hf_simmim.recipes import parse_with_recipe
@@ -49,8 +50,6 @@ from hf_simmim.visualization import to_pictures
 logger = logging.get_logger(__name__)
 
 EXAMPLES = Path(__file__).parent
-# The base learning rate is for so many images a step.
-RECIPE_BATCH = 16
 RECIPE_WARMUP = 1500
 # The deepest features but one feed UperNet's auxiliary head.
 AUXILIARY_MAP = 2
@@ -140,6 +139,7 @@ class SegmentationArguments(ReleasedTrainingArguments):
     """Everything of TrainingArguments, with the defaults of Swin with UperNet."""
 
     _argument_group_name = "training (all of transformers.TrainingArguments)"
+    base_batch_size = 16
 
     output_dir: str = field(default="runs/segmentation", metadata={"help": "Folder of checkpoints and results."})
     base_learning_rate: float = field(
@@ -178,10 +178,7 @@ class SegmentationArguments(ReleasedTrainingArguments):
             self.lr_scheduler_kwargs = {"power": 1.0, "lr_end": 0.0}
         self.warmup_is_usual = self.warmup_steps is None
         self.warmup_steps = 0 if self.warmup_steps is None else self.warmup_steps
-        rate_is_usual = self.learning_rate is None
         super().__post_init__()
-        if rate_is_usual:
-            self.learning_rate = self.base_learning_rate * images_per_step(self) / RECIPE_BATCH
 
 
 def load_splits(arguments: DataArguments) -> tuple[Pairs, Pairs]:
@@ -215,9 +212,9 @@ def load_splits(arguments: DataArguments) -> tuple[Pairs, Pairs]:
         order = torch.randperm(count, generator=sample_generator(arguments.holdout_seed)).tolist()
         train, validation = train.select(sorted(order[held_out:])), train.select(sorted(order[:held_out]))
     if arguments.max_train_samples is not None:
-        train = train.select(range(min(arguments.max_train_samples, len(train.images))))
+        train = train.select(evenly_spaced(len(train.images), arguments.max_train_samples))
     if arguments.max_eval_samples is not None:
-        validation = validation.select(range(min(arguments.max_eval_samples, len(validation.images))))
+        validation = validation.select(evenly_spaced(len(validation.images), arguments.max_eval_samples))
     return train, validation
 
 
@@ -275,12 +272,7 @@ def build_config(model: ModelArguments, data: DataArguments) -> SimMIMConfig:
     """The backbone's config: the checkpoint's encoder at the size of the crops."""
     if model.checkpoint is None:
         raise ValueError("checkpoint is not set. Name a pre-trained model; --from_scratch takes its architecture only.")
-    try:
-        stored = AutoConfig.from_pretrained(model.checkpoint)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"checkpoint={model.checkpoint!r} is neither a folder with a model nor one on the Hub. {error}"
-        ) from error
+    stored: Any = load_config(model.checkpoint)
     config = stored
     if stored.model_type != SimMIMConfig.model_type:
         config = SimMIMConfig(encoder_config=getattr(stored, "vision_config", stored).to_dict())

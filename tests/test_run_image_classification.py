@@ -1,5 +1,6 @@
 """The fine-tuning script, run as a user runs it, on small folders of pictures."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -373,3 +374,35 @@ def test_the_recipe_of_swin_b_from_a_converted_checkpoint(script, pictures, tmp_
     assert groups[-1]["lr"] == pytest.approx(warmup + 6 * (peak - warmup) / 60, rel=1e-9)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert np.isfinite(losses).all()
+
+
+def test_other_classes_begin_with_another_head(script, pictures, tmp_path):
+    """Also where they are as many as before; the same classes go on with the one they had."""
+    for names in (CLASSES, ("red", "green", "blue")):
+        torch.manual_seed(0)
+        config = SimMIMConfig(encoder_config=swin_config(), id2label=dict(enumerate(names)))
+        trained = SimMIMForImageClassification(config)
+        trained.save_pretrained(tmp_path / names[0])
+        arguments = script.parse_arguments(options(pictures, tmp_path / "run", checkpoint=tmp_path / names[0]))
+        trainer, _ = script.build_trainer(arguments, script.plan_runs(arguments)[0])
+        kept = torch.equal(trainer.model.classifier.weight, trained.classifier.weight)
+        assert kept is (names == CLASSES)
+        assert 0.01 < trainer.model.classifier.weight.std() < 0.03
+
+
+def test_one_checkpoint_is_not_that_of_several_runs(script, pictures, checkpoint, tmp_path):
+    run = options(pictures, tmp_path, checkpoint=checkpoint, resume_from_checkpoint=checkpoint, num_folds=2)
+    with pytest.raises(SystemExit, match="there are several runs"):
+        script.main(run)
+
+
+def test_a_run_with_other_labels_is_another_one(script, pictures, checkpoint, tmp_path):
+    arguments = script.parse_arguments(
+        options(pictures, tmp_path, checkpoint=checkpoint, max_steps=1, save_strategy="steps", save_steps=1)
+    )
+    run = script.plan_runs(arguments)[0]
+    script.execute(arguments, run)
+    labels = [(label + 1) % 3 for label in run.train.labels]
+    run.train = dataclasses.replace(run.train, rows=run.train.rows.remove_columns("label").add_column("label", labels))
+    with pytest.raises(ValueError, match="another labels"):
+        script.build_trainer(arguments, run)

@@ -91,12 +91,7 @@ class EncoderArguments:
         Raises:
             ValueError: If there is none, or --encoder names another.
         """
-        try:
-            stored = AutoConfig.from_pretrained(str(self.checkpoint))
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"checkpoint={self.checkpoint!r} is neither a folder with a model nor one on the Hub. {error}"
-            ) from error
+        stored = load_config(str(self.checkpoint))
         if self.encoder != type(self).encoder:
             raise ValueError(
                 f"encoder={self.encoder!r} and checkpoint={self.checkpoint!r} both name an encoder. Leave one out."
@@ -123,6 +118,20 @@ class EncoderArguments:
                     " stochastic depth. Leave it out."
                 )
             config.encoder_config.drop_path_rate = self.drop_path_rate
+
+
+def load_config(checkpoint: str) -> PreTrainedConfig:
+    """The config of a checkpoint, of ours or of transformers.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    try:
+        return AutoConfig.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint={checkpoint!r} is neither a folder with a model nor one on the Hub. {error}"
+        ) from error
 
 
 def check_encoder_keys(encoder: dict[str, Any]) -> None:

@@ -343,9 +343,21 @@ class SimMIMForImageClassification(SimMIMPreTrainedModel):
     def initialize_weights(self) -> None:
         """Initialise what no checkpoint gave; the ViT's classifier begins near zero, as released."""
         super().initialize_weights()
+        self._init_classifier()
+
+    def _init_classifier(self) -> None:
         if self.config.encoder_config.model_type == "beit":
             # A thousandth of what the released code draws.
             init.trunc_normal_(self.classifier.weight, std=self.config.initializer_range / 1000)
+
+    @torch.no_grad()
+    def reset_classifier(self) -> None:
+        """Draw the last layer anew, for classes that have nothing to do with those it was trained for."""
+        self.classifier = nn.Linear(self.classifier.in_features, self.classifier.out_features).to(
+            self.classifier.weight
+        )
+        self._init_weights(self.classifier)
+        self._init_classifier()
 
     @can_return_tuple
     def forward(

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from transformers import SchedulerType, TrainingArguments
 
@@ -22,6 +23,9 @@ class ScheduleName(str):
 @dataclass
 class ReleasedTrainingArguments(TrainingArguments):
     """Everything of TrainingArguments, with the released schedules and rates for 512 images a step."""
+
+    # Images a step that the base learning rate is for.
+    base_batch_size: ClassVar[int] = 512
 
     base_learning_rate: float = field(
         default=2e-4,
@@ -79,4 +83,4 @@ class ReleasedTrainingArguments(TrainingArguments):
         self.lr_scheduler_type = ScheduleName(schedule)
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
         if self.learning_rate is None:
-            self.learning_rate = self.base_learning_rate * images_per_step(self) / 512
+            self.learning_rate = self.base_learning_rate * images_per_step(self) / self.base_batch_size
