@@ -29,24 +29,22 @@ from datasets import disable_progress_bars, enable_progress_bars
 from transformers.utils import logging
 
 from hf_simmim.comparison import ARMS, Verdict, conclusion, judge, plot_comparison, table
-from hf_simmim.data_options import SourceArguments
+from hf_simmim.labelled_options import LabelledSourceArguments
 from hf_simmim.recipes import json_object, options_of, parse_with_recipe
 
 EXAMPLES = Path(__file__).parent
 
 
 @dataclass
-class CompareArguments(SourceArguments):
+class CompareArguments(LabelledSourceArguments):
     """What is compared."""
 
     _argument_group_name = "comparison"
 
-    train_dir: str | None = field(default=None, metadata={"help": "Folder with one sub-folder for each class."})
     validation_dir: str | None = field(
         default=None, metadata={"help": "The same of images that decide. Without it a part is held out."}
     )
     holdout: float = field(default=0.2, metadata={"help": "Share of the images that decide if no other are named."})
-    label_column: str | None = field(default=None, metadata={"help": "Column of the labels; found by its type."})
     unlabelled_dir: str | None = field(
         default=None,
         metadata={"help": "Folder of images to pre-train on. Without it those to train on, without their labels."},

@@ -31,7 +31,7 @@ from hf_simmim.augmentation import BACKENDS, Augmentation
 from hf_simmim.callbacks import EpochCallback
 from hf_simmim.confusion import plot_confusion
 from hf_simmim.data import evenly_spaced
-from hf_simmim.data_options import PixelArguments, SourceArguments
+from hf_simmim.data_options import PixelArguments
 from hf_simmim.encoder_options import EncoderArguments
 from hf_simmim.labelled_images import (
     LabelledImageDataset,
@@ -39,8 +39,8 @@ from hf_simmim.labelled_images import (
     few_labels,
     folds,
     holdout,
-    load_labelled_images,
 )
+from hf_simmim.labelled_options import LabelledSourceArguments, load_labelled_splits
 from hf_simmim.metrics import ConfusionMatrix, classification_metrics
 from hf_simmim.mixing import MixingCollator
 from hf_simmim.optimization import RELEASED_SCHEDULES, create_optimizers, images_per_step, planned_steps
@@ -59,15 +59,11 @@ HEADLINES = ("accuracy", "mean_average_precision", "mae")
 
 
 @dataclass
-class DataArguments(SourceArguments, PixelArguments):
+class DataArguments(LabelledSourceArguments, PixelArguments):
     """Where the images and labels come from."""
 
     _argument_group_name = "images and labels"
 
-    train_dir: str | None = field(default=None, metadata={"help": "Folder with one sub-folder for each class."})
-    validation_dir: str | None = field(
-        default=None, metadata={"help": "The same of images to evaluate on. Without it a part is held out."}
-    )
     holdout: float | None = field(  # type: ignore[assignment]
         default=None,
         metadata={
@@ -75,7 +71,6 @@ class DataArguments(SourceArguments, PixelArguments):
             " --num_folds they are put aside, and none if unset."
         },
     )
-    label_column: str | None = field(default=None, metadata={"help": "Column of the labels; found by its type."})
     labels_per_class: int | None = field(
         default=None, metadata={"help": "Train on only this many images of each class, drawn by the seed."}
     )
@@ -236,34 +231,13 @@ def parse_arguments(argv: list[str]) -> Options:
 
 def load_splits(arguments: DataArguments) -> tuple[LabelledImages, LabelledImages | None]:
     """Images to train on, and images to evaluate on if they are named."""
-    arguments.check_source()
-    source: dict[str, Any] = {
-        "folder": arguments.train_dir,
-        "dataset_name": arguments.dataset_name,
-        "dataset_config": arguments.dataset_config,
-        "data_files": arguments.data_files,
-        "image_column": arguments.image_column,
-        "label_column": arguments.label_column,
-    }
-    validation_split = arguments.validation_split
-    if not arguments.names_images:
-        source["dataset_name"] = str(EMBEDDED_DATA)
-        if arguments.num_folds is None:
-            validation_split = validation_split or "test"
-    train = load_labelled_images(**source, split=arguments.train_split)
-    validation = None
-    if arguments.validation_dir is not None:
-        validation = load_labelled_images(arguments.validation_dir)
-    elif validation_split is not None:
-        validation = load_labelled_images(**source, split=validation_split)
-    if validation is not None:
-        if arguments.num_folds is not None:
-            raise ValueError(
-                f"num_folds={arguments.num_folds} divides the training images, and there are others to evaluate on."
-                " Leave one out."
-            )
-        validation = validation.with_classes(train.class_names)
-    return train, validation
+    folded = arguments.num_folds is not None
+    if folded and (arguments.validation_dir is not None or arguments.validation_split is not None):
+        raise ValueError(
+            f"num_folds={arguments.num_folds} divides the training images, and there are others to evaluate on."
+            " Leave one out."
+        )
+    return load_labelled_splits(arguments, arguments.label_column, EMBEDDED_DATA, needs_validation=not folded)
 
 
 def plan_runs(options: Options) -> list[Run]:

@@ -1,8 +1,8 @@
 """Measure what the features of a frozen encoder are worth, with a linear classifier and nearest neighbours.
 
     python examples/run_probe.py --checkpoint runs/demo --random_init               on the embedded data
-    python examples/run_probe.py --checkpoint runs/photos --train_dir train --test_dir test
-    python examples/run_probe.py --checkpoint NAME --dataset_name DATA --test_split test --layers 4 8 12 last
+    python examples/run_probe.py --checkpoint runs/photos --train_dir train --validation_dir test
+    python examples/run_probe.py --checkpoint NAME --dataset_name DATA --validation_split test --layers 4 8 12 last
 
 Prints a table of accuracies, and writes results.json and a plot to --output_dir. Nothing of the encoder is trained:
 minutes instead of the hours of fine-tuning. SimMIM's features are better after fine-tuning than such probes tell, and
@@ -20,12 +20,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
-from transformers import AutoConfig
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
 from hf_simmim import SimMIMConfig, SimMIMImageProcessor, SimMIMModel
-from hf_simmim.labelled_images import LabelledImageDataset, LabelledImages, few_labels, holdout, load_labelled_images
+from hf_simmim.data import evenly_spaced
+from hf_simmim.encoder_options import load_config
+from hf_simmim.labelled_images import LabelledImageDataset, LabelledImages, few_labels, holdout
+from hf_simmim.labelled_options import LabelledSourceArguments, load_labelled_splits
 from hf_simmim.probing import POOLINGS, ProbeResult, check_layers, extract_layers, knn, linear_probe
 from hf_simmim.recipes import parse_with_recipe
 from hf_simmim.visualization import plot_layers
@@ -39,41 +41,14 @@ PROBES = {"linear": "linear probe", "knn": "nearest neighbours"}
 
 
 @dataclass
-class DataArguments:
+class DataArguments(LabelledSourceArguments):
     """Labelled images; the embedded ones if none are named."""
 
     _argument_group_name = "images"
 
-    train_dir: str | None = field(
-        default=None, metadata={"help": "Folder of images to fit to, a sub-folder for each class."}
-    )
-    test_dir: str | None = field(
-        default=None, metadata={"help": "Folder of images to test on. Without it a part of the others is held out."}
-    )
-    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, or a local one."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
-    train_split: str = field(default="train", metadata={"help": "Split of the data set to fit to."})
-    test_split: str | None = field(
-        default=None, metadata={"help": "Split of the data set to test on. Without it a part is held out."}
-    )
-    image_column: str | None = field(default=None, metadata={"help": "Column of the images; found by its type."})
-    label_column: str | None = field(default=None, metadata={"help": "Column of the classes; found by its type."})
     holdout: float = field(
         default=0.25, metadata={"help": "Share of each class held out to test on if no other images are named."}
     )
-
-    def __post_init__(self):
-        for name, option, needed in (
-            ("test_dir", self.test_dir, "train_dir"),
-            ("test_split", self.test_split, "dataset_name"),
-            ("dataset_config", self.dataset_config, "dataset_name"),
-            ("label_column", self.label_column, "dataset_name"),
-            ("image_column", self.image_column, "dataset_name"),
-        ):
-            if option is not None and getattr(self, needed) is None:
-                raise ValueError(f"{name}={option!r} does nothing without --{needed}. Name that too, or leave it out.")
-        if self.train_dir is not None and self.dataset_name is not None:
-            raise ValueError("train_dir and dataset_name both name images. Leave one out.")
 
 
 @dataclass
@@ -109,15 +84,20 @@ class ProbeArguments:
         metadata={"help": "Measure the same architecture untrained, too: what pre-training has to improve on."},
     )
     output_dir: str = field(default="runs/probe", metadata={"help": "Folder of results.json and the plot."})
-    batch_size: int = field(default=128, metadata={"help": "Images that are encoded at once."})
-    num_workers: int = field(default=2, metadata={"help": "Processes that load images."})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images that are encoded at once."})
+    dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that load images."})
     device: str | None = field(default=None, metadata={"help": "Where to compute, such as cpu; a GPU if there is one."})
 
     def __post_init__(self):
         if self.checkpoint is None:
             raise ValueError("No checkpoint is named. Give --checkpoint, the output folder of a pre-training.")
         self.numbers = [layer_number(name) for name in self.layers]
-        for name, least in (("k", 1), ("labels_per_class", 1), ("batch_size", 1), ("num_workers", 0)):
+        for name, least in (
+            ("k", 1),
+            ("labels_per_class", 1),
+            ("per_device_eval_batch_size", 1),
+            ("dataloader_num_workers", 0),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value} must be at least {least}.")
@@ -139,35 +119,23 @@ def layer_number(name: str) -> int | None:
 
 def load_images(arguments: DataArguments) -> list[LabelledImages]:
     """Images to fit to, and images to test on."""
-    if arguments.train_dir is not None:
-        train = load_labelled_images(arguments.train_dir)
-        test = load_labelled_images(arguments.test_dir) if arguments.test_dir is not None else None
-    else:
-        source: dict[str, Any] = {
-            "dataset_name": arguments.dataset_name or str(EMBEDDED_DATA),
-            "dataset_config": arguments.dataset_config,
-            "image_column": arguments.image_column,
-            "label_column": arguments.label_column,
-        }
-        test_split = arguments.test_split if arguments.dataset_name is not None else "test"
-        train = load_labelled_images(**source, split=arguments.train_split)
-        test = load_labelled_images(**source, split=test_split) if test_split is not None else None
-    for images in (train, test):
-        if images is not None and images.problem_type != "single_label_classification":
-            raise ValueError("The labels must be one class for each image. Name another --label_column.")
-    if test is not None:
-        return [train, test.with_classes(train.class_names)]
-    return [train.select(part) for part in holdout(train.labels, arguments.holdout, seed=0)]
+    train, test = load_labelled_splits(arguments, arguments.label_column, EMBEDDED_DATA)
+    if train.problem_type != "single_label_classification":
+        raise ValueError("The labels must be one class for each image. Name another --label_column.")
+    parts = [train, test]
+    if test is None:
+        parts = [train.select(part) for part in holdout(train.labels, arguments.holdout, arguments.holdout_seed)]
+    limits = (arguments.max_train_samples, arguments.max_eval_samples)
+    return [
+        part if limit is None else part.select(evenly_spaced(len(part), limit))
+        for part, limit in zip(parts, limits, strict=True)
+        if part is not None
+    ]
 
 
 def load_model(checkpoint: str) -> SimMIMModel:
     """The encoder of a SimMIM checkpoint or of a vision model of transformers."""
-    try:
-        stored = AutoConfig.from_pretrained(checkpoint)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"checkpoint={checkpoint!r} is neither a folder with a model nor one on the Hub. {error}"
-        ) from error
+    stored = load_config(checkpoint)
     if stored.model_type == SimMIMConfig.model_type:
         return SimMIMModel.from_pretrained(checkpoint, dtype=torch.float32)
     return SimMIMModel.from_encoder(checkpoint, dtype=torch.float32)
@@ -209,12 +177,15 @@ def measure(
         A row for each layer and seed.
     """
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    labels = [torch.tensor(list(dataset.images.select_columns("label")["label"])) for dataset in datasets]
+    labels = [torch.tensor(dataset.images["label"][:]) for dataset in datasets]
     used = sorted(set().union(*draws.values()))
     position = {index: row for row, index in enumerate(used)}
     parts = [torch.utils.data.Subset(datasets[0], used), datasets[1]]
     loaders = [
-        DataLoader(part, arguments.batch_size, num_workers=arguments.num_workers, collate_fn=collate) for part in parts
+        DataLoader(
+            part, arguments.per_device_eval_batch_size, num_workers=arguments.dataloader_num_workers, collate_fn=collate
+        )
+        for part in parts
     ]
     features = [extract_layers(model, batches, arguments.numbers, arguments.pooling, device) for batches in loaders]
     rows = []
@@ -315,7 +286,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.argv[1:] if argv is None else argv,
         EXAMPLES / "recipes" / "probe",
         lambda given: None,
-        usage="%(prog)s --checkpoint NAME [--train_dir FOLDER] [--test_dir FOLDER] [options]",
+        usage="%(prog)s --checkpoint NAME [--train_dir FOLDER] [--validation_dir FOLDER] [options]",
         description=__doc__,
     )
     try:

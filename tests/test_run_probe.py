@@ -68,10 +68,10 @@ def options(checkpoint, images, output_dir, **kwargs) -> list[str]:
     settings = {
         "checkpoint": checkpoint,
         "train_dir": images / "train",
-        "test_dir": images / "test",
+        "validation_dir": images / "test",
         "output_dir": output_dir,
         "k": 5,
-        "num_workers": 0,
+        "dataloader_num_workers": 0,
         "device": "cpu",
     } | kwargs
     command = []
@@ -135,7 +135,7 @@ def test_without_images_it_is_the_embedded_data(run_probe, checkpoint):
 
 
 def test_a_part_is_held_out_of_a_folder_alone(run_probe, checkpoint, images, tmp_path):
-    run_probe.main(options(checkpoint, images, tmp_path, test_dir=None, holdout=0.2))
+    run_probe.main(options(checkpoint, images, tmp_path, validation_dir=None, holdout=0.2))
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["num_train_images"], results["num_test_images"]) == (24, 6)
 
@@ -159,7 +159,7 @@ def test_a_test_class_that_is_not_trained_on_is_refused(run_probe, checkpoint, i
     write_images(tmp_path / "test", 3, seed=2)
     (tmp_path / "test" / "red").rename(tmp_path / "test" / "pink")
     with pytest.raises(SystemExit, match="pink"):
-        run_probe.main(options(checkpoint, images, tmp_path, test_dir=tmp_path / "test"))
+        run_probe.main(options(checkpoint, images, tmp_path, validation_dir=tmp_path / "test"))
 
 
 @pytest.mark.parametrize(

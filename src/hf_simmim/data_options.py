@@ -61,6 +61,13 @@ class SourceArguments:
                 f"validation_split={self.validation_split!r} needs --dataset_name: folders and files have no splits."
                 " Use --validation_dir, or --holdout to keep a part of the images apart."
             )
+        if self.dataset_config is not None and self.dataset_name is None:
+            raise ValueError(
+                f"dataset_config={self.dataset_config!r} does nothing without --dataset_name. Name that too, or leave"
+                " it out."
+            )
+        if self.image_column is not None and self.train_dir is not None:
+            raise ValueError(f"image_column={self.image_column!r} does nothing in a folder. Leave it out.")
         for name in ("max_train_samples", "max_eval_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -1,11 +1,12 @@
 """Options of the probe during pre-training: labels that tell what the features are worth."""
 
+import copy
 from dataclasses import dataclass, field
-from typing import Any
 
 from .callbacks import ProbeCallback
 from .data_options import SourceArguments
 from .labelled_images import LabelledImageDataset, LabelledImages, holdout, load_labelled_images
+from .labelled_options import load_labelled_splits
 from .probing import POOLINGS
 from .trainer import SimMIMTrainer
 
@@ -71,18 +72,10 @@ def load_probe(arguments: ProbeArguments, embedded_data: str) -> list[LabelledIm
             " --probe_dir, with a sub-folder for each class."
         )
     else:
-        is_demo = not arguments.names_images
-        source: dict[str, Any] = {
-            "dataset_name": embedded_data if is_demo else arguments.dataset_name,
-            "dataset_config": arguments.dataset_config,
-            "data_files": arguments.data_files,
-            "image_column": arguments.image_column,
-            "label_column": arguments.probe_label_column,
-        }
-        images = load_labelled_images(**source, split=arguments.train_split)
-        validation_split = arguments.validation_split or ("test" if is_demo else None)
-        if validation_split is not None:
-            test = load_labelled_images(**source, split=validation_split).with_classes(images.class_names)
+        # What pre-training is evaluated on need not have labels.
+        labelled = copy.copy(arguments)
+        labelled.validation_dir = None
+        images, test = load_labelled_splits(labelled, arguments.probe_label_column, embedded_data)
     if images.problem_type != "single_label_classification":
         raise ValueError("The probe's labels must be one class for each image. Name another column.")
     if test is not None:
