@@ -16,6 +16,7 @@ from transformers import AutoModelForImageClassification, BeitModel
 
 from hf_simmim import SimMIMConfig, SimMIMForImageClassification, SimMIMForMaskedImageModeling, SimMIMModel
 from hf_simmim.classification_loss import classification_loss
+from hf_simmim.encoder_layers import encoder_layers
 
 TESTS = Path(__file__).parent
 
@@ -234,3 +235,21 @@ def test_class_weights_are_checked():
         SimMIMForImageClassification(SimMIMConfig(encoder_config=swin_config(), num_labels=3, class_weights=[1.0, 2.0]))
     with pytest.raises(Exception, match="0 or more"):
         SimMIMConfig(encoder_config=swin_config(), class_weights=[1.0, -2.0])
+
+
+@pytest.mark.parametrize("make", [swin_config, beit_config])
+def test_stochastic_depth_is_on_both_branches(make):
+    """Where all branches are dropped the layers change nothing, whatever is in them."""
+    config = SimMIMConfig(encoder_config=make(drop_path_rate=0.5))
+    model = SimMIMForImageClassification(config).train()
+    paths = [module for module in model.modules() if hasattr(module, "drop_prob")]
+    assert paths
+    for path in paths:
+        path.drop_prob = 1 - 1e-9
+    last = encoder_layers(config).names[-1]
+    seen = {}
+    model.simmim.encoder.get_submodule(last).register_forward_hook(
+        lambda module, inputs, output: seen.update(before=inputs[0], after=output)
+    )
+    model(torch.randn(2, 3, 32, 32))
+    assert torch.equal(seen["before"], seen["after"])
