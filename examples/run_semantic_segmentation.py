@@ -63,7 +63,7 @@ class DataArguments(SourceArguments):
 
     train_dir: str | None = field(default=None, metadata={"help": "Folder that holds images and masks."})
     annotation_column: str = field(default="annotation", metadata={"help": "Column of the maps of class ids."})
-    image_column: str | None = field(default="image", metadata={"help": "Column of the images."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of the images, 'image' if unset."})
     holdout: float = field(default=0.1, metadata={"help": "Share of the images held out if no others are named."})
     class_names: list[str] | None = field(
         default=None,
@@ -188,7 +188,7 @@ def load_splits(arguments: DataArguments) -> tuple[Pairs, Pairs]:
 
     def columns(split: str) -> Pairs:
         return load_columns(
-            str(arguments.image_column),
+            arguments.image_column or "image",
             arguments.annotation_column,
             dataset_name=arguments.dataset_name,
             dataset_config=arguments.dataset_config,
