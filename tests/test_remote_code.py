@@ -1,5 +1,6 @@
 """Checkpoints carry their code: they load where hf_simmim is not installed, and are whole when saved again there."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -9,10 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from test_package import TRAVELLING
 from tiny import batch, swin_config
-from transformers import Trainer, TrainingArguments
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.dynamic_module_utils import get_relative_import_files
 from without_package import outputs
 
 import hf_simmim
@@ -22,9 +33,10 @@ from hf_simmim import (
     SimMIMForImageClassification,
     SimMIMForMaskedImageModeling,
     SimMIMImageProcessor,
+    SimMIMImageProcessorPil,
     SimMIMModel,
 )
-from hf_simmim.remote_code import AUTO_MAPS
+from hf_simmim.remote_code import AUTO_MAPS, code_files
 
 TESTS = Path(__file__).parent
 CODE = {f"{module}.py" for module in TRAVELLING}
@@ -102,6 +114,78 @@ def test_a_checkpoint_of_the_stock_trainer_is_whole(tmp_path):
 def test_only_the_main_process_writes(tmp_path):
     make_model().save_pretrained(tmp_path, is_main_process=False)
     assert not os.listdir(tmp_path)
+
+
+def test_every_class_leads_to_all_code():
+    """Each is loaded, and saved again, with the files that its own imports name."""
+    folder = Path(hf_simmim.__file__).parent
+    assert {path.name for path in code_files()} == CODE
+    entries = {reference.split(".")[0] for reference in AUTO_MAPS["config.json"].values()}
+    for module in (*entries, "image_processing_simmim"):
+        found = get_relative_import_files(folder / f"{module}.py")
+        assert {Path(path).name for path in found} | {f"{module}.py"} == CODE
+
+
+@pytest.mark.parametrize("trust_remote_code", [None, True])
+def test_with_the_package_its_own_classes_are_used(checkpoints, trust_remote_code, monkeypatch, caplog):
+    monkeypatch.setattr("builtins.input", lambda question: pytest.fail(question))
+    for auto_class, name, expected in (
+        ("AutoConfig", "model", SimMIMConfig),
+        ("AutoModel", "model", SimMIMModel),
+        ("AutoModelForMaskedImageModeling", "pretrained", SimMIMForMaskedImageModeling),
+        ("AutoModelForImageClassification", "classifier", SimMIMForImageClassification),
+        ("AutoImageProcessor", "model", SimMIMImageProcessor),
+    ):
+        settings = {} if trust_remote_code is None else {"trust_remote_code": trust_remote_code}
+        assert type(getattr(transformers, auto_class).from_pretrained(checkpoints[name], **settings)) is expected
+    config = AutoConfig.from_pretrained(checkpoints["backbone"])
+    assert type(AutoBackbone.from_config(config)) is SimMIMBackbone
+    processor = AutoImageProcessor.from_pretrained(checkpoints["model"], backend="pil")
+    assert type(processor) is SimMIMImageProcessorPil
+    assert not caplog.records
+
+
+def test_a_processor_saved_by_either_backend_loads_by_the_backend_that_is_there(tmp_path):
+    make_processor(SimMIMImageProcessorPil).save_pretrained(tmp_path)
+    assert_whole(tmp_path, "preprocessor_config.json")
+    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is SimMIMImageProcessor
+
+
+class Unregistered(SimMIMForImageClassification):
+    """What somebody may write in a notebook."""
+
+
+def test_an_unregistered_subclass_is_loaded_as_its_parent(tmp_path):
+    model = make_model(Unregistered)
+    model.save_pretrained(tmp_path)
+    assert_whole(tmp_path, "config.json")
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert type(loaded) is SimMIMForImageClassification
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_a_registered_subclass_is_saved_with_its_own_code(tmp_path, monkeypatch):
+    source = "import hf_simmim\n\n\nclass Own(hf_simmim.SimMIMForImageClassification):\n    pass\n"
+    (tmp_path / "own_model.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    own_class = importlib.import_module("own_model").Own
+    own_class.register_for_auto_class("AutoModelForImageClassification")
+    make_model(own_class).save_pretrained(tmp_path / "own")
+    assert (tmp_path / "own" / "own_model.py").read_text() == source
+    auto_map = AutoConfig.from_pretrained(tmp_path / "own").auto_map
+    assert auto_map == AUTO_MAPS["config.json"] | {"AutoModelForImageClassification": "own_model.Own"}
+    # Its code does not come along with a model of ours.
+    AutoModel.from_pretrained(tmp_path / "own").save_pretrained(tmp_path / "ours")
+    assert_whole(tmp_path / "ours", "config.json")
+
+
+def test_references_to_another_repository_stay_only_for_other_classes(tmp_path):
+    config = make_model().config
+    config.auto_map = {name: f"org/first--{entry}" for name, entry in AUTO_MAPS["config.json"].items()}
+    config.auto_map["AutoModelForImageSegmentation"] = "org/other--other.Segmenter"
+    config.save_pretrained(tmp_path)
+    others = {"AutoModelForImageSegmentation": "org/other--other.Segmenter"}
+    assert AutoConfig.from_pretrained(tmp_path).auto_map == AUTO_MAPS["config.json"] | others
 
 
 def test_without_the_package_all_is_the_same(checkpoints, picture, tmp_path):
