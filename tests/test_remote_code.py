@@ -188,21 +188,41 @@ def test_references_to_another_repository_stay_only_for_other_classes(tmp_path):
     assert AutoConfig.from_pretrained(tmp_path).auto_map == AUTO_MAPS["config.json"] | others
 
 
-def test_without_the_package_all_is_the_same(checkpoints, picture, tmp_path):
-    names = [str(folder) for folder in checkpoints.values()]
-    again = tmp_path / "again"
+def test_a_push_holds_the_code(hub, tmp_path):
+    """Of a model, a config and a processor: by itself, and while it is saved to a folder that has the code already."""
+    for name, pushed in (
+        ("config.json", make_model(SimMIMForImageClassification)),
+        ("config.json", make_model().config),
+        ("preprocessor_config.json", make_processor()),
+    ):
+        repository = f"org/{type(pushed).__name__}"
+        pushed.push_to_hub(repository)
+        pushed.save_pretrained(tmp_path)
+        pushed.save_pretrained(str(tmp_path), push_to_hub=True, repo_id=f"{repository}-of-folder")
+        for files in (hub.files(repository), hub.files(f"{repository}-of-folder")):
+            assert files.keys() >= CODE
+            assert json.loads(files[name])["auto_map"] == AUTO_MAPS[name]
+
+
+def test_without_the_package_all_is_the_same(checkpoints, picture, hub, tmp_path):
+    """Of folders and of the Hub, where one repository has the code of each class once."""
+    names = [*map(str, checkpoints.values()), "org/pushed"]
+    make_model().push_to_hub("org/pushed")
+    make_processor().push_to_hub("org/pushed")
     subprocess.run(
-        [sys.executable, "-P", TESTS / "without_package.py", picture, tmp_path / "results.pt", again, *names],
-        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+        [sys.executable, "-P", TESTS / "without_package.py", picture, tmp_path / "results.pt", tmp_path, *names],
+        env=hub.environment(tmp_path / "home"),
         check=True,
         capture_output=True,
         text=True,
     )
     results = torch.load(tmp_path / "results.pt")
-    for name in names:
+    for index, name in enumerate(names):
         assert_same(results[name], outputs(name, str(picture)))
-    for folder in again.iterdir():
-        assert_whole(folder, "preprocessor_config.json" if folder.name == "AutoImageProcessor" else "config.json")
+        saved = {folder.name: folder for folder in (tmp_path / f"again{index}").iterdir()}
+        assert_whole(saved.pop("AutoImageProcessor"), "preprocessor_config.json")
+        for folder in saved.values():
+            assert_whole(folder, "config.json")
 
 
 def assert_same(found: dict, expected: dict) -> None:
