@@ -337,6 +337,8 @@ def test_operations(hub):
     stale = [CommitOperationAdd("z.txt", b"z")]
     with pytest.raises(HfHubHTTPError, match="A commit has happened since"):
         api.create_commit("org/x", stale, commit_message="Late", parent_commit=head)
+    with pytest.raises(HfHubHTTPError, match="Pull requests are not supported"):
+        api.upload_file(path_or_fileobj=b"z", path_in_repo="z.txt", repo_id="org/x", create_pr=True)
     with pytest.raises(EntryNotFoundError, match="doesn't exist"):
         api.delete_file("missing.txt", "org/x")
     pointer = {"path": "d.npy", "algo": "sha256", "oid": "0" * 64, "size": 1}
@@ -453,6 +455,7 @@ def test_wrong_cards_are_refused(hub, right, wrong, message):
 # The server
 
 
+@pytest.mark.usefixtures("hub")
 def test_the_server_in_a_process_of_its_own(tmp_path):
     command = [sys.executable, Path(__file__).with_name("hub_server.py"), "--folder", tmp_path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
