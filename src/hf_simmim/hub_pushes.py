@@ -239,11 +239,10 @@ class HubPushes:
         """One commit of everything, so that nobody ever finds half of it."""
         api = self.open(push.revision)
         target: dict[str, Any] = {"repo_id": self.repo_id, "revision": push.revision, "token": self.token}
-        obsolete = push.obsolete(api.list_repo_files(**target))
-        operations = [
-            *(CommitOperationAdd(name, str(path)) for name, path in push.paths().items()),
-            *(CommitOperationDelete(name, is_folder=False) for name in obsolete),
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationDelete(name, is_folder=False) for name in push.obsolete(api.list_repo_files(**target))
         ]
+        operations += [CommitOperationAdd(name, str(path)) for name, path in push.paths().items()]
         try:
             return api.create_commit(operations=operations, commit_message=push.message, **target)
         except ValueError as error:

@@ -28,7 +28,6 @@ class PushingTrainer(Trainer):
 
     # Of the first process, where there is something to push to.
     hub_pushes: HubPushes | None
-    hub_model_id: str | None
     args: Any
 
     def __init__(self, *args, hub_pushes: HubPushes | None = None, **kwargs):
@@ -49,10 +48,11 @@ class PushingTrainer(Trainer):
 
     def _note_repository(self) -> None:
         if self.hub_pushes is not None:
-            self.hub_model_id = self.hub_pushes.repo_id
-            if "/" in self.hub_model_id:
+            name = self.hub_pushes.repo_id
+            self.hub_model_id = name  # type: ignore[assignment]
+            if "/" in name:
                 # The card tells by this name how to load the model.
-                self.args.hub_model_id = self.hub_model_id
+                self.args.hub_model_id = name
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.hub_pushes is None or self.args.hub_strategy == HubStrategy.END:
