@@ -7,6 +7,9 @@
 The same command runs on one CPU, one GPU or many GPUs (run `accelerate config` once, or give `accelerate launch` its
 --num_processes). It goes on by itself from the newest whole checkpoint in --output_dir. A recipe is a JSON file with
 any of the options below as keys; what is given on the command line wins over it.
+
+With --push_to_hub every save goes to the Hub in the background, a whole model each time. A Hub that fails never stops
+the training: what could not be pushed in the end is told, with the command to do it by hand, and the exit status is 0.
 """
 
 import argparse
