@@ -33,7 +33,7 @@ class HttpHandler(BaseHTTPRequestHandler):
         self.body = self._read_body()
         self.url = urlsplit(self.path)
         self.query = parse_qs(self.url.query)
-        self.note = Request(self.command, self.path, dict(self.headers))
+        self.note = Request(self.command, self.path, {name.lower(): value for name, value in self.headers.items()})
         self.is_error = False
         try:
             if not self.url.path.startswith("/control/"):
@@ -111,6 +111,7 @@ class HttpHandler(BaseHTTPRequestHandler):
         if left == 0:
             self.close_connection = True
             return
+        self.note.status = status
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -119,6 +120,6 @@ class HttpHandler(BaseHTTPRequestHandler):
             self.wfile.write(chunk[: int(min(left, len(chunk)))])
             left -= len(chunk)
             if left < 0:
+                self.note.status = 0
                 self.close_connection = True
                 return
-        self.note.status = status

@@ -1,6 +1,6 @@
 """What the Auto classes make of checkpoints; run by test_remote_code.py where there is nothing but transformers.
 
-python without_package.py image.png results.pt again/ checkpoint org/name ...
+python without_package.py image.png results.pt folder checkpoint org/name ...
 """
 
 import sys
@@ -94,10 +94,10 @@ def _from_pretrained(auto_class: Any, name: str, **kwargs: Any) -> Any:
 
 
 def main(image: str, path: str, again: str, *names: str) -> None:
-    """Write the outputs of the checkpoints, and of what was saved again of the first one."""
+    """Write the outputs of checkpoints, and save the first again to again0, the second to again1, and so on."""
     import torch
 
-    results = {name: outputs(name, image, Path(again) if name == names[0] else None) for name in names}
+    results = {name: outputs(name, image, Path(again, f"again{index}")) for index, name in enumerate(names)}
     torch.save(results, path)
 
 
