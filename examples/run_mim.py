@@ -35,7 +35,7 @@ from hf_simmim.components import HEADS, LOSS_REGIONS, LOSSES, TARGETS
 from hf_simmim.data import MaskedImageDataset, collate, evenly_spaced
 from hf_simmim.data_options import PixelArguments
 from hf_simmim.encoder_options import EncoderArguments
-from hf_simmim.hub_pushes import HubPushes
+from hf_simmim.hub_pushes import open_hub
 from hf_simmim.image_sources import load_images
 from hf_simmim.masking import MASK_STRATEGIES, span
 from hf_simmim.optimization import images_per_step
@@ -337,10 +337,7 @@ def build_trainer(
     """
     set_seed(arguments.seed)
     config = build_config(model_arguments)
-    # A refusal is told before hours of work; the first process alone pushes.
-    hub_pushes = None
-    if arguments.push_to_hub and arguments.process_index == 0:
-        hub_pushes = HubPushes.from_arguments(arguments)
+    hub_pushes = open_hub(arguments)
     checkpoint = prepare_output_dir(arguments, ("reconstructions",))
     # One process reads first; the others find what it cached.
     with arguments.main_process_first(desc="loading images"):
