@@ -34,7 +34,8 @@ from hf_simmim.encoder_options import EncoderArguments
 from hf_simmim.image_sources import load_images
 from hf_simmim.masking import MASK_STRATEGIES, span
 from hf_simmim.optimization import images_per_step
-from hf_simmim.probe_options import ProbeArguments, add_probe, load_probe
+from hf_simmim.probe_options import ProbeArguments, add_probe, load_probe, probe_source
+from hf_simmim.provenance import Origin, held_out, hub_id, image_source, last_part, safe_command
 from hf_simmim.recipes import json_object, parse_with_recipe
 from hf_simmim.run_settings import check_same_run, digest, prepare_output_dir, settings_before
 from hf_simmim.trainer import SimMIMTrainer
@@ -411,6 +412,18 @@ def build_trainer(
     return trainer, checkpoint
 
 
+def describe_origin(data: DataArguments, checkpoint: str | None, argv: list[str]) -> Origin:
+    """What the trainer does not know, for the model card."""
+    return Origin(
+        images=image_source(data, EMBEDDED_DATA),
+        held_out=held_out(data, data.holdout, default_split="test"),
+        evaluation=probe_source(data, EMBEDDED_DATA),
+        checkpoint=last_part(checkpoint) if checkpoint is not None else None,
+        base_model=hub_id(checkpoint),
+        command=safe_command("examples/run_mim.py", argv),
+    )
+
+
 def final_metrics(trainer: SimMIMTrainer) -> dict[str, float]:
     """Evaluation of the weights that were saved; not repeated if the last step was evaluated already."""
     if trainer.eval_dataset is None:
@@ -483,7 +496,8 @@ def print_results(trainer: SimMIMTrainer, metrics: dict[str, float]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the pre-training."""
-    data_arguments, model_arguments, arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    data_arguments, model_arguments, arguments = parse_arguments(argv)
     if not arguments.should_log:
         disable_progress_bars()
     try:
@@ -494,6 +508,7 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(f"error: {error}") from error
     except SafetensorError as error:
         raise SystemExit(f"error: the weights of {model_arguments.checkpoint} are damaged ({error}).") from error
+    trainer.origin = describe_origin(data_arguments, model_arguments.checkpoint, argv)
     if arguments.should_log:
         print_plan(trainer, checkpoint, model_arguments.checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

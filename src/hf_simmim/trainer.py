@@ -17,6 +17,7 @@ from .losses import masked_mean_per_image, pixel_weights
 from .masking import patch_mask
 from .modeling_simmim import SimMIMForMaskedImageModeling
 from .optimization import create_schedule, decay_parameter_names, images_per_step, planned_steps
+from .provenance import Origin
 from .unreadable_images import UnreadableImages
 
 
@@ -36,6 +37,8 @@ class SimMIMTrainer(Trainer):
     model: SimMIMForMaskedImageModeling
     train_dataset: MaskedImageDataset
     eval_dataset: MaskedImageDataset | None
+    # For the model card; whoever knows sets it.
+    origin: Origin = Origin()
 
     def __init__(self, *args, unreadable_images: UnreadableImages, **kwargs):
         super().__init__(*args, **kwargs)
