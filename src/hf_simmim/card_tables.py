@@ -1,23 +1,12 @@
 """Tables of a model card: each is a dict of titles and texts, in which None is what does not apply."""
 
-import importlib.metadata
 import math
-import os
-import platform
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
-
-import torch
-from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainingArguments
 
 from .data import sample_generator
 from .masking import MaskStrategy, average_distance
-from .optimization import ReleasedSchedule, create_schedule, images_per_step, warmup_updates
-from .provenance import code_version
 
 Table = dict[str, str | None]
 
@@ -130,142 +119,6 @@ def _average_distance(
     count = max(2, min(64, int(AVERAGE_DISTANCE_BUDGET / (height * width * width))))
     masks = strategy(grid_size, ratio, count, unit_size=unit_size, generator=sample_generator(0))
     return float(average_distance(masks, patch_size, image_size).mean())
-
-
-def optimization_table(arguments: TrainingArguments, num_steps: int) -> Table:
-    """Optimiser, batch and rates as they were in effect.
-
-    Args:
-        arguments: Of the training.
-        num_steps: Planned updates.
-
-    Returns:
-        The table.
-    """
-    batch = images_per_step(arguments)
-    optimizer = str(getattr(arguments.optim, "value", arguments.optim))
-    if "adam" in optimizer:
-        optimizer += (
-            f", betas {arguments.adam_beta1:g} and {arguments.adam_beta2:g}, epsilon {arguments.adam_epsilon:g}"
-        )
-    clip = arguments.max_grad_norm
-    on_each = arguments.per_device_train_batch_size
-    devices = batch // (on_each * arguments.gradient_accumulation_steps)
-    accumulated = counted(arguments.gradient_accumulation_steps, "accumulated batch", "es")
-    return {
-        "batch": f"{batch} images a step: {on_each} x {counted(devices, 'device')} x {accumulated}",
-        "optimizer": optimizer,
-        "weight decay": f"{arguments.weight_decay:g}",
-        "gradients": f"clipped to a norm of {clip:g}" if clip else "not clipped",
-        "learning rate": _learning_rate(arguments, batch),
-        "schedule": _schedule(arguments, num_steps),
-        "precision": _precision(arguments),
-        "seed": str(arguments.seed),
-    }
-
-
-def _learning_rate(arguments: Any, batch: int) -> str:
-    peak = float(arguments.learning_rate)
-    base, base_batch = getattr(arguments, "base_learning_rate", None), getattr(arguments, "base_batch_size", 0)
-    if base is None or not math.isclose(peak, base * batch / base_batch, rel_tol=1e-9):
-        return f"{peak:.4g}, whatever the batch"
-    return f"{peak:.4g} = {base:g} x {batch} / {base_batch} (base rate x images a step / {base_batch})"
-
-
-def _schedule(arguments: Any, num_steps: int) -> str:
-    """Name, warm-up and the rates at both ends, asked of the schedule itself."""
-    name = str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type))
-    peak, warmup = float(arguments.learning_rate), warmup_updates(arguments, num_steps)
-    schedule: Any = create_schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=peak), arguments, num_steps)
-    start = end = milestones = None
-    if isinstance(schedule, ReleasedSchedule):
-        start = schedule.warmup_lr
-        end = schedule.min_lr if schedule.kind == "released_cosine" else None
-        milestones = schedule.milestones if schedule.kind == "released_multistep" else None
-    elif isinstance(schedule, LambdaLR):
-        start, end = (peak * float(schedule.lr_lambdas[0](step)) for step in (0, num_steps))
-    parts = [f"`{name}`"]
-    if warmup:
-        parts.append(f"warm-up of {counted(warmup, 'step')}" + (f" from {start:.4g}" if start is not None else ""))
-    if milestones:
-        parts.append(f"times {schedule.gamma:g} at step {' and '.join(f'{step:,}' for step in milestones)}")
-    if end is not None:
-        parts.append(f"down to {end:.4g}" if end < peak else "level to the end")
-    return ", ".join(parts)
-
-
-def _precision(arguments: Any) -> str:
-    precision = "bfloat16 autocast" if arguments.bf16 else "float16 autocast" if arguments.fp16 else "float32"
-    extras = [
-        ("tf32", "TF32 matrix products"),
-        ("torch_compile", "compiled"),
-        ("gradient_checkpointing", "gradient checkpointing"),
-    ]
-    return ", ".join([precision, *(text for key, text in extras if getattr(arguments, key, None))])
-
-
-def hardware_table(trainer: Any, seconds: float | None) -> Table:
-    """Machine, time and energy."""
-    return {
-        "hardware": _hardware(trainer.args),
-        "training time": _hours(seconds) if seconds else None,
-        "energy": _energy(trainer),
-    }
-
-
-def _hardware(arguments: TrainingArguments) -> str:
-    device, count = arguments.device, arguments.world_size * max(1, arguments.n_gpu)
-    if device.type == "cuda":
-        return f"{count} x {torch.cuda.get_device_name(device)}"
-    if device.type != "cpu":
-        return f"{count} x {device.type} ({platform.machine()})"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = counted(torch.get_num_threads(), "thread")
-    return f"{_cpu_name()}, {counted(cores, 'core')}, {counted(count, 'process', 'es')} of {threads}"
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names and names[0] else platform.processor() or f"CPU ({platform.machine()})"
-
-
-def emissions(trainer: Any) -> Any:
-    """What codecarbon measured of a training that it followed to the end; None otherwise."""
-    trackers = (getattr(callback, "tracker", None) for callback in trainer.callback_handler.callbacks)
-    found = (getattr(tracker, "final_emissions_data", None) for tracker in trackers)
-    return next((data for data in found if data is not None and getattr(data, "energy_consumed", None)), None)
-
-
-def _energy(trainer: Any) -> str | None:
-    data = emissions(trainer)
-    if data is None:
-        return None
-    start = getattr(trainer, "_initial_global_step", 0)
-    since = f", from step {start:,} on" if start else ""
-    return (
-        f"{data.energy_consumed:.3g} kWh, {data.emissions:.3g} kg CO2-equivalent, as codecarbon estimates for the"
-        f" machine of the first process{since}"
-    )
-
-
-def _hours(seconds: float) -> str:
-    hours = f"{seconds / 3600:.3g} h"
-    return hours + (f" ({seconds:.3g} s)" if seconds < 600 else "") + ", without evaluations"
-
-
-def versions_table() -> Table:
-    """Versions of what the model was made with."""
-    packages = ("transformers", "torch", "accelerate", "datasets")
-    commit = code_version()
-    return {
-        "hf-simmim": importlib.metadata.version("hf-simmim") + (f", git commit {commit}" if commit else ""),
-        **{name: importlib.metadata.version(name) for name in packages},
-        "Python": platform.python_version(),
-    }
 
 
 def millions(number: int) -> str:

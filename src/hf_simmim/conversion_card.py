@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import ModelCard
 
 from .card_rendering import card_metadata, citations, place, render_card
-from .card_tables import encoder_table, family, millions, versions_table
+from .card_tables import encoder_table, family, millions
+from .card_training import versions_table
 from .citations import MMPRETRAIN
 
 if TYPE_CHECKING:

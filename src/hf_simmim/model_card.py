@@ -13,16 +13,13 @@ from .card_tables import (
     augmentation_table,
     average_mask_distance,
     counted,
-    emissions,
     encoder_table,
     family,
-    hardware_table,
     listed,
     millions,
-    optimization_table,
     pixels_table,
-    versions_table,
 )
+from .card_training import emissions_entry, hardware_table, hours, optimization_table, progress, steps, versions_table
 from .masking import span
 from .optimization import images_per_step, planned_steps
 from .provenance import Origin, hub_id
@@ -54,7 +51,7 @@ def training_card(trainer: "SimMIMTrainer") -> ModelCard:
     arguments, model, dataset = trainer.args, trainer.model, trainer.train_dataset
     config: Any = model.config
     origin, log = trainer.origin, trainer.state.log_history
-    title, location = place(getattr(trainer, "hub_model_id", None) or arguments.hub_model_id, str(arguments.output_dir))
+    title, location = place(trainer.hub_model_id or arguments.hub_model_id, str(arguments.output_dir))
     # A trainer that was not told knows at least what its model was loaded from.
     base_model = origin.base_model or (None if origin.checkpoint else hub_id(config.name_or_path or None))
     num_steps = trainer.state.max_steps or planned_steps(arguments, len(dataset))
@@ -66,13 +63,14 @@ def training_card(trainer: "SimMIMTrainer") -> ModelCard:
         base_model=base_model,
         weights_license=getattr(arguments, "hub_license", None),
         eval_results=probe_results(log, origin),
-        co2_eq_emissions=_emissions(trainer),
+        co2_eq_emissions=emissions_entry(trainer, "pre-training"),
     )
     return render_card(
         "pretrained",
         card_data,
         title=title,
         location=location,
+        is_on_hub=trainer.hub_model_id or arguments.hub_model_id,
         auto_class="AutoModel",
         progress=progress(trainer, num_steps),
         family=family(config),
@@ -93,10 +91,10 @@ def training_card(trainer: "SimMIMTrainer") -> ModelCard:
         model_rows=encoder_table(config, model) | _prediction_table(model) | masking,
         data_rows=_data_table(trainer),
         training_rows={
-            "steps": _steps(trainer, num_steps),
+            "steps": steps(trainer, num_steps),
             "started from": base_model or origin.checkpoint or "fresh weights",
             **optimization_table(arguments, num_steps),
-            **hardware_table(trainer, training_seconds(log, images_per_step(arguments))),
+            **hardware_table(trainer, _training_time(log, images_per_step(arguments))),
             "speed": speed(log),
         },
         command=origin.command,
@@ -106,24 +104,14 @@ def training_card(trainer: "SimMIMTrainer") -> ModelCard:
     )
 
 
-def progress(trainer: Any, num_steps: int) -> str | None:
-    """A sentence on a training that has not made all its steps; None of one that has."""
-    state = trainer.state
-    if state.global_step >= num_steps:
-        return None
-    epochs = f" (epoch {state.epoch:.3g})" if state.epoch else ""
-    verb = "It was stopped at" if trainer.control.should_training_stop else "So far it has made"
-    return f"{verb} step {state.global_step:,} of {num_steps:,}{epochs}.".replace("made step", "reached step")
-
-
-def training_seconds(log: Sequence[dict[str, Any]], batch: int) -> float | None:
+def _training_time(log: Sequence[dict[str, Any]], batch: int) -> str | None:
     """Time of all steps that were logged, also of those before a resumption; without evaluations."""
     seconds, last = 0.0, 0
     for entry in log:
         if entry.get("images_per_second"):
             seconds += (entry["step"] - last) * batch / entry["images_per_second"]
             last = entry["step"]
-    return seconds or None
+    return f"{hours(seconds)}, without evaluations" if seconds else None
 
 
 def speed(log: Sequence[dict[str, Any]]) -> str | None:
@@ -147,18 +135,6 @@ def probe_results(log: Sequence[dict[str, Any]], origin: Origin) -> list[EvalRes
 def last_entry(log: Sequence[dict[str, Any]], key: str) -> Any:
     """The last entry of a log that has a key, if any."""
     return next((entry for entry in reversed(log) if key in entry), None)
-
-
-def _steps(trainer: Any, num_steps: int) -> str:
-    state = trainer.state
-    done = f"{state.global_step:,}" + (f" of {num_steps:,}" if state.global_step < num_steps else "")
-    epochs = f", {state.epoch:.4g} epochs" if state.epoch else ""
-    best = state.best_global_step if trainer.args.load_best_model_at_end else None
-    is_over = trainer.control.should_training_stop or state.global_step >= num_steps
-    chosen = ""
-    if best and best != state.global_step and is_over:
-        chosen = f"; the weights are those of step {best:,}, the best by `{trainer.args.metric_for_best_model}`"
-    return done + epochs + chosen
 
 
 def _prediction_table(model: Any) -> Table:
@@ -279,16 +255,3 @@ def _pictures(output_dir: Path) -> list[dict[str, str]]:
         for file, alt, caption in pictures
         if (output_dir / file).exists()
     ]
-
-
-def _emissions(trainer: Any) -> dict[str, Any] | None:
-    """As the Hub takes it: grams."""
-    data = emissions(trainer)
-    if data is None:
-        return None
-    return {
-        "emissions": round(1000 * float(data.emissions), 4),
-        "source": "codecarbon",
-        "training_type": "pre-training",
-        **({"geographical_location": data.country_name} if getattr(data, "country_name", None) else {}),
-    }

@@ -9,7 +9,7 @@ from .data_options import SourceArguments
 from .labelled_images import LabelledImageDataset, LabelledImages, holdout, load_labelled_images
 from .labelled_options import load_labelled_splits
 from .probing import POOLINGS
-from .provenance import ImageSource, image_source, last_part
+from .provenance import ImageSource, evaluation_source, last_part
 from .trainer import SimMIMTrainer
 
 # Share of the images of --probe_dir, or of a training set without a validation split, that the probe is tested on.
@@ -96,9 +96,9 @@ def probe_source(arguments: ProbeArguments, embedded_data: str | Path) -> ImageS
         return ImageSource(last_part(arguments.probe_dir), "imagefolder")
     if arguments.probe_label_column is None:
         return None
-    return image_source(
-        arguments, embedded_data, arguments.validation_split or (None if arguments.names_images else "test")
-    )
+    labelled = copy.copy(arguments)
+    labelled.validation_dir = None
+    return evaluation_source(labelled, embedded_data, default_split="test")
 
 
 def add_probe(trainer: SimMIMTrainer, images: list[LabelledImages], arguments: ProbeArguments) -> None:

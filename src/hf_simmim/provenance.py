@@ -89,6 +89,23 @@ def image_source(arguments: Any, embedded_data: str | Path, split: str | None = 
     )
 
 
+def evaluation_source(arguments: Any, embedded_data: str | Path, default_split: str | None = None) -> ImageSource:
+    """The source of the images that are evaluated on.
+
+    Args:
+        arguments: A `SourceArguments`.
+        embedded_data: Data set that is used where none is named.
+        default_split: Split that is evaluated on if no images are named at all.
+
+    Returns:
+        The source; where a part of the training images is held out, that of these.
+    """
+    if arguments.validation_dir is not None:
+        return ImageSource(last_part(arguments.validation_dir), "imagefolder")
+    split = arguments.validation_split or (None if arguments.names_images else default_split)
+    return image_source(arguments, embedded_data, split)
+
+
 def held_out(arguments: Any, share: float | None, default_split: str | None = None) -> str | None:
     """Where the images to evaluate on come from.
 
@@ -161,7 +178,7 @@ def safe_command(script: str, argv: Sequence[str]) -> str:
 
 @lru_cache(maxsize=1)
 def code_version() -> str | None:
-    """The git commit of the checkout that this package runs from, and whether it was changed; None if it is installed."""
+    """The git commit of the checkout that this package runs from, and whether files differ; None if it is installed."""
     root = Path(__file__).resolve().parents[2]
     source = Path(__file__).resolve().relative_to(root)
 
