@@ -29,6 +29,7 @@ from transformers import IntervalStrategy, set_seed
 from hf_simmim import SimMIMConfig, SimMIMForImageClassification, SimMIMImageProcessor
 from hf_simmim.augmentation import BACKENDS, Augmentation
 from hf_simmim.callbacks import EpochCallback
+from hf_simmim.card_rendering import check_license
 from hf_simmim.classifier_card import ClassifierTrainer
 from hf_simmim.confusion import plot_confusion
 from hf_simmim.data import evenly_spaced
@@ -401,6 +402,7 @@ def build_trainer(options: Options, run: Run) -> tuple[ClassifierTrainer, Path |
     arguments = copy.copy(options.training)
     arguments.output_dir, arguments.seed = str(run.output_dir), run.seed
     set_seed(run.seed)
+    check_license(arguments)
     data, augmentation = options.data, options.augmentation.augmentation()
     config = build_config(options.model, run.train)
     checkpoint = prepare_output_dir(arguments)

@@ -26,6 +26,7 @@ from transformers.utils import logging
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
 from hf_simmim.callbacks import EpochCallback, PictureCallback
+from hf_simmim.card_rendering import check_license
 from hf_simmim.clusters import fit_color_clusters
 from hf_simmim.components import HEADS, LOSS_REGIONS, LOSSES, TARGETS
 from hf_simmim.data import MaskedImageDataset, collate, evenly_spaced
@@ -332,6 +333,7 @@ def build_trainer(
         ValueError, OSError: If the arguments or the images are unusable; the message says why and what to do.
     """
     set_seed(arguments.seed)
+    check_license(arguments)
     config = build_config(model_arguments)
     checkpoint = prepare_output_dir(arguments, ("reconstructions",))
     # One process reads first; the others find what it cached.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -67,6 +68,7 @@ def card_metadata(
         library_name="transformers",
         pipeline_tag=pipeline_tag,
         license=weights_license,
+        license_name=weights_license if weights_license == "other" else None,
         tags=list(tags),
         base_model=base_model,
         datasets=[images.hub_id] if images is not None and images.hub_id else None,
@@ -75,6 +77,29 @@ def card_metadata(
         eval_results=list(eval_results) or None,
         **{key: value for key, value in others.items() if value is not None},
     )
+
+
+def check_license(arguments: Any) -> None:
+    """Ask the Hub about the licence that its pushes are going to state, before any work is lost.
+
+    Args:
+        arguments: `ReleasedTrainingArguments`.
+
+    Raises:
+        ValueError: If the Hub is there and does not know it.
+    """
+    if not arguments.push_to_hub or arguments.hub_license is None:
+        return
+    try:
+        ModelCard(f"---\n{card_metadata('', [], weights_license=arguments.hub_license).to_yaml()}\n---\n").validate()
+    except ValueError as error:
+        message = str(error).strip()
+        raise ValueError(
+            f"hub_license={arguments.hub_license!r} is refused by the Hub, and with it every push: {message}"
+        ) from error
+    except (OSError, httpx.HTTPError):
+        # Whether it can be reached later, the pushes find out.
+        return
 
 
 def accuracy_result(

@@ -1,10 +1,10 @@
 """Where a run's images, weights and code come from, in words that may leave the machine: names, and no paths."""
 
+import dataclasses
 import re
 import shlex
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ SECRET_OPTION = re.compile(r"--\w*(token|password|secret|api_key)\w*", re.IGNORE
 SECRET_VALUE = re.compile(r"\bhf_\w{8,}")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class ImageSource:
     """Where images come from.
 
@@ -45,7 +45,7 @@ class ImageSource:
         )
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Origin:
     """What the trainer of a run does not know about it.
 
@@ -90,7 +90,7 @@ def image_source(arguments: Any, embedded_data: str | Path, split: str | None = 
 
 
 def evaluation_source(arguments: Any, embedded_data: str | Path, default_split: str | None = None) -> ImageSource:
-    """The source of the images that are evaluated on.
+    """The source of the images that are evaluated on, for the metadata of a card.
 
     Args:
         arguments: A `SourceArguments`.
@@ -98,12 +98,13 @@ def evaluation_source(arguments: Any, embedded_data: str | Path, default_split: 
         default_split: Split that is evaluated on if no images are named at all.
 
     Returns:
-        The source; where a part of the training images is held out, that of these.
+        The source; where a part of the training images is held out, theirs without a split.
     """
     if arguments.validation_dir is not None:
         return ImageSource(last_part(arguments.validation_dir), "imagefolder")
     split = arguments.validation_split or (None if arguments.names_images else default_split)
-    return image_source(arguments, embedded_data, split)
+    source = image_source(arguments, embedded_data, split)
+    return source if split else dataclasses.replace(source, split=None)
 
 
 def held_out(arguments: Any, share: float | None, default_split: str | None = None) -> str | None:
@@ -137,7 +138,7 @@ def last_part(path: str | Path) -> str:
 def shown_path(path: str | Path) -> str:
     """A relative path as it is, in the spelling of URLs; of any other the last part."""
     text = str(path)
-    is_inside = not re.match(r"[\\/~]|[A-Za-z]:", text) and ".." not in re.split(r"[\\/]", text)
+    is_inside = not re.match(r"[\\/~]|\w+:", text) and ".." not in re.split(r"[\\/]", text)
     return re.sub(r"[\\/]+", "/", text).removeprefix("./").rstrip("/") or "." if is_inside else last_part(text)
 
 
@@ -202,7 +203,7 @@ def _files(data_files: Sequence[str]) -> ImageSource:
     }
     found = on_hub.pop()[0] if len(on_hub) == 1 else None
     kind = "webdataset" if names[0].endswith(".tar") else "parquet"
-    return ImageSource(names[0] + (f" and {len(names) - 1} more files" if len(names) > 1 else ""), kind, found)
+    return ImageSource(names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else ""), kind, found)
 
 
 def _without_paths(part: str) -> str:

@@ -86,7 +86,7 @@ class ReleasedTrainingArguments(TrainingArguments):
         if self.hub_license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.hub_license):
             raise ValueError(
                 f"hub_license={self.hub_license!r} is no name of a licence on the Hub. Use one such as apache-2.0, mit,"
-                " cc-by-nc-4.0 or other: https://huggingface.co/docs/hub/repositories-licenses."
+                " cc-by-nc-4.0: https://huggingface.co/docs/hub/repositories-licenses."
             )
         self.lr_scheduler_kwargs = json_object("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
         if schedule in RELEASED_SCHEDULES:
