@@ -57,7 +57,17 @@ def test_commands_hold_no_paths_and_no_secrets():
             *("--train_dir", "/home/me/my photos", "--output_dir=/mnt/x/runs/a", "--hub_token", "hf_abcdefghijkl"),
             *("--hub_token=hf_abcdefghijkl", "--target_options", '{"model": "/home/me/teacher", "layer": 3}'),
             *("--data_files", "https://me:pass@host/a.parquet?sig=1", "../up/b.parquet", "hf_abcdefghijkl"),
-            *("--mask_ratio", "0.4", "0.7", "--nodata", "-9999", "--rescale_factor", "1/65535", "--checkpoint", "org/m"),
+            *(
+                "--mask_ratio",
+                "0.4",
+                "0.7",
+                "--nodata",
+                "-9999",
+                "--rescale_factor",
+                "1/65535",
+                "--checkpoint",
+                "org/m",
+            ),
             *("--validation_dir", r"D:\data\val", "--my_api_key", "one", "two", "--bf16"),
         ],
     )
@@ -68,28 +78,42 @@ def test_commands_hold_no_paths_and_no_secrets():
     )
 
 
+HELD_OUT = "0.05 of all, drawn with seed 0"
+ON_HUB = ImageSource("org/cats", hub_id="org/cats", split="train")
+FOLDER = ImageSource("cats", "imagefolder")
+
+
 @pytest.mark.parametrize(
-    ("options", "source", "where"),
+    ("options", "source", "where", "evaluated_on"),
     [
-        ({"train_dir": "/a/cats"}, ImageSource("cats", "imagefolder"), "0.05 of all, drawn with seed 0"),
-        ({"train_dir": "cats", "validation_dir": "/b/dogs"}, ImageSource("cats", "imagefolder"), "dogs"),
-        ({"dataset_name": "org/cats", "validation_split": "val"}, ImageSource("org/cats", hub_id="org/cats", split="train"), "split val"),
-        ({"dataset_name": "/a/cats", "dataset_config": "x"}, ImageSource("cats", config="x", split="train"), "0.05 of all, drawn with seed 0"),
-        ({"data_files": ["/a/1.tar", "/a/2.tar"]}, ImageSource("1.tar and 1 more", "webdataset"), "0.05 of all, drawn with seed 0"),
-        ({"data_files": ["hf://datasets/org/cats/a.parquet"]}, ImageSource("a.parquet", "parquet", "org/cats"), "0.05 of all, drawn with seed 0"),
-        ({"train_dir": "cats", "holdout": 0.0}, ImageSource("cats", "imagefolder"), None),
-        ({}, ImageSource("embedded", split="train"), "split test"),
+        ({"train_dir": "/a/cats"}, FOLDER, HELD_OUT, ("cats", None)),
+        ({"train_dir": "cats", "validation_dir": "/b/dogs"}, FOLDER, "dogs", ("dogs", None)),
+        ({"train_dir": "cats", "holdout": 0.0}, FOLDER, None, ("cats", None)),
+        ({"dataset_name": "org/cats", "validation_split": "val"}, ON_HUB, "split val", ("org/cats", "val")),
+        # A part of the training images is no split of the data set.
+        ({"dataset_name": "org/cats"}, ON_HUB, HELD_OUT, ("org/cats", None)),
+        ({"dataset_name": "/a/cats"}, ImageSource("cats", split="train"), HELD_OUT, ("cats", None)),
+        (
+            {"data_files": ["/a/1.tar", "/a/2.tar"]},
+            ImageSource("1.tar and 1 more", "webdataset"),
+            HELD_OUT,
+            ("1.tar and 1 more", None),
+        ),
+        (
+            {"data_files": ["hf://datasets/org/cats/a.parquet"]},
+            ImageSource("a.parquet", "parquet", "org/cats"),
+            HELD_OUT,
+            ("a.parquet", None),
+        ),
+        ({}, ImageSource("embedded", split="train"), "split test", ("embedded", "test")),
     ],
-)  # fmt: skip
-def test_sources_are_named_without_the_way_to_them(options, source, where):
+)
+def test_sources_are_named_without_the_way_to_them(options, source, where, evaluated_on):
     arguments = SourceArguments(**options)
     assert image_source(arguments, "/x/embedded") == source
     assert held_out(arguments, arguments.holdout, default_split="test") == where
     evaluation = evaluation_source(arguments, "/x/embedded", default_split="test")
-    # A part of the training images is no split of the data set.
-    assert (evaluation.name, evaluation.split) == (
-        ("dogs", None) if "validation_dir" in options else (source.name, where.split()[1] if where and "split" in where else None)
-    )  # fmt: skip
+    assert (evaluation.name, evaluation.split) == evaluated_on
 
 
 def test_the_commit_is_that_of_this_checkout():

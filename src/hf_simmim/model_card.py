@@ -22,7 +22,7 @@ from .card_tables import (
 from .card_training import emissions_entry, hardware_table, hours, optimization_table, progress, steps, versions_table
 from .masking import span
 from .optimization import images_per_step, planned_steps
-from .provenance import Origin, hub_id
+from .provenance import Origin, hub_id, last_part
 from .visualization import COLUMNS
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ COLUMN_MEANINGS = {
     "composite": "the prediction in the hidden patches, the image itself in the others",
     "error": "how far off it is",
 }
+# Options of components that have no room in a table.
+LONG_OPTIONS = ("centers", "model_config", "image_mean", "image_std")
 PROBES = {"probe_linear_accuracy": "linear probe", "probe_knn_accuracy": "k-NN"}
 
 
@@ -142,12 +144,14 @@ def _prediction_table(model: Any) -> Table:
     config = model.config
 
     def described(component: str) -> str:
-        # Colours are many, and teachers may be named by the way to a folder.
         options = {
             key: value
             for key, value in getattr(config, f"{component}_options").items()
-            if value is not None and not isinstance(value, dict) and key not in ("centers", "model")
+            if value is not None and key not in LONG_OPTIONS
         }
+        if "model" in options:
+            # Maybe by the way to a folder.
+            options["model"] = hub_id(options["model"]) or last_part(options["model"])
         detail = ", ".join(f"{key} {listed(value)}" for key, value in options.items())
         return f"`{getattr(config, component)}`" + (f" ({detail})" if detail else "")
 
