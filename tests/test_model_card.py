@@ -465,5 +465,7 @@ def test_the_hub_takes_the_cards_and_a_push_keeps_them(hub, tmp_path):
     with pytest.raises(ValueError, match=r"hub_license='apache2' is refused by the Hub.*apache-2\.0"):
         check_license(arguments)
     check_license(SimpleNamespace(push_to_hub=True, hub_license="mit"))
+    with pytest.raises(ValueError, match="hub_license='My own!' is no name of a licence.*such as apache-2.0"):
+        make_classifier(tmp_path, ["coat", "shoe"], hub_license="My own!")
     hub.fail(status=503)
     check_license(arguments)
