@@ -82,7 +82,8 @@ def test_commands_hold_no_paths_and_no_secrets():
     assert command == (
         "python examples/run_mim.py --train_dir 'my photos' --output_dir=a"
         """ --target_options '{"model": "teacher", "layer": 3}' --data_files https://host/a.parquet b.parquet"""
-        " --mask_ratio 0.4 0.7 --nodata -9999 --rescale_factor 1/65535 --checkpoint org/m --validation_dir val --average_tokens_across_devices no"
+        " --mask_ratio 0.4 0.7 --nodata -9999 --rescale_factor 1/65535 --checkpoint org/m --validation_dir val"
+        " --average_tokens_across_devices no"
     )
 
 
