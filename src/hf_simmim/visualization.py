@@ -19,6 +19,9 @@ ERROR_LIMIT = 128
 # Longer side in pixels that small images are enlarged to at least, and large ones reduced to.
 SMALLEST_SIDE, LARGEST_SIDE = 96, 384
 
+# Of `Reconstruction`, what is drawn unless something else is asked for.
+DRAWN_COLUMNS = ("original", "masked", "prediction", "composite")
+
 
 def to_pictures(pixel_values: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]) -> np.ndarray:
     """Undo the normalisation, for the eye.
@@ -62,7 +65,7 @@ def error_pictures(error: torch.Tensor) -> np.ndarray:
 
 def reconstruction_grid(
     reconstruction: "Reconstruction | Mapping[str, Reconstruction]",
-    columns: Sequence[str] = ("original", "masked", "prediction", "composite"),
+    columns: Sequence[str] = DRAWN_COLUMNS,
     names: Sequence[str] | None = None,
     show_figures: bool = False,
     rows_together: int = 1,
