@@ -74,6 +74,7 @@ CSS = """
 .model figure img.crisp { image-rendering: pixelated; width: max(var(--width), round(down, 100cqw, var(--width))); }
 .problem { border-left: 4px solid #ea580c; background: color-mix(in srgb, #ea580c 10%, transparent);
   border-radius: 4px; padding: 8px 12px; overflow-wrap: anywhere; }
+#results:not(:has(#panel_1)) .columns { grid-template-columns: repeat(3, minmax(0, 1fr)); }
 @media (max-width: 700px) {
   #results { order: -1; }
   .model { padding: 12px; }
