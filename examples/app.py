@@ -312,11 +312,9 @@ def build_page(models: Models, pictures: Pictures, compared: str | None = None, 
 
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         # Not `input`: when a picture is removed, that still gives the old one.
-        uploaded = picture.upload(
-            lambda path: (path, gr.update(selected_index=None)), picture, [source, gallery], **quiet
-        )
+        uploaded = picture.upload(lambda path: path, picture, source, **quiet)
         uploaded.failure(lambda: gr.Warning("The file is no picture that can be read. Drop another one."), **quiet)
-        picture.clear(lambda: (None, gr.update(selected_index=None)), None, [source, gallery], **quiet)
+        picture.clear(lambda: None, None, source, **quiet)
         gallery.select(pick, None, [source, picture], **quiet)
         new_mask.click(lambda number: int(number or 0) + 1, seed, seed, **quiet)
         other.submit(page.load, [other, known], [not_loaded, known, first, second, other], api_visibility="private")
