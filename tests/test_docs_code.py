@@ -1,0 +1,92 @@
+"""Every block of code of the documentation runs: see `docs_code.py` for how."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from docs_code import ENCODER, Block, Page, blocks_of
+from photos import random_photo
+from scripts import ROOT
+from segmentation_scenes import write_scenes
+from transformers import SwinConfig
+
+from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with what the pages speak of."""
+    folder = tmp_path_factory.mktemp("world")
+    rng = np.random.default_rng(0)
+    for index in range(16):
+        for root, parent in (("my_photos", f"day{index % 2}"), ("labelled_photos", ("cat", "dog")[index % 2])):
+            path = folder / root / parent / f"{index:02d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            random_photo(rng, (80, 72)).save(path)
+    random_photo(rng, (160, 120)).save(folder / "photo.jpg")
+    write_scenes(folder / "scenes", 8)
+    (folder / "satellite").mkdir()
+    for index in range(8):
+        bands = rng.integers(0, 4000, (70, 80, 13)).astype(np.uint16)
+        tifffile.imwrite(folder / "satellite" / f"{index}.tif", bands, planarconfig="contig")
+    config = SimMIMConfig(encoder_config=SwinConfig(**{key: ENCODER[key] for key in ENCODER if key != "model_type"}))
+    for name in ("runs/my_photos", "runs/demo"):
+        SimMIMForMaskedImageModeling(config).save_pretrained(folder / name)
+        SimMIMImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder / name)
+    released = ROOT / "tests" / "fixtures" / "swin_pretrain.pth"
+    shutil.copy(released, folder / "simmim_pretrain__swin_base__img192_window6__800ep.pth")
+    return folder
+
+
+@pytest.fixture
+def page(world, tmp_path, monkeypatch):
+    """What runs the blocks of a page, in a copy of the world."""
+    folder = tmp_path / "page"
+    shutil.copytree(world, folder)
+    monkeypatch.chdir(folder)
+    return Page(folder)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_code_of_a_page_runs(path: Path, page: Page):
+    for block in blocks_of(path.read_text(encoding="utf-8"), str(path.relative_to(ROOT))):
+        page.run(block)
+
+
+@pytest.mark.parametrize(
+    ("language", "code", "message"),
+    [
+        ("bash", "curl https://example.org", "no rule for the command 'curl'"),
+        ("bash", "accelerate launch examples/run_mimi.py", "there is no examples/run_mimi.py"),
+        ("bash", "accelerate launch examples/run_mim.py --train_dir my_photos --mask_ration 0.5", "--mask_ratio"),
+        ("bash", "accelerate launch --num_procs 2 examples/run_mim.py", "SystemExit"),
+        ("bash", 'pip install -e ".[gpu]"', "gpu"),
+        ("bash", "make coffee", "coffee"),
+        ("bash", "SECRET=1 make test", "SECRET"),
+        ("python", "import hf_simmim\nhf_simmim.nothing", "nothing"),
+        ("json", "{'mask_ratio': 0.5}", "JSONDecodeError"),
+        ("", "anything", "no rule for language"),
+        ("sh", "make test", "no rule for language"),
+    ],
+)
+def test_what_is_wrong_on_a_page_is_found(page: Page, language: str, code: str, message: str):
+    with pytest.raises(AssertionError, match=message):
+        page.run(Block("page.md", 1, language, "", code))
+
+
+def test_a_mistyped_key_of_a_recipe_is_found(page: Page):
+    block = Block("page.md", 1, "json", 'title="recipe.json"', '{"mask_ration": 0.5}')
+    with pytest.raises(AssertionError, match="Did you mean mask_ratio"):
+        page.run(block)
+
+
+def test_blocks_in_lists_and_notes_are_found():
+    text = "```python\na\n```\n\n??? note\n\n    ```bash title=\"x\"\n    make test\n    ```\n"
+    assert [(block.line, block.language, block.code) for block in blocks_of(text, "page")] == [
+        (1, "python", "a"),
+        (7, "bash", "make test"),
+    ]
