@@ -129,7 +129,7 @@ class Page:
 
     def __init__(self, folder: Path, environment: dict[str, str] | None = None):
         self.folder = folder
-        self.environment = dict(os.environ) | (environment or {})
+        self.environment = environment or dict(os.environ)
         self.namespace: dict[str, Any] = {"__name__": "__main__"}
 
     def run(self, block: Block) -> None:

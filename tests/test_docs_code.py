@@ -10,7 +10,8 @@ from docs_code import ENCODER, Block, Page, blocks_of
 from photos import random_photo
 from scripts import ROOT
 from segmentation_scenes import write_scenes
-from transformers import SwinConfig
+from tiny import VIT_SIZES
+from transformers import Dinov2Config, Dinov2Model, SwinConfig, SwinModel
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
 
@@ -33,7 +34,7 @@ def world(tmp_path_factory):
     for index in range(8):
         bands = rng.integers(0, 4000, (70, 80, 13)).astype(np.uint16)
         tifffile.imwrite(folder / "satellite" / f"{index}.tif", bands, planarconfig="contig")
-    config = SimMIMConfig(encoder_config=SwinConfig(**{key: ENCODER[key] for key in ENCODER if key != "model_type"}))
+    config = SimMIMConfig(encoder_config=SwinConfig(**ENCODER))
     for name in ("runs/my_photos", "runs/demo"):
         SimMIMForMaskedImageModeling(config).save_pretrained(folder / name)
         SimMIMImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder / name)
@@ -42,13 +43,35 @@ def world(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def repositories(world, tmp_path_factory):
+    """Files of the models and data sets of the Hub that the pages name, all tiny."""
+    folder = tmp_path_factory.mktemp("repositories")
+    Dinov2Model(Dinov2Config(**(VIT_SIZES | {"image_size": 56, "patch_size": 14}))).save_pretrained(folder / "dinov2")
+    SwinModel(SwinConfig(**(ENCODER | {"image_size": 32, "window_size": 2}))).save_pretrained(folder / "swin")
+    return {
+        ("models", "facebook/dinov2-base"): contents(folder / "dinov2"),
+        ("models", "microsoft/swin-base-patch4-window7-224"): contents(folder / "swin"),
+        ("models", "org/simmim-swin-base"): contents(world / "runs" / "my_photos"),
+        ("datasets", "org/photos"): contents(world / "my_photos"),
+    }
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Files of a folder by their names in it."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
 @pytest.fixture
-def page(world, tmp_path, monkeypatch):
+def page(world, repositories, hub, tmp_path, monkeypatch):
     """What runs the blocks of a page, in a copy of the world."""
     folder = tmp_path / "page"
     shutil.copytree(world, folder)
     monkeypatch.chdir(folder)
-    return Page(folder)
+    for (kind, name), files in repositories.items():
+        hub.add(name, files, kind=kind)
+    return Page(folder, hub.environment(tmp_path / "home"))
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
