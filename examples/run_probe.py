@@ -20,19 +20,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from transformers.utils import logging
 
-from hf_simmim import SimMIMConfig, SimMIMImageProcessor, SimMIMModel
+from hf_simmim import SimMIMModel
 from hf_simmim.data import evenly_spaced
-from hf_simmim.encoder_options import load_config
+from hf_simmim.frozen_encoder import load_encoder, pixel_settings
 from hf_simmim.labelled_images import LabelledImageDataset, LabelledImages, few_labels, holdout
 from hf_simmim.labelled_options import LabelledSourceArguments, load_labelled_splits
 from hf_simmim.probing import POOLINGS, ProbeResult, check_layers, extract_layers, knn, linear_probe
 from hf_simmim.recipes import parse_with_recipe
 from hf_simmim.visualization import plot_layers
-
-logger = logging.get_logger(__name__)
 
 EXAMPLES = Path(__file__).parent
 EMBEDDED_DATA = EXAMPLES / "data" / "fashion_mnist_7k"
@@ -133,30 +129,6 @@ def load_images(arguments: DataArguments) -> list[LabelledImages]:
     ]
 
 
-def load_model(checkpoint: str) -> SimMIMModel:
-    """The encoder of a SimMIM checkpoint or of a vision model of transformers."""
-    stored = load_config(checkpoint)
-    if stored.model_type == SimMIMConfig.model_type:
-        return SimMIMModel.from_pretrained(checkpoint, dtype=torch.float32)
-    return SimMIMModel.from_encoder(checkpoint, dtype=torch.float32)
-
-
-def normalisation(checkpoint: str, num_channels: int) -> dict[str, Any]:
-    """Scale, mean, standard deviation and nodata of the checkpoint's image processor."""
-    try:
-        stored, _ = SimMIMImageProcessor.get_image_processor_dict(checkpoint)
-    except OSError as error:
-        if num_channels != 3:
-            raise ValueError(
-                f"{checkpoint} has no image processor, which tells how its {num_channels} channels are normalised. Save"
-                " a preprocessor_config.json with image_mean and image_std beside the model."
-            ) from error
-        logger.warning(f"{checkpoint} has no image processor; images are normalised by ImageNet's mean and deviation.")
-        stored = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
-    keys = ("image_mean", "image_std", "rescale_factor", "nodata")
-    return {key: stored[key] for key in keys if stored.get(key) is not None}
-
-
 def measure(
     model: SimMIMModel,
     datasets: list[LabelledImageDataset],
@@ -237,10 +209,10 @@ def run(data: DataArguments, arguments: ProbeArguments) -> None:
     output_dir = Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     checkpoint = str(arguments.checkpoint)
-    model = load_model(checkpoint)
+    model = load_encoder(checkpoint)
     config = model.config
     check_layers(config, arguments.numbers, arguments.pooling)
-    settings = normalisation(checkpoint, config.num_channels)
+    settings = pixel_settings(checkpoint, config.num_channels)
     images = load_images(data)
     labels, num_classes = images[0].labels, len(images[0].class_names or ())
     if arguments.labels_per_class is None:

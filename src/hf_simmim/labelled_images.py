@@ -371,32 +371,43 @@ class LabelledImageDataset(ImageDataset):
         Raises:
             NoReadableImageError: If the image, or in training too many drawn in its place, cannot be read.
         """
-        row: dict[str, Any]
         if self._augmenter is None:
             row = self.images[index]
-            try:
-                pixels, key = self._evaluated(self.open(row)), ""
-            except Exception as error:  # readers raise anything on a broken file
-                raise NoReadableImageError(
-                    f"The image {row['name']} cannot be read ({describe(error)}). Mend or remove it."
-                ) from error
-        else:
-            epoch = int(self._epoch)
-            generator, augmenter = sample_generator(self.seed, epoch, index), self._augmenter
-            array, row, unreadable = self.read(index, generator, lambda image: augmenter.crop(image, generator))
-            pixels = as_tensor(augmenter.recolor(array, generator))
-            for name, reason in unreadable:
-                logger.warning_once(f"{name} cannot be read and is replaced ({reason}).")
-            key = f"{epoch}:{index}"
+            return {"pixel_values": self.whole(row), "labels": row["label"], "key": ""}
+        epoch = int(self._epoch)
+        generator, augmenter = sample_generator(self.seed, epoch, index), self._augmenter
+        array, row, unreadable = self.read(index, generator, lambda image: augmenter.crop(image, generator))
+        for name, reason in unreadable:
+            logger.warning_once(f"{name} cannot be read and is replaced ({reason}).")
+        values = self._normalized(as_tensor(augmenter.recolor(array, generator)))
+        augmenter.erase(values, generator)
+        return {"pixel_values": values, "labels": row["label"], "key": f"{epoch}:{index}"}
+
+    def whole(self, row: dict[str, Any]) -> torch.Tensor:
+        """An image as it is evaluated: its centre, nothing at random.
+
+        Args:
+            row: `name` and undecoded `image`; no label is needed.
+
+        Returns:
+            Normalised pixel values (C, H, W), float32.
+
+        Raises:
+            NoReadableImageError: If it cannot be read.
+        """
+        try:
+            image = self.open(row)
+            left, top, right, bottom = center_box(upright_size(image), self.image_size)
+            x, y = ((1 - self.crop_ratio) / 2 * side for side in (right - left, bottom - top))
+            box: Box = (left + x, top + y, right - x, bottom - y)
+            pixels = as_tensor(crop_and_resize(image, box, self.image_size, self.num_channels, self.resample))
+        except Exception as error:  # readers raise anything on a broken file
+            raise NoReadableImageError(
+                f"The image {row['name']} cannot be read ({describe(error)}). Mend or remove it."
+            ) from error
+        return self._normalized(pixels)
+
+    def _normalized(self, pixels: torch.Tensor) -> torch.Tensor:
         if has_missing(pixels):
             pixels = fill_missing(pixels, real_pixels(pixels))
-        values = normalize(pixels[None], self.image_mean, self.image_std, self.rescale_factor)[0]
-        if self._augmenter is not None:
-            self._augmenter.erase(values, generator)
-        return {"pixel_values": values, "labels": row["label"], "key": key}
-
-    def _evaluated(self, image: Image.Image | np.ndarray) -> torch.Tensor:
-        left, top, right, bottom = center_box(upright_size(image), self.image_size)
-        x, y = ((1 - self.crop_ratio) / 2 * side for side in (right - left, bottom - top))
-        box: Box = (left + x, top + y, right - x, bottom - y)
-        return as_tensor(crop_and_resize(image, box, self.image_size, self.num_channels, self.resample))
+        return normalize(pixels[None], self.image_mean, self.image_std, self.rescale_factor)[0]

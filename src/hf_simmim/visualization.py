@@ -12,6 +12,8 @@ from .masking import patch_grid, to_pixels
 
 COLUMNS = ("original", "masked", "reconstruction")
 MASK_GREY = 128
+# Errors from here on, of 255, have the brightest colour of an error map: always the same, so that maps compare.
+ERROR_LIMIT = 128
 
 
 def to_pictures(pixel_values: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]) -> np.ndarray:
@@ -37,6 +39,21 @@ def to_pictures(pixel_values: torch.Tensor, image_mean: Sequence[float], image_s
         pixels = pixels / 4 + 0.5
     pixels = pixels.clamp(0, 1).expand(-1, 3, -1, -1)
     return (pixels * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def error_pictures(error: torch.Tensor) -> np.ndarray:
+    """Colour errors from black over red to pale yellow, evenly for the eye.
+
+    Args:
+        error: Tensor of shape (B, H, W) of errors from 0 to 255; all above ERROR_LIMIT look alike.
+
+    Returns:
+        uint8 array of shape (B, H, W, 3).
+    """
+    from matplotlib import colormaps
+
+    shares = (error.float() / ERROR_LIMIT).clamp(0, 1).cpu().numpy()
+    return colormaps["magma"](shares, bytes=True)[..., :3]
 
 
 def reconstruction_grid(

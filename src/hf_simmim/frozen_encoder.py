@@ -1,0 +1,60 @@
+"""Checkpoints as encoders whose features are taken: of ours or of transformers, with the pixels that they expect."""
+
+from typing import Any
+
+import torch
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils import logging
+
+from .configuration_simmim import SimMIMConfig
+from .encoder_options import load_config
+from .image_processing_simmim import SimMIMImageProcessor
+from .modeling_simmim import SimMIMModel
+
+logger = logging.get_logger(__name__)
+
+
+def load_encoder(checkpoint: str, **geometry: Any) -> SimMIMModel:
+    """The encoder of a SimMIM checkpoint or of a vision model of transformers, in float32.
+
+    Args:
+        checkpoint: Folder or name on the Hub.
+        **geometry: `image_size` (height, width) in pixels or `window_size` in patches, other than the checkpoint's.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        ValueError: If there is none, or it does not go to that geometry.
+    """
+    stored = load_config(checkpoint)
+    if stored.model_type == SimMIMConfig.model_type:
+        return SimMIMModel.from_pretrained(checkpoint, dtype=torch.float32, **geometry)
+    return SimMIMModel.from_encoder(checkpoint, dtype=torch.float32, **geometry)
+
+
+def pixel_settings(checkpoint: str, num_channels: int) -> dict[str, Any]:
+    """Scale, mean, standard deviation and nodata of the checkpoint's image processor.
+
+    Args:
+        checkpoint: Folder or name on the Hub.
+        num_channels: Channels that its encoder takes.
+
+    Returns:
+        `image_mean`, `image_std` and, where they are stored, `rescale_factor` and `nodata`.
+
+    Raises:
+        ValueError: If it has no processor, and its channels are not those of colour pictures.
+    """
+    try:
+        stored, _ = SimMIMImageProcessor.get_image_processor_dict(checkpoint)
+    except OSError as error:
+        if num_channels != 3:
+            raise ValueError(
+                f"{checkpoint} has no image processor, which tells how its {num_channels} channels are normalised. Save"
+                " a preprocessor_config.json with image_mean and image_std beside the model."
+            ) from error
+        logger.warning(f"{checkpoint} has no image processor; images are normalised by ImageNet's mean and deviation.")
+        stored = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
+    keys = ("image_mean", "image_std", "rescale_factor", "nodata")
+    return {key: stored[key] for key in keys if stored.get(key) is not None}
