@@ -12,9 +12,9 @@ come from a server on this machine, tiny and random. Of a command line,
 What no rule knows fails, so no page can show a command that nobody ran.
 """
 
-import argparse
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import re
@@ -22,6 +22,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
+import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +53,7 @@ SMALL: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "run_mim": lambda words: STEP | no_encoder(words) | {"num_clusters": 4},
     "run_image_classification": lambda words: STEP | {"weight_average": None},
     "run_semantic_segmentation": lambda words: STEP | {"hidden_size": 16, "max_train_samples": 4},
-    "run_probe": lambda words: {"batch_size": 4, "seeds": 0},
+    "run_probe": lambda words: {"dataloader_num_workers": 0, "per_device_eval_batch_size": 8},
     "compare": lambda words: {
         "seeds": [0, 1],
         "labels_per_class": 2,
@@ -61,6 +62,7 @@ SMALL: dict[str, Callable[[list[str]], dict[str, Any]]] = {
         "pretrain_options": None if "--checkpoint" in words else json.dumps(STEP | UNLESS_CHECKPOINT),
     },
     "convert_checkpoint": lambda words: {},
+    "embed": lambda words: {"num_workers": 0, "max_images": 8},
 }
 # Options that this machine cannot run, only parse.
 NOT_HERE = {"--fp16": "needs a GPU", "--torch_compile": "takes a minute", "--fsdp": "needs a GPU"}
@@ -131,6 +133,7 @@ class Page:
         self.folder = folder
         self.environment = environment or dict(os.environ)
         self.namespace: dict[str, Any] = {"__name__": "__main__"}
+        self.printed = ""
 
     def run(self, block: Block) -> None:
         """Run a block, or check it, by its language.
@@ -141,17 +144,23 @@ class Page:
         runner = getattr(self, f"run_{block.language or 'nothing'}", None)
         if runner is None:
             raise AssertionError(f"{block}: no rule for language {block.language!r}; output is `text`")
+        started = time.perf_counter()
         try:
             runner(block)
         except (Exception, SystemExit) as error:
             raise AssertionError(f"{block}: {type(error).__name__}: {error}\n{block.code}") from error
+        SECONDS[str(block)] = time.perf_counter() - started
 
     def run_text(self, block: Block) -> None:
-        """Output, which is only read."""
+        """Output: under the title "Printed" it is what the Python before it printed."""
+        if block.title == "Printed":
+            assert block.code.split() == self.printed.split(), f"printed was\n{self.printed}"
 
     def run_python(self, block: Block) -> None:
         """Python, in the page's one namespace."""
-        exec(compile(block.code, str(block), "exec"), self.namespace)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compile(block.code, str(block), "exec"), self.namespace)
+        self.printed = printed.getvalue()
 
     def run_json(self, block: Block) -> None:
         """A recipe, which a later command of the page reads, and which the script it is for accepts."""
@@ -247,13 +256,16 @@ class Page:
         if folder != "examples":
             # Minutes each, with tests of their own: only what can be asked for is looked up.
             text = (ROOT / path).read_text(encoding="utf-8")
-            missing = [word for word in words if word.startswith("--") and f'"{word}"' not in text]
+            missing = [word for word in words if word.startswith("--") and f'"{word}"' not in text + '"--help"']
             assert not missing, f"{path} has no {missing}"
             return
         module = load_script(name)
-        parsed = module.parse_arguments(words)
-        if name == "run_mim":
-            module.build_config(parsed[1])
+        if hasattr(module, "parse_arguments"):
+            # bf16 asks for a GPU, or to be told that there is none.
+            on_cpu = ["--use_cpu", "True"] if "use_cpu" in SMALL[name](words) else []
+            parsed = module.parse_arguments([*words, *on_cpu])
+            if name == "run_mim":
+                module.build_config(parsed[1])
         if not run or any(word in NOT_HERE for word in words):
             return
         done = json.dumps([name, words])
@@ -303,6 +315,8 @@ class Page:
         assert completed.returncode == 0, completed.stdout[-2000:] + completed.stderr[-2000:]
 
 
+# How long each block took.
+SECONDS: dict[str, float] = {}
 # Commands that have run already in this process: many pages begin with the same one.
 DONE: set[str] = set()
 # Packages that a page may install beside ours and its extras.

@@ -1,17 +1,19 @@
 """Every block of code of the documentation runs: see `docs_code.py` for how."""
 
+import functools
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
-from docs_code import ENCODER, Block, Page, blocks_of
+from docs_code import ENCODER, SECONDS, Block, Page, blocks_of
 from photos import random_photo
 from scripts import ROOT
 from segmentation_scenes import write_scenes
 from tiny import VIT_SIZES
-from transformers import Dinov2Config, Dinov2Model, SwinConfig, SwinModel
+from transformers import Dinov2Config, Dinov2Model, SwinConfig, SwinModel, Trainer
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
 
@@ -23,15 +25,16 @@ def world(tmp_path_factory):
     """A folder with what the pages speak of."""
     folder = tmp_path_factory.mktemp("world")
     rng = np.random.default_rng(0)
-    for index in range(16):
-        for root, parent in (("my_photos", f"day{index % 2}"), ("labelled_photos", ("cat", "dog")[index % 2])):
+    for index in range(48):
+        classes = ("labelled_photos", ("cat", "dog")[index % 2])
+        for root, parent in (classes, ("my_photos", f"day{index % 2}"))[: 2 if index < 16 else 1]:
             path = folder / root / parent / f"{index:02d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             random_photo(rng, (80, 72)).save(path)
     random_photo(rng, (160, 120)).save(folder / "photo.jpg")
     write_scenes(folder / "scenes", 8)
     (folder / "satellite").mkdir()
-    for index in range(8):
+    for index in range(24):
         bands = rng.integers(0, 4000, (70, 80, 13)).astype(np.uint16)
         tifffile.imwrite(folder / "satellite" / f"{index}.tif", bands, planarconfig="contig")
     config = SimMIMConfig(encoder_config=SwinConfig(**ENCODER))
@@ -48,7 +51,7 @@ def repositories(world, tmp_path_factory):
     """Files of the models and data sets of the Hub that the pages name, all tiny."""
     folder = tmp_path_factory.mktemp("repositories")
     Dinov2Model(Dinov2Config(**(VIT_SIZES | {"image_size": 56, "patch_size": 14}))).save_pretrained(folder / "dinov2")
-    SwinModel(SwinConfig(**(ENCODER | {"image_size": 32, "window_size": 2}))).save_pretrained(folder / "swin")
+    SwinModel(SwinConfig(**(ENCODER))).save_pretrained(folder / "swin")
     return {
         ("models", "facebook/dinov2-base"): contents(folder / "dinov2"),
         ("models", "microsoft/swin-base-patch4-window7-224"): contents(folder / "swin"),
@@ -63,6 +66,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
+def one_step(trainer: Trainer, *args, train, **kwargs):
+    """Trainer's `train`, of a single step whatever a page says."""
+    trainer.args.max_steps = 1
+    return train(trainer, *args, **kwargs)
+
+
 @pytest.fixture
 def page(world, repositories, hub, tmp_path, monkeypatch):
     """What runs the blocks of a page, in a copy of the world."""
@@ -71,6 +80,7 @@ def page(world, repositories, hub, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     for (kind, name), files in repositories.items():
         hub.add(name, files, kind=kind)
+    monkeypatch.setattr(Trainer, "train", functools.partialmethod(one_step, train=Trainer.train))
     return Page(folder, hub.environment(tmp_path / "home"))
 
 
@@ -78,6 +88,8 @@ def page(world, repositories, hub, tmp_path, monkeypatch):
 def test_the_code_of_a_page_runs(path: Path, page: Page):
     for block in blocks_of(path.read_text(encoding="utf-8"), str(path.relative_to(ROOT))):
         page.run(block)
+    if os.environ.get("SHOW_SECONDS"):
+        print(*(f"{seconds:6.1f} s  {name}" for name, seconds in SECONDS.items()), sep="\n")
 
 
 @pytest.mark.parametrize(
