@@ -405,7 +405,7 @@ def build_trainer(
         callbacks=[EpochCallback()],
     )
     if eval_dataset is not None:
-        trainer.add_callback(PictureCallback(eval_dataset, processor))
+        trainer.add_callback(PictureCallback(trainer))
     if probe is not None:
         add_probe(trainer, probe, data_arguments)
     return trainer, checkpoint
@@ -469,7 +469,7 @@ def print_results(trainer: SimMIMTrainer, metrics: dict[str, float]) -> None:
         print(f"On held-out images: loss {metrics['eval_loss']:.4f}{pixels}")
     for name, meaning in (
         ("model.safetensors", "weights, with config.json and preprocessor_config.json for from_pretrained"),
-        ("reconstruction.png", "original | masked | reconstruction"),
+        ("reconstruction.png", "original | masked | prediction | composite"),
         ("loss_curve.png", "loss and learning rate"),
         ("probe.png", "what the frozen features are worth for classes"),
     ):

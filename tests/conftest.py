@@ -66,6 +66,7 @@ def _lead_to(url: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "HF_HUB_OFFLINE": False,
             "HF_HUB_DISABLE_XET": True,
             "HF_HUB_DISABLE_TELEMETRY": True,
+            "HF_HUB_DISABLE_PROGRESS_BARS": True,
             "HF_HOME": str(home),
             "HF_HUB_CACHE": str(home / "hub"),
             "HUGGINGFACE_HUB_CACHE": str(home / "hub"),

@@ -3,6 +3,7 @@
 import random
 import re
 from dataclasses import dataclass, field
+from http import HTTPStatus
 
 
 @dataclass
@@ -38,6 +39,8 @@ class Fault:
     def __post_init__(self) -> None:
         if self.status is None and self.cut is None and not self.delay:
             raise ValueError("A fault needs a status, a cut or a delay.")
+        if self.status is not None:
+            HTTPStatus(self.status)  # raises a ValueError
         self._random = random.Random(self.seed)
 
     def strikes(self, method: str, path: str) -> bool:

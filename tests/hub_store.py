@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -109,7 +110,8 @@ class Repository:
 
     def save(self, **changes: Any) -> None:
         """Change settings or refs, atomically."""
-        write_atomically(self.folder / "repository.json", self.settings | changes)
+        with self.store.lock:
+            write_atomically(self.folder / "repository.json", self.settings | changes)
 
     def resolve(self, revision: str) -> str:
         """Name of the commit that a branch, tag, ref, or (shortened) commit name stands for."""
@@ -221,6 +223,8 @@ class Store:
 
     def create(self, kind: str, name: str, private: bool = False) -> Repository:
         """A new repository with one commit, as the Hub makes it; 409 if it exists."""
+        if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+            raise HubError(400, f"Invalid name: {name}")
         with self.lock:
             repository = Repository(self, kind, name)
             if repository.folder.exists():

@@ -19,7 +19,7 @@ from hf_simmim.targets import TARGET_CLASSES
 ROOT = Path(__file__).parents[1]
 TRAVELLING = (
     *("configuration_simmim", "modeling_simmim", "pretrained", "backbone", "image_processing_simmim", "components"),
-    *("encoders", "encoder_geometry", "windows", "swin", "swinv2", "remapping", "stock_checkpoints"),
+    *("remote_code", "encoders", "encoder_geometry", "windows", "swin", "swinv2", "remapping", "stock_checkpoints"),
     *("masking", "mask_shapes", "missing_pixels", "image_channels", "image_files"),
     *("heads", "hidden_states", "losses", "targets", "target", "pixel_targets", "color_targets"),
     *("hog", "frozen_targets", "teachers", "classification_loss", "encoder_layers"),

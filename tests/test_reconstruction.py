@@ -100,6 +100,18 @@ def test_pixels_that_are_none_are_white_and_do_not_count():
     assert reconstruction.masked_l1.tolist() == pytest.approx([255 * 0.25] * 2)
 
 
+def test_batches_join_and_images_are_taken():
+    pixel_mask = torch.ones(2, 4, 8, dtype=torch.bool)
+    pixel_mask[1, 0, 0] = False
+    parts = [half_hidden(), half_hidden(pixel_mask=pixel_mask)]
+    parts[1].prediction.mul_(3)
+    taken = Reconstruction.join(parts).take([3, 0])
+    assert taken.masked_l1.tolist() == pytest.approx([3 * 255 * 0.25, 255 * 0.25])
+    assert taken.pixel_mask is not None
+    assert taken.pixel_mask.logical_not().nonzero().tolist() == [[0, 0, 0]]
+    assert Reconstruction.join(parts[:1]).take([1]).pixel_mask is None
+
+
 def test_unknown_column_is_refused():
     with pytest.raises(ValueError, match="column='reconstruction' is unknown. Use one of: original"):
         half_hidden().pictures("reconstruction")

@@ -43,8 +43,6 @@ __all__ = [
 _processors: dict[str, type] = {"pil": SimMIMImageProcessorPil}
 if is_torchvision_available():
     _processors["torchvision"] = SimMIMImageProcessor
-else:
-    SimMIMImageProcessor = SimMIMImageProcessorPil  # type: ignore[assignment, misc]
 
 AutoConfig.register(SimMIMConfig.model_type, SimMIMConfig)
 AutoModel.register(SimMIMConfig, SimMIMModel)

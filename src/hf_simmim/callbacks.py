@@ -12,9 +12,13 @@ from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader, Subset
 from transformers import Trainer, TrainerCallback
 
-from .data import MaskedImageDataset, collate, evenly_spaced, normalize
+from .data import collate, evenly_spaced, normalize
 from .labelled_images import LabelledImageDataset
+from .masking import patch_mask
 from .probing import check_layers, extract_features, knn, linear_probe
+from .reconstruction import Reconstruction
+from .tracker_images import TrackerImages
+from .trainer import SimMIMTrainer
 from .visualization import plot_losses, plot_probe, reconstruction_grid
 
 # Pixel values of the probe's images are kept in memory up to so many numbers.
@@ -26,18 +30,20 @@ PENALTY = 1e-3
 class PictureCallback(TrainerCallback):
     """Draws reconstructions of the same images with the same masks, and the loss curve, at every evaluation.
 
-    Writes `reconstructions/step-N.png`, and `reconstruction.png` and `loss_curve.png` that show the latest state. Where
-    the target cannot be decoded to pixels there is the loss curve only.
+    Writes `reconstructions/step-N.png`, and `reconstruction.png` and `loss_curve.png` that show the latest state, and
+    logs the reconstructions as `reconstruction` to TensorBoard, trackio and Weights & Biases where `report_to` names
+    them. Where the target cannot be decoded to pixels there is the loss curve only.
 
     Args:
-        dataset: Evaluation images; those drawn are spread evenly over it.
-        processor: Image processor, for its mean and standard deviation.
+        trainer: The trainer that it is added to; the images are spread evenly over its `eval_dataset`.
         num_images: How many to draw.
     """
 
-    def __init__(self, dataset: MaskedImageDataset, processor: Any, num_images: int = 12):
+    def __init__(self, trainer: SimMIMTrainer, num_images: int = 12):
+        dataset: Any = trainer.eval_dataset
         self.batch = collate([dataset[index] for index in evenly_spaced(len(dataset), num_images)])
-        self.processor = processor
+        self.processor: Any = trainer.processing_class
+        self.trackers = TrackerImages(trainer.callback_handler)
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
         """Every process runs the model, for sharded ones need all; the first one draws."""
@@ -48,21 +54,30 @@ class PictureCallback(TrainerCallback):
         was_training = model.training
         model.eval()
         with torch.no_grad():
-            reconstruction = model(pixel_values, bool_masked_pos=mask, return_loss=False).reconstruction
+            prediction = model(pixel_values, bool_masked_pos=mask, return_loss=False).reconstruction
         model.train(was_training)
         if not state.is_world_process_zero:
             return
         output_dir = Path(args.output_dir)
         plot_losses(state.log_history, output_dir / "loss_curve.png")
-        if reconstruction is None:
+        if prediction is None:
             return
-        grid = reconstruction_grid(
-            *(pixel_values, mask, reconstruction, mean, std, model.config.patch_size),
+        patch_size = model.config.patch_size
+        patches: Any = patch_mask(mask, pixel_values, patch_size)
+        reconstruction = Reconstruction(
+            pixel_values=pixel_values.cpu(),
+            bool_masked_pos=patches.cpu(),
             pixel_mask=self.batch.get("pixel_mask"),
+            prediction=prediction.float().cpu(),
+            image_mean=mean,
+            image_std=std,
+            patch_size=patch_size,
         )
+        grid = reconstruction_grid(reconstruction)
         (output_dir / "reconstructions").mkdir(exist_ok=True)
         grid.save(output_dir / "reconstructions" / f"step-{state.global_step:07d}.png")
         grid.save(output_dir / "reconstruction.png")
+        self.trackers.log("reconstruction", grid, state.global_step)
 
     def on_train_end(self, args, state, control, **kwargs):
         """The last training losses come after the last evaluation."""

@@ -21,6 +21,7 @@ from .components import (
     is_positive,
     with_defaults,
 )
+from .remote_code import CarriesCode
 
 # Of encoders whose config has none, such as ResNet's.
 DEFAULT_IMAGE_SIZE = 224
@@ -72,7 +73,7 @@ COMPONENT_FIELDS = (
 
 
 @strict
-class SimMIMConfig(BackboneConfigMixin, PreTrainedConfig):
+class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
     r"""Configuration of every SimMIM model.
 
     The geometry (`image_size`, `window_size`, `patch_size`, `grid_size`, `encoder_stride`), `num_channels` and

@@ -17,7 +17,7 @@ from transformers.image_utils import (
     load_image,
 )
 from transformers.processing_utils import ImagesKwargs
-from transformers.utils import logging
+from transformers.utils import is_torchvision_available, logging
 
 from .image_channels import (
     channel_error,
@@ -31,6 +31,7 @@ from .image_channels import (
 from .image_files import GDAL_NODATA, gdal_nodata, open_image
 from .masking import MASK_STRATEGIES, mask_units, patches_with_pixels, ratio_range
 from .missing_pixels import fill_missing, has_missing, missing_as_nan, real_pixels
+from .remote_code import CarriesCode
 
 logger = logging.get_logger(__name__)
 
@@ -64,7 +65,7 @@ class SimMIMImageProcessorKwargs(ImagesKwargs, total=False):
     nodata: float | int | None
 
 
-class _SimMIMProcessing(BaseImageProcessor):
+class _SimMIMProcessing(CarriesCode, BaseImageProcessor):
     """What both backends share: defaults, channels and masks."""
 
     valid_kwargs = SimMIMImageProcessorKwargs  # type: ignore[assignment]
@@ -310,6 +311,11 @@ class SimMIMImageProcessor(_SimMIMProcessing, TorchvisionBackend):  # type: igno
         image = super()._plain_array(image)
         # torch warns of read-only memory, such as `np.asarray` makes of a picture.
         return image if isinstance(image, torch.Tensor) or image.flags.writeable else image.copy()
+
+
+if not is_torchvision_available():
+    # Here, for a checkpoint's own code is asked for the class of either backend by name.
+    SimMIMImageProcessor = SimMIMImageProcessorPil  # type: ignore[assignment, misc]
 
 
 def _check_strategy(name: str) -> None:

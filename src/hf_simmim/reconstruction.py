@@ -1,7 +1,7 @@
 """Hide patches of images, let a checkpoint predict them, and see how far off it is."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,45 @@ class Reconstruction:
         height, width = self.pixel_values.shape[2:]
         return height, width
 
+    @classmethod
+    def join(cls, parts: Sequence["Reconstruction"]) -> "Reconstruction":
+        """Several batches of one model as one.
+
+        Args:
+            parts: At least one.
+
+        Returns:
+            Their images one after the other.
+        """
+        pixel_mask = None
+        if any(part.pixel_mask is not None for part in parts):
+            pixel_mask = torch.cat([part.real_pixels for part in parts])
+        return replace(
+            parts[0],
+            pixel_values=torch.cat([part.pixel_values for part in parts]),
+            bool_masked_pos=torch.cat([part.bool_masked_pos for part in parts]),
+            pixel_mask=pixel_mask,
+            prediction=torch.cat([part.prediction for part in parts]),
+        )
+
+    def take(self, indices: Sequence[int]) -> "Reconstruction":
+        """Some of the images, in the order of their indices."""
+        order = torch.tensor(indices)
+        return replace(
+            self,
+            pixel_values=self.pixel_values[order],
+            bool_masked_pos=self.bool_masked_pos[order],
+            pixel_mask=None if self.pixel_mask is None else self.pixel_mask[order],
+            prediction=self.prediction[order],
+        )
+
+    @property
+    def real_pixels(self) -> torch.Tensor:
+        """`pixel_mask`, True everywhere if there is none."""
+        if self.pixel_mask is None:
+            return torch.ones_like(self.pixel_values[:, 0], dtype=torch.bool)
+        return self.pixel_mask.bool()
+
     @property
     def hidden(self) -> torch.Tensor:
         """Which pixels are hidden: bool tensor of shape (B, H, W)."""
@@ -78,9 +117,7 @@ class Reconstruction:
             grey = shown.mean(axis=3, keepdims=True)
             pale = (255 - (255 - grey) / 5).astype(np.uint8)
             shown = np.where(hidden, error_pictures(self.error.mean(dim=1)), pale)
-        if self.pixel_mask is not None:
-            shown = np.where(self.pixel_mask.bool().cpu().numpy()[..., None], shown, np.uint8(255))
-        return shown
+        return np.where(self.real_pixels.cpu().numpy()[..., None], shown, np.uint8(255))
 
     @property
     def error(self) -> torch.Tensor:

@@ -13,10 +13,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from .data import EpochSampler, MaskedImageDataset, normalize
-from .losses import masked_mean_per_image, pixel_weights
 from .masking import patch_mask
 from .modeling_simmim import SimMIMForMaskedImageModeling
 from .optimization import create_schedule, decay_parameter_names, images_per_step, planned_steps
+from .reconstruction import Reconstruction
 from .unreadable_images import UnreadableImages
 
 
@@ -106,13 +106,18 @@ class SimMIMTrainer(Trainer):
         reconstruction = outputs.get("reconstruction")
         if reconstruction is None:
             return None
-        pixel_values = inputs["pixel_values"]
-        scale = torch.tensor(self.processing_class.image_std, device=pixel_values.device).view(1, -1, 1, 1) * 255
-        error = (reconstruction.float() - pixel_values.float()).abs() * scale
-        patch_size = self.model.simmim.geometry.patch_size
-        mask = patch_mask(inputs["bool_masked_pos"], pixel_values, patch_size)
-        weights = pixel_weights(mask, patch_size, pixel_values.shape, pixel_mask=inputs.get("pixel_mask"))
-        return masked_mean_per_image(error, weights)
+        pixel_values, patch_size = inputs["pixel_values"], self.model.simmim.geometry.patch_size
+        mask: Any = patch_mask(inputs["bool_masked_pos"], pixel_values, patch_size)
+        processor = self.processing_class
+        return Reconstruction(
+            pixel_values,
+            mask,
+            inputs.get("pixel_mask"),
+            reconstruction,
+            processor.image_mean,
+            processor.image_std,
+            patch_size,
+        ).error_per_image()
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Evaluate a batch, image by image: the images that even out the last batch of all processes do not count."""

@@ -1,19 +1,23 @@
 """Pictures of what a model does: reconstructions, and the course of the loss."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .masking import patch_grid, to_pixels
+if TYPE_CHECKING:
+    from .reconstruction import Reconstruction
 
-COLUMNS = ("original", "masked", "reconstruction")
 MASK_GREY = 128
 # Errors from here on, of 255, have the brightest colour of an error map: always the same, so that maps compare.
 ERROR_LIMIT = 128
+# Longer side in pixels that small images are enlarged to at least, and large ones reduced to.
+SMALLEST_SIDE, LARGEST_SIDE = 96, 384
 
 
 def to_pictures(pixel_values: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]) -> np.ndarray:
@@ -57,69 +61,129 @@ def error_pictures(error: torch.Tensor) -> np.ndarray:
 
 
 def reconstruction_grid(
-    pixel_values: torch.Tensor,
-    bool_masked_pos: torch.Tensor,
-    reconstruction: torch.Tensor,
-    image_mean: Sequence[float],
-    image_std: Sequence[float],
-    patch_size: int,
-    groups: int = 2,
-    pixel_mask: torch.Tensor | None = None,
+    reconstruction: "Reconstruction | Mapping[str, Reconstruction]",
+    columns: Sequence[str] = ("original", "masked", "prediction", "composite"),
+    names: Sequence[str] | None = None,
+    show_figures: bool = False,
 ) -> Image.Image:
-    """Draw original | masked | reconstruction, one image a row.
-
-    The reconstruction shows the prediction where the image was hidden and the image itself where it was not: the loss
-    says nothing about visible patches. Pixels that are none are white in all three.
+    """Draw what a model makes of hidden patches, one image a row, in as many groups of rows as look well.
 
     Args:
-        pixel_values: Normalised images of shape (B, C, H, W).
-        bool_masked_pos: Mask of shape (B, N) or (B, h, w) on the patches that cover the image, True = masked.
-        reconstruction: Predicted images of shape (B, C, H, W), normalised alike.
-        image_mean: Mean of each channel.
-        image_std: Standard deviation of each channel.
-        patch_size: Side of the patches that the mask lives on, in pixels.
-        groups: Number of rows set side by side.
-        pixel_mask: Mask of shape (B, H, W), False where a pixel is none.
+        reconstruction: Images, masks and predictions; or those of several models by name, of the same images and masks,
+            whose columns then stand side by side.
+        columns: What to draw, as in `Reconstruction.pictures`. An error map has its scale below.
+        names: A line to write above each image.
+        show_figures: Whether to write masked l1 and AvgDist below each image.
 
     Returns:
         The picture.
     """
-    batch_size, _, height, width = pixel_values.shape
-    patches = bool_masked_pos.bool().view(batch_size, *patch_grid((height, width), patch_size))
-    mask = to_pixels(patches, patch_size, (height, width)).cpu().numpy()[..., None]
-    original = to_pictures(pixel_values, image_mean, image_std)
-    predicted = to_pictures(reconstruction, image_mean, image_std)
-    hidden = np.where(mask, np.uint8(MASK_GREY), original)
-    filled = np.where(mask, predicted, original)
-    columns = [original, hidden, filled]
-    if pixel_mask is not None:
-        is_real = pixel_mask.bool().cpu().numpy()[..., None]
-        columns = [np.where(is_real, pictures, np.uint8(255)) for pictures in columns]
+    models = reconstruction if isinstance(reconstruction, Mapping) else {"": reconstruction}
+    first = next(iter(models.values()))
+    shared = [column for column in columns if column in ("original", "masked")]
+    table = [_Column(column, first.pictures(column)) for column in shared]
+    if show_figures and table:
+        table[-1].captions = [f"AvgDist {_figure(value)} px" for value in first.average_distance.tolist()]
+    for name, model in models.items():
+        predicted = [_Column(column, model.pictures(column), name) for column in columns if column not in shared]
+        if show_figures and predicted:
+            predicted[0].captions = [f"masked l1 {_figure(value)}" for value in model.masked_l1.tolist()]
+        table += predicted
+    return _draw_table(table, names, _error_scale if "error" in columns else None)
 
-    zoom = max(1, math.ceil(96 / max(height, width)))
-    cell_height, cell_width, gap = height * zoom, width * zoom, 6
-    font = ImageFont.load_default(13)
-    header = 22
-    groups = min(groups, batch_size)
-    rows = math.ceil(batch_size / groups)
-    group_width = len(COLUMNS) * (cell_width + gap)
-    canvas = Image.new(
-        "RGB", (groups * group_width + (groups - 1) * 2 * gap + gap, header + rows * (cell_height + gap)), "white"
+
+@dataclass
+class _Column:
+    """Pictures (B, H, W, 3) below each other, with a title, the model they are of, and a line below each."""
+
+    title: str
+    pictures: np.ndarray
+    model: str = ""
+    captions: Sequence[str] = ()
+
+
+def _figure(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1f}"
+
+
+def _draw_table(
+    table: Sequence[_Column],
+    names: Sequence[str] | None,
+    draw_scale: Callable[[ImageFont.FreeTypeFont], Image.Image] | None,
+) -> Image.Image:
+    """Draw columns, in groups of rows side by side, with what `draw_scale` draws for this font below them."""
+    batch_size, height, width, _ = table[0].pictures.shape
+    zoom = max(1, math.ceil(SMALLEST_SIDE / max(height, width)))
+    if max(height, width) > LARGEST_SIDE:
+        zoom = LARGEST_SIDE / max(height, width)
+    cell_width, cell_height = max(1, round(width * zoom)), max(1, round(height * zoom))
+    resample = Image.Resampling.NEAREST if zoom >= 1 else Image.Resampling.LANCZOS
+    font: Any = ImageFont.load_default(max(13, max(cell_width, cell_height) // 15))
+    line, gap = round(font.size * 1.4), max(6, font.size // 3)
+    texts = [column.title for column in table] + [text for column in table for text in column.captions]
+    column_width = max(cell_width, math.ceil(max(map(font.getlength, texts))))
+    has_models, has_captions = any(column.model for column in table), any(column.captions for column in table)
+    header = line * (2 if has_models else 1) + gap // 2
+    row_height = cell_height + gap + line * ((names is not None) + has_captions)
+    group_width = len(table) * (column_width + gap)
+    groups = min(
+        range(1, batch_size + 1),
+        key=lambda number: abs(math.log(number * group_width / (math.ceil(batch_size / number) * row_height) / 1.5)),
     )
-    draw = ImageDraw.Draw(canvas)
-    for group in range(groups):
-        left = gap + group * (group_width + 2 * gap)
-        for column, title in enumerate(COLUMNS):
-            middle = left + column * (cell_width + gap) + cell_width / 2
-            draw.text((middle, header / 2), title, fill="black", font=font, anchor="mm")
-        for row in range(rows):
-            index = group * rows + row
-            if index >= batch_size:
-                break
-            for column, pictures in enumerate(columns):
-                picture = Image.fromarray(pictures[index]).resize((cell_width, cell_height), Image.Resampling.NEAREST)
-                canvas.paste(picture, (left + column * (cell_width + gap), header + row * (cell_height + gap)))
+    rows = math.ceil(batch_size / groups)
+    groups = math.ceil(batch_size / rows)
+    canvas_width, canvas_height = groups * group_width + (groups - 1) * 2 * gap + gap, header + rows * row_height
+    scale = draw_scale(font) if draw_scale is not None else None
+    if scale is not None:
+        canvas_width, canvas_height = max(canvas_width, scale.width + 2 * gap), canvas_height + scale.height + gap
+    canvas = Image.new("RGB", (canvas_width, canvas_height), "white")
+    pen = ImageDraw.Draw(canvas)
+
+    def write(place: tuple[float, float], text: str, room: float, anchor: str = "mm") -> None:
+        pen.text(place, _shortened(text, font, room), fill="black", font=font, anchor=anchor)
+
+    for index in range(batch_size):
+        group, row = divmod(index, rows)
+        left, top = gap + group * (group_width + 2 * gap), header + row * row_height
+        if names is not None:
+            write((left, top + line / 2), names[index], group_width - gap, "lm")
+            top += line
+        for number, column in enumerate(table):
+            middle = left + number * (column_width + gap) + column_width / 2
+            if row == 0:
+                write((middle, header - gap / 2 - line / 2), column.title, column_width)
+                if column.model:
+                    write((middle, line / 2), column.model, column_width)
+            picture = Image.fromarray(column.pictures[index]).resize((cell_width, cell_height), resample)
+            canvas.paste(picture, (round(middle - cell_width / 2), top))
+            if column.captions:
+                write((middle, top + cell_height + line / 2), column.captions[index], column_width)
+    if scale is not None:
+        canvas.paste(scale, (gap, canvas_height - scale.height - gap))
     return canvas
+
+
+def _shortened(text: str, font: Any, room: float) -> str:
+    """A text that fits, without its middle if it must be."""
+    kept = len(text)
+    short = text
+    while font.getlength(short) > room and kept > 2:
+        kept -= 1
+        short = text[: kept // 2] + "…" + text[len(text) - (kept - kept // 2) :]
+    return short
+
+
+def _error_scale(font: Any) -> Image.Image:
+    """The colours of an error map from 0 to ERROR_LIMIT, in a line of text."""
+    before, after = "error of hidden pixels, of 255:  0 ", f" {ERROR_LIMIT} and more"
+    start, length = math.ceil(font.getlength(before)), font.size * 10
+    scale = Image.new("RGB", (start + length + math.ceil(font.getlength(after)), round(font.size * 1.4)), "white")
+    colors = error_pictures(torch.linspace(0, ERROR_LIMIT, length).expand(1, scale.height, -1))[0]
+    scale.paste(Image.fromarray(colors), (start, 0))
+    pen = ImageDraw.Draw(scale)
+    for place, text in ((0, before), (start + length, after)):
+        pen.text((place, scale.height / 2), text, fill="black", font=font, anchor="lm")
+    return scale
 
 
 def plot_losses(log_history: Sequence[dict[str, float]], path: Path) -> None:
