@@ -38,7 +38,7 @@ def world(tmp_path_factory):
         bands = rng.integers(0, 4000, (70, 80, 13)).astype(np.uint16)
         tifffile.imwrite(folder / "satellite" / f"{index}.tif", bands, planarconfig="contig")
     config = SimMIMConfig(encoder_config=SwinConfig(**ENCODER))
-    for name in ("runs/my_photos", "runs/demo"):
+    for name in ("runs/my_photos", "runs/demo", "runs/before/checkpoint-1000"):
         SimMIMForMaskedImageModeling(config).save_pretrained(folder / name)
         SimMIMImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder / name)
     released = ROOT / "tests" / "fixtures" / "swin_pretrain.pth"
