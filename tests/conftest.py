@@ -49,6 +49,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
             monkeypatch.setenv(name, value)
         _lead_to(server.url, home, monkeypatch)
         yield server
+        # Code that came with checkpoints, from the folder of this Hub.
+        for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+            del sys.modules[name]
 
 
 def _lead_to(url: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +59,7 @@ def _lead_to(url: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets.config
     import transformers.dynamic_module_utils
     import transformers.utils.hub
-    from huggingface_hub import constants, hf_api
+    from huggingface_hub import HfFileSystem, constants, file_download, hf_api
     from huggingface_hub.utils import _http
 
     settings = {
@@ -85,13 +88,17 @@ def _lead_to(url: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "DOWNLOADED_DATASETS_PATH": home / "datasets" / "downloads",
             "EXTRACTED_DATASETS_PATH": home / "datasets" / "downloads" / "extracted",
         },
-        transformers.utils.hub: {"HF_MODULES_CACHE": str(home / "modules")},
+        transformers.utils.hub: {"HF_MODULES_CACHE": str(home / "modules"), "_hf_api": None},
         transformers.dynamic_module_utils: {"HF_MODULES_CACHE": str(home / "modules")},
-        # Seconds between tries.
+        # Between tries.
         _http: {"time": SimpleNamespace(sleep=lambda seconds: None)},
+        file_download: {"time": SimpleNamespace(sleep=lambda seconds: None)},
+        # Where code that comes with checkpoints adds its folder.
+        sys: {"path": sys.path.copy()},
     }
     for owner, values in settings.items():
         for name, value in values.items():
             monkeypatch.setattr(owner, name, value)
-    # Its connections know the proxies of before.
+    # Connections know the proxies of before, file systems the listings of a Hub that had the same port.
     _http.close_session()
+    HfFileSystem.clear_instance_cache()

@@ -55,7 +55,7 @@ class Fault:
 
 @dataclass
 class Request:
-    """A request that came in; the status is 0 where it got no answer, or only a part of one."""
+    """A request that came in, headers in lower case; the status is 0 where it got no answer, or only a part of one."""
 
     method: str
     path: str

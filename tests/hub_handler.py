@@ -33,7 +33,7 @@ class HttpHandler(BaseHTTPRequestHandler):
         self.body = self._read_body()
         self.url = urlsplit(self.path)
         self.query = parse_qs(self.url.query)
-        self.note = Request(self.command, self.path, dict(self.headers))
+        self.note = Request(self.command, self.path, {name.lower(): value for name, value in self.headers.items()})
         self.is_error = False
         try:
             if not self.url.path.startswith("/control/"):
