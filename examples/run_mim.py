@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, disable_progress_bars
+from huggingface_hub import CommitInfo
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, IntervalStrategy, set_seed
@@ -31,6 +32,7 @@ from hf_simmim.components import HEADS, LOSS_REGIONS, LOSSES, TARGETS
 from hf_simmim.data import MaskedImageDataset, collate, evenly_spaced
 from hf_simmim.data_options import PixelArguments
 from hf_simmim.encoder_options import EncoderArguments
+from hf_simmim.hub_pushes import HubPushes
 from hf_simmim.image_sources import load_images
 from hf_simmim.masking import MASK_STRATEGIES, span
 from hf_simmim.optimization import images_per_step
@@ -332,6 +334,10 @@ def build_trainer(
     """
     set_seed(arguments.seed)
     config = build_config(model_arguments)
+    # A refusal is told before hours of work; the first process alone pushes.
+    hub_pushes = None
+    if arguments.push_to_hub and arguments.process_index == 0:
+        hub_pushes = HubPushes.from_arguments(arguments)
     checkpoint = prepare_output_dir(arguments, ("reconstructions",))
     # One process reads first; the others find what it cached.
     with arguments.main_process_first(desc="loading images"):
@@ -402,6 +408,7 @@ def build_trainer(
         data_collator=collate,
         processing_class=processor,
         unreadable_images=unreadable_images,
+        hub_pushes=hub_pushes,
         callbacks=[EpochCallback()],
     )
     if eval_dataset is not None:
@@ -481,6 +488,23 @@ def print_results(trainer: SimMIMTrainer, metrics: dict[str, float]) -> None:
         print(f"{unreadable.path}  {count} image{'s' if count > 1 else ''} that could not be read, and were skipped")
 
 
+def push(trainer: SimMIMTrainer) -> None:
+    """Push what the run has made; training succeeded, so that a push that fails is reported, but is no error.
+
+    Raises:
+        SystemExit: If the waiting for the Hub is interrupted.
+    """
+    try:
+        commit = trainer.push_to_hub()
+    except KeyboardInterrupt:
+        # As a shell has it for what is interrupted; the trainer has told what to do.
+        raise SystemExit(130) from None
+    if isinstance(commit, CommitInfo) and trainer.hub_pushes is not None:
+        failed = trainer.hub_pushes.num_failed
+        repeated = f" ({failed} failed push{'es' if failed > 1 else ''} made up for)" if failed else ""
+        print(f"{commit.commit_url}  everything, on the Hub{repeated}")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the pre-training."""
     data_arguments, model_arguments, arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
@@ -500,7 +524,8 @@ def main(argv: list[str] | None = None) -> None:
     if trainer.is_fsdp_enabled:
         # Whatever the checkpoints are: what people load is whole.
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.save_model()
+    # Internal, else it is pushed before it is evaluated.
+    trainer.save_model(_internal_call=True)
     metrics = final_metrics(trainer)
     trainer.save_state()
     if metrics:
@@ -509,7 +534,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.should_log:
         print_results(trainer, metrics)
     if arguments.push_to_hub:
-        trainer.push_to_hub()
+        push(trainer)
 
 
 if __name__ == "__main__":

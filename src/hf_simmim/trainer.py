@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerState
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
@@ -16,11 +16,12 @@ from .data import EpochSampler, MaskedImageDataset, normalize
 from .masking import patch_mask
 from .modeling_simmim import SimMIMForMaskedImageModeling
 from .optimization import create_schedule, decay_parameter_names, images_per_step, planned_steps
+from .pushing_trainer import PushingTrainer
 from .reconstruction import Reconstruction
 from .unreadable_images import UnreadableImages
 
 
-class SimMIMTrainer(Trainer):
+class SimMIMTrainer(PushingTrainer):
     """`transformers.Trainer` for the batches of `MaskedImageDataset`.
 
     Besides the loss it reports `masked_l1`, the mean absolute error of hidden pixels on the scale of 0 to 255
@@ -30,7 +31,7 @@ class SimMIMTrainer(Trainer):
 
     Args:
         unreadable_images: Where images that could not be read are counted.
-        **kwargs: Passed to Trainer; `processing_class` must be a SimMIM image processor.
+        **kwargs: Passed to `PushingTrainer` and Trainer; `processing_class` must be a SimMIM image processor.
     """
 
     model: SimMIMForMaskedImageModeling

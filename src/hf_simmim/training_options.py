@@ -68,6 +68,10 @@ class ReleasedTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Begin anew instead of going on from a checkpoint in --output_dir."}
     )
 
+    def __getstate__(self):
+        # Trainer pickles the arguments into every checkpoint, which may be published.
+        return {**self.__dict__, "hub_token": None}
+
     def __post_init__(self):
         self.remove_unused_columns = False
         self.logging_nan_inf_filter = False
