@@ -24,11 +24,13 @@ import torch
 from datasets import disable_progress_bars
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import IntervalStrategy, Trainer, set_seed
+from transformers import IntervalStrategy, set_seed
 
 from hf_simmim import SimMIMConfig, SimMIMForImageClassification, SimMIMImageProcessor
 from hf_simmim.augmentation import BACKENDS, Augmentation
 from hf_simmim.callbacks import EpochCallback
+from hf_simmim.card_rendering import check_license
+from hf_simmim.classifier_card import ClassifierTrainer
 from hf_simmim.confusion import plot_confusion
 from hf_simmim.data import evenly_spaced
 from hf_simmim.data_options import PixelArguments
@@ -44,6 +46,7 @@ from hf_simmim.labelled_options import LabelledSourceArguments, load_labelled_sp
 from hf_simmim.metrics import ConfusionMatrix, classification_metrics
 from hf_simmim.mixing import MixingCollator
 from hf_simmim.optimization import RELEASED_SCHEDULES, create_optimizers, images_per_step, planned_steps
+from hf_simmim.provenance import Origin, evaluation_source, held_out, hub_id, image_source, last_part, safe_command
 from hf_simmim.recipes import parse_with_recipe
 from hf_simmim.run_settings import check_same_run, digest, prepare_output_dir, settings_before
 from hf_simmim.training_options import ReleasedTrainingArguments
@@ -52,6 +55,8 @@ from hf_simmim.weight_average import WeightAverageCallback
 
 EXAMPLES = Path(__file__).parent
 EMBEDDED_DATA = EXAMPLES / "data" / "fashion_mnist_7k"
+# Share of the images that is held out where no others are named and there are no folds.
+DEFAULT_HOLDOUT = 0.2
 # Of a config: what saving and loading change.
 VOLATILE_KEYS = ("architectures", "dtype", "transformers_version", "_name_or_path")
 # What the table at the end shows, the first of them that a task has.
@@ -205,6 +210,7 @@ class Options:
     augmentation: AugmentationArguments
     model: ModelArguments
     training: FineTuningArguments
+    argv: list[str] = field(default_factory=list)
 
 
 def parse_arguments(argv: list[str]) -> Options:
@@ -217,7 +223,7 @@ def parse_arguments(argv: list[str]) -> Options:
     def usual_recipe(given: argparse.Namespace) -> str | None:
         return None if given.train_dir or given.dataset_name or given.data_files else "demo"
 
-    return Options(
+    options = Options(
         *parse_with_recipe(
             (DataArguments, AugmentationArguments, ModelArguments, FineTuningArguments),
             argv,
@@ -227,6 +233,8 @@ def parse_arguments(argv: list[str]) -> Options:
             description=__doc__,
         )
     )
+    options.argv = list(argv)
+    return options
 
 
 def load_splits(arguments: DataArguments) -> tuple[LabelledImages, LabelledImages | None]:
@@ -268,7 +276,7 @@ def plan_runs(options: Options) -> list[Run]:
             train, evaluation = everything, validation
             share = data.holdout
             if share is None:
-                share = 0.2 if num_folds is None and validation is None else 0.0
+                share = DEFAULT_HOLDOUT if num_folds is None and validation is None else 0.0
             if share and validation is None:
                 # Before labels are drawn, so that all budgets and seeds are held against the same images.
                 parts = holdout(everything.labels, share, data.holdout_seed)
@@ -363,11 +371,30 @@ def build_model(arguments: ModelArguments, config: SimMIMConfig) -> SimMIMForIma
     return model
 
 
-def build_trainer(options: Options, run: Run) -> tuple[Trainer, Path | None]:
+def describe_origin(options: Options, run: Run) -> Origin:
+    """What the trainer does not know, for the model card."""
+    data = options.data
+    checkpoint = None if options.model.from_scratch else options.model.checkpoint
+    if data.num_folds is not None:
+        where = f"fold {(run.fold or 0) + 1} of {data.num_folds}"
+    else:
+        share = DEFAULT_HOLDOUT if data.holdout is None else data.holdout
+        where = held_out(data, share, default_split="test") or ""
+    return Origin(
+        images=image_source(data, EMBEDDED_DATA),
+        held_out=where or None,
+        evaluation=evaluation_source(data, EMBEDDED_DATA, default_split=None if data.num_folds else "test"),
+        checkpoint=last_part(checkpoint) if checkpoint is not None else None,
+        base_model=hub_id(checkpoint),
+        command=safe_command("examples/run_image_classification.py", options.argv),
+    )
+
+
+def build_trainer(options: Options, run: Run) -> tuple[ClassifierTrainer, Path | None]:
     """Everything that can go wrong before a run starts.
 
     Returns:
-        transformers' Trainer, and the checkpoint to go on from or None.
+        transformers' Trainer, with a card of ours, and the checkpoint to go on from or None.
 
     Raises:
         ValueError, OSError: If the arguments or the images are unusable; the message says why and what to do.
@@ -375,6 +402,7 @@ def build_trainer(options: Options, run: Run) -> tuple[Trainer, Path | None]:
     arguments = copy.copy(options.training)
     arguments.output_dir, arguments.seed = str(run.output_dir), run.seed
     set_seed(run.seed)
+    check_license(arguments)
     data, augmentation = options.data, options.augmentation.augmentation()
     config = build_config(options.model, run.train)
     checkpoint = prepare_output_dir(arguments)
@@ -432,7 +460,7 @@ def build_trainer(options: Options, run: Run) -> tuple[Trainer, Path | None]:
     if arguments.weight_average is not None:
         callbacks.append(WeightAverageCallback(arguments.weight_average))
     height, width = config.image_size
-    trainer = Trainer(
+    trainer = ClassifierTrainer(
         model=model,
         args=arguments,
         train_dataset=train_dataset,
@@ -455,10 +483,11 @@ def build_trainer(options: Options, run: Run) -> tuple[Trainer, Path | None]:
         ),
         callbacks=callbacks,
     )
+    trainer.origin = describe_origin(options, run)
     return trainer, checkpoint
 
 
-def print_plan(trainer: Trainer, options: Options, run: Run, checkpoint: Path | None) -> None:
+def print_plan(trainer: ClassifierTrainer, options: Options, run: Run, checkpoint: Path | None) -> None:
     """Say in a few lines what is about to happen."""
     arguments: Any = trainer.args
     model: Any = trainer.model
@@ -513,8 +542,12 @@ def execute(options: Options, run: Run) -> tuple[dict[str, Any], np.ndarray | No
         if run.train.problem_type == "single_label_classification" and names:
             counted = ConfusionMatrix(names).compute(predictions=output.predictions, references=output.label_ids)
             matrix = counted["confusion_matrix"]
+        trainer.final_metrics = results["metrics"]
     if trainer.args.should_save:
         write_results(results, run.output_dir)
+        if matrix is not None:
+            plot_confusion(matrix, run.train.class_names or [], run.output_dir / "confusion.png")
+    trainer.create_model_card()
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
     return results, matrix
@@ -579,7 +612,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     everything = {"summary": summary, "runs": results}
     if arguments.should_save:
         write_results(everything, output_dir)
-        if matrices:
+        if len(matrices) > 1:
             plot_confusion(np.sum(matrices, axis=0), runs[0].train.class_names or [], output_dir / "confusion.png")
     if arguments.should_log:
         print_summary(summary, len(results), output_dir)

@@ -27,6 +27,7 @@ from transformers.utils import logging
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
 from hf_simmim.callbacks import EpochCallback, PictureCallback
+from hf_simmim.card_rendering import check_license
 from hf_simmim.clusters import fit_color_clusters
 from hf_simmim.components import HEADS, LOSS_REGIONS, LOSSES, TARGETS
 from hf_simmim.data import MaskedImageDataset, collate, evenly_spaced
@@ -36,7 +37,8 @@ from hf_simmim.hub_pushes import HubPushes
 from hf_simmim.image_sources import load_images
 from hf_simmim.masking import MASK_STRATEGIES, span
 from hf_simmim.optimization import images_per_step
-from hf_simmim.probe_options import ProbeArguments, add_probe, load_probe
+from hf_simmim.probe_options import ProbeArguments, add_probe, load_probe, probe_source
+from hf_simmim.provenance import Origin, held_out, hub_id, image_source, last_part, safe_command
 from hf_simmim.recipes import json_object, parse_with_recipe
 from hf_simmim.run_settings import check_same_run, digest, prepare_output_dir, settings_before
 from hf_simmim.trainer import SimMIMTrainer
@@ -333,6 +335,7 @@ def build_trainer(
         ValueError, OSError: If the arguments or the images are unusable; the message says why and what to do.
     """
     set_seed(arguments.seed)
+    check_license(arguments)
     config = build_config(model_arguments)
     # A refusal is told before hours of work; the first process alone pushes.
     hub_pushes = None
@@ -416,6 +419,18 @@ def build_trainer(
     if probe is not None:
         add_probe(trainer, probe, data_arguments)
     return trainer, checkpoint
+
+
+def describe_origin(data: DataArguments, checkpoint: str | None, argv: list[str]) -> Origin:
+    """What the trainer does not know, for the model card."""
+    return Origin(
+        images=image_source(data, EMBEDDED_DATA),
+        held_out=held_out(data, data.holdout, default_split="test"),
+        evaluation=probe_source(data, EMBEDDED_DATA),
+        checkpoint=last_part(checkpoint) if checkpoint is not None else None,
+        base_model=hub_id(checkpoint),
+        command=safe_command("examples/run_mim.py", argv),
+    )
 
 
 def final_metrics(trainer: SimMIMTrainer) -> dict[str, float]:
@@ -507,7 +522,8 @@ def push(trainer: SimMIMTrainer) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the pre-training."""
-    data_arguments, model_arguments, arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    data_arguments, model_arguments, arguments = parse_arguments(argv)
     if not arguments.should_log:
         disable_progress_bars()
     try:
@@ -518,6 +534,7 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(f"error: {error}") from error
     except SafetensorError as error:
         raise SystemExit(f"error: the weights of {model_arguments.checkpoint} are damaged ({error}).") from error
+    trainer.origin = describe_origin(data_arguments, model_arguments.checkpoint, argv)
     if arguments.should_log:
         print_plan(trainer, checkpoint, model_arguments.checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

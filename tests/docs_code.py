@@ -27,6 +27,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import yaml
 from scripts import ROOT, load_script
@@ -50,7 +51,7 @@ STEP = {
 UNLESS_CHECKPOINT = {"encoder": json.dumps(ENCODER)}
 # Options behind those of the page. A function gets the options of the page.
 SMALL: dict[str, Callable[[list[str]], dict[str, Any]]] = {
-    "run_mim": lambda words: STEP | no_encoder(words) | {"num_clusters": 4},
+    "run_mim": lambda words: STEP | no_encoder(words) | {"num_clusters": 4, "head_options": small_head(words)},
     "run_image_classification": lambda words: STEP | {"weight_average": None},
     "run_semantic_segmentation": lambda words: STEP | {"hidden_size": 16, "max_train_samples": 4},
     "run_probe": lambda words: {"dataloader_num_workers": 0, "per_device_eval_batch_size": 8},
@@ -63,6 +64,9 @@ SMALL: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     },
     "convert_checkpoint": lambda words: {},
     "embed": lambda words: {"num_workers": 0, "max_images": 8},
+    "visualize_reconstruction": lambda words: {"num_images": 2},
+    "export_model": lambda words: {},
+    "app": lambda words: {},
 }
 # Options that this machine cannot run, only parse.
 NOT_HERE = {"--fp16": "needs a GPU", "--torch_compile": "takes a minute", "--fsdp": "needs a GPU"}
@@ -113,6 +117,12 @@ def blocks_of(text: str, page: str) -> list[Block]:
 def no_encoder(words: list[str]) -> dict[str, Any]:
     """A tiny encoder, where the command names none that is tiny by itself."""
     return {} if "--checkpoint" in words else UNLESS_CHECKPOINT
+
+
+def small_head(words: list[str]) -> str | None:
+    """The options of an inverse Swin, which has the size of an encoder."""
+    options = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 2}
+    return json.dumps(options) if "inverse_swin" in words else None
 
 
 def command_lines(code: str) -> list[list[str]]:
@@ -279,7 +289,12 @@ class Page:
                 values = value if isinstance(value, list) else [value]
                 options += [f"--{key}", *(str(part) for part in values)]
         with contextlib.chdir(self.folder):
-            module.main([*words, *options])
+            if name == "app":
+                # Built whole, but not served: that would wait for a person.
+                with mock.patch("gradio.Blocks.launch"):
+                    module.main([*words, *options])
+            else:
+                module.main([*words, *options])
 
     def pip(self, words: list[str]) -> None:
         """Installing this package; its extras must exist."""

@@ -10,6 +10,7 @@ import pytest
 import tifffile
 from docs_code import ENCODER, SECONDS, Block, Page, blocks_of
 from photos import random_photo
+from PIL import Image
 from scripts import ROOT
 from segmentation_scenes import write_scenes
 from tiny import VIT_SIZES
@@ -32,6 +33,7 @@ def world(tmp_path_factory):
             path.parent.mkdir(parents=True, exist_ok=True)
             random_photo(rng, (80, 72)).save(path)
     random_photo(rng, (160, 120)).save(folder / "photo.jpg")
+    Image.new("L", (32, 32), 255).resize((64, 64)).crop((-32, -32, 64, 64)).save(folder / "painted.png")
     write_scenes(folder / "scenes", 8)
     (folder / "satellite").mkdir()
     for index in range(24):
@@ -81,6 +83,8 @@ def page(world, repositories, hub, tmp_path, monkeypatch):
     for (kind, name), files in repositories.items():
         hub.add(name, files, kind=kind)
     monkeypatch.setattr(Trainer, "train", functools.partialmethod(one_step, train=Trainer.train))
+    # Half of the time of so short a run, and tested with the callbacks.
+    monkeypatch.setattr("hf_simmim.callbacks.plot_losses", lambda history, path: path.touch())
     return Page(folder, hub.environment(tmp_path / "home"))
 
 

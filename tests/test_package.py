@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import hf_simmim
+from hf_simmim.card_rendering import template_path
 from hf_simmim.components import HEADS, LOSSES, TARGETS
 from hf_simmim.heads import HEAD_CLASSES
 from hf_simmim.losses import LOSS_FUNCTIONS
-from hf_simmim.model_card import template_path
 from hf_simmim.targets import TARGET_CLASSES
 
 ROOT = Path(__file__).parents[1]

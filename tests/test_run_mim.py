@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,8 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from cards import check_card, table
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from scripts import ROOT, command_line, load_script
@@ -111,13 +112,13 @@ def test_a_run_leaves_everything_that_a_user_needs(run_mim, photos, tmp_path, ca
     assert Image.open(tmp_path / "reconstruction.png").size[0] > 300
     assert len(list((tmp_path / "reconstructions").glob("step-*.png"))) == 2
     assert (tmp_path / "loss_curve.png").exists()
-    card = (tmp_path / "README.md").read_text()
-    assert "10 of 16 squares of 8 px" in card
-    assert "None" not in card
-    assert f'from_pretrained("{tmp_path}")' in card
-    assert "\n\n\n" not in card
-    # The rows of a table follow each other.
-    assert re.search(r"\| hardware \| .* \|\n\| speed \| [\d.]+ images/s \|\n\nOn 8 held-out images", card)
+    card = check_card(ModelCard.load(tmp_path / "README.md"), tmp_path)
+    rows = table(card)
+    assert f'from_pretrained("{tmp_path.name}")' in card
+    assert f"on 40 images of {photos.name}" in card
+    assert (rows["trained on"], rows["held out"]) == ("40", "8 (0.167 of all, drawn with seed 0)")
+    assert f"python examples/run_mim.py --train_dir {photos.name} --output_dir {tmp_path.name} --encoder" in card
+    assert {"speed", "training time", "held-out loss"} <= rows.keys()
     printed = capsys.readouterr().out
     assert "40 to train on, 8 to evaluate on" in printed
     assert str(tmp_path / "reconstruction.png") in printed
@@ -226,9 +227,8 @@ def test_every_component_trains_resumes_and_reloads(run_mim, photos, tmp_path, c
     has_pictures = components["target"] not in ("hog", "features", "codebook")
     assert (tmp_path / "run" / "reconstruction.png").exists() is has_pictures
     assert all(("eval_masked_l1" in entry) is has_pictures for entry in log if "eval_loss" in entry)
-    card = (tmp_path / "run" / "README.md").read_text()
-    assert f", {components['target']} for every" in card
-    assert "None" not in card
+    card = check_card(ModelCard.load(tmp_path / "run" / "README.md"), tmp_path / "run")
+    assert table(card)["target"].startswith(f"`{components['target']}`")
 
 
 @pytest.mark.parametrize(

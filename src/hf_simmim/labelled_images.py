@@ -348,6 +348,7 @@ class LabelledImageDataset(ImageDataset):
             raise ValueError(f"crop_ratio={crop_ratio} must be in (0, 1], such as 0.875.")
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
         self.resample = resample
+        self.augmentation = augmentation
         self._augmenter = None
         if augmentation is not None:
             self._augmenter = Augmenter(augmentation, image_size, num_channels, image_mean, resample)

@@ -1,89 +1,261 @@
-"""The model card of a pre-training run, from what the run really did."""
+"""The model card of a pre-training run, from what the run really did, at its end or while it goes on."""
 
-import importlib.metadata
-import platform
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import transformers
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard
 
+from .callbacks import ProbeCallback
+from .card_rendering import accuracy_result, card_metadata, citations, place, render_card
+from .card_tables import (
+    Table,
+    augmentation_table,
+    average_mask_distance,
+    counted,
+    encoder_table,
+    family,
+    listed,
+    millions,
+    pixels_table,
+)
+from .card_training import emissions_entry, hardware_table, hours, optimization_table, progress, steps, versions_table
 from .masking import span
-from .optimization import images_per_step
-from .trainer import SimMIMTrainer
+from .optimization import images_per_step, planned_steps
+from .provenance import Origin, hub_id, last_part
+from .visualization import COLUMNS
+
+if TYPE_CHECKING:
+    from .trainer import SimMIMTrainer
+
+COLUMN_MEANINGS = {
+    "original": "the image",
+    "masked": "what the encoder sees of it",
+    "reconstruction": "the prediction in the hidden patches, the image itself in the others",
+    "prediction": "all that the model puts out, though it is trained on hidden patches only",
+    "composite": "the prediction in the hidden patches, the image itself in the others",
+    "error": "how far off it is",
+}
+# Options of components that have no room in a table.
+LONG_OPTIONS = ("centers", "model_config", "image_mean", "image_std")
+PROBES = {"probe_linear_accuracy": "linear probe", "probe_knn_accuracy": "k-NN"}
 
 
-def template_path() -> Path:
-    """Where the template is: in the installed package, or at the top of a checkout."""
-    package = Path(__file__).parent
-    installed = package / "model_card_template.md"
-    return installed if installed.exists() else package.parents[1] / "model_card_template.md"
-
-
-def training_card(trainer: SimMIMTrainer) -> ModelCard:
-    """Render the card of a finished run.
+def training_card(trainer: "SimMIMTrainer") -> ModelCard:
+    """Render the card of a run, of what it has done so far.
 
     Args:
-        trainer: The trainer after `train()`.
+        trainer: The trainer, after `train()`, before or within. Its `origin` says what it does not know.
 
     Returns:
         The card; `save` writes it.
     """
-    arguments, config, dataset = trainer.args, trainer.model.config, trainer.train_dataset
-    output_dir = Path(str(arguments.output_dir))
-    metrics = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), None)
-    speeds = [entry["images_per_second"] for entry in trainer.state.log_history if "images_per_second" in entry]
-    values: dict[str, Any] = {
-        "model_name": arguments.hub_model_id or output_dir.name,
-        "location": arguments.hub_model_id or output_dir,
-        "encoder_name": config.encoder_config.model_type,
-        "num_parameters": f"{trainer.model.simmim.num_parameters() / 1e6:.1f}",
-        "has_reconstruction": (output_dir / "reconstruction.png").exists(),
-        "num_channels": config.num_channels,
-        "image_height": config.image_size[0],
-        "image_width": config.image_size[1],
-        "patch_size": config.patch_size,
-        "encoder_stride": config.encoder_stride,
-        "hidden_size": config.hidden_size,
-        "head": config.head,
-        "target": config.target,
-        "prediction_stride": trainer.model.target.stride,
-        "loss": config.loss,
-        "loss_region": config.loss_region,
-        "mask_strategy": trainer.processing_class.mask_strategy,
-        "mask_patch_size": dataset.unit_size * config.patch_size,
-        "mask_ratio": span(dataset.mask_ratio),
-        "num_masked": span(dataset.num_masked_units),
-        "num_units": dataset.num_units,
-        "num_images": f"{len(dataset):,}",
-        "num_steps": f"{trainer.state.global_step:,}",
-        "num_epochs": f"{trainer.state.epoch:g}",
-        "images_per_step": images_per_step(arguments),
-        "optimizer": getattr(arguments.optim, "value", arguments.optim),
-        "weight_decay": arguments.weight_decay,
-        "max_grad_norm": arguments.max_grad_norm,
-        "learning_rate": f"{arguments.learning_rate:g}",
-        "scheduler": getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type),
-        "seed": arguments.seed,
-        "hardware": _hardware(arguments),
-        "images_per_second": f"{sorted(speeds)[len(speeds) // 2]:g}" if speeds else None,
-        "num_eval_images": f"{len(trainer.eval_dataset):,}" if trainer.eval_dataset is not None else None,
-        "eval_masked_l1": f"{metrics['eval_masked_l1']:.2f}" if metrics and "eval_masked_l1" in metrics else None,
-        "eval_loss": f"{metrics['eval_loss']:.4f}" if metrics else None,
-        "version": importlib.metadata.version("hf-simmim"),
-        "transformers_version": transformers.__version__,
-        "torch_version": torch.__version__,
-    }
-    card_data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-feature-extraction",
-        tags=["simmim", "masked-image-modeling", "self-supervised", config.encoder_config.model_type],
+    arguments, model, dataset = trainer.args, trainer.model, trainer.train_dataset
+    config: Any = model.config
+    origin, log = trainer.origin, trainer.state.log_history
+    title, location = place(trainer.hub_model_id or arguments.hub_model_id, str(arguments.output_dir))
+    # A trainer that was not told knows at least what its model was loaded from.
+    base_model = origin.base_model or (None if origin.checkpoint else hub_id(config.name_or_path or None))
+    num_steps = trainer.state.max_steps or planned_steps(arguments, len(dataset))
+    masking = _masking_table(trainer)
+    card_data = card_metadata(
+        title,
+        ["simmim", "masked-image-modeling", "self-supervised", config.encoder_config.model_type],
+        images=origin.images,
+        base_model=base_model,
+        weights_license=getattr(arguments, "hub_license", None),
+        eval_results=probe_results(log, origin),
+        co2_eq_emissions=emissions_entry(trainer, "pre-training"),
     )
-    return ModelCard.from_template(card_data, template_path=str(template_path()), **values)
+    return render_card(
+        "pretrained",
+        card_data,
+        title=title,
+        location=location,
+        is_on_hub=trainer.hub_model_id or arguments.hub_model_id,
+        auto_class="AutoModel",
+        progress=progress(trainer, num_steps),
+        family=family(config),
+        num_parameters=millions(model.simmim.num_parameters()),
+        num_images=f"{len(dataset):,}",
+        data_name=origin.images.name if origin.images else None,
+        target=config.target,
+        num_channels=config.num_channels,
+        hidden_size=config.hidden_size,
+        image_height=config.image_size[0],
+        image_width=config.image_size[1],
+        pipeline_options=", pool=True",
+        has_head=True,
+        reconstruction=_reconstruction(trainer),
+        results=_results(trainer),
+        results_intro=_results_intro(trainer),
+        pictures=_pictures(Path(str(arguments.output_dir))),
+        model_rows=encoder_table(config, model) | _prediction_table(model) | masking,
+        data_rows=_data_table(trainer),
+        training_rows={
+            "steps": steps(trainer, num_steps),
+            "started from": base_model or origin.checkpoint or "fresh weights",
+            **optimization_table(arguments, num_steps),
+            **hardware_table(trainer, _training_time(log, images_per_step(arguments))),
+            "speed": speed(log),
+        },
+        command=origin.command,
+        versions=versions_table(),
+        base_model=base_model,
+        citations=citations(config),
+    )
 
 
-def _hardware(arguments: transformers.TrainingArguments) -> str:
-    device = arguments.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
-    return f"{arguments.world_size} x {name}"
+def _training_time(log: Sequence[dict[str, Any]], batch: int) -> str | None:
+    """Time of all steps that were logged, also of those before a resumption; without evaluations."""
+    seconds, last = 0.0, 0
+    for entry in log:
+        if entry.get("images_per_second"):
+            seconds += (entry["step"] - last) * batch / entry["images_per_second"]
+            last = entry["step"]
+    return f"{hours(seconds)}, without evaluations" if seconds else None
+
+
+def speed(log: Sequence[dict[str, Any]]) -> str | None:
+    """The median of the speeds that were logged."""
+    speeds = sorted(entry["images_per_second"] for entry in log if entry.get("images_per_second"))
+    return f"{speeds[len(speeds) // 2]:,g} images/s (median), over all devices" if speeds else None
+
+
+def probe_results(log: Sequence[dict[str, Any]], origin: Origin) -> list[EvalResult]:
+    """Entries of the model index: the last accuracies of the probes."""
+    if origin.evaluation is None:
+        return []
+    last = {key: last_entry(log, key) for key in PROBES}
+    return [
+        accuracy_result(origin.evaluation, name, last[key][key])
+        for key, name in PROBES.items()
+        if last[key] is not None
+    ]
+
+
+def last_entry(log: Sequence[dict[str, Any]], key: str) -> Any:
+    """The last entry of a log that has a key, if any."""
+    return next((entry for entry in reversed(log) if key in entry), None)
+
+
+def _prediction_table(model: Any) -> Table:
+    """What is predicted, and how."""
+    config = model.config
+
+    def described(component: str) -> str:
+        options = {
+            key: value
+            for key, value in getattr(config, f"{component}_options").items()
+            if value is not None and key not in LONG_OPTIONS
+        }
+        if "model" in options:
+            # Maybe by the way to a folder.
+            options["model"] = hub_id(options["model"]) or last_part(options["model"])
+        detail = ", ".join(f"{key} {listed(value)}" for key, value in options.items())
+        return f"`{getattr(config, component)}`" + (f" ({detail})" if detail else "")
+
+    stride = model.target.stride
+    return {
+        "target": f"{described('target')} for {'every pixel' if stride == 1 else f'every {stride} px'}",
+        "prediction head": described("head"),
+        "loss": f"{described('loss')} on {config.loss_region} pixels",
+    }
+
+
+def _masking_table(trainer: Any) -> Table:
+    dataset = trainer.train_dataset
+    side = dataset.unit_size * dataset.patch_size
+    return {
+        "masks": f"`{trainer.processing_class.mask_strategy}`, a ratio of {span(dataset.mask_ratio)}:"
+        f" {span(dataset.num_masked_units)} of {dataset.num_units} squares of {side} px",
+        "AvgDist of the masks": f"{average_mask_distance(dataset):.3g} px: the mean distance of hidden pixels from the"
+        " nearest visible one",
+    }
+
+
+def _data_table(trainer: Any) -> Table:
+    dataset, evaluation, origin = trainer.train_dataset, trainer.eval_dataset, trainer.origin
+    unreadable = len(trainer.unreadable_images.reasons)
+    where = f" ({origin.held_out})" if origin.held_out else ""
+    return {
+        "images": str(origin.images) if origin.images else None,
+        "trained on": f"{len(dataset):,}",
+        "held out": f"{len(evaluation):,}{where}" if evaluation is not None else "none",
+        "not readable": f"{counted(unreadable, 'image')}, in whose place others were taken" if unreadable else None,
+        **augmentation_table(dataset.crop_scale, dataset.flip, dataset.vertical_flip),
+        **pixels_table(trainer.processing_class, dataset.num_channels),
+    }
+
+
+def _results(trainer: Any) -> Table:
+    log = trainer.state.log_history
+    training, evaluation = last_entry(log, "loss"), last_entry(log, "eval_loss")
+    table: Table = {}
+    if training is not None:
+        error = training.get("masked_l1")
+        pixels = f", masked l1 {error:.2f} of 255" if error is not None and error == error else ""
+        table["training loss"] = f"{training['loss']:.4g}{pixels}, up to step {training['step']:,}"
+    if evaluation is not None:
+        error = evaluation.get("eval_masked_l1")
+        pixels = f", masked l1 **{error:.2f}** of 255" if error is not None and error == error else ""
+        table["held-out loss"] = f"{evaluation['eval_loss']:.4g}{pixels}, after step {evaluation['step']:,}"
+    for key, name in PROBES.items():
+        last = last_entry(log, key)
+        if last is None:
+            continue
+        first = next((entry for entry in log if key in entry and entry["step"] == 0), None)
+        before = f", before training {first[key]:.1%}" if first is not None and last is not first else ""
+        table[f"{name}, accuracy"] = f"**{last[key]:.1%}** after step {last['step']:,}{before}"
+    return table
+
+
+def _results_intro(trainer: Any) -> str:
+    """What the figures mean."""
+    table = _results(trainer)
+    parts = []
+    if any("masked l1" in str(text) for text in table.values()):
+        parts.append("Masked l1 is the mean absolute error of hidden pixels on the scale of 0 to 255.")
+    if any("loss" in title for title in table):
+        parts.append(
+            "Losses compare runs of the same images, masks and target; they do not say how well the features serve a"
+            " task."
+        )
+    callback = next((part for part in trainer.callback_handler.callbacks if isinstance(part, ProbeCallback)), None)
+    if callback is not None and any("accuracy" in title for title in table):
+        train, test = (len(part.labels) for part in callback.parts)
+        source = trainer.origin.evaluation
+        named = f" ({source})" if source is not None else ""
+        layer = "the encoder's output" if callback.layer is None else f"hidden state {callback.layer}"
+        parts.append(
+            f"The probes tell {callback.num_classes} classes apart by frozen features ({layer}, pooling"
+            f" `{callback.pooling}`): fitted to {train:,} labelled images, measured on {test:,} others{named}. Of"
+            f" balanced classes chance is {1 / callback.num_classes:.1%}; the k-NN asks {callback.k} neighbours. No"
+            " label trained the encoder."
+        )
+    return " ".join(parts)
+
+
+def _reconstruction(trainer: Any) -> dict[str, str] | None:
+    if not (Path(str(trainer.args.output_dir)) / "reconstruction.png").exists():
+        return None
+    meanings = [name + (f" ({COLUMN_MEANINGS[name]})" if name in COLUMN_MEANINGS else "") for name in COLUMNS]
+    evaluation = last_entry(trainer.state.log_history, "eval_loss")
+    when = f" after step {evaluation['step']:,}" if evaluation is not None else ""
+    return {"alt": " | ".join(COLUMNS), "caption": f"Held-out images{when}, from left to right: {', '.join(meanings)}."}
+
+
+def _pictures(output_dir: Path) -> list[dict[str, str]]:
+    pictures = [
+        (
+            "probe.png",
+            "accuracies of the probes over steps",
+            "What frozen features are worth for classes while the encoder trains.",
+        ),
+        ("loss_curve.png", "loss over steps", "Training loss, held-out loss with fixed masks, and the learning rate."),
+    ]
+    return [
+        {"file": file, "alt": alt, "caption": caption}
+        for file, alt, caption in pictures
+        if (output_dir / file).exists()
+    ]

@@ -269,7 +269,7 @@ def create_schedule(
     """
     kind = getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)
     options: dict[str, Any] = dict(arguments.lr_scheduler_kwargs or {})  # type: ignore[arg-type]
-    warmup_steps = _warmup_steps(arguments, num_training_steps)
+    warmup_steps = warmup_updates(arguments, num_training_steps)
     if kind not in RELEASED_SCHEDULES:
         try:
             return get_scheduler(kind, optimizer, warmup_steps, num_training_steps, options)
@@ -306,7 +306,8 @@ def create_schedule(
     )
 
 
-def _warmup_steps(arguments: TrainingArguments, num_training_steps: int) -> int:
+def warmup_updates(arguments: TrainingArguments, num_training_steps: int) -> int:
+    """Updates of the warm-up, of which `warmup_steps` below 1 is a share."""
     # Rounded: Trainer rounds up, and makes 4 steps of 0.1 of 30.
     steps = arguments.warmup_steps
     return round(steps * num_training_steps) if 0 < steps < 1 else int(steps)

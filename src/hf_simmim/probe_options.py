@@ -2,12 +2,14 @@
 
 import copy
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from .callbacks import ProbeCallback
 from .data_options import SourceArguments
 from .labelled_images import LabelledImageDataset, LabelledImages, holdout, load_labelled_images
 from .labelled_options import load_labelled_splits
 from .probing import POOLINGS
+from .provenance import ImageSource, evaluation_source, last_part
 from .trainer import SimMIMTrainer
 
 # Share of the images of --probe_dir, or of a training set without a validation split, that the probe is tested on.
@@ -81,6 +83,22 @@ def load_probe(arguments: ProbeArguments, embedded_data: str) -> list[LabelledIm
     if test is not None:
         return [images, test]
     return [images.select(part) for part in holdout(images.labels, PROBE_TEST_SHARE, seed=0)]
+
+
+def probe_source(arguments: ProbeArguments, embedded_data: str | Path) -> ImageSource | None:
+    """Where the labelled images come from that the probe is tested on; None if there are none.
+
+    Args:
+        arguments: The options.
+        embedded_data: Data set that is used where none is named.
+    """
+    if arguments.probe_dir is not None:
+        return ImageSource(last_part(arguments.probe_dir), "imagefolder")
+    if arguments.probe_label_column is None:
+        return None
+    labelled = copy.copy(arguments)
+    labelled.validation_dir = None
+    return evaluation_source(labelled, embedded_data, default_split="test")
 
 
 def add_probe(trainer: SimMIMTrainer, images: list[LabelledImages], arguments: ProbeArguments) -> None:

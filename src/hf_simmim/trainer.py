@@ -16,6 +16,7 @@ from .data import EpochSampler, MaskedImageDataset, normalize
 from .masking import patch_mask
 from .modeling_simmim import SimMIMForMaskedImageModeling
 from .optimization import create_schedule, decay_parameter_names, images_per_step, planned_steps
+from .provenance import Origin
 from .pushing_trainer import PushingTrainer
 from .reconstruction import Reconstruction
 from .unreadable_images import UnreadableImages
@@ -37,6 +38,8 @@ class SimMIMTrainer(PushingTrainer):
     model: SimMIMForMaskedImageModeling
     train_dataset: MaskedImageDataset
     eval_dataset: MaskedImageDataset | None
+    # For the model card; whoever knows sets it.
+    origin: Origin = Origin()
 
     def __init__(self, *args, unreadable_images: UnreadableImages, **kwargs):
         super().__init__(*args, **kwargs)

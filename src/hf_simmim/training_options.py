@@ -1,6 +1,7 @@
 """Training arguments that the scripts share: those of transformers, with rates and schedules as released."""
 
 import os
+import re
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -64,6 +65,13 @@ class ReleasedTrainingArguments(TrainingArguments):
         metadata={"help": "Processes that load images, for each device."},
     )
     seed: int = field(default=0, metadata={"help": "Seed of everything that is drawn."})
+    hub_license: str | None = field(
+        default=None,
+        metadata={
+            "help": "Licence of the weights for the model card, as the Hub names it, such as apache-2.0; none is stated"
+            " if unset."
+        },
+    )
     restart: bool = field(
         default=False, metadata={"help": "Begin anew instead of going on from a checkpoint in --output_dir."}
     )
@@ -79,6 +87,11 @@ class ReleasedTrainingArguments(TrainingArguments):
         schedule = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
         if schedule not in SCHEDULES:
             raise ValueError(f"lr_scheduler_type={schedule!r} is unknown. Use one of: {', '.join(SCHEDULES)}.")
+        if self.hub_license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.hub_license):
+            raise ValueError(
+                f"hub_license={self.hub_license!r} is no name of a licence on the Hub. Use one such as apache-2.0, mit,"
+                " cc-by-nc-4.0: https://huggingface.co/docs/hub/repositories-licenses."
+            )
         self.lr_scheduler_kwargs = json_object("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
         if schedule in RELEASED_SCHEDULES:
             # Trainer's own check knows transformers' schedules only.

@@ -1,0 +1,230 @@
+"""The model card of a fine-tuned classifier, and a Trainer that writes it."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard
+from transformers import Trainer
+
+from .card_rendering import accuracy_result, card_metadata, citations, place, render_card
+from .card_tables import (
+    Table,
+    augmentation_table,
+    encoder_table,
+    family,
+    millions,
+    pixels_table,
+)
+from .card_training import emissions_entry, hardware_table, hours, optimization_table, progress, steps, versions_table
+from .optimization import planned_steps
+from .provenance import Origin
+
+MAX_LISTED_CLASSES = 50
+# Figures by the names that metrics have here: title in the card, and type for the metadata where there is one.
+FIGURES = {
+    "accuracy": ("accuracy", "accuracy"),
+    "top5_accuracy": ("top-5 accuracy", "accuracy"),
+    "balanced_accuracy": ("balanced accuracy", "accuracy"),
+    "mean_average_precision": ("mean average precision", None),
+    "micro_f1": ("micro F1", "f1"),
+    "macro_f1": ("macro F1", "f1"),
+    "mae": ("mean absolute error", None),
+    "rmse": ("root of the mean squared error", None),
+    "r2": ("R²", None),
+    "loss": ("loss", None),
+}
+SHARES = ("accuracy", "top5_accuracy", "balanced_accuracy")
+OF_A_CLASS = "accuracy_"
+
+
+class ClassifierTrainer(Trainer):
+    """transformers' Trainer, which writes a model card that tells more.
+
+    Set `origin` to what it does not know, and `final_metrics` to what was measured after the training.
+    """
+
+    origin: Origin = Origin()
+    final_metrics: dict[str, float] | None = None
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Write our card, also where Trainer would write its own."""
+        if self.is_world_process_zero():
+            classifier_card(self).save(Path(str(self.args.output_dir)) / "README.md")
+
+
+def classifier_card(trainer: ClassifierTrainer) -> ModelCard:
+    """Render the card of a classifier, of what its training has done so far.
+
+    Args:
+        trainer: Its trainer, whose data sets are `LabelledImageDataset`.
+
+    Returns:
+        The card; `save` writes it.
+    """
+    arguments, dataset = trainer.args, trainer.train_dataset
+    model: Any = trainer.model
+    config = model.config
+    origin, kind = trainer.origin, config.problem_type or "single_label_classification"
+    title, location = place(trainer.hub_model_id or arguments.hub_model_id, str(arguments.output_dir))
+    num_steps = trainer.state.max_steps or planned_steps(arguments, len(dataset))  # type: ignore[arg-type]
+    metrics = _metrics(trainer)
+    names = [] if kind == "regression" else [str(name) for name in config.id2label.values()]
+    picture = Path(str(arguments.output_dir)) / "confusion.png"
+    return render_card(
+        "classifier",
+        card_metadata(
+            title,
+            ["simmim", kind.replace("_", "-"), config.encoder_config.model_type],
+            pipeline_tag="image-classification",
+            images=origin.images,
+            base_model=origin.base_model,
+            weights_license=getattr(arguments, "hub_license", None),
+            eval_results=[] if kind == "regression" else _entries(metrics, origin),
+            co2_eq_emissions=emissions_entry(trainer, "fine-tuning"),
+        ),
+        title=title,
+        location=location,
+        is_on_hub=trainer.hub_model_id or arguments.hub_model_id,
+        auto_class="AutoModelForImageClassification",
+        progress=progress(trainer, num_steps),
+        family=family(config),
+        num_parameters=millions(model.num_parameters()),
+        num_images=f"{len(dataset):,}",  # type: ignore[arg-type]
+        data_name=origin.images.name if origin.images else None,
+        task=_task(kind, len(names)),
+        start=_start(origin),
+        num_channels=config.num_channels,
+        num_labels=config.num_labels,
+        class_names=names,
+        is_multi_label=kind == "multi_label_classification",
+        image_height=config.image_size[0],
+        image_width=config.image_size[1],
+        results_intro=_results_intro(trainer),
+        results=_results(metrics),
+        class_accuracies={
+            key.removeprefix(OF_A_CLASS): f"{value:.1%}" for key, value in metrics.items() if key.startswith(OF_A_CLASS)
+        },
+        pictures=[
+            {
+                "file": picture.name,
+                "alt": "confusion matrix",
+                "caption": "Which class is taken for which: rows are the true classes, columns the answers.",
+            }
+        ]
+        * picture.exists(),
+        class_list=_class_list(names),
+        model_rows=encoder_table(config, model),
+        data_rows=_data_table(trainer),
+        training_rows={
+            "steps": steps(trainer, num_steps),
+            "started from": origin.base_model or origin.checkpoint or "fresh weights",
+            **optimization_table(arguments, num_steps),
+            "layer decay": _layer_decay(arguments),
+            **_changes(trainer),
+            **hardware_table(trainer, _training_time(trainer)),
+        },
+        command=origin.command,
+        versions=versions_table(),
+        base_model=origin.base_model,
+        citations=citations(config),
+    )
+
+
+def _metrics(trainer: ClassifierTrainer) -> dict[str, float]:
+    """What was measured last, by names without a prefix; figures that are no number are left out."""
+    metrics = trainer.final_metrics
+    if metrics is None:
+        evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+        metrics = {key.removeprefix("eval_"): value for key, value in evaluations[-1].items()} if evaluations else {}
+    return {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float)) and value == value}
+
+
+def _entries(metrics: dict[str, float], origin: Origin) -> list[EvalResult]:
+    if origin.evaluation is None:
+        return []
+    found = [(title, kind, metrics[key]) for key, (title, kind) in FIGURES.items() if kind and key in metrics]
+    return [accuracy_result(origin.evaluation, title, value, kind) for title, kind, value in found]
+
+
+def _task(kind: str, num_classes: int) -> str:
+    if kind == "regression":
+        return "estimates a number from an image"
+    if kind == "multi_label_classification":
+        return f"tells which of {num_classes:,} labels an image has"
+    return f"tells {num_classes:,} classes apart"
+
+
+def _start(origin: Origin) -> str:
+    if origin.base_model is not None:
+        return f"It was fine-tuned from [{origin.base_model}](https://huggingface.co/{origin.base_model})."
+    if origin.checkpoint is not None:
+        return f"It was fine-tuned from the checkpoint `{origin.checkpoint}`."
+    return "It was trained from fresh weights, without any pre-training."
+
+
+def _results(metrics: dict[str, float]) -> Table:
+    return {
+        title: f"**{metrics[key]:.1%}**" if key in SHARES else f"{metrics[key]:.4g}"
+        for key, (title, _) in FIGURES.items()
+        if key in metrics
+    }
+
+
+def _results_intro(trainer: ClassifierTrainer) -> str:
+    evaluation: Any = trainer.eval_dataset
+    source = trainer.origin.evaluation
+    where = f" ({source})" if source is not None else ""
+    number = f"{len(evaluation):,} images" if evaluation is not None else "images"
+    return f"On {number} that were not trained on{where}:"
+
+
+def _class_list(names: list[str]) -> str:
+    more = len(names) - MAX_LISTED_CLASSES
+    return ", ".join(names[:MAX_LISTED_CLASSES]) + (f", and {more:,} more in `config.json`" if more > 0 else "")
+
+
+def _data_table(trainer: ClassifierTrainer) -> Table:
+    dataset: Any = trainer.train_dataset
+    evaluation: Any = trainer.eval_dataset
+    origin = trainer.origin
+    augmentation = dataset.augmentation
+    where = f" ({origin.held_out})" if origin.held_out else ""
+    crops = augmentation_table(None, 0, 0)
+    if augmentation is not None:
+        crops = augmentation_table(augmentation.crop_scale, augmentation.flip, augmentation.vertical_flip)
+    return {
+        "images": str(origin.images) if origin.images else None,
+        "trained on": f"{len(dataset):,}",
+        "evaluated on": f"{len(evaluation):,}{where}" if evaluation is not None else "none",
+        **crops,
+        **pixels_table(trainer.processing_class, dataset.num_channels),
+    }
+
+
+def _changes(trainer: ClassifierTrainer) -> Table:
+    """What is changed in images and labels while it trains."""
+    augmentation: Any = trainer.train_dataset.augmentation  # type: ignore[union-attr]
+    mixing: Any = trainer.data_collator
+    table: Table = {}
+    if augmentation is not None:
+        jitter = f"colour jitter of {augmentation.color_jitter:g}" if augmentation.color_jitter else None
+        table["colours"] = f"RandAugment `{augmentation.rand_augment}`" if augmentation.rand_augment else jitter
+        table["random erasing"] = f"{augmentation.random_erasing:.0%}" if augmentation.random_erasing else None
+    for title, name in (("mixup", "mixup_alpha"), ("CutMix", "cutmix_alpha"), ("label smoothing", "label_smoothing")):
+        value = getattr(mixing, name, None)
+        table[title] = f"{value:g}" if value else None
+    average = getattr(trainer.args, "weight_average", None)
+    table["weights"] = f"a moving average over the steps, decay {average:g}" if average else None
+    return table
+
+
+def _layer_decay(arguments: Any) -> str | None:
+    decay = getattr(arguments, "layer_decay", None)
+    return f"{decay:g}: the factor of the learning rate from each layer to the one below" if decay else None
+
+
+def _training_time(trainer: ClassifierTrainer) -> str | None:
+    """Trainer's own figure, which is of this session."""
+    seconds = next((entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry), None)
+    start = getattr(trainer, "_initial_global_step", 0)
+    return f"{hours(seconds)}, with evaluations{f', from step {start:,} on' if start else ''}" if seconds else None
