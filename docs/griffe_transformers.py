@@ -1,4 +1,4 @@
-"""Types in docstrings of transformers' style, such as (`str`, *optional*), without their marks, for the API reference."""
+"""For the API reference: types in docstrings of transformers' style, (`str`, *optional*), without their marks."""
 
 import re
 from typing import Any

@@ -1,13 +1,14 @@
 """Runs the code of the documentation as it stands on the page, small.
 
 A page is run from its first block to its last in a folder of its own. The text is never changed; what is changed is
-the world around it: `my_photos` holds eight pictures, `runs/my_photos` a tiny checkpoint, and models of the Hub
-come from a server on this machine, tiny and random. Of a command line,
+the world around it: `my_photos` holds sixteen pictures, `runs/my_photos` a tiny checkpoint, and models of the Hub come
+from a server on this machine, tiny and random. Python runs as it is, but for Trainer, which takes one step. Of a
+command line,
 
-- every option is parsed as it is written, by the script's own parser and, in front of it, by accelerate's or torchrun's;
+- every option is parsed as it is written, by the script's own parser and by that of accelerate or torchrun before it;
 - then the script runs in this process, with the options of `SMALL` behind those of the page: they win, and change
-  the encoder's size, the length of the run and nothing else;
-- a command that starts several machines is parsed only, and so is one whose options `NOT_HERE` names, with the reason.
+  the encoder's size and the length of the run;
+- what starts several machines, or shards a model, is parsed only, and so is what `NOT_HERE` names, with the reason.
 
 What no rule knows fails, so no page can show a command that nobody ran.
 """
@@ -197,7 +198,9 @@ class Page:
 
     def run_command(self, words: list[str]) -> None:
         """Run or check a command by the name of its program."""
-        words = [re.sub(r"\$\{?(\w+)\}?", lambda match: self.environment.get(match[1], match[0]), word) for word in words]
+        words = [
+            re.sub(r"\$\{?(\w+)\}?", lambda match: self.environment.get(match[1], match[0]), word) for word in words
+        ]
         while words and (match := re.fullmatch(r"([A-Z][A-Z0-9_]*)=(.*)", words[0])):
             if match[1] not in ENVIRONMENT:
                 raise AssertionError(f"the variable {match[1]} is unknown")

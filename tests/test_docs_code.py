@@ -42,7 +42,7 @@ def world(tmp_path_factory):
     config = SimMIMConfig(encoder_config=SwinConfig(**ENCODER))
     for name in ("runs/my_photos", "runs/demo", "runs/before/checkpoint-1000"):
         SimMIMForMaskedImageModeling(config).save_pretrained(folder / name)
-        SimMIMImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder / name)
+        SimMIMImageProcessor(size={"height": 64, "width": 64}, mask_patch_size=16).save_pretrained(folder / name)
     released = ROOT / "tests" / "fixtures" / "swin_pretrain.pth"
     shutil.copy(released, folder / "simmim_pretrain__swin_base__img192_window6__800ep.pth")
     return folder
@@ -124,7 +124,7 @@ def test_a_mistyped_key_of_a_recipe_is_found(page: Page):
 
 
 def test_blocks_in_lists_and_notes_are_found():
-    text = "```python\na\n```\n\n??? note\n\n    ```bash title=\"x\"\n    make test\n    ```\n"
+    text = '```python\na\n```\n\n??? note\n\n    ```bash title="x"\n    make test\n    ```\n'
     assert [(block.line, block.language, block.code) for block in blocks_of(text, "page")] == [
         (1, "python", "a"),
         (7, "bash", "make test"),

@@ -13,6 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 if TYPE_CHECKING:
     from .reconstruction import Reconstruction
 
+# What is drawn unless other columns are named.
+COLUMNS = ("original", "masked", "prediction", "composite")
 MASK_GREY = 128
 # Errors from here on, of 255, have the brightest colour of an error map: always the same, so that maps compare.
 ERROR_LIMIT = 128
@@ -62,7 +64,7 @@ def error_pictures(error: torch.Tensor) -> np.ndarray:
 
 def reconstruction_grid(
     reconstruction: "Reconstruction | Mapping[str, Reconstruction]",
-    columns: Sequence[str] = ("original", "masked", "prediction", "composite"),
+    columns: Sequence[str] = COLUMNS,
     names: Sequence[str] | None = None,
     show_figures: bool = False,
 ) -> Image.Image:
