@@ -111,6 +111,7 @@ class HttpHandler(BaseHTTPRequestHandler):
         if left == 0:
             self.close_connection = True
             return
+        self.note.status = status
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -119,6 +120,6 @@ class HttpHandler(BaseHTTPRequestHandler):
             self.wfile.write(chunk[: int(min(left, len(chunk)))])
             left -= len(chunk)
             if left < 0:
+                self.note.status = 0
                 self.close_connection = True
                 return
-        self.note.status = status

@@ -35,8 +35,8 @@ import os
 import re
 import sys
 import threading
-import time
 from collections.abc import Mapping
+from contextlib import suppress
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -161,5 +161,5 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, default=0)
     with HubServer(**vars(parser.parse_args())) as hub:
         print(f"HF_ENDPOINT={hub.url} HF_TOKEN={hub.token} HF_HUB_DISABLE_XET=1", flush=True)
-        while True:
-            time.sleep(3600)
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()

@@ -55,10 +55,14 @@ def lfs_pointer(sha256: str, size: int) -> bytes:
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
 
 
-def is_lfs(kind: str, path: str, size: int) -> bool:
-    """Whether a file goes through LFS, by its name and size."""
+def is_lfs(kind: str, path: str, size: int, sample: bytes) -> bool:
+    """Whether a file goes through LFS, by its name, size, and first bytes."""
     patterns = LFS_PATTERNS + (LFS_MEDIA if kind == "datasets" else ())
-    return size > LFS_SIZE or any(fnmatch(path.rsplit("/", 1)[-1].lower(), pattern) for pattern in patterns)
+    return (
+        size > LFS_SIZE
+        or b"\0" in sample
+        or any(fnmatch(path.rsplit("/", 1)[-1].lower(), pattern) for pattern in patterns)
+    )
 
 
 def is_ignored(path: str, gitignore: str) -> bool:
@@ -199,7 +203,8 @@ class Repository:
     def add_files(self, files: Mapping[str, bytes], title: str = "Add files") -> str:
         """Commit contents to main, large ones as LFS holds them, and return the commit's name."""
         entries = {
-            path: self.store.add(content, is_lfs(self.kind, path, len(content))) for path, content in files.items()
+            path: self.store.add(content, is_lfs(self.kind, path, len(content), content[:512]))
+            for path, content in files.items()
         }
         return self.add_commit([("add", path, entry) for path, entry in entries.items()], title)
 

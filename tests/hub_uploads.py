@@ -22,7 +22,8 @@ class UploadRoutes(AccessHandler):
         answer = []
         for file in request["files"]:
             path = file["path"]
-            value = {"path": path, "uploadMode": "lfs" if is_lfs(kind, path, file["size"]) else "regular"}
+            is_large = is_lfs(kind, path, file["size"], base64.b64decode(file["sample"]))
+            value = {"path": path, "uploadMode": "lfs" if is_large else "regular"}
             value["shouldIgnore"] = is_ignored(path, gitignore or "")
             if path in commit.files:
                 value["oid"] = commit.files[path].etag()

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset, load_dataset
 from datasets import Image as ImageFeature
 from hub_server import HubServer
+from hub_store import Store
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -161,6 +162,16 @@ def test_parquet(hub):
         rows = load_dataset("org/photos", split="train", streaming=is_streamed)
         assert [np.asarray(row["photo"]).max() for row in rows] == [10, 20, 30]
     assert load_images(dataset_name="org/photos")[1]["name"] == "org/photos, train row 1"
+
+
+def test_a_streamed_data_set_survives_failures(hub):
+    images = [Image.open(io.BytesIO(png(value))) for value in range(20)]
+    Dataset.from_dict({"image": images}).push_to_hub("org/photos", num_shards=4)
+    hub.fail(status=503, share=0.4, seed=0, method="GET", path="/objects/|/resolve/")
+    hub.fail(cut=500, times=3, method="GET", path="/objects/")
+    rows = load_dataset("org/photos", split="train", streaming=True)
+    assert [np.asarray(row["image"]).max() for row in rows] == list(range(20))
+    assert {0, 503} <= {request.status for request in hub.requests}
 
 
 # Who may do what
@@ -326,6 +337,8 @@ def test_operations(hub):
     stale = [CommitOperationAdd("z.txt", b"z")]
     with pytest.raises(HfHubHTTPError, match="A commit has happened since"):
         api.create_commit("org/x", stale, commit_message="Late", parent_commit=head)
+    with pytest.raises(HfHubHTTPError, match="Pull requests are not supported"):
+        api.upload_file(path_or_fileobj=b"z", path_in_repo="z.txt", repo_id="org/x", create_pr=True)
     with pytest.raises(EntryNotFoundError, match="doesn't exist"):
         api.delete_file("missing.txt", "org/x")
     pointer = {"path": "d.npy", "algo": "sha256", "oid": "0" * 64, "size": 1}
@@ -442,6 +455,7 @@ def test_wrong_cards_are_refused(hub, right, wrong, message):
 # The server
 
 
+@pytest.mark.usefixtures("hub")
 def test_the_server_in_a_process_of_its_own(tmp_path):
     command = [sys.executable, Path(__file__).with_name("hub_server.py"), "--folder", tmp_path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -465,7 +479,7 @@ def test_the_server_in_a_process_of_its_own(tmp_path):
             assert statuses == [200, 500, 200]
         finally:
             process.terminate()
-    assert "org/x" in HubServer(tmp_path).store.names("models")
+    assert Store(tmp_path).names("models") == ["org/x"]
 
 
 def test_processes_get_their_own_environment(hub, tmp_path, monkeypatch):
