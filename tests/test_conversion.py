@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForMaskedImageM
 from hf_simmim import SimMIMForMaskedImageModeling, SimMIMModel
 from hf_simmim.conversion import convert_checkpoint, save_conversion
 from hf_simmim.original_settings import literals
+from hf_simmim.remote_code import code_files
 from hf_simmim.untrusted_files import read_pth
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "convert_checkpoint.py"
@@ -322,7 +323,7 @@ def test_nothing_is_overwritten_unasked(tmp_path, path):
         save_conversion(conversion, out)
     save_conversion(conversion, out, overwrite=True)
     names = {"README.md", "config.json", "model.safetensors", "notes.txt", "preprocessor_config.json"}
-    assert {path.name for path in out.iterdir()} == names
+    assert {path.name for path in out.iterdir()} == names | {path.name for path in code_files()}
     with pytest.raises(ValueError, match="is a file"):
         save_conversion(conversion, out / "notes.txt")
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,8 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.dynamic_module_utils import get_class_from_dynamic_module, get_relative_import_files
+from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from without_package import outputs
 
 import hf_simmim
@@ -81,6 +83,16 @@ def picture(tmp_path_factory) -> Path:
     pixels = np.random.default_rng(0).integers(256, size=(40, 60, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
+
+
+@pytest.fixture
+def own_modules(tmp_path, monkeypatch) -> Iterator[None]:
+    """A cache of carried code for one test."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+        del sys.modules[name]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -151,6 +163,17 @@ def test_a_processor_saved_by_either_backend_loads_by_the_backend_that_is_there(
     assert type(AutoImageProcessor.from_pretrained(tmp_path)) is SimMIMImageProcessor
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_carried_processor_is_of_the_backend_that_is_there(installed, own_modules, tmp_path, monkeypatch):
+    folder = tmp_path / f"installed-{installed}"
+    make_processor().save_pretrained(folder)
+    monkeypatch.setattr("transformers.utils.is_torchvision_available", lambda: installed)
+    for backend, reference in AUTO_MAPS["preprocessor_config.json"]["AutoImageProcessor"].items():
+        bases = get_class_from_dynamic_module(reference, folder).__mro__
+        assert (TorchvisionBackend in bases) == (backend == "torchvision" and installed)
+        assert (PilBackend in bases) == (backend == "pil" or not installed)
+
+
 class Unregistered(SimMIMForImageClassification):
     """What somebody may write in a notebook."""
 
@@ -206,9 +229,9 @@ def test_a_push_holds_the_code(hub, tmp_path):
 
 def test_without_the_package_all_is_the_same(checkpoints, picture, hub, tmp_path):
     """Of folders and of the Hub, where one repository has the code of each class once."""
-    names = [*map(str, checkpoints.values()), "org/pushed"]
-    make_model().push_to_hub("org/pushed")
-    make_processor().push_to_hub("org/pushed")
+    names = [*map(str, checkpoints.values()), "org/tiny-1.5"]
+    make_model().push_to_hub("org/tiny-1.5")
+    make_processor().push_to_hub("org/tiny-1.5")
     subprocess.run(
         [sys.executable, "-P", TESTS / "without_package.py", picture, tmp_path / "results.pt", tmp_path, *names],
         env=hub.environment(tmp_path / "home"),

@@ -29,6 +29,8 @@ class SimMIMBackbone(BackboneMixin, SimMIMPreTrainedModel):
     a LayerNorm of its own, a fresh one, unless the encoder is normalised by batches throughout. What no returned map
     depends on is frozen: DDP waits for every parameter that asks for a gradient.
 
+    `AutoBackbone.from_pretrained` of transformers takes names on the Hub only. For folders use the one of this class.
+
     Args:
         config: The SimMIM config; `out_features` or `out_indices` name the stages, `backbone_pyramid` asks for maps
             of four strides of an encoder of one. Stages that are not named are set in it.
