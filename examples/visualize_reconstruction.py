@@ -288,6 +288,7 @@ def run(arguments: PictureArguments) -> None:
         arguments.drawn_columns,
         names=labels if arguments.captions else None,
         show_figures=arguments.captions,
+        rows_together=len(ratios),
     )
     grid.save(arguments.output)
     print(f"{arguments.output}  {' | '.join(arguments.drawn_columns)}")

@@ -118,6 +118,18 @@ def test_models_stand_side_by_side():
     assert (pixels[:18, 6 + 204 + 97 :] == 255).all()
 
 
+def test_rows_of_one_image_stay_together():
+    """Three images of four rows each, in two groups: of eight rows and of four."""
+    mask = torch.zeros(12, 2, 2, dtype=torch.bool)
+    red = flat((255, 0, 0), 96, 96, 12)
+    rows = {}
+    for together in (1, 4):
+        pixels = np.asarray(reconstruction_grid(reconstruction(red, mask, red, 48), rows_together=together))
+        is_red = (pixels == (255, 0, 0)).all(axis=2)
+        rows[together] = [is_red[:, column].sum() // 96 for column in (6, pixels.shape[1] - 7)]
+    assert rows == {1: [6, 6], 4: [8, 4]}
+
+
 @pytest.mark.parametrize(
     ("height", "width", "cell"), [(28, 224, (28, 224)), (224, 28, (224, 28)), (20, 800, (10, 384))]
 )

@@ -68,7 +68,7 @@ class Reconstruction:
 
     def take(self, indices: Sequence[int]) -> "Reconstruction":
         """Some of the images, in the order of their indices."""
-        order = torch.tensor(indices)
+        order = torch.tensor(indices, dtype=torch.long)
         return replace(
             self,
             pixel_values=self.pixel_values[order],

@@ -67,6 +67,7 @@ def reconstruction_grid(
     columns: Sequence[str] = COLUMNS,
     names: Sequence[str] | None = None,
     show_figures: bool = False,
+    rows_together: int = 1,
 ) -> Image.Image:
     """Draw what a model makes of hidden patches, one image a row, in as many groups of rows as look well.
 
@@ -76,6 +77,7 @@ def reconstruction_grid(
         columns: What to draw, as in `Reconstruction.pictures`. An error map has its scale below.
         names: A line to write above each image.
         show_figures: Whether to write masked l1 and AvgDist below each image.
+        rows_together: Of so many rows none goes to another group alone, such as those of one image.
 
     Returns:
         The picture.
@@ -91,7 +93,7 @@ def reconstruction_grid(
         if show_figures and predicted:
             predicted[0].captions = [f"masked l1 {_figure(value)}" for value in model.masked_l1.tolist()]
         table += predicted
-    return _draw_table(table, names, _error_scale if "error" in columns else None)
+    return _draw_table(table, names, rows_together, _error_scale if "error" in columns else None)
 
 
 @dataclass
@@ -111,6 +113,7 @@ def _figure(value: float) -> str:
 def _draw_table(
     table: Sequence[_Column],
     names: Sequence[str] | None,
+    rows_together: int,
     draw_scale: Callable[[ImageFont.FreeTypeFont], Image.Image] | None,
 ) -> Image.Image:
     """Draw columns, in groups of rows side by side, with what `draw_scale` draws for this font below them."""
@@ -132,7 +135,7 @@ def _draw_table(
         range(1, batch_size + 1),
         key=lambda number: abs(math.log(number * group_width / (math.ceil(batch_size / number) * row_height) / 1.5)),
     )
-    rows = math.ceil(batch_size / groups)
+    rows = math.ceil(batch_size / groups / rows_together) * rows_together
     groups = math.ceil(batch_size / rows)
     canvas_width, canvas_height = groups * group_width + (groups - 1) * 2 * gap + gap, header + rows * row_height
     scale = draw_scale(font) if draw_scale is not None else None
