@@ -26,7 +26,7 @@ from hf_simmim.conversion_card import conversion_card
 from hf_simmim.data import MaskedImageDataset, collate
 from hf_simmim.image_sources import load_images
 from hf_simmim.labelled_images import LabelledImageDataset
-from hf_simmim.masking import random_mask
+from hf_simmim.masking import average_distance, random_mask
 from hf_simmim.metrics import classification_metrics
 from hf_simmim.mixing import MixingCollator
 from hf_simmim.model_card import training_card
@@ -297,7 +297,8 @@ def test_figures_are_those_of_the_run(tmp_path):
     trainer.add_callback(watcher)
     trainer.train()
     assert "So far it has reached step 2 of 4 (epoch 2)." in watcher.text
-    assert "Nothing was measured" in watcher.text or "training loss" in watcher.text
+    assert "| training loss | " in watcher.text
+    assert "| held-out loss | " not in watcher.text
     trainer.evaluate()
     rows = table(check_card(training_card(trainer), tmp_path / "run"))
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
@@ -318,6 +319,9 @@ def test_figures_are_those_of_the_run(tmp_path):
     assert rows["masks"] == "`random`, a ratio of 0.6: 10 of 16 squares of 8 px"
     masks = random_mask((16, 16), 0.6, 500, unit_size=4, generator=torch.Generator().manual_seed(1))
     distance = float(re.match(r"([\d.]+) px", rows["AvgDist of the masks"])[1])
+    assert distance == pytest.approx(average_distance(masks, 2).mean().item(), rel=0.05)
+    log = trainer.state.log_history
+    loss, evaluation = ([entry for entry in log if key in entry][-1] for key in ("loss", "eval_loss"))
     assert rows["training loss"] == f"{loss['loss']:.4g}, masked l1 {loss['masked_l1']:.2f} of 255, up to step 4"
     assert f"{evaluation['eval_loss']:.4g}, masked l1 **{evaluation['eval_masked_l1']:.2f}** " in rows["held-out loss"]
     speeds = sorted(entry["images_per_second"] for entry in log if "images_per_second" in entry)

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers.utils import logging
 
 from .citations import ARCHITECTURES, SIMMIM
+from .data import describe
 from .provenance import ImageSource, last_part, shown_path
+
+logger = logging.get_logger(__name__)
 
 
 def template_path() -> Path:
@@ -97,9 +100,8 @@ def check_license(arguments: Any) -> None:
         raise ValueError(
             f"hub_license={arguments.hub_license!r} is refused by the Hub, and with it every push: {message}"
         ) from error
-    except (OSError, httpx.HTTPError):
-        # Whether it can be reached later, the pushes find out.
-        return
+    except Exception as error:  # each client has its own kinds
+        logger.warning(f"The Hub was not asked about hub_license={arguments.hub_license!r} ({describe(error)}).")
 
 
 def accuracy_result(
