@@ -282,7 +282,8 @@ class Page:
         if not run or any(word in NOT_HERE for word in words):
             return
         done = json.dumps([name, words])
-        if done in DONE and "--output_dir" in words and Path(words[words.index("--output_dir") + 1]).exists():
+        # Unless a later command of this page may want what it writes.
+        if done in DONE and ("--output_dir" not in words or Path(words[words.index("--output_dir") + 1]).exists()):
             return
         DONE.add(done)
         small = SMALL[name](words)

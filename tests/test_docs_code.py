@@ -2,13 +2,17 @@
 
 import functools
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 from docs_code import ENCODER, SECONDS, Block, Page, blocks_of
+from matplotlib.figure import Figure
 from photos import random_photo
 from PIL import Image
 from scripts import ROOT
@@ -83,8 +87,8 @@ def page(world, repositories, hub, tmp_path, monkeypatch):
     for (kind, name), files in repositories.items():
         hub.add(name, files, kind=kind)
     monkeypatch.setattr(Trainer, "train", functools.partialmethod(one_step, train=Trainer.train))
-    # Half of the time of so short a run, and tested with the callbacks.
-    monkeypatch.setattr("hf_simmim.callbacks.plot_losses", lambda history, path: path.touch())
+    # Curves are tested elsewhere, and take most of the time of so short a run.
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **kwargs: Path(path).touch())
     return Page(folder, hub.environment(tmp_path / "home"))
 
 
@@ -129,3 +133,16 @@ def test_blocks_in_lists_and_notes_are_found():
         (1, "python", "a"),
         (7, "bash", "make test"),
     ]
+
+
+def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
+    """Pages link to others' sites, but load nothing from there: no fonts, no scripts, no styles, no pictures."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr[-2000:]
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert {"index.html", "quickstart.html", "model.html"} <= {page.name for page in pages}
+    for page in pages:
+        loaded = re.findall(r"<(?:script|img|link|iframe)[^>]*(?:src|href)=\"?(https?:[^\" >]+)", page.read_text())
+        assert not loaded, f"{page.name} loads {loaded}"
+    assert "create_optimizers" in (tmp_path / "site" / "search" / "search_index.json").read_text()
