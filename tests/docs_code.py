@@ -54,7 +54,7 @@ UNLESS_CHECKPOINT = {"encoder": json.dumps(ENCODER)}
 SMALL: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "run_mim": lambda words: STEP | no_encoder(words) | {"num_clusters": 4, "head_options": small_head(words)},
     "run_image_classification": lambda words: STEP | {"weight_average": None},
-    "run_semantic_segmentation": lambda words: STEP | {"hidden_size": 16, "max_train_samples": 4},
+    "run_semantic_segmentation": lambda words: STEP | {"decoder_channels": 16, "crop_size": 64},
     "run_probe": lambda words: {"dataloader_num_workers": 0, "per_device_eval_batch_size": 8},
     "compare": lambda words: {
         "seeds": [0, 1],

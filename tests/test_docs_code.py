@@ -18,7 +18,7 @@ from PIL import Image
 from scripts import ROOT
 from segmentation_scenes import write_scenes
 from tiny import VIT_SIZES
-from transformers import Dinov2Config, Dinov2Model, SwinConfig, SwinModel, Trainer
+from transformers import Dinov2Config, Dinov2Model, SwinConfig, SwinModel, Trainer, ViTConfig
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
 
@@ -36,6 +36,9 @@ def world(tmp_path_factory):
             path = folder / root / parent / f"{index:02d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             random_photo(rng, (80, 72)).save(path)
+    (folder / "grey_photos").mkdir()
+    for index in range(24):
+        random_photo(rng, (80, 72)).convert("L").save(folder / "grey_photos" / f"{index}.png")
     random_photo(rng, (160, 120)).save(folder / "photo.jpg")
     Image.new("L", (32, 32), 255).resize((64, 64)).crop((-32, -32, 64, 64)).save(folder / "painted.png")
     write_scenes(folder / "scenes", 8)
@@ -43,10 +46,17 @@ def world(tmp_path_factory):
     for index in range(24):
         bands = rng.integers(0, 4000, (70, 80, 13)).astype(np.uint16)
         tifffile.imwrite(folder / "satellite" / f"{index}.tif", bands, planarconfig="contig")
-    config = SimMIMConfig(encoder_config=SwinConfig(**ENCODER))
-    for name in ("runs/my_photos", "runs/demo", "runs/before/checkpoint-1000"):
-        SimMIMForMaskedImageModeling(config).save_pretrained(folder / name)
-        SimMIMImageProcessor(size={"height": 64, "width": 64}, mask_patch_size=16).save_pretrained(folder / name)
+    # The demo's is a ViT, the paper's a Swin.
+    encoders = {
+        "runs/my_photos": SwinConfig(**ENCODER),
+        "runs/before/checkpoint-1000": SwinConfig(**ENCODER),
+        "runs/demo": ViTConfig(**(VIT_SIZES | {"image_size": 64})),
+    }
+    for name, encoder in encoders.items():
+        SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=encoder)).save_pretrained(folder / name)
+        size = {"height": 64, "width": 64}
+        patch = encoder.patch_size
+        SimMIMImageProcessor(size=size, mask_patch_size=16, model_patch_size=patch).save_pretrained(folder / name)
     released = ROOT / "tests" / "fixtures" / "swin_pretrain.pth"
     shutil.copy(released, folder / "simmim_pretrain__swin_base__img192_window6__800ep.pth")
     return folder
