@@ -7,6 +7,9 @@
 The same command runs on one CPU, one GPU or many GPUs (run `accelerate config` once, or give `accelerate launch` its
 --num_processes). It goes on by itself from the newest whole checkpoint in --output_dir. A recipe is a JSON file with
 any of the options below as keys; what is given on the command line wins over it.
+
+With --push_to_hub every save goes to the Hub in the background, a whole model each time. A Hub that fails never stops
+the training: what could not be pushed in the end is told, with the command to do it by hand, and the exit status is 0.
 """
 
 import argparse
@@ -33,7 +36,7 @@ from hf_simmim.components import HEADS, LOSS_REGIONS, LOSSES, TARGETS
 from hf_simmim.data import MaskedImageDataset, collate, evenly_spaced
 from hf_simmim.data_options import PixelArguments
 from hf_simmim.encoder_options import EncoderArguments
-from hf_simmim.hub_pushes import HubPushes
+from hf_simmim.hub_pushes import open_hub
 from hf_simmim.image_sources import load_images
 from hf_simmim.masking import MASK_STRATEGIES, span
 from hf_simmim.optimization import images_per_step
@@ -337,10 +340,7 @@ def build_trainer(
     set_seed(arguments.seed)
     check_license(arguments)
     config = build_config(model_arguments)
-    # A refusal is told before hours of work; the first process alone pushes.
-    hub_pushes = None
-    if arguments.push_to_hub and arguments.process_index == 0:
-        hub_pushes = HubPushes.from_arguments(arguments)
+    hub_pushes = open_hub(arguments)
     checkpoint = prepare_output_dir(arguments, ("reconstructions",))
     # One process reads first; the others find what it cached.
     with arguments.main_process_first(desc="loading images"):

@@ -3,8 +3,11 @@
 import errno
 import json
 import os
+import re
 import shlex
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -15,9 +18,9 @@ from huggingface_hub import close_session
 from huggingface_hub.cli.hf import app
 from PIL import Image
 from safetensors.torch import load, load_file
-from scripts import command_line, load_script
+from scripts import ROOT, command_line, load_script
 from tiny import VIT_SIZES
-from transformers import AutoImageProcessor, AutoModelForMaskedImageModeling, TrainingArguments
+from transformers import AutoImageProcessor, AutoModel, AutoModelForMaskedImageModeling, TrainingArguments
 
 from hf_simmim import hub_pushes, hub_snapshots
 from hf_simmim.hub_pushes import HubPushes
@@ -28,6 +31,7 @@ from hf_simmim.trainer import SimMIMTrainer
 REPOSITORY = "org/tiny"
 # Without them nobody could load it, or know what it is.
 ESSENTIAL = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "training_args.bin"}
+ESSENTIAL |= {"modeling_simmim.py", "image_processing_simmim.py", "swin.py"}
 PICTURES = {"reconstruction.png", "loss_curve.png"}
 
 
@@ -95,16 +99,17 @@ def on_disk(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def is_whole(hub, output_dir: Path, name: str = REPOSITORY) -> bool:
-    """Whether the repository is what the run has left, but for its checkpoints and what is private."""
+def assert_whole(hub, output_dir: Path, name: str = REPOSITORY) -> None:
+    """The repository is what the run has left, but for its checkpoints and what is private."""
     mine = {
         path: content
         for path, content in on_disk(output_dir).items()
         if not path.startswith("checkpoint-") and path != "unreadable_images.txt"
     }
-    pushed = {path: content for path, content in hub.files(name).items() if "checkpoint" not in path}
+    pushed = {path: content for path, content in hub.files(name).items() if not re.match("(last-)?checkpoint", path)}
     del pushed[".gitattributes"]
-    return (mine.keys() >= ESSENTIAL | PICTURES) and mine == pushed
+    assert pushed.keys() == mine.keys() >= ESSENTIAL | PICTURES
+    assert pushed == mine
 
 
 def after_push(monkeypatch, number: int, action) -> None:
@@ -121,6 +126,68 @@ def after_push(monkeypatch, number: int, action) -> None:
     monkeypatch.setattr(PushingTrainer, "_push_from_checkpoint", wrapped)
 
 
+# What somebody does who knows the names of the repository and of its commits, and has transformers only.
+SOMEWHERE_ELSE = """
+import sys
+from without_package import Without
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+import torch
+from transformers import AutoImageProcessor, AutoModel, AutoModelForMaskedImageModeling
+image, path, *revisions = sys.argv[1:]
+results = {}
+for revision in revisions:
+    settings = {"revision": revision, "trust_remote_code": True}
+    processor = AutoImageProcessor.from_pretrained("org/tiny", **settings)
+    inputs = processor(image, do_mask=True, seed=0, return_tensors="pt")
+    with torch.no_grad():
+        outputs = AutoModelForMaskedImageModeling.from_pretrained("org/tiny", **settings)(**inputs)
+        features = AutoModel.from_pretrained("org/tiny", **settings)(inputs["pixel_values"]).pooler_output
+    results[revision] = (outputs.loss, outputs.reconstruction, features)
+assert "hf_simmim" not in sys.modules
+torch.save(results, path)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_push_and_a_third_without_the_package_loads(hub, photos, tmp_path):
+    shared = {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    output_dir = tmp_path / "run"
+    training = subprocess.run(
+        [*command, ROOT / "examples" / "run_mim.py", *options(photos, output_dir, per_device_train_batch_size=4)],
+        env=hub.environment(tmp_path / "home", PYTHONPATH=str(ROOT / "src"), **shared),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert training.returncode == 0, training.stderr[-3000:]
+    assert "on 2 x cpu" in training.stdout
+    assert_whole(hub, output_dir)
+    revisions = [commit.oid for commit in commits(hub)]
+    assert len(revisions) == 3
+    image = photos / "00.png"
+    loading = subprocess.run(
+        [sys.executable, "-c", SOMEWHERE_ELSE, image, tmp_path / "outputs.pt", revisions[0], "main"],
+        env=hub.environment(tmp_path / "elsewhere", PYTHONPATH=str(ROOT / "tests"), **shared),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert loading.returncode == 0, loading.stderr[-3000:]
+    pushed = torch.load(tmp_path / "outputs.pt")
+    for revision, folder in ((revisions[0], output_dir / "checkpoint-1"), ("main", output_dir)):
+        inputs = AutoImageProcessor.from_pretrained(folder)(
+            Image.open(image), do_mask=True, seed=0, return_tensors="pt"
+        )
+        with torch.no_grad():
+            outputs = AutoModelForMaskedImageModeling.from_pretrained(folder)(**inputs)
+            features = AutoModel.from_pretrained(folder)(inputs["pixel_values"]).pooler_output
+        for tensor, expected in zip(pushed[revision], (outputs.loss, outputs.reconstruction, features), strict=True):
+            torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(pushed[revisions[0]][0], pushed["main"][0])
+
+
 @pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
 def test_every_commit_is_whole(run_mim, hub, photos, tmp_path, strategy):
     token = "hf_writes_secretly"
@@ -131,30 +198,30 @@ def test_every_commit_is_whole(run_mim, hub, photos, tmp_path, strategy):
     assert [commit.title for commit in history][:-1] == (
         [] if strategy == "end" else [f"Training in progress, step {step}" for step in (1, 2)]
     )
+    cards = {}
     for step, commit in zip((2,) if strategy == "end" else (1, 2, 2), history, strict=True):
         files = {path: repository.file(path, commit.oid) for path in commit.files}
         assert files.keys() >= ESSENTIAL | PICTURES | {f"reconstructions/step-{step:07d}.png"}
         assert json.loads(files["trainer_state.json"])["global_step"] == step
-        assert f"| steps | {step} " in files["README.md"].decode() or f"{step} steps" in files["README.md"].decode()
+        cards[step] = files["README.md"]
         # Neither the token nor the names of files may get out.
         assert not any(token.encode() in content or b"secret-name" in content for content in files.values())
         model = AutoModelForMaskedImageModeling.from_pretrained(REPOSITORY, revision=commit.oid)
         expected = load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors")
         assert all(torch.equal(tensor, expected[key]) for key, tensor in model.state_dict().items())
         AutoImageProcessor.from_pretrained(REPOSITORY, revision=commit.oid)
-        kept = {
+        folders = {
             "checkpoint": {"last-checkpoint": step},
-            "all_checkpoints": {f"checkpoint-{n + 1}": n + 1 for n in range(step)},
-        }
-        expected_folders = kept.get(strategy, {})
-        for folder, number in expected_folders.items():
-            inside = {
-                path.removeprefix(f"{folder}/"): content for path, content in files.items() if path.startswith(folder)
-            }
-            assert inside == on_disk(tmp_path / f"checkpoint-{number}")
+            "all_checkpoints": {f"checkpoint-{number}": number for number in range(1, step + 1)},
+        }.get(strategy, {})
+        for folder, number in folders.items():
+            inside = {path.split("/")[1]: content for path, content in files.items() if path.startswith(f"{folder}/")}
             assert "optimizer.pt" in inside
-        assert {path.split("/")[0] for path in files if "checkpoint" in path} == expected_folders.keys()
-    assert is_whole(hub, tmp_path)
+            assert inside == on_disk(tmp_path / f"checkpoint-{number}")
+        assert {path.split("/")[0] for path in files if "/" in path} == folders.keys() | {"reconstructions"}
+    # Each tells of its own time.
+    assert cards.get(1) != cards[2]
+    assert_whole(hub, tmp_path)
     assert (tmp_path / "unreadable_images.txt").exists()
 
 
@@ -164,7 +231,7 @@ def test_a_hub_that_fails_half_of_the_time_gets_everything(run_mim, hub, photos,
     run_mim.main(options(photos, tmp_path, save_total_limit=1))
     hub.recover()
     assert sum(request.fault is not None for request in hub.requests) > 0.3 * len(hub.requests)
-    assert is_whole(hub, tmp_path)
+    assert_whole(hub, tmp_path)
     assert commits(hub)[-1].oid in capsys.readouterr().out
 
 
@@ -199,7 +266,7 @@ def test_a_full_disk_does_not_stop_training(run_mim, hub, photos, tmp_path, monk
     assert caplog.text.count("No space left on device") == 2
     # The last push needs no copy.
     assert len(commits(hub)) == 1
-    assert is_whole(hub, tmp_path)
+    assert_whole(hub, tmp_path)
 
 
 def test_a_card_that_cannot_be_written_or_is_refused_stops_nothing(run_mim, hub, photos, tmp_path, monkeypatch, caplog):
@@ -256,7 +323,7 @@ def test_a_hub_that_is_away_at_the_start_gets_the_repository_later(run_mim, hub,
     after_push(monkeypatch, 1, hub.recover)
     run_mim.main(options(photos, tmp_path, hub_model_id="tiny"))
     assert "cannot be reached" in caplog.text
-    assert is_whole(hub, tmp_path, "user/tiny")
+    assert_whole(hub, tmp_path, "user/tiny")
     assert 'from_pretrained("user/tiny"' in (tmp_path / "README.md").read_text()
 
 

@@ -16,6 +16,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_session, get_token
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
@@ -263,6 +264,32 @@ class HubPushes:
     @property
     def _by_hand(self) -> str:
         return f"Everything is in {self.output_dir}; to push it by hand: {self.upload_command}"
+
+
+def open_hub(arguments: TrainingArguments) -> HubPushes | None:
+    """Find out before any work whether a run can be pushed; all processes must call it.
+
+    Args:
+        arguments: Those of the run.
+
+    Returns:
+        In the first process of a run that is pushed, where to; else None.
+
+    Raises:
+        ValueError: If it will never be possible to push; in all processes alike.
+    """
+    if not arguments.push_to_hub:
+        return None
+    pushes, refusal = None, [""]
+    if arguments.process_index == 0:
+        try:
+            pushes = HubPushes.from_arguments(arguments)
+        except ValueError as error:
+            refusal = [str(error)]
+    broadcast_object_list(refusal)
+    if refusal[0]:
+        raise ValueError(refusal[0])
+    return pushes
 
 
 def is_refusal(error: Exception) -> bool:
