@@ -56,7 +56,7 @@ CSS = """
 #examples .grid-container { grid: auto-flow auto / repeat(6, minmax(0, 1fr)); gap: 4px; padding: 0; }
 #examples .thumbnail-item { border: 0; border-radius: 2px; background: none; height: auto; aspect-ratio: 1; }
 #first input, #second input { text-overflow: ellipsis; padding-right: 12px; }
-#picture img, #examples img { image-rendering: pixelated; }
+#picture img, #examples img { image-rendering: pixelated; border-radius: 2px; }
 #picture img { object-fit: contain; }
 #new_mask { align-self: flex-end; }
 #results .html-container { padding: 0; }
@@ -322,7 +322,7 @@ def build_page(models: Models, pictures: Pictures, compared: str | None = None, 
         )
         choices: list[Any] = [source, first, second, strategy, ratio, patch_size, seed, editor]
         gr.on(
-            [blocks.load, *(choice.change for choice in choices)],
+            [blocks.load, editor.input, editor.clear, *(choice.change for choice in choices)],
             page.update,
             choices,
             outputs,
