@@ -18,7 +18,7 @@ from transformers import TrainerCallback, ViTModel
 
 from hf_simmim import SimMIMConfig, SimMIMForImageClassification, SimMIMForMaskedImageModeling, SimMIMImageProcessor
 from hf_simmim.augmentation import Augmentation
-from hf_simmim.callbacks import PictureCallback, ProbeCallback
+from hf_simmim.callbacks import ProbeCallback
 from hf_simmim.card_rendering import check_license
 from hf_simmim.classifier_card import ClassifierTrainer, classifier_card
 from hf_simmim.conversion import convert_checkpoint, save_conversion
@@ -29,12 +29,11 @@ from hf_simmim.labelled_images import LabelledImageDataset
 from hf_simmim.masking import average_distance, random_mask
 from hf_simmim.metrics import classification_metrics
 from hf_simmim.mixing import MixingCollator
-from hf_simmim.model_card import training_card
+from hf_simmim.model_card import drawn_columns, training_card
 from hf_simmim.provenance import ImageSource, Origin
 from hf_simmim.trainer import SimMIMTrainer
 from hf_simmim.training_options import ReleasedTrainingArguments
 from hf_simmim.unreadable_images import UnreadableImages
-from hf_simmim.visualization import COLUMNS
 
 LOG = [
     {"step": 0, "probe_knn_accuracy": 0.25, "probe_linear_accuracy": 0.3},
@@ -147,12 +146,11 @@ def evaluated(folder):
     trainer = as_trained(make_trainer(folder, hub_license="cc-by-4.0", hub_model_id="org/my-clothes"))
     test = ImageSource("org/clothes", hub_id="org/clothes", split="test")
     trainer.origin = Origin(images=SOURCE, evaluation=test, base_model="microsoft/swin-x", checkpoint="swin-x")
+    (folder / "run").mkdir(parents=True, exist_ok=True)
     labelled = LabelledImageDataset(rows(), (32, 32), 3, [0.5] * 3, [0.25] * 3, crop_ratio=1)
     trainer.add_callback(ProbeCallback(trainer, labelled, labelled, 4, num_images=12, k=3))
-    trainer.add_callback(PictureCallback(trainer.eval_dataset, trainer.processing_class, num_images=2))
-    for callback in trainer.callback_handler.callbacks[-2:]:
-        callback.on_evaluate(trainer.args, trainer.state, trainer.control, model=trainer.model)
-    trainer.state.log_history = list(LOG)
+    for name in ("reconstruction.png", "loss_curve.png", "probe.png"):
+        Image.new("RGB", (4, 4)).save(folder / "run" / name)
     return trainer, [
         "# my-clothes",
         "license: cc-by-4.0",
@@ -165,8 +163,8 @@ def evaluated(folder):
         "| linear probe, accuracy | **75.0%** after step 4, before training 30.0% |",
         "fitted to 12 labelled images, measured on 12 others ([org/clothes](https://huggingface.co/datasets/org/clothes),",
         "Of balanced classes chance is 25.0%; the k-NN asks 3 neighbours.",
-        f"![{' | '.join(COLUMNS)}](reconstruction.png)",
-        f"from left to right: {COLUMNS[0]} (the image), {COLUMNS[1]} (",
+        f"![{' | '.join(drawn_columns())}](reconstruction.png)",
+        "from left to right: original (the image), masked (",
         "](loss_curve.png)",
         "](probe.png)",
     ]
@@ -467,5 +465,7 @@ def test_the_hub_takes_the_cards_and_a_push_keeps_them(hub, tmp_path):
     with pytest.raises(ValueError, match=r"hub_license='apache2' is refused by the Hub.*apache-2\.0"):
         check_license(arguments)
     check_license(SimpleNamespace(push_to_hub=True, hub_license="mit"))
+    with pytest.raises(ValueError, match="hub_license='My own!' is no name of a licence.*such as apache-2.0"):
+        make_classifier(tmp_path, ["coat", "shoe"], hub_license="My own!")
     hub.fail(status=503)
     check_license(arguments)

@@ -68,13 +68,22 @@ def test_commands_hold_no_paths_and_no_secrets():
                 "--checkpoint",
                 "org/m",
             ),
-            *("--validation_dir", r"D:\data\val", "--my_api_key", "one", "two", "--bf16"),
+            *(
+                "--validation_dir",
+                r"D:\data\val",
+                "--my_api_key",
+                "one",
+                "two",
+                "--average_tokens_across_devices",
+                "no",
+            ),
         ],
     )
     assert command == (
         "python examples/run_mim.py --train_dir 'my photos' --output_dir=a"
         """ --target_options '{"model": "teacher", "layer": 3}' --data_files https://host/a.parquet b.parquet"""
-        " --mask_ratio 0.4 0.7 --nodata -9999 --rescale_factor 1/65535 --checkpoint org/m --validation_dir val --bf16"
+        " --mask_ratio 0.4 0.7 --nodata -9999 --rescale_factor 1/65535 --checkpoint org/m --validation_dir val"
+        " --average_tokens_across_devices no"
     )
 
 

@@ -169,7 +169,7 @@ def steps(trainer: Any, num_steps: int) -> str:
     """Steps and epochs that were made, and of which of them the weights are."""
     state = trainer.state
     done = f"{state.global_step:,}" + (f" of {num_steps:,}" if state.global_step < num_steps else "")
-    epochs = f", {state.epoch:.4g} epochs" if state.epoch else ""
+    epochs = f", {state.epoch:.4g} epoch{'s' if state.epoch != 1 else ''}" if state.epoch else ""
     best = state.best_global_step if trainer.args.load_best_model_at_end else None
     is_over = trainer.control.should_training_stop or state.global_step >= num_steps
     chosen = ""

@@ -1,5 +1,6 @@
 """The model card of a pre-training run, from what the run really did, at its end or while it goes on."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from .card_training import emissions_entry, hardware_table, hours, optimization_
 from .masking import span
 from .optimization import images_per_step, planned_steps
 from .provenance import Origin, hub_id, last_part
-from .visualization import COLUMNS
+from .visualization import reconstruction_grid
 
 if TYPE_CHECKING:
     from .trainer import SimMIMTrainer
@@ -239,10 +240,17 @@ def _results_intro(trainer: Any) -> str:
 def _reconstruction(trainer: Any) -> dict[str, str] | None:
     if not (Path(str(trainer.args.output_dir)) / "reconstruction.png").exists():
         return None
-    meanings = [name + (f" ({COLUMN_MEANINGS[name]})" if name in COLUMN_MEANINGS else "") for name in COLUMNS]
+    columns = drawn_columns()
+    meanings = [name + (f" ({COLUMN_MEANINGS[name]})" if name in COLUMN_MEANINGS else "") for name in columns]
     evaluation = last_entry(trainer.state.log_history, "eval_loss")
     when = f" after step {evaluation['step']:,}" if evaluation is not None else ""
-    return {"alt": " | ".join(COLUMNS), "caption": f"Held-out images{when}, from left to right: {', '.join(meanings)}."}
+    return {"alt": " | ".join(columns), "caption": f"Held-out images{when}, from left to right: {', '.join(meanings)}."}
+
+
+def drawn_columns() -> tuple[str, ...]:
+    """What `reconstruction.png` shows, from left to right."""
+    columns = inspect.signature(reconstruction_grid).parameters.get("columns")
+    return ("original", "masked", "reconstruction") if columns is None else tuple(columns.default)
 
 
 def _pictures(output_dir: Path) -> list[dict[str, str]]:
