@@ -79,6 +79,13 @@ class ExportArguments:
     dynamic_batch: bool = field(
         default=True, metadata={"help": "Whether batches of any size are taken, else one image at a time."}
     )
+    dynamic_size: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether images of any height and width are taken that are multiples of the encoder's stride."
+            " Convolutional networks can."
+        },
+    )
     opset: int | None = field(default=None, metadata={"help": "Version of ONNX's operators. torch's own if unset."})
     overwrite: bool = field(default=False, metadata={"help": "Write into a folder that is not empty."})
 
@@ -122,16 +129,19 @@ def print_report(files: list[ExportedFile], program: Program, arguments: ExportA
     """What was written, what was checked, and how it is run."""
     config = program.model.config
     parameters = sum(parameter.numel() for parameter in program.model.parameters())
-    height, width = program.image_size
     print(f"{type(program.model).__name__}, {config.encoder_config.model_type}: {parameters:,} parameters")
     print(f"inputs   {describe(files[0].inputs)}\noutputs  {describe(files[0].outputs)}")
+    if arguments.dynamic_size:
+        stride = config.encoder_stride
+        print(f"         height and width are multiples of {stride} px, from {2 * stride} on, in h and w steps")
     for file in files:
         differences = ", ".join(f"{name} {value:.1e}" for name, value in file.differences.items())
         batches = " and ".join(map(str, file.batch_sizes))
         print(f"{file.path}  {file.num_bytes / 1e6:.1f} MB")
         traced = TRACED_BATCH if arguments.dynamic_batch else 1
+        sizes = ", ".join(f"{height}x{width}" for height, width in file.image_sizes)
         print(
-            f"  checked on random images of {height}x{width} px in batches of {batches}, traced with {traced}: largest"
+            f"  checked on random images of {sizes} px in batches of {batches}, traced with {traced}: largest"
             f" difference from the model, as a share of its largest output: {differences}; {TOLERANCE:.0e} is allowed"
         )
     if has_processor:
@@ -149,7 +159,9 @@ def run(arguments: ExportArguments) -> None:
     check_output_dir(arguments.output_dir, arguments.overwrite)
     program = load_program(checkpoint, arguments.task, None if size is None else (size[0], size[-1]))
     processor = load_processor(checkpoint, program)
-    files = export_program(program, arguments.output_dir, formats, arguments.dynamic_batch, arguments.opset)
+    files = export_program(
+        program, arguments.output_dir, formats, arguments.dynamic_batch, arguments.dynamic_size, arguments.opset
+    )
     config = program.model.config
     config.architectures = [type(program.model).__name__]
     config.save_pretrained(arguments.output_dir)

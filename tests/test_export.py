@@ -89,6 +89,32 @@ def test_features_are_those_of_the_model(encoder, tmp_path):
     assert {entry.name: tuple(entry.shape) for entry in session.get_outputs()} == files[0].outputs
 
 
+def test_convolutions_are_exported_for_any_size(tmp_path, capsys):
+    model = shaken(SimMIMModel(make_config("resnet")))
+    model.save_pretrained(tmp_path / "pretrained")
+    output_dir = tmp_path / "exported"
+    options = ["--dynamic_size", "--format", "both", "--output_dir", str(output_dir)]
+    script.main(["--checkpoint", str(tmp_path / "pretrained"), *options])
+    printed = capsys.readouterr().out
+    assert "pixel_values (batch, 3, height, width)" in printed
+    assert "feature_map (batch, 16, h, w)" in printed
+    assert "height and width are multiples of 8 px, from 16 on" in printed
+    assert "checked on random images of 64x96, 16x24, 72x112 px in batches of 1 and 3" in printed
+    pixel_values = torch.randn(2, 3, 40, 32)
+    run = torch.export.load(output_dir / "model.pt2").module()
+    with torch.no_grad():
+        expected = model(pixel_values).feature_map
+        for feature_map in (run_onnx(output_dir / "model.onnx", pixel_values)[2], run(pixel_values)[2]):
+            torch.testing.assert_close(feature_map, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("encoder", ["swin", "vit"])
+def test_positions_are_for_one_size(encoder, tmp_path):
+    program = Program(SimMIMModel(make_config(encoder)), "features")
+    with pytest.raises(ValueError, match="dynamic_size: the encoder '.*' is laid out for images of one size"):
+        export_program(program, tmp_path, ("torch",), dynamic_size=True)
+
+
 @pytest.mark.parametrize(
     ("encoder", "settings", "outputs"),
     [
@@ -160,7 +186,7 @@ def test_what_does_not_compute_the_same_is_not_kept(tmp_path, monkeypatch):
     with torch.no_grad():
         next(other.model.encoder.layers[0].parameters()).mul_(1.01)
     trace = export.trace
-    monkeypatch.setattr(export, "trace", lambda program, dynamic_batch: trace(other, dynamic_batch))
+    monkeypatch.setattr(export, "trace", lambda program, *sizes: trace(other, *sizes))
     with pytest.raises(ValueError, match=r"model.pt2 does not compute what the model does: \w+ is off by"):
         export_program(program, tmp_path, ("torch",))
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]

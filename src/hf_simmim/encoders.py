@@ -197,7 +197,8 @@ def encode(
         return EncoderOutput(feature_map, hidden_states, None)
     if bool_masked_pos is not None and geometry.route == "native":
         kwargs["bool_masked_pos"] = bool_masked_pos.flatten(1)
-    if (height, width) != geometry.image_size and not geometry.takes_other_sizes:
+    # Sizes are compared last: where a program is traced for any size, a comparison would fix it to one.
+    if not geometry.takes_other_sizes and (height, width) != geometry.image_size:
         raise ValueError(
             f"Images of {height}x{width} px do not fit an encoder that was built for a rectangle of"
             f" {geometry.image_size[0]}x{geometry.image_size[1]} px: it would take its positions for those of a square."

@@ -1,6 +1,7 @@
 """Models as programs that run without this package: ONNX files and those of torch.export, checked against the model."""
 
 import importlib.util
+import itertools
 import logging
 import shutil
 import tempfile
@@ -63,13 +64,15 @@ class Program(nn.Module):
         self.input_names = ("pixel_values", "bool_masked_pos") if self.task.takes_mask else ("pixel_values",)
         self.output_names = tuple(outputs)
 
-    def random_inputs(self, batch_size: int, seed: int) -> tuple[torch.Tensor, ...]:
-        """Random images (B, C, H, W) of the program's size and, if it takes one, a random mask (B, N)."""
+    def random_inputs(
+        self, batch_size: int, seed: int, image_size: tuple[int, int] | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """Random images (B, C, H, W), of the program's size if no other is named, and a mask (B, N) if it takes one."""
         generator = torch.Generator().manual_seed(seed)
-        config = self.model.config
-        inputs = [torch.randn(batch_size, config.num_channels, *self.image_size, generator=generator)]
+        config, size = self.model.config, image_size or self.image_size
+        inputs = [torch.randn(batch_size, config.num_channels, *size, generator=generator)]
         if self.task.takes_mask:
-            rows, columns = patch_grid(self.image_size, config.patch_size)
+            rows, columns = patch_grid(size, config.patch_size)
             inputs.append(torch.rand(batch_size, rows * columns, generator=generator) < 0.6)
         return tuple(inputs)
 
@@ -93,6 +96,7 @@ class ExportedFile(NamedTuple):
     num_bytes: int  # of the file, and of that of its weights if they have one of their own
     differences: dict[str, float]  # of each output, the largest difference as a share of the model's largest output
     batch_sizes: tuple[int, ...]  # that were checked
+    image_sizes: tuple[tuple[int, int], ...]  # (height, width) that were checked, each with every batch
     inputs: dict[str, tuple[str | int, ...]]
     outputs: dict[str, tuple[str | int, ...]]
 
@@ -149,6 +153,7 @@ def export_program(
     output_dir: str | Path,
     formats: Sequence[str] = ("onnx",),
     dynamic_batch: bool = True,
+    dynamic_size: bool = False,
     opset: int | None = None,
     tolerance: float = TOLERANCE,
 ) -> list[ExportedFile]:
@@ -162,6 +167,8 @@ def export_program(
         output_dir: Folder to write to. Files of the same names are replaced.
         formats: Of `"onnx"` (`model.onnx`) and `"torch"` (`model.pt2`).
         dynamic_batch: Whether the program takes batches of any size, else only one image at a time.
+        dynamic_size: Whether it takes images of any height and width that are multiples of the encoder's stride.
+            Convolutional networks can; positions and windows are laid out for one size.
         opset: Version of ONNX's operators; torch's own choice if None.
         tolerance: Largest difference from the model that is let pass, as a share of its largest output.
 
@@ -177,7 +184,10 @@ def export_program(
     check_packages(formats)
     if opset is not None and opset < SMALLEST_OPSET:
         raise ValueError(f"opset={opset} is older than what torch writes. Use {SMALLEST_OPSET} or above.")
-    traced = trace(program, dynamic_batch)
+    traced = trace(program, dynamic_batch, dynamic_size)
+    shapes = _shapes(program, dynamic_batch, dynamic_size)
+    batch_sizes = CHECKED_BATCHES if dynamic_batch else (1,)
+    image_sizes = (program.image_size, *(_other_sizes(program) if dynamic_size else ()))
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".exporting-", dir=output_dir))
@@ -186,16 +196,15 @@ def export_program(
         for name in formats:
             path = draft / FILE_NAMES[name]
             if name == "onnx":
-                _write_onnx(traced, program, path, dynamic_batch, opset)
+                _write_onnx(traced, program, path, shapes[0], opset)
                 run = _onnx_runner(path)
             else:
                 torch.export.save(traced, path)
                 run = torch.export.load(path).module()
-            batch_sizes = CHECKED_BATCHES if dynamic_batch else (1,)
-            shapes = _shapes(program, dynamic_batch)
-            differences = differences_from_model(run, program, batch_sizes, path.name, tolerance)
+            differences = differences_from_model(run, program, batch_sizes, image_sizes, path.name, tolerance)
             num_bytes = sum(file.stat().st_size for file in draft.glob(f"{path.name}*"))
-            written.append(ExportedFile(output_dir / path.name, num_bytes, differences, batch_sizes, *shapes))
+            place = output_dir / path.name
+            written.append(ExportedFile(place, num_bytes, differences, batch_sizes, image_sizes, *shapes))
         for file in draft.iterdir():
             file.replace(output_dir / file.name)
     finally:
@@ -203,12 +212,13 @@ def export_program(
     return written
 
 
-def trace(program: Program, dynamic_batch: bool = True) -> torch.export.ExportedProgram:
-    """The program as a graph, for images of its size.
+def trace(program: Program, dynamic_batch: bool = True, dynamic_size: bool = False) -> torch.export.ExportedProgram:
+    """The program as a graph.
 
     Args:
         program: What to trace.
         dynamic_batch: Whether the graph is for batches of any size, else for one image.
+        dynamic_size: Whether the graph is for images of any whole number of strides, else for those of its size.
 
     Returns:
         The graph.
@@ -217,22 +227,45 @@ def trace(program: Program, dynamic_batch: bool = True) -> torch.export.Exported
         ValueError: If torch cannot trace it.
     """
     inputs = program.random_inputs(TRACED_BATCH if dynamic_batch else 1, seed=0)
-    shapes: Any = None
+    sizes: list[dict[int, Any]] = [{} for _ in inputs]
     if dynamic_batch:
         batch = torch.export.Dim("batch", min=1)
-        shapes = tuple({0: batch} for _ in inputs)
+        for size in sizes:
+            size[0] = batch
+    if dynamic_size:
+        geometry = program.model.base_model.geometry
+        if geometry.route == "own" or geometry.can_interpolate or program.task.takes_mask:
+            kind = (
+                "a mask"
+                if program.task.takes_mask
+                else f"the encoder {program.model.config.encoder_config.model_type!r}"
+            )
+            raise ValueError(
+                f"dynamic_size: {kind} is laid out for images of one size. Leave it out, and export once for each"
+                " --image_size."
+            )
+        sizes[0] |= {axis: geometry.stride * torch.export.Dim(f"steps_{axis}", min=1) for axis in (2, 3)}
     with _quiet():
         try:
-            return torch.export.export(program, inputs, dynamic_shapes=shapes)
+            return torch.export.export(program, inputs, dynamic_shapes=tuple(sizes))
         except Exception as error:  # torch raises anything on what it cannot trace
-            remedy = " Perhaps it can for one image at a time: --no_dynamic_batch." if dynamic_batch else ""
+            remedy = " Leave out --dynamic_size." if dynamic_size else ""
+            if dynamic_batch and not dynamic_size:
+                remedy = " Perhaps it can for one image at a time: --no_dynamic_batch."
             raise ValueError(f"torch.export cannot trace this model: {_first_line(error)}{remedy}") from error
+
+
+def _other_sizes(program: Program) -> tuple[tuple[int, int], ...]:
+    """Sizes (height, width) to check a program with that is for many: the smallest, and a larger one."""
+    stride, (height, width) = program.model.config.encoder_stride, program.image_size
+    return (2 * stride, 3 * stride), (height + stride, width + 2 * stride)
 
 
 def differences_from_model(
     run: Callable[..., Sequence[torch.Tensor]],
     program: Program,
     batch_sizes: Sequence[int],
+    image_sizes: Sequence[tuple[int, int]],
     name: str,
     tolerance: float = TOLERANCE,
 ) -> dict[str, float]:
@@ -242,6 +275,7 @@ def differences_from_model(
         run: The exported program: tensors to tensors.
         program: What was exported.
         batch_sizes: Sizes of the batches.
+        image_sizes: (height, width) of the images, each with every batch.
         name: What it is called in errors.
         tolerance: As in `export_program`.
 
@@ -252,8 +286,8 @@ def differences_from_model(
         ValueError: If a difference is larger than let pass, or the program does not run.
     """
     found = dict.fromkeys(program.output_names, 0.0)
-    for batch_size in batch_sizes:
-        inputs = program.random_inputs(batch_size, seed=batch_size)
+    for batch_size, image_size in itertools.product(batch_sizes, image_sizes):
+        inputs = program.random_inputs(batch_size, batch_size, image_size)
         with torch.no_grad():
             expected = program(*inputs)
             try:
@@ -279,10 +313,16 @@ def differences_from_model(
 
 
 def _write_onnx(
-    traced: torch.export.ExportedProgram, program: Program, path: Path, dynamic_batch: bool, opset: int | None
+    traced: torch.export.ExportedProgram,
+    program: Program,
+    path: Path,
+    inputs: dict[str, tuple[str | int, ...]],
+    opset: int | None,
 ) -> None:
     names: dict[str, Any] = {"input_names": list(program.input_names), "output_names": list(program.output_names)}
-    shapes = tuple({0: "batch"} for _ in program.input_names) if dynamic_batch else None
+    shapes = tuple(
+        {axis: side for axis, side in enumerate(shape) if isinstance(side, str)} for shape in inputs.values()
+    )
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict().values())
     with _quiet():
         try:
@@ -309,15 +349,22 @@ def _onnx_runner(path: Path) -> Callable[..., list[torch.Tensor]]:
     return run
 
 
-def _shapes(program: Program, dynamic_batch: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Shapes of inputs and outputs by name."""
+def _shapes(
+    program: Program, dynamic_batch: bool, dynamic_size: bool
+) -> tuple[dict[str, tuple[str | int, ...]], dict[str, tuple[str | int, ...]]]:
+    """Shapes of inputs and outputs by name, with names for the sizes that are open."""
     inputs = program.random_inputs(1, seed=0)
     with torch.no_grad():
         outputs = program(*inputs)
-    first = "batch" if dynamic_batch else 1
+
+    def named(tensor: torch.Tensor, names: dict[int, str]) -> tuple[str | int, ...]:
+        names = (names if dynamic_size else {}) | ({0: "batch"} if dynamic_batch else {})
+        return tuple(names.get(axis, side) for axis, side in enumerate(tensor.shape))
+
+    steps = {2: {}, 3: {1: "h * w"}, 4: {2: "h", 3: "w"}}
     return (
-        {name: (first, *tensor.shape[1:]) for name, tensor in zip(program.input_names, inputs, strict=True)},
-        {name: (first, *tensor.shape[1:]) for name, tensor in zip(program.output_names, outputs, strict=True)},
+        {name: named(x, {2: "height", 3: "width"}) for name, x in zip(program.input_names, inputs, strict=True)},
+        {name: named(x, steps[x.ndim]) for name, x in zip(program.output_names, outputs, strict=True)},
     )
 
 
