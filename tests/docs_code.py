@@ -8,7 +8,7 @@ command line,
 - every option is parsed as it is written, by the script's own parser and by that of accelerate or torchrun before it;
 - then the script runs in this process, with the options of `SMALL` behind those of the page: they win, and change
   the encoder's size and the length of the run;
-- what starts several machines, or shards a model, is parsed only, and so is what `NOT_HERE` names, with the reason.
+- what starts several processes is parsed only (test_run_mim.py starts two), and so is what `NOT_HERE` names.
 
 What no rule knows fails, so no page can show a command that nobody ran.
 """
@@ -54,12 +54,14 @@ UNLESS_CHECKPOINT = {"encoder": json.dumps(ENCODER)}
 SMALL: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "run_mim": lambda words: STEP | no_encoder(words) | {"num_clusters": 4, "head_options": small_head(words)},
     "run_image_classification": lambda words: STEP | {"weight_average": None},
-    "run_semantic_segmentation": lambda words: STEP | {"decoder_channels": 16, "crop_size": 64},
+    "run_semantic_segmentation": lambda words: (
+        STEP | {"decoder_channels": 16, "crop_size": 64, "per_device_eval_batch_size": 1}
+    ),
     "run_probe": lambda words: {"dataloader_num_workers": 0, "per_device_eval_batch_size": 8},
     "compare": lambda words: {
         "seeds": [0, 1],
         "labels_per_class": 2,
-        "tuning_folds": 2,
+        "layer_decays": 0.8 if "--layer_decays" in words else None,
         "finetune_options": json.dumps(STEP),
         "pretrain_options": None if "--checkpoint" in words else json.dumps(STEP | UNLESS_CHECKPOINT),
     },
@@ -71,8 +73,8 @@ SMALL: dict[str, Callable[[list[str]], dict[str, Any]]] = {
 }
 # Options that this machine cannot run, only parse.
 NOT_HERE = {"--fp16": "needs a GPU", "--torch_compile": "takes a minute", "--fsdp": "needs a GPU"}
-# Programs that wait for a person, or for a network that is not there: their options are looked up in their help.
-LOOKED_UP = ("accelerate config", "accelerate env", "tensorboard", "trackio", "hf auth login", "hf cache", "wandb")
+# Programs that wait for a person, or for a network that is not there.
+NOT_RUN = ("accelerate config", "tensorboard", "hf auth login")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,23 +209,15 @@ class Page:
             words = words[1:]
         if not words:
             return
-        for start in LOOKED_UP:
+        for start in NOT_RUN:
             if " ".join(words).startswith(start):
-                self.look_up(start.split(), words[len(start.split()) :])
+                assert Path(sys.executable).with_name(words[0]).exists(), f"{words[0]} is not installed"
                 return
         program, rest = words[0], words[1:]
         rule = COMMANDS.get(program)
         if rule is None:
             raise AssertionError(f"no rule for the command {program!r}")
         rule(self, rest)
-
-    def look_up(self, program: list[str], options: list[str]) -> None:
-        """Options are those that the program's help knows; it is not run."""
-        command = [str(Path(sys.executable).with_name(program[0])), *program[1:], "--help"]
-        completed = subprocess.run(command, capture_output=True, text=True, env=self.environment, check=True)
-        for option in options:
-            if option.startswith("-"):
-                assert option.split("=")[0] in completed.stdout + completed.stderr, option
 
     def export(self, words: list[str]) -> None:
         """Variables that are set for the rest of the page."""
@@ -240,18 +234,17 @@ class Page:
         if words[0] != "launch":
             raise AssertionError(f"no rule for accelerate {words[0]}")
         arguments = launch.launch_command_parser().parse_args(words[1:])
-        machines = arguments.num_machines or 1
         if not arguments.use_deepspeed:  # whose check asks for the package
             launch._validate_launch_command(arguments)
-        run = machines == 1 and not arguments.use_deepspeed and not arguments.use_fsdp
-        self.script(arguments.training_script, arguments.training_script_args, run)
+        several = (arguments.num_machines or 1) > 1 or (arguments.num_processes or 1) > 1
+        self.script(arguments.training_script, arguments.training_script_args, not several)
 
     def torchrun(self, words: list[str]) -> None:
         """`torchrun SCRIPT`."""
         from torch.distributed.run import get_args_parser
 
         arguments = get_args_parser().parse_args(words)
-        self.script(arguments.training_script, arguments.training_script_args, arguments.nnodes == "1:1")
+        self.script(arguments.training_script, arguments.training_script_args, arguments.nproc_per_node == "1")
 
     def python(self, words: list[str]) -> None:
         """`python SCRIPT` and `python -m MODULE`."""
@@ -283,7 +276,11 @@ class Page:
             return
         done = json.dumps([name, words])
         # Unless a later command of this page may want what it writes.
-        if done in DONE and ("--output_dir" not in words or Path(words[words.index("--output_dir") + 1]).exists()):
+        if (
+            name in TRAINERS
+            and done in DONE
+            and ("--output_dir" not in words or Path(words[words.index("--output_dir") + 1]).exists())
+        ):
             return
         DONE.add(done)
         small = SMALL[name](words)
@@ -336,6 +333,8 @@ class Page:
 
 # How long each block took.
 SECONDS: dict[str, float] = {}
+# Their default folders are read by no later command.
+TRAINERS = ("run_mim", "run_image_classification", "run_probe", "compare")
 # Commands that have run already in this process: many pages begin with the same one.
 DONE: set[str] = set()
 # Packages that a page may install beside ours and its extras.

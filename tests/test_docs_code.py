@@ -41,7 +41,7 @@ def world(tmp_path_factory):
         random_photo(rng, (80, 72)).convert("L").save(folder / "grey_photos" / f"{index}.png")
     random_photo(rng, (160, 120)).save(folder / "photo.jpg")
     Image.new("L", (32, 32), 255).resize((64, 64)).crop((-32, -32, 64, 64)).save(folder / "painted.png")
-    write_scenes(folder / "scenes", 8)
+    write_scenes(folder / "scenes", 40)
     (folder / "satellite").mkdir()
     for index in range(24):
         bands = rng.integers(0, 4000, (70, 80, 13)).astype(np.uint16)
@@ -50,7 +50,7 @@ def world(tmp_path_factory):
     encoders = {
         "runs/my_photos": SwinConfig(**ENCODER),
         "runs/before/checkpoint-1000": SwinConfig(**ENCODER),
-        "runs/demo": ViTConfig(**(VIT_SIZES | {"image_size": 64})),
+        "runs/demo": ViTConfig(**(VIT_SIZES | {"image_size": 64, "num_hidden_layers": 1})),
     }
     for name, encoder in encoders.items():
         SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=encoder)).save_pretrained(folder / name)
