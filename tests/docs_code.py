@@ -23,7 +23,6 @@ import shlex
 import subprocess
 import sys
 import textwrap
-import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -157,12 +156,10 @@ class Page:
         runner = getattr(self, f"run_{block.language or 'nothing'}", None)
         if runner is None:
             raise AssertionError(f"{block}: no rule for language {block.language!r}; output is `text`")
-        started = time.perf_counter()
         try:
             runner(block)
         except (Exception, SystemExit) as error:
             raise AssertionError(f"{block}: {type(error).__name__}: {error}\n{block.code}") from error
-        SECONDS[str(block)] = time.perf_counter() - started
 
     def run_text(self, block: Block) -> None:
         """Output: under the title "Printed" it is what the Python before it printed."""
@@ -331,8 +328,6 @@ class Page:
         assert completed.returncode == 0, completed.stdout[-2000:] + completed.stderr[-2000:]
 
 
-# How long each block took.
-SECONDS: dict[str, float] = {}
 # Their default folders are read by no later command.
 TRAINERS = ("run_mim", "run_image_classification", "run_probe", "compare")
 # Commands that have run already in this process: many pages begin with the same one.

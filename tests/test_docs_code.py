@@ -1,7 +1,6 @@
 """Every block of code of the documentation runs: see `docs_code.py` for how."""
 
 import functools
-import os
 import re
 import shutil
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from docs_code import ENCODER, SECONDS, Block, Page, blocks_of
+from docs_code import ENCODER, Block, Page, blocks_of
 from matplotlib.figure import Figure
 from photos import random_photo
 from PIL import Image
@@ -106,8 +105,6 @@ def page(world, repositories, hub, tmp_path, monkeypatch):
 def test_the_code_of_a_page_runs(path: Path, page: Page):
     for block in blocks_of(path.read_text(encoding="utf-8"), str(path.relative_to(ROOT))):
         page.run(block)
-    if os.environ.get("SHOW_SECONDS"):
-        print(*(f"{seconds:6.1f} s  {name}" for name, seconds in SECONDS.items()), sep="\n")
 
 
 @pytest.mark.parametrize(
