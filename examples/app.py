@@ -55,7 +55,7 @@ CSS = """
 #examples .gallery-container, #examples .grid-wrap { min-height: 0; max-height: none; height: auto; padding: 0; }
 #examples .grid-container { grid: auto-flow auto / repeat(6, minmax(0, 1fr)); gap: 4px; padding: 0; }
 #examples .thumbnail-item { border: 0; border-radius: 2px; background: none; height: auto; aspect-ratio: 1; }
-#first input, #second input { text-overflow: ellipsis; padding-right: 12px; }
+#first input, #second input { text-overflow: ellipsis; padding-right: 28px; }
 #picture img, #examples img { image-rendering: pixelated; border-radius: 2px; }
 #picture img { object-fit: contain; }
 #new_mask { align-self: flex-end; }
@@ -69,10 +69,12 @@ CSS = """
 .model dd small { font-weight: 400; }
 .model .columns { display: grid; grid-template-columns: repeat(5, minmax(0, 1fr)); gap: 12px; margin-top: 12px; }
 .model figure { margin: 0; container-type: inline-size; }
-.model figure img { display: block; margin: 4px 0 0; border-radius: 2px; height: auto; width: 100%; }
+.model figure img { display: block; margin: 4px 0 0; border-radius: 2px; height: auto; width: 100%;
+  outline: 1px solid var(--border-color-primary); }
 .model figure img.crisp { image-rendering: pixelated; width: max(var(--width), round(down, 100cqw, var(--width))); }
 .problem { border-left: 4px solid #ea580c; background: color-mix(in srgb, #ea580c 10%, transparent);
   border-radius: 4px; padding: 8px 12px; overflow-wrap: anywhere; }
+#results:not(:has(#panel_1)) .columns { grid-template-columns: repeat(3, minmax(0, 1fr)); }
 @media (max-width: 700px) {
   #results { order: -1; }
   .model { padding: 12px; }
@@ -261,6 +263,7 @@ def build_page(models: Models, pictures: Pictures, compared: str | None = None, 
                 picture = gr.Image(
                     pictures.shown(0),
                     type="filepath",
+                    image_mode=None,
                     format="png",
                     sources=["upload", "clipboard"],
                     label="Picture",
@@ -308,7 +311,10 @@ def build_page(models: Models, pictures: Pictures, compared: str | None = None, 
             return event.index, pictures.shown(event.index)
 
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        picture.input(lambda path: path, picture, source, **quiet)
+        # Not `input`: when a picture is removed, that still gives the old one.
+        uploaded = picture.upload(lambda path: path, picture, source, **quiet)
+        uploaded.failure(lambda: gr.Warning("The file is no picture that can be read. Drop another one."), **quiet)
+        picture.clear(lambda: None, None, source, **quiet)
         gallery.select(pick, None, [source, picture], **quiet)
         new_mask.click(lambda number: int(number or 0) + 1, seed, seed, **quiet)
         other.submit(page.load, [other, known], [not_loaded, known, first, second, other], api_visibility="private")
