@@ -30,7 +30,8 @@ def check_card(card: ModelCard, folder: Path | None = None) -> str:
     assert not re.search(r"[ \t]$", content, re.MULTILINE)
     assert not re.search(r"\b(None|nan|inf|NaN|Undefined|undefined|True|False)\b", without_code(content)), content
     assert not re.search(r"\{\{|\}\}|\{%|object at 0x", text)
-    for place in {str(Path.home()), str(Path.cwd()), *([str(folder.parent)] if folder is not None else [])} - {"/"}:
+    here = Path.cwd() if folder is None else folder.resolve().parent
+    for place in {str(Path.home()), str(Path.cwd()), str(here)} - {"/"}:
         assert place not in content
     check_headings(without_code(text))
     check_tables(without_code(text))
