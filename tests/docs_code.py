@@ -67,7 +67,7 @@ SMALL: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "convert_checkpoint": lambda words: {},
     "embed": lambda words: {"num_workers": 0, "max_images": 8},
     "visualize_reconstruction": lambda words: {"num_images": 2},
-    "export_model": lambda words: {},
+    "export_model": lambda words: {"dynamic_batch": "False"},
     "app": lambda words: {},
 }
 # Options that this machine cannot run, only parse.
