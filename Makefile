@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-torchvision lint format clean
+.PHONY: help demo docs test test-slow test-torchvision lint format clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ $(BIN)/python:
 demo: .venv/installed  ## Pre-train on the embedded images (runs/demo), and see what it is worth (runs/comparison).
 	$(LAUNCH) examples/run_mim.py
 	$(LAUNCH) examples/compare.py --checkpoint runs/demo
+
+docs: .venv/installed-dev  ## Build the documentation into site/: open site/index.html.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: lint  ## Run the tests that end within minutes.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
@@ -51,4 +54,4 @@ format: .venv/installed-dev  ## Bring the code to the project's style.
 	$(BIN)/ruff format .
 
 clean:  ## Remove the environment and all results.
-	rm -rf .venv .venv-torchvision runs dist build
+	rm -rf .venv .venv-torchvision runs dist build site
