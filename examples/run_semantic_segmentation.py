@@ -46,6 +46,7 @@ from hf_simmim.segmentation_data import CollatePairs, Pixels, SegmentationDatase
 from hf_simmim.segmentation_pairs import Labels, Pairs, check_pairs, load_columns, load_folder
 from hf_simmim.training_options import SCHEDULES, ReleasedTrainingArguments
 from hf_simmim.visualization import to_pictures
+from hf_simmim.whole_evaluation import WholeEvaluation
 
 logger = logging.get_logger(__name__)
 
@@ -388,7 +389,7 @@ def build_trainer(
         **statistics,
         nodata=pixels.nodata,
     )
-    trainer = Trainer(
+    trainer = WholeEvaluation(
         model=model,
         args=arguments,
         train_dataset=train_dataset,

@@ -18,6 +18,7 @@ from .card_training import emissions_entry, hardware_table, hours, optimization_
 from .optimization import planned_steps
 from .provenance import Origin
 from .pushing_trainer import PushingTrainer
+from .whole_evaluation import WholeEvaluation
 
 MAX_LISTED_CLASSES = 50
 # Figures by the names that metrics have here: title in the card, and type for the metadata where there is one.
@@ -37,7 +38,7 @@ SHARES = ("accuracy", "top5_accuracy", "balanced_accuracy")
 OF_A_CLASS = "accuracy_"
 
 
-class ClassifierTrainer(PushingTrainer):
+class ClassifierTrainer(WholeEvaluation, PushingTrainer):
     """transformers' Trainer, which writes a model card that tells more and pushes in a way that never stops it.
 
     Set `origin` to what it does not know, and `final_metrics` to what was measured after the training.

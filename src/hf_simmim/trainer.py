@@ -20,9 +20,10 @@ from .provenance import Origin
 from .pushing_trainer import PushingTrainer
 from .reconstruction import Reconstruction
 from .unreadable_images import UnreadableImages
+from .whole_evaluation import WholeEvaluation
 
 
-class SimMIMTrainer(PushingTrainer):
+class SimMIMTrainer(WholeEvaluation, PushingTrainer):
     """`transformers.Trainer` for the batches of `MaskedImageDataset`.
 
     Besides the loss it reports `masked_l1`, the mean absolute error of hidden pixels on the scale of 0 to 255
@@ -55,17 +56,6 @@ class SimMIMTrainer(PushingTrainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return EpochSampler(len(dataset), seed)
-
-    def _get_dataloader(
-        self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
-    ):
-        # Trainer drops the last batch of evaluations too, and with it part of the images.
-        drop_last = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = drop_last and is_training
-        try:
-            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
-        finally:
-            self.args.dataloader_drop_last = drop_last
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = dict(inputs)
@@ -185,8 +175,9 @@ class SimMIMTrainer(PushingTrainer):
         flag = torch.as_tensor(self._is_finite, dtype=torch.float32, device=self.accelerator.device)
         if self.accelerator.reduce(flag, reduction="sum").item() < self.accelerator.num_processes:
             raise RuntimeError(
-                f"The training loss is no longer finite at step {self.state.global_step}. The newest checkpoint is from"
-                " before that. Start again with a lower --learning_rate, or with --bf16 instead of --fp16."
+                f"The training loss is no longer finite at step {self.state.global_step}. The newest checkpoint in"
+                f" {self.args.output_dir} is from before that. A run that goes on keeps its rate: begin a new"
+                " --output_dir with that as --checkpoint and a lower --learning_rate, or with --bf16 instead of --fp16."
             )
 
     def _add_speed(self, logs: dict[str, float]) -> None:
