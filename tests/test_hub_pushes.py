@@ -336,8 +336,13 @@ def test_interrupted_while_it_waits(run_mim, hub, photos, tmp_path, monkeypatch,
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
 
     monkeypatch.setattr(HubPushes, "_warn", interrupting)
-    with pytest.raises(SystemExit) as ended:
-        run_mim.main(options(photos, tmp_path, hub_strategy="end", max_steps=1))
+    # A shell in the background starts processes that ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run_mim.main(options(photos, tmp_path, hub_strategy="end", max_steps=1))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended.value.code == 130
     assert "hf upload" in caplog.text
     AutoModelForMaskedImageModeling.from_pretrained(tmp_path)
