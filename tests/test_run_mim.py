@@ -8,6 +8,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import tifffile
@@ -43,6 +44,12 @@ ENCODER = {
     "window_size": 4,
     "drop_path_rate": 0.1,
 }
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """No looking for names on the Hub, which without a network takes as long as its client has patience."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +251,7 @@ def test_every_component_trains_resumes_and_reloads(run_mim, photos, tmp_path, c
         (["--target", "features", "--target_options", '{"model": "no/such"}'], "no/such"),
     ],
 )
-def test_components_that_do_not_fit_are_refused(run_mim, photos, tmp_path, settings, message):
+def test_components_that_do_not_fit_are_refused(run_mim, offline, photos, tmp_path, settings, message):
     with pytest.raises(SystemExit, match=message):
         run_mim.main([*options(photos, tmp_path / "run"), *settings])
 
@@ -561,7 +568,7 @@ def test_statistics_are_computed_where_none_are_known(run_mim, photos, tmp_path)
         ),
     ],
 )
-def test_bad_input_is_refused_before_training(run_mim, photos, tmp_path, settings, message):
+def test_bad_input_is_refused_before_training(run_mim, offline, photos, tmp_path, settings, message):
     settings = {"mask_patch_size": 16 if "image_size" in settings else 8} | settings
     with pytest.raises(SystemExit, match=message):
         run_mim.main(options(photos, **({"output_dir": tmp_path} | settings)))
