@@ -33,7 +33,9 @@ from hf_simmim.data import evenly_spaced, sample_generator
 from hf_simmim.data_options import PixelArguments, SourceArguments
 from hf_simmim.encoder_options import load_config
 from hf_simmim.hidden_states import is_single_scale
+from hf_simmim.hub_pushes import open_hub
 from hf_simmim.optimization import create_optimizers, images_per_step, planned_steps
+from hf_simmim.pushing_trainer import PushingTrainer
 from hf_simmim.recipes import parse_with_recipe
 from hf_simmim.run_settings import check_same_run, digest, prepare_output_dir, settings_before
 from hf_simmim.segmentation import (
@@ -180,6 +182,10 @@ class SegmentationArguments(ReleasedTrainingArguments):
         self.warmup_is_usual = self.warmup_steps is None
         self.warmup_steps = 0 if self.warmup_steps is None else self.warmup_steps
         super().__post_init__()
+
+
+class SegmentationTrainer(WholeEvaluation, PushingTrainer):
+    """transformers' Trainer, which evaluates every image, and whose pushes never stop a training."""
 
 
 def load_splits(arguments: DataArguments) -> tuple[Pairs, Pairs]:
@@ -341,6 +347,7 @@ def build_trainer(
     """
     set_seed(arguments.seed)
     config = build_config(model_arguments, data)
+    hub_pushes = open_hub(arguments)
     checkpoint = prepare_output_dir(arguments)
     with arguments.main_process_first(desc="loading images"):
         train, validation = load_splits(data)
@@ -389,7 +396,7 @@ def build_trainer(
         **statistics,
         nodata=pixels.nodata,
     )
-    trainer = WholeEvaluation(
+    trainer = SegmentationTrainer(
         model=model,
         args=arguments,
         train_dataset=train_dataset,
@@ -399,6 +406,7 @@ def build_trainer(
         compute_metrics=SegmentationMetrics(labels.class_names, labels.ignore_index),
         preprocess_logits_for_metrics=classes_of_annotations,  # type: ignore[arg-type]
         callbacks=[EpochCallback()],
+        hub_pushes=hub_pushes,
         optimizers=create_optimizers(model, arguments, steps, arguments.layer_decay, arguments.as_released),  # type: ignore[arg-type]
     )
     return trainer, checkpoint
@@ -512,7 +520,8 @@ def main(argv: list[str] | None = None) -> None:
     if trainer.is_fsdp_enabled:
         # Whatever the checkpoints are: what people load is whole.
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.save_model()
+    # Internal, else it is pushed before it is evaluated.
+    trainer.save_model(_internal_call=True)
     metrics = trainer.evaluate()
     draw_examples(trainer)
     trainer.save_state()

@@ -149,7 +149,7 @@ def test_pre_trained_weights_and_the_control(script, scenes, checkpoint, tmp_pat
         parsed = parse(script, options(checkpoint, scenes, tmp_path / f"{flags}", "--gradient_checkpointing", *flags))
         trainer, _ = script.build_trainer(*parsed)
         assert torch.equal(trainer.model.state_dict()[f"backbone.{table}"], pretrained[table]) == (not flags)
-        assert type(trainer).__name__ == "Trainer"
+        assert type(trainer).__name__ == "SegmentationTrainer"
         assert trainer.model.backbone.is_gradient_checkpointing
         rates = {round(group["lr_scale"], 3) for group in trainer.optimizer.param_groups}
         assert rates == {1.0}
