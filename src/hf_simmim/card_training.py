@@ -165,15 +165,35 @@ def progress(trainer: Any, num_steps: int) -> str | None:
     return f"{verb} step {state.global_step:,} of {num_steps:,}{epochs}.".replace("made step", "reached step")
 
 
+def best_step(trainer: Any) -> int | None:
+    """The step whose weights the model has got back at the end of training; None if it has those of the last one."""
+    if trainer.is_in_train or not trainer.args.load_best_model_at_end:
+        return None
+    return trainer.state.best_global_step or None
+
+
+def measured_after(trainer: Any, key: str) -> str:
+    """Which weights the last entry of the log with a key measures.
+
+    Args:
+        trainer: The trainer.
+        key: Of a figure that is in the log.
+    """
+    measured = [entry["step"] for entry in trainer.state.log_history if key in entry]
+    best = best_step(trainer)
+    # The weights that were brought back are measured once more, at the last step.
+    again = measured.count(measured[-1]) > 1
+    return f"with the weights of step {best:,}" if best is not None and again else f"after step {measured[-1]:,}"
+
+
 def steps(trainer: Any, num_steps: int) -> str:
     """Steps and epochs that were made, and of which of them the weights are."""
     state = trainer.state
     done = f"{state.global_step:,}" + (f" of {num_steps:,}" if state.global_step < num_steps else "")
     epochs = f", {state.epoch:.4g} epoch{'s' if state.epoch != 1 else ''}" if state.epoch else ""
-    best = state.best_global_step if trainer.args.load_best_model_at_end else None
-    is_over = trainer.control.should_training_stop or state.global_step >= num_steps
+    best = best_step(trainer)
     chosen = ""
-    if best and best != state.global_step and is_over:
+    if best is not None and best != state.global_step:
         chosen = f"; the weights are those of step {best:,}, the best by `{trainer.args.metric_for_best_model}`"
     return done + epochs + chosen
 

@@ -19,7 +19,16 @@ from .card_tables import (
     millions,
     pixels_table,
 )
-from .card_training import emissions_entry, hardware_table, hours, optimization_table, progress, steps, versions_table
+from .card_training import (
+    emissions_entry,
+    hardware_table,
+    hours,
+    measured_after,
+    optimization_table,
+    progress,
+    steps,
+    versions_table,
+)
 from .masking import span
 from .optimization import images_per_step, planned_steps
 from .provenance import Origin, hub_id, last_part
@@ -197,14 +206,14 @@ def _results(trainer: Any) -> Table:
     if evaluation is not None:
         error = evaluation.get("eval_masked_l1")
         pixels = f", masked l1 **{error:.2f}** of 255" if error is not None and error == error else ""
-        table["held-out loss"] = f"{evaluation['eval_loss']:.4g}{pixels}, after step {evaluation['step']:,}"
+        table["held-out loss"] = f"{evaluation['eval_loss']:.4g}{pixels}, {measured_after(trainer, 'eval_loss')}"
     for key, name in PROBES.items():
         last = last_entry(log, key)
         if last is None:
             continue
         first = next((entry for entry in log if key in entry and entry["step"] == 0), None)
         before = f", before training {first[key]:.1%}" if first is not None and last is not first else ""
-        table[f"{name}, accuracy"] = f"**{last[key]:.1%}** after step {last['step']:,}{before}"
+        table[f"{name}, accuracy"] = f"**{last[key]:.1%}** {measured_after(trainer, key)}{before}"
     return table
 
 
@@ -235,11 +244,12 @@ def _results_intro(trainer: Any) -> str:
 
 
 def _reconstruction(trainer: Any) -> dict[str, str] | None:
-    if not (Path(str(trainer.args.output_dir)) / "reconstruction.png").exists():
+    is_drawn = trainer.model.target.is_decodable and trainer.eval_dataset is not None
+    if not is_drawn or not (Path(str(trainer.args.output_dir)) / "reconstruction.png").exists():
         return None
     meanings = [f"{name} ({COLUMN_MEANINGS[name]})" for name in DRAWN_COLUMNS]
     evaluation = last_entry(trainer.state.log_history, "eval_loss")
-    when = f" after step {evaluation['step']:,}" if evaluation is not None else ""
+    when = f" {measured_after(trainer, 'eval_loss')}" if evaluation is not None else ""
     return {
         "alt": " | ".join(DRAWN_COLUMNS),
         "caption": f"Held-out images{when}, from left to right: {', '.join(meanings)}.",
