@@ -164,6 +164,11 @@ def test_the_map_keeps_groups_apart(method):
     assert (distances.argmin(axis=1) // 10 == np.arange(30) // 10).all()
 
 
+def test_features_without_spread_make_no_map():
+    with pytest.raises(ValueError, match="alike"):
+        project(torch.ones(6, 8))
+
+
 def test_the_map_shows_pictures_in_the_colours_of_their_labels():
     pictures = [np.full((8, 16, 3), value, np.uint8) for value in (10, 200, 90)]
     points = np.array([[0.0, 0.0], [1.0, 1.0], [0.5, 0.5]])

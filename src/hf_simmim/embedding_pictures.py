@@ -78,6 +78,9 @@ def project(features: torch.Tensor, method: str = "tsne", seed: int = 0) -> np.n
     values = features.double().numpy()
     count = min(50, *values.shape) if method == "tsne" else 2
     points = PCA(count, random_state=seed).fit_transform(values)
+    # scikit-learn divides by the spread, and crashes where there is none.
+    if method == "tsne" and points[:, 0].std() <= 1e-5 * max(1.0, float(np.abs(values).max())):
+        raise ValueError("The features of all images are alike, so that there is no map to draw. Use --map none.")
     if method == "tsne":
         perplexity = min(30.0, (len(points) - 1) / 3)
         points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(points)
