@@ -55,6 +55,7 @@ def test_commands_hold_no_paths_and_no_secrets():
         "examples/run_mim.py",
         [
             *("--train_dir", "/home/me/my photos", "--output_dir=/mnt/x/runs/a", "--hub_token", "hf_abcdefghijkl"),
+            *("--hub-token", "secret123"),
             *("--hub_token=hf_abcdefghijkl", "--target_options", '{"model": "/home/me/teacher", "layer": 3}'),
             *("--data_files", "https://me:pass@host/a.parquet?sig=1", "../up/b.parquet", "hf_abcdefghijkl"),
             *(

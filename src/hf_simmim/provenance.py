@@ -16,7 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 # An absolute path in a longer text, such as JSON: what a slash or a drive begins that is no part of a word or URL.
 ABSOLUTE_PATH = re.compile(r"""(?<![\w.:/\\~])(?:~|[A-Za-z]:)?[\\/](?:[^\s"'\\/]+[\\/]+)*([^\s"'\\/]*)""")
 # Options whose value is nobody's business.
-SECRET_OPTION = re.compile(r"--\w*(token|password|secret|api_key)(=|$)", re.IGNORECASE)
+SECRET_OPTION = re.compile(r"--[\w-]*(token|password|secret|api[_-]key)(=|$)", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"\bhf_\w{8,}")
 
 
