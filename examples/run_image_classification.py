@@ -35,6 +35,7 @@ from hf_simmim.confusion import plot_confusion
 from hf_simmim.data import evenly_spaced
 from hf_simmim.data_options import PixelArguments
 from hf_simmim.encoder_options import EncoderArguments
+from hf_simmim.hub_pushes import open_hub
 from hf_simmim.labelled_images import (
     LabelledImageDataset,
     LabelledImages,
@@ -401,6 +402,11 @@ def build_trainer(options: Options, run: Run) -> tuple[ClassifierTrainer, Path |
     """
     arguments = copy.copy(options.training)
     arguments.output_dir, arguments.seed = str(run.output_dir), run.seed
+    if arguments.push_to_hub and run.output_dir != Path(str(options.training.output_dir)):
+        # Each of several runs has a repository of its own.
+        name = options.training.hub_model_id or Path(str(options.training.output_dir)).absolute().name
+        arguments.hub_model_id = f"{name}-{run.output_dir.name}"
+    hub_pushes = open_hub(arguments)
     set_seed(run.seed)
     check_license(arguments)
     data, augmentation = options.data, options.augmentation.augmentation()
@@ -482,6 +488,7 @@ def build_trainer(options: Options, run: Run) -> tuple[ClassifierTrainer, Path |
             arguments.as_released,
         ),
         callbacks=callbacks,
+        hub_pushes=hub_pushes,
     )
     trainer.origin = describe_origin(options, run)
     return trainer, checkpoint
@@ -548,7 +555,7 @@ def execute(options: Options, run: Run) -> tuple[dict[str, Any], np.ndarray | No
         write_results(results, run.output_dir)
         if matrix is not None:
             plot_confusion(matrix, run.train.class_names or [], run.output_dir / "confusion.png")
-    trainer.create_model_card()
+    trainer.write_card()
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
     return results, matrix

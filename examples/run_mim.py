@@ -547,7 +547,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer.save_state()
     if metrics:
         trainer.save_metrics("eval", metrics)
-    trainer.create_model_card()
+    trainer.write_card()
     if arguments.should_log:
         print_results(trainer, metrics)
     if arguments.push_to_hub:

@@ -434,3 +434,75 @@ def test_the_command_to_push_by_hand_works(pushes, hub):
     assert program == "hf"
     app(arguments, standalone_mode=False)
     assert set(hub.files(REPOSITORY)) == {".gitattributes", "model.safetensors"}
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    """Pictures of two classes."""
+    folder = tmp_path_factory.mktemp("classes")
+    generator = np.random.default_rng(0)
+    for index in range(16):
+        path = folder / ("cat", "dog")[index % 2] / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(generator.integers(0, 255, (32, 32, 3), np.uint8)).save(path)
+    return folder
+
+
+def test_classifiers_of_several_seeds_have_a_repository_each(hub, classes, tmp_path, monkeypatch):
+    token = hub.token
+    monkeypatch.delenv("HF_TOKEN")
+    settings = {
+        "train_dir": classes,
+        "output_dir": tmp_path / "animals",
+        "encoder": json.dumps({"model_type": "vit", **VIT_SIZES}),
+        "from_scratch": True,
+        "holdout": 0.25,
+        "per_device_train_batch_size": 6,
+        "max_steps": 1,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "weight_average": 0.9,
+        "dataloader_num_workers": 0,
+        "use_cpu": True,
+        "report_to": "none",
+        "push_to_hub": True,
+        "hub_token": token,
+    }
+    load_script("run_image_classification").main([*command_line(settings), "--seeds", "0", "1"])
+    for seed in (0, 1):
+        name, folder = f"user/animals-seed-{seed}", tmp_path / "animals" / f"seed-{seed}"
+        pushed = hub.files(name)
+        assert pushed["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+        assert f'model="{name}"' in pushed["README.md"].decode()
+        assert token.encode() not in b"".join(pushed.values())
+
+
+def test_a_finished_run_of_which_the_best_weights_are_kept_is_pushed_with_them(run_mim, hub, photos, tmp_path):
+    settings = options(photos, tmp_path, max_steps=3, load_best_model_at_end=True, hub_strategy="end")
+    run_mim.main(settings)
+    newest = tmp_path / "checkpoint-3" / "trainer_state.json"
+    newest.write_text(json.dumps(json.loads(newest.read_text()) | {"best_global_step": 1}))
+    run_mim.main(settings)
+    best = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
+    pushed = load(hub.files(REPOSITORY)["model.safetensors"])
+    assert all(torch.equal(best[name], tensor) for name, tensor in pushed.items())
+
+
+def test_another_run_in_its_place_leaves_no_pictures_of_the_first(run_mim, hub, photos, tmp_path):
+    run_mim.main(options(photos, tmp_path, max_steps=1, hub_strategy="end"))
+    assert (tmp_path / "reconstruction.png").exists()
+    run_mim.main([*options(photos, tmp_path, max_steps=1, hub_strategy="end", target="hog"), "--restart"])
+    assert not (tmp_path / "reconstruction.png").exists()
+    assert "reconstruction.png" not in hub.files(REPOSITORY)["README.md"].decode()
+
+
+def test_a_forked_process_leaves_the_snapshot(tmp_path):
+    checkpoint = tmp_path / "checkpoint-1"
+    checkpoint.mkdir()
+    (checkpoint / "model.safetensors").write_text("weights")
+    snapshot = hub_snapshots.Snapshot(checkpoint)
+    hub_snapshots._remove(snapshot.folder, process=os.getpid() + 1)
+    assert (snapshot.folder / "checkpoint" / "model.safetensors").exists()
+    folder = snapshot.folder
+    del snapshot
+    assert not folder.exists()

@@ -189,11 +189,14 @@ class HubPushes:
             logger.error(f"Interrupted: {self.output_dir} is not pushed yet. {self._by_hand}")
             raise
 
-    def settle(self) -> None:
-        """Wait until every push was tried; those that failed will be tried again."""
+    def settle(self, limit: float = 60.0) -> None:
+        """Wait until every push was tried; those that failed will be tried again.
+
+        Args:
+            limit: Seconds to wait at most, for other processes wait meanwhile.
+        """
         with self._changed:
-            while self._waiting or self._is_uploading:
-                self._changed.wait(1.0)
+            self._changed.wait_for(lambda: not self._waiting and not self._is_uploading, timeout=limit)
 
     def _work(self) -> None:
         while True:

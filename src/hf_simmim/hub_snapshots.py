@@ -14,7 +14,7 @@ from huggingface_hub import CommitInfo
 
 # What belongs into a repository: files of the model, as checkpoints have them too, and files of the run. Others in
 # output_dir may be private, as the names of unreadable images are, or nothing of ours.
-MODEL_FILES = ("*.json", "*.safetensors", "*.py", "training_args.bin")
+MODEL_FILES = ("*.json", "model*.safetensors", "*.py", "training_args.bin")
 RUN_FILES = ("README.md", "*.png", "run.json", "runs/**/*tfevents*")
 # Written once, so they can be read where they are.
 FINISHED_FILES = ("reconstructions/*.png",)
@@ -50,7 +50,7 @@ class Snapshot:
         self.checkpoint = checkpoint
         # Beside the checkpoint, for links do not reach other disks.
         self.folder = Path(tempfile.mkdtemp(prefix=SNAPSHOT_PREFIX, dir=checkpoint.parent))
-        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        weakref.finalize(self, _remove, self.folder, os.getpid())
         sources = matching(checkpoint, ("**/*",) if patterns is None else patterns)
         self.files = {name: self._take(path, f"checkpoint/{name}", link_or_copy) for name, path in sources.items()}
 
@@ -63,6 +63,12 @@ class Snapshot:
         target.parent.mkdir(parents=True, exist_ok=True)
         take(source, target)
         return target
+
+
+def _remove(folder: Path, process: int) -> None:
+    # A process that was forked meanwhile has the snapshot, too, and is not to delete it.
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -55,10 +55,13 @@ class PushingTrainer(Trainer):
                 self.args.hub_model_id = name
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            # Every process writes its random state into the checkpoint.
+            self.accelerator.wait_for_everyone()
         if self.hub_pushes is None or self.args.hub_strategy == HubStrategy.END:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self._write_card()
+        self.write_card()
         checkpoint = Path(checkpoint_folder)
         folder = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: checkpoint.name}
         step = self.state.global_step
@@ -86,13 +89,18 @@ class PushingTrainer(Trainer):
         if self.hub_pushes is not None:
             self.hub_pushes.settle()
 
-    def _write_card(self, **kwargs) -> None:
+    def write_card(self, **kwargs) -> None:
+        """Write the model card; one that cannot be written is a warning, for it stops neither training nor pushes.
+
+        Args:
+            **kwargs: Passed to `create_model_card`.
+        """
         self._note_repository()
         try:
             self.create_model_card(**kwargs)
         except Exception as error:
             # A model without a new card is better than none.
-            logger.warning(f"Could not write the model card ({type(error).__name__}: {error}). It is pushed without.")
+            logger.warning(f"Could not write the model card ({type(error).__name__}: {error}).")
 
     def push_to_hub(  # type: ignore[override]
         self,
@@ -128,7 +136,7 @@ class PushingTrainer(Trainer):
             return None
         if token is not None:
             self.hub_pushes.token = token
-        self._write_card(**kwargs)
+        self.write_card(**kwargs)
         push = Push.of_run(
             Path(str(self.args.output_dir)),
             commit_message or "End of training",

@@ -12,6 +12,12 @@ from datasets import Dataset
 from .checkpoint import newest_whole_checkpoint
 from .training_options import ReleasedTrainingArguments
 
+# What a run writes into its folder beside checkpoints, and another one in its place need not overwrite.
+RESULTS = (
+    *("reconstruction.png", "loss_curve.png", "probe.png", "confusion.png", "README.md"),
+    *("all_results.json", "eval_results.json", "train_results.json", "results.json", "unreadable_images.txt"),
+)
+
 
 def check_same_run(settings: dict[str, Any], output_dir: Path, resuming: bool, write: bool) -> None:
     """Refuse to go on with a run whose model or images are not those it began with.
@@ -62,7 +68,7 @@ def prepare_output_dir(arguments: ReleasedTrainingArguments, pictures: Sequence[
     """Make sure that results can be written, and find the checkpoint to go on from.
 
     Args:
-        arguments: With `restart` the checkpoints of an earlier run are deleted.
+        arguments: With `restart` the checkpoints and results of an earlier run are deleted.
         pictures: Folders that are deleted with them.
 
     Returns:
@@ -84,6 +90,8 @@ def prepare_output_dir(arguments: ReleasedTrainingArguments, pictures: Sequence[
             if arguments.should_save:
                 for path in (*output_dir.glob("checkpoint-*"), *(output_dir / name for name in pictures)):
                     shutil.rmtree(path, ignore_errors=True)
+                for name in RESULTS:
+                    (output_dir / name).unlink(missing_ok=True)
         return None
     if arguments.resume_from_checkpoint:
         return Path(arguments.resume_from_checkpoint)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from .data import EpochSampler, MaskedImageDataset, normalize
 from .masking import patch_mask
@@ -146,7 +146,12 @@ class SimMIMTrainer(WholeEvaluation, PushingTrainer):
         if isinstance(checkpoint, str) and any(Path(checkpoint).glob("model*.safetensors")):
             state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
             if state.global_step >= planned_steps(self.args, len(self.train_dataset)):
-                self._load_from_checkpoint(checkpoint)
+                best = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+                is_best_kept = self.args.load_best_model_at_end and best.is_dir()
+                self._load_from_checkpoint(str(best) if is_best_kept else checkpoint)
+                # Written by the first process.
+                state.is_world_process_zero = self.is_world_process_zero()
+                state.is_local_process_zero = self.is_local_process_zero()
                 self.state = state
                 return TrainOutput(state.global_step, float("nan"), {})
         return super().train(*args, **kwargs)

@@ -80,6 +80,12 @@ class ReleasedTrainingArguments(TrainingArguments):
         # Trainer pickles the arguments into every checkpoint, which may be published.
         return {**self.__dict__, "hub_token": None}
 
+    def __copy__(self):
+        # A copy in memory keeps the token.
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
     def __post_init__(self):
         self.remove_unused_columns = False
         self.logging_nan_inf_filter = False

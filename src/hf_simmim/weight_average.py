@@ -71,10 +71,14 @@ class WeightAverageCallback(TrainerCallback):
         current = [weights[name].detach().float() for name in self.average]
         torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
 
+    def on_push_begin(self, args, state, control, **kwargs):
+        """A checkpoint is pushed before it is said to be saved."""
+        self.on_save(args, state, control)
+
     def on_save(self, args, state, control, **kwargs):
         """Write the average beside the weights."""
-        if args.should_save:
-            path = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", FILE_NAME)
+        path = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", FILE_NAME)
+        if args.should_save and self.average and path.parent.is_dir():
             # Whole or not at all, for the run may be killed here.
             partial = path.with_suffix(".partial")
             save_file({name: tensor.contiguous() for name, tensor in self.average.items()}, partial)
