@@ -12,6 +12,7 @@ Started again it goes on where it stopped.
 
 import argparse
 import contextlib
+import hashlib
 import itertools
 import json
 import shutil
@@ -31,6 +32,7 @@ from transformers.utils import logging
 from hf_simmim.comparison import ARMS, Verdict, conclusion, judge, plot_comparison, table
 from hf_simmim.labelled_options import LabelledSourceArguments
 from hf_simmim.recipes import json_object, options_of, parse_with_recipe
+from hf_simmim.run_settings import digest
 
 EXAMPLES = Path(__file__).parent
 
@@ -91,6 +93,18 @@ class CompareArguments(LabelledSourceArguments):
                 f"checkpoint={self.checkpoint!r} is pre-trained already. Leave out --unlabelled_dir,"
                 " --pretrain_recipe and --pretrain_options."
             )
+        own = {"seeds", "labels_per_class", "num_folds", "checkpoint", "from_scratch", "output_dir", *_LABELLED}
+        for name, value in (self.finetune_options or {}).items():
+            if name in own:
+                raise ValueError(
+                    f"finetune_options has {name!r}, which this script decides. Leave it out; for the images and seeds"
+                    " there are options of this script."
+                )
+            if name == "eval_strategy" and value != "no":
+                raise ValueError(
+                    f"finetune_options has eval_strategy={value!r}, and the images that decide are seen once, at the"
+                    " end. Leave it out."
+                )
 
     def labelled_source(self) -> dict[str, Any]:
         """Options of run_image_classification.py that name the images."""
@@ -113,10 +127,10 @@ class CompareArguments(LabelledSourceArguments):
         return source | {"num_folds": self.tuning_folds}
 
     def unlabelled_source(self) -> dict[str, Any]:
-        """Options of run_mim.py that name the images."""
+        """Options of run_mim.py that name the images; it holds out some of them itself, for those that decide wait."""
         if self.unlabelled_dir is not None:
             return {"train_dir": self.unlabelled_dir}
-        left_out = ("label_column", "holdout", "holdout_seed")
+        left_out = ("label_column", "holdout", "holdout_seed", "validation_dir", "validation_split", "max_eval_samples")
         return {name: value for name, value in self.labelled_source().items() if name not in left_out}
 
 
@@ -147,8 +161,11 @@ def parse_arguments(argv: list[str]) -> CompareArguments:
     )[0]
 
 
-def deciding_images(arguments: CompareArguments) -> list[str]:
-    """Names of the images that decide; and whether all runs can be made, before a long pre-training.
+def deciding_images(arguments: CompareArguments) -> tuple[list[str], str]:
+    """Whether all runs can be made, before a long pre-training.
+
+    Returns:
+        Names of the images that decide, and a short text that differs if any of the labelled images are others.
 
     Raises:
         SystemExit: If a run cannot be made; the message says why and what to do.
@@ -156,15 +173,18 @@ def deciding_images(arguments: CompareArguments) -> list[str]:
     sources = [arguments.labelled_source()]
     if len(arguments.choices) > 1:
         sources.append(arguments.tuning_source())
-    names = []
+    names, images = [], ""
     for budget in arguments.labels_per_class:
         for source in sources:
-            options = _options(arguments.finetune_options) | source | {"seeds": arguments.seeds[:1]}
-            options |= {"labels_per_class": budget or None, "recipe": arguments.finetune_recipe}
+            options = _usual_options(arguments) | source | {"seeds": arguments.seeds[:1]}
+            if budget:
+                options["labels_per_class"] = budget
             try:
-                run = run_image_classification.plan_runs(run_image_classification.parse_arguments(options_of(options)))[
-                    0
-                ]
+                parsed = run_image_classification.parse_arguments(options_of(options))
+                run = run_image_classification.plan_runs(parsed)[0]
+                if not images:
+                    parts = [part for part in run_image_classification.load_splits(parsed.data) if part is not None]
+                    images = "; ".join(digest(part.rows) for part in parts)
             except (ValueError, OSError) as error:
                 raise SystemExit(f"error: {error}") from error
             if run.train.problem_type != "single_label_classification":
@@ -172,16 +192,19 @@ def deciding_images(arguments: CompareArguments) -> list[str]:
             if run.evaluation is None:
                 raise SystemExit(f"error: holdout={arguments.holdout:g} leaves no images that decide. Use 0.2.")
             if source is sources[0]:
+                if run.fold is not None:
+                    raise SystemExit("error: the recipe has num_folds, and one set of images decides. Leave it out.")
                 names = run.evaluation.rows["name"]
-    return list(names)
+    return list(names), images
 
 
-def pretrain(arguments: CompareArguments, left_out: list[str]) -> str:
+def pretrain(arguments: CompareArguments, left_out: list[str], images: str) -> str:
     """Pre-train if no checkpoint is named.
 
     Args:
         arguments: Where the images are.
         left_out: Names of those that are not trained on.
+        images: What tells these from others.
 
     Returns:
         Where the checkpoint is.
@@ -194,18 +217,23 @@ def pretrain(arguments: CompareArguments, left_out: list[str]) -> str:
     options["leave_out"] = str(path)
     if arguments.pretrain_recipe is not None:
         options["recipe"] = arguments.pretrain_recipe
-    if _is_done(folder, options) is None:
+    inputs = {"images": images}
+    if _done(folder, options, inputs) is None:
         with PartialState().main_process_first():
             if PartialState().is_main_process:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps(left_out, indent=2), encoding="utf-8")
         run_mim.main(options_of(options))
-        _note(folder, options, {})
+        _note(folder, options, inputs, {})
     return str(folder)
 
 
 def fine_tune(
-    arguments: CompareArguments, options: dict[str, Any], folder: Path, keeps_weights: bool = True
+    arguments: CompareArguments,
+    options: dict[str, Any],
+    folder: Path,
+    inputs: dict[str, Any],
+    keeps_weights: bool = True,
 ) -> dict[str, Any]:
     """Train and evaluate, once for each seed and fold; what is done already is not repeated.
 
@@ -213,52 +241,92 @@ def fine_tune(
         arguments: Where the images are.
         options: Options of run_image_classification.py.
         folder: Where everything goes.
+        inputs: What tells images and weights from others of the same names.
         keeps_weights: Whether the trained models are kept; checkpoints are not.
 
     Returns:
         What `results.json` holds.
     """
-    # Bars of many short runs would hide what comes out; what Trainer prints instead is in the log. And the images that
-    # decide are not looked at before the end.
-    options = (
-        {"disable_tqdm": True, "eval_strategy": "no"}
-        | _options(arguments.finetune_options)
-        | options
-        | {"output_dir": str(folder)}
-    )
-    if arguments.finetune_recipe is not None:
-        options["recipe"] = arguments.finetune_recipe
-    done = _is_done(folder, options)
+    options = _usual_options(arguments) | options | {"output_dir": str(folder)}
+    done = _done(folder, options, inputs)
     if done is None:
+        is_begun = _noted(folder, options, inputs) is not None
+        # Every process has read it before the first one writes.
+        PartialState().wait_for_everyone()
         folder.mkdir(parents=True, exist_ok=True)
+        if not is_begun:
+            # What other options, images or weights have left there is nothing to go on with.
+            _delete_checkpoints(folder)
+            _note(folder, options, inputs, None)
+        PartialState().wait_for_everyone()
         with _quiet(folder / "log.txt"):
             done = run_image_classification.main(options_of(options))
-        _note(folder, options, done)
+        _note(folder, options, inputs, done)
+        # They are of use to an interrupted run only, and those of a comparison would fill a disk.
+        _delete_checkpoints(folder)
         if PartialState().is_main_process:
-            # They are of use to an interrupted run only, and those of a comparison would fill a disk.
-            for path in list(folder.rglob("checkpoint-*")):
-                shutil.rmtree(path, ignore_errors=True)
             for path in () if keeps_weights else list(folder.rglob("*.safetensors")):
                 path.unlink()
     return done
+
+
+def _delete_checkpoints(folder: Path) -> None:
+    if PartialState().is_main_process:
+        for path in list(folder.rglob("checkpoint-*")):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _options(given: Any) -> dict[str, Any]:
     return dict(given or {})
 
 
-def _is_done(folder: Path, options: dict[str, Any]) -> dict[str, Any] | None:
+def _usual_options(arguments: CompareArguments) -> dict[str, Any]:
+    """Options of run_image_classification.py that all runs have."""
+    # Bars of many short runs would hide what comes out; what Trainer prints instead is in the log. And the images that
+    # decide are not looked at before the end.
+    options = {"disable_tqdm": True, "eval_strategy": "no"} | _options(arguments.finetune_options)
+    if arguments.finetune_recipe is not None:
+        options["recipe"] = arguments.finetune_recipe
+    return options
+
+
+def model_digest(checkpoint: str, with_weights: bool) -> str | None:
+    """A short text that tells the model in a folder from others, or its architecture; None for a name on the Hub."""
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        return None
+    content = hashlib.blake2b(digest_size=6)
+    patterns = ("*config.json", *(("*.safetensors", "pytorch_model*.bin") if with_weights else ()))
+    for path in sorted(itertools.chain.from_iterable(map(folder.glob, patterns))):
+        with path.open("rb") as file:
+            content.update(hashlib.file_digest(file, "blake2b").digest())
+    return content.hexdigest()
+
+
+def _noted(folder: Path, options: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any] | None:
+    """What is noted of a run of the same options and inputs, finished or not."""
     path = folder / "done.json"
     if not path.exists():
         return None
-    done = json.loads(path.read_text(encoding="utf-8"))
-    return done["results"] if done["options"] == json.loads(json.dumps(options)) else None
+    noted = json.loads(path.read_text(encoding="utf-8"))
+    # An older version noted no inputs.
+    is_same = noted["options"] == json.loads(json.dumps(options)) and noted.get("inputs", inputs) == inputs
+    return noted if is_same else None
 
 
-def _note(folder: Path, options: dict[str, Any], results: dict[str, Any]) -> None:
+def _done(folder: Path, options: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any] | None:
+    """Results of a run of the same options and inputs, if it is finished."""
+    noted = _noted(folder, options, inputs)
+    return None if noted is None else noted["results"]
+
+
+def _note(folder: Path, options: dict[str, Any], inputs: dict[str, Any], results: dict[str, Any] | None) -> None:
     if PartialState().is_main_process:
-        text = json.dumps({"options": options, "results": results}, indent=2)
-        (folder / "done.json").write_text(text, encoding="utf-8")
+        text = json.dumps({"options": options, "inputs": inputs, "results": results}, indent=2)
+        # At once, for the run may be killed.
+        part = folder / "done.part"
+        part.write_text(text, encoding="utf-8")
+        part.replace(folder / "done.json")
 
 
 @contextlib.contextmanager
@@ -266,16 +334,20 @@ def _quiet(path: Path) -> Iterator[None]:
     """What is printed goes to a file, and of what is logged only errors are shown."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     disable_progress_bars()
     try:
         with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
             yield
     finally:
         logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
         enable_progress_bars()
 
 
-def choose_rates(arguments: CompareArguments, options: dict[str, Any], folder: Path) -> dict[str, float]:
+def choose_rates(
+    arguments: CompareArguments, options: dict[str, Any], folder: Path, inputs: dict[str, Any]
+) -> dict[str, float]:
     """Learning rate and layer-wise decay of one arm at one budget, by cross-validation on its labelled images alone.
 
     Returns:
@@ -290,7 +362,7 @@ def choose_rates(arguments: CompareArguments, options: dict[str, Any], folder: P
         _say(f"  trying {name} on {arguments.tuning_folds} folds")
         tuning = arguments.tuning_source() | options | choice | {"seeds": arguments.seeds[:1]}
         place = folder / name.replace(", ", "-").replace(" ", "-")
-        results = fine_tune(arguments, tuning, place, keeps_weights=False)
+        results = fine_tune(arguments, tuning, place, inputs, keeps_weights=False)
         accuracies.append(results["summary"]["accuracy"]["mean"])
     return choices[int(np.argmax(accuracies))]
 
@@ -300,8 +372,15 @@ def described(choice: dict[str, float]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in choice.items())
 
 
-def compare(arguments: CompareArguments, checkpoint: str) -> tuple[dict[int, dict[str, dict[int, float]]], int]:
+def compare(
+    arguments: CompareArguments, checkpoint: str, images: str
+) -> tuple[dict[int, dict[str, dict[int, float]]], int]:
     """Run both arms at every budget.
+
+    Args:
+        arguments: The options.
+        checkpoint: The pre-trained model.
+        images: What tells the labelled images from others.
 
     Returns:
         Labelled images in all, to arm, to seed, to accuracy; and the number of images that decide.
@@ -316,10 +395,11 @@ def compare(arguments: CompareArguments, checkpoint: str) -> tuple[dict[int, dic
             folder = output_dir / f"{budget or 'all'}-labels" / arm.replace(" ", "-")
             labels = f"{budget} labels a class" if budget else "all labels"
             _say(f"{labels}, {arm}: {len(arguments.seeds)} runs, see {folder / 'log.txt'}")
-            choice = choose_rates(arguments, options, folder / "tuning")
+            inputs = {"images": images, "model": model_digest(checkpoint, with_weights=arm == ARMS[0])}
+            choice = choose_rates(arguments, options, folder / "tuning", inputs)
             options |= choice
             options |= arguments.labelled_source() | {"seeds": arguments.seeds}
-            runs = fine_tune(arguments, options, folder)["runs"]
+            runs = fine_tune(arguments, options, folder, inputs)["runs"]
             num_labels, num_images = runs[0]["num_train_images"], runs[0]["num_eval_images"]
             accuracies = {run["seed"]: run["metrics"]["accuracy"] for run in runs}
             scores.setdefault(num_labels, {})[arm] = accuracies
@@ -358,8 +438,9 @@ def report(scores: dict[int, dict[str, dict[int, float]]], num_images: int, outp
 def main(argv: list[str] | None = None) -> None:
     """Run the comparison."""
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
-    checkpoint = pretrain(arguments, deciding_images(arguments))
-    report(*compare(arguments, checkpoint), Path(arguments.output_dir))
+    names, images = deciding_images(arguments)
+    checkpoint = pretrain(arguments, names, images)
+    report(*compare(arguments, checkpoint, images), Path(arguments.output_dir))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The script that tells whether pre-training helps, on small folders of pictures."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -175,15 +176,68 @@ def test_finished_runs_leave_no_checkpoints(script, pictures, tmp_path, monkeypa
     arguments = script.parse_arguments(options(pictures, tmp_path))
     for keeps in (True, False):
         folder = tmp_path / str(keeps)
-        script.fine_tune(arguments, {}, folder, keeps)
+        script.fine_tune(arguments, {}, folder, {}, keeps)
         assert not list(folder.rglob("checkpoint-*"))
         assert (folder / "seed-0" / "model.safetensors").exists() == keeps
+
+
+def test_other_options_images_or_weights_are_other_runs(script, pictures, tmp_path, monkeypatch):
+    """Neither results nor checkpoints of an interrupted run are those of what is asked for now."""
+    found: list[list[str]] = []
+
+    def train(argv):
+        folder = Path(argv[argv.index("--output_dir") + 1], "seed-0")
+        found.append(sorted(path.name for path in folder.glob("checkpoint-*")))
+        (folder / f"checkpoint-{len(found)}").mkdir(parents=True)
+        if len(found) < 4:
+            raise KeyboardInterrupt
+        return {"number": len(found)}
+
+    monkeypatch.setattr(script.run_image_classification, "main", train)
+    arguments = script.parse_arguments(options(pictures, tmp_path))
+    for given, inputs in (({"weight_decay": 0.1}, {"images": "a"}), ({}, {"images": "a"}), ({}, {"images": "b"})):
+        with pytest.raises(KeyboardInterrupt):
+            script.fine_tune(arguments, given, tmp_path, inputs)
+    assert script.fine_tune(arguments, {}, tmp_path, {"images": "b"}) == {"number": 4}
+    assert found == [[], [], [], ["checkpoint-3"]]
+    assert script.fine_tune(arguments, {}, tmp_path, {"images": "b"}) == {"number": 4}
+    assert script.fine_tune(arguments, {}, tmp_path, {"images": "c"}) == {"number": 5}
+
+
+def test_runs_know_the_images_and_the_weights(script, pictures, tmp_path):
+    """A checkpoint that is trained on, or pictures that are added, in folders of the same names."""
+    images = tmp_path / "images"
+    shutil.copytree(pictures, images)
+    arguments = script.parse_arguments(options(images, tmp_path / "run"))
+    names, before = script.deciding_images(arguments)
+    assert len(names) == 8
+    shutil.copy(images / "red" / "00.png", images / "red" / "again.png")
+    assert script.deciding_images(arguments)[1] != before
+    model = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=swin_config()))
+    digests = []
+    for change in (0, 1):
+        torch.nn.init.constant_(model.head.projection.bias, change)
+        model.save_pretrained(tmp_path / "model")
+        digests.append([script.model_digest(str(tmp_path / "model"), with_weights) for with_weights in (True, False)])
+    assert digests[0][0] != digests[1][0]
+    # From scratch it is the same.
+    assert digests[0][1] == digests[1][1]
+    assert script.model_digest("org/name", True) is None
+
+
+def test_images_that_decide_do_not_choose_among_pre_trainings(script, pictures):
+    """The pre-training is not evaluated on them, and so no weights are chosen by them."""
+    arguments = script.parse_arguments(options(pictures, "run", validation_dir=pictures, max_eval_samples=4))
+    assert set(arguments.unlabelled_source()) == {"train_dir", "train_split", "max_unreadable"}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"checkpoint": "somewhere"}, "pre-trained already"),
+        ({"finetune_options": '{"eval_strategy": "epoch"}'}, "are seen once, at the end"),
+        ({"finetune_options": '{"seeds": 1}'}, "has 'seeds', which this script decides"),
+        ({"finetune_options": '{"holdout": 0.1}'}, "has 'holdout', which this script decides"),
         ({"finetune_options": "{"}, "not valid JSON"),
         ({"finetune_options": '{"layer_deca": 1}'}, "Did you mean --layer_decay"),
         ({"trian_dir": "x"}, "Did you mean --train_dir"),
