@@ -27,12 +27,15 @@ import run_image_classification
 import run_mim
 from accelerate import PartialState
 from datasets import disable_progress_bars, enable_progress_bars
+from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import logging
 
 from hf_simmim.comparison import ARMS, Verdict, conclusion, judge, plot_comparison, table
+from hf_simmim.data import ImageDataset
 from hf_simmim.labelled_options import LabelledSourceArguments
 from hf_simmim.recipes import json_object, options_of, parse_with_recipe
 from hf_simmim.run_settings import digest
+from hf_simmim.unreadable_images import check_images
 
 EXAMPLES = Path(__file__).parent
 
@@ -173,7 +176,8 @@ def deciding_images(arguments: CompareArguments) -> tuple[list[str], str]:
     sources = [arguments.labelled_source()]
     if len(arguments.choices) > 1:
         sources.append(arguments.tuning_source())
-    names, images = [], ""
+    deciding: Any = None
+    images = ""
     for budget in arguments.labels_per_class:
         for source in sources:
             options = _usual_options(arguments) | source | {"seeds": arguments.seeds[:1]}
@@ -194,8 +198,32 @@ def deciding_images(arguments: CompareArguments) -> tuple[list[str], str]:
             if source is sources[0]:
                 if run.fold is not None:
                     raise SystemExit("error: the recipe has num_folds, and one set of images decides. Leave it out.")
-                names = run.evaluation.rows["name"]
-    return list(names), images
+                deciding = run.evaluation
+    try:
+        # Without one that cannot be read others would be held out, and the pre-training would have seen some of them.
+        dataset = ImageDataset(deciding.rows, (8, 8), num_channels(arguments))
+        check_images([dataset], 0.0, len(dataset))
+    except StrictDataclassError as error:
+        raise SystemExit(f"error: {error.__cause__ or error}") from error
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    return list(deciding.rows["name"]), images
+
+
+def num_channels(arguments: CompareArguments) -> int:
+    """Channels of the model that is compared."""
+    if arguments.checkpoint is not None:
+        return run_mim.build_config(run_mim.ModelArguments(checkpoint=arguments.checkpoint)).num_channels
+    parsed = run_mim.parse_arguments(options_of(pretraining_options(arguments)))
+    return run_mim.build_config(parsed[1]).num_channels
+
+
+def pretraining_options(arguments: CompareArguments) -> dict[str, Any]:
+    """Options of run_mim.py."""
+    options = arguments.unlabelled_source() | _options(arguments.pretrain_options)
+    if arguments.pretrain_recipe is not None:
+        options["recipe"] = arguments.pretrain_recipe
+    return options | {"output_dir": str(Path(arguments.output_dir, "pretrained"))}
 
 
 def pretrain(arguments: CompareArguments, left_out: list[str], images: str) -> str:
@@ -211,12 +239,10 @@ def pretrain(arguments: CompareArguments, left_out: list[str], images: str) -> s
     """
     if arguments.checkpoint is not None:
         return arguments.checkpoint
-    folder = Path(arguments.output_dir, "pretrained")
-    options = arguments.unlabelled_source() | _options(arguments.pretrain_options) | {"output_dir": str(folder)}
+    options = pretraining_options(arguments)
+    folder = Path(options["output_dir"])
     path = Path(arguments.output_dir, "deciding_images.json")
     options["leave_out"] = str(path)
-    if arguments.pretrain_recipe is not None:
-        options["recipe"] = arguments.pretrain_recipe
     inputs = {"images": images}
     if _done(folder, options, inputs) is None:
         with PartialState().main_process_first():

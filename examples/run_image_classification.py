@@ -280,12 +280,12 @@ def plan_runs(options: Options) -> list[Run]:
                 share = DEFAULT_HOLDOUT if num_folds is None and validation is None else 0.0
             if share and validation is None:
                 # Before labels are drawn, so that all budgets and seeds are held against the same images.
-                parts = holdout(everything.labels, share, data.holdout_seed)
+                parts = holdout(everything.labels, share, data.holdout_seed, everything.class_names)
                 train, evaluation = (everything.select(part) for part in parts)
             if data.labels_per_class is not None:
                 train = train.select(few_labels(train.labels, data.labels_per_class, seed, train.class_names))
             if num_folds is not None:
-                parts = folds(train.labels, num_folds, fold, data.holdout_seed)
+                parts = folds(train.labels, num_folds, fold, data.holdout_seed, train.class_names)
                 train, evaluation = (train.select(part) for part in parts)
             if data.max_train_samples is not None:
                 # Not the first ones, which in a folder are of one class.
@@ -450,7 +450,8 @@ def build_trainer(options: Options, run: Run) -> tuple[ClassifierTrainer, Path |
         eval_dataset = LabelledImageDataset(
             run.evaluation.rows, crop_ratio=options.augmentation.eval_crop_ratio, **common
         )
-        check_images([eval_dataset], 0.0)
+        # All of them: one that cannot be read would end the run when it is evaluated.
+        check_images([eval_dataset], 0.0, len(eval_dataset))
     else:
         arguments.eval_strategy = IntervalStrategy.NO
     model = build_model(options.model, config)

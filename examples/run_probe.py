@@ -13,6 +13,7 @@ import dataclasses
 import json
 import statistics
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from torch.utils.data import DataLoader
 
 from hf_simmim import SimMIMModel
 from hf_simmim.data import evenly_spaced
+from hf_simmim.embedding import WholeImageDataset
 from hf_simmim.frozen_encoder import load_encoder, pixel_settings
-from hf_simmim.labelled_images import LabelledImageDataset, LabelledImages, few_labels, holdout
+from hf_simmim.labelled_images import LabelledImages, few_labels, holdout
 from hf_simmim.labelled_options import LabelledSourceArguments, load_labelled_splits
 from hf_simmim.probing import POOLINGS, ProbeResult, check_layers, extract_layers, knn, linear_probe
 from hf_simmim.recipes import parse_with_recipe
@@ -120,7 +122,10 @@ def load_images(arguments: DataArguments) -> list[LabelledImages]:
         raise ValueError("The labels must be one class for each image. Name another --label_column.")
     parts = [train, test]
     if test is None:
-        parts = [train.select(part) for part in holdout(train.labels, arguments.holdout, arguments.holdout_seed)]
+        parts = [
+            train.select(part)
+            for part in (holdout(train.labels, arguments.holdout, arguments.holdout_seed, train.class_names))
+        ]
     limits = (arguments.max_train_samples, arguments.max_eval_samples)
     return [
         part if limit is None else part.select(evenly_spaced(len(part), limit))
@@ -129,12 +134,47 @@ def load_images(arguments: DataArguments) -> list[LabelledImages]:
     ]
 
 
+class ReadableBatches:
+    """Pixel values of the images of a data set that can be read, in batches, and which these are.
+
+    Args:
+        dataset: The images.
+        indices: Those to take.
+        arguments: The options.
+    """
+
+    def __init__(self, dataset: WholeImageDataset, indices: list[int], arguments: ProbeArguments):
+        self.dataset = dataset
+        self.loader = DataLoader(
+            torch.utils.data.Subset(dataset, indices),
+            arguments.per_device_eval_batch_size,
+            num_workers=arguments.dataloader_num_workers,
+            collate_fn=list,
+        )
+        self.readable: list[int] = []
+        self.unreadable: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for samples in self.loader:
+            kept = [sample for sample in samples if "pixel_values" in sample]
+            self.readable += [sample["index"] for sample in kept]
+            for sample in samples:
+                if "reason" in sample:
+                    self.unreadable[self.dataset.images[sample["index"]]["name"]] = sample["reason"]
+            if kept:
+                yield torch.stack([sample["pixel_values"] for sample in kept])
+
+
 def measure(
     model: SimMIMModel,
-    datasets: list[LabelledImageDataset],
+    datasets: list[WholeImageDataset],
     num_classes: int,
     draws: dict[int, list[int]],
     arguments: ProbeArguments,
+    max_unreadable: float,
 ) -> list[dict[str, Any]]:
     """Both probes of every layer, for every seed.
 
@@ -144,37 +184,39 @@ def measure(
         num_classes: Number of classes.
         draws: Images to fit to of each seed.
         arguments: The options.
+        max_unreadable: Largest share of images that may be unreadable.
 
     Returns:
         A row for each layer and seed.
+
+    Raises:
+        ValueError: If more images cannot be read.
     """
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     labels = [torch.tensor(dataset.images["label"][:]) for dataset in datasets]
-    used = sorted(set().union(*draws.values()))
-    position = {index: row for row, index in enumerate(used)}
-    parts = [torch.utils.data.Subset(datasets[0], used), datasets[1]]
-    loaders = [
-        DataLoader(
-            part, arguments.per_device_eval_batch_size, num_workers=arguments.dataloader_num_workers, collate_fn=collate
-        )
-        for part in parts
-    ]
-    features = [extract_layers(model, batches, arguments.numbers, arguments.pooling, device) for batches in loaders]
+    used = [sorted(set().union(*draws.values())), list(range(len(datasets[1])))]
+    parts = [ReadableBatches(dataset, some, arguments) for dataset, some in zip(datasets, used, strict=True)]
+    features = [extract_layers(model, batches, arguments.numbers, arguments.pooling, device) for batches in parts]
+    unreadable = parts[0].unreadable | parts[1].unreadable
+    if unreadable:
+        first, reason = next(iter(unreadable.items()))
+        text = f"{len(unreadable)} of {sum(map(len, used))} images cannot be read, the first is {first} ({reason})"
+        if len(unreadable) > max_unreadable * sum(map(len, used)):
+            raise ValueError(f"{text}: more than max_unreadable={max_unreadable:g}. Mend or remove them.")
+        print(f"{text}; they are left out")
+    position = {index: row for row, index in enumerate(parts[0].readable)}
     rows = []
     for name, train, test in zip(arguments.layers, *features, strict=True):
         for seed, draw in draws.items():
-            chosen = torch.tensor([position[index] for index in draw])
-            data = (train[chosen], labels[0][torch.tensor(draw)], test, labels[1], num_classes)
+            kept = [index for index in draw if index in position]
+            chosen = torch.tensor([position[index] for index in kept])
+            data = (train[chosen], labels[0][kept], test, labels[1][parts[1].readable], num_classes)
             row: dict[str, Any] = {"layer": name, "seed": seed}
+            row |= {"num_train_images": len(kept), "num_test_images": len(test)}
             row["linear"] = figures(linear_probe(*data, seed=seed, device=device))
             row["knn"] = figures(knn(*data, k=arguments.k, device=device))
             rows.append(row)
     return rows
-
-
-def collate(samples: list[dict[str, Any]]) -> torch.Tensor:
-    """Pixel values of a batch."""
-    return torch.stack([sample["pixel_values"] for sample in samples])
 
 
 def figures(result: ProbeResult) -> dict[str, float]:
@@ -223,24 +265,25 @@ def run(data: DataArguments, arguments: ProbeArguments) -> None:
             for seed in arguments.seeds
         }
     datasets = [
-        LabelledImageDataset(part.rows, config.image_size, config.num_channels, crop_ratio=1, **settings)
+        WholeImageDataset(part.rows, config.image_size, config.num_channels, crop_ratio=1, **settings)
         for part in images
     ]
-    rows = {"pre-trained": measure(model, datasets, num_classes, draws, arguments)}
+    rows = {"pre-trained": measure(model, datasets, num_classes, draws, arguments, data.max_unreadable)}
     if arguments.random_init:
         rows["untrained"] = []
         for seed, draw in draws.items():
             torch.manual_seed(seed)
-            rows["untrained"] += measure(SimMIMModel(config), datasets, num_classes, {seed: draw}, arguments)
+            untrained = SimMIMModel(config)
+            rows["untrained"] += measure(untrained, datasets, num_classes, {seed: draw}, arguments, data.max_unreadable)
     series = {weights: summary(measured, arguments.layers) for weights, measured in rows.items()}
-    num_fitted = len(next(iter(draws.values())))
-    title = f"{num_fitted:,} images to fit to, {len(images[1]):,} to test on, {num_classes} classes"
+    counts = {key: rows["pre-trained"][0][key] for key in ("num_train_images", "num_test_images")}
+    num_fitted, num_tested = counts.values()
+    title = f"{num_fitted:,} images to fit to, {num_tested:,} to test on, {num_classes} classes"
     print(title)
     print_table(series, arguments.layers)
     results = {
         **{key: getattr(arguments, key) for key in SETTINGS},
-        "num_train_images": num_fitted,
-        "num_test_images": len(images[1]),
+        **counts,
         "class_names": images[0].class_names,
         "results": [{"weights": weights, **row} for weights, measured in rows.items() for row in measured],
     }

@@ -137,7 +137,9 @@ def plan_only(script, monkeypatch) -> dict[str, list]:
 
 def test_embedded_data_are_tuned_on_the_labels_of_the_first_seed(script, tmp_path, monkeypatch):
     seen = plan_only(script, monkeypatch)
-    where = ["--checkpoint", "somewhere", "--output_dir", str(tmp_path)]
+    config = SimMIMConfig(encoder_config=swin_config(num_channels=1))
+    SimMIMForMaskedImageModeling(config).save_pretrained(tmp_path / "checkpoint")
+    where = ["--checkpoint", str(tmp_path / "checkpoint"), "--output_dir", str(tmp_path / "run")]
     script.main([*where, "--labels_per_class", "5", "--seeds", "3", "4", "--learning_rates", "0.001", "0.002"])
     assert {frozenset(train | evaluation) for train, evaluation in seen["tuning"]} == {
         frozenset(seen["deciding"][0][0])
@@ -223,6 +225,18 @@ def test_runs_know_the_images_and_the_weights(script, pictures, tmp_path):
     # From scratch it is the same.
     assert digests[0][1] == digests[1][1]
     assert script.model_digest("org/name", True) is None
+
+
+def test_images_that_decide_can_all_be_read(script, pictures, tmp_path, monkeypatch):
+    """Found before the pre-training; mended afterwards, others would decide."""
+    images = tmp_path / "images"
+    shutil.copytree(pictures, images)
+    run = options(images, tmp_path / "run")
+    names, _ = script.deciding_images(script.parse_arguments(run))
+    Path(names[5]).write_bytes(b"none")
+    monkeypatch.setattr(script.run_mim, "main", None)
+    with pytest.raises(SystemExit, match=f"1 of 8 images.*{Path(names[5]).name}"):
+        script.main(run)
 
 
 def test_images_that_decide_do_not_choose_among_pre_trainings(script, pictures):

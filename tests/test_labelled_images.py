@@ -194,6 +194,8 @@ def test_folds_hold_every_image_out_once():
     assert len(folds([0.5] * 9, 3, 0, 0)[1]) == 3
     with pytest.raises(ValueError, match=r"Class 1 \(counted from 0\) has 3 images, too few for 4 folds"):
         folds([0] * 9 + [1] * 3, 4, 0, 0)
+    with pytest.raises(ValueError, match="Class dog has 1 image, too few for both sides"):
+        holdout([0] * 9 + [1], 0.2, 0, ["cat", "dog"])
     with pytest.raises(ValueError, match="fold=4 must be from 0 to 3"):
         folds(labels, 4, 4, 0)
     with pytest.raises(ValueError, match="num_folds=1 must be at least 2"):

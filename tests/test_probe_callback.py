@@ -4,6 +4,7 @@
 # ruff: noqa: F401, F811
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -107,7 +108,7 @@ def test_images_are_read_once_if_they_are_few(run_mim, photos, labelled, tmp_pat
     read = LabelledImageDataset.__getitem__
 
     def counting(self, index):
-        reads.append(index)
+        reads.append(Path(self.images[index]["name"]).name)
         return read(self, index)
 
     monkeypatch.setattr(LabelledImageDataset, "__getitem__", counting)
@@ -116,7 +117,23 @@ def test_images_are_read_once_if_they_are_few(run_mim, photos, labelled, tmp_pat
         monkeypatch.setattr("hf_simmim.callbacks.MAX_KEPT_NUMBERS", limit)
         run_mim.main(options(photos, tmp_path / str(limit), probe_dir=labelled, probe_images=9))
         assert len(reads) == expected
-    assert set(reads) == {*evenly_spaced(30, 9), *evenly_spaced(10, 9)}
+    images = load_labelled_images(labelled)
+    parts = [[images.rows["name"][index] for index in part] for part in holdout(images.labels, 0.25, seed=0)]
+    assert set(reads) == {Path(part[index]).name for part in parts for index in evenly_spaced(len(part), 9)}
+
+
+def test_unreadable_images_are_left_out(run_mim, photos, labelled, tmp_path, caplog):
+    """Found before training, which they would end: as in pre-training, unless they are many."""
+    folder = tmp_path / "labelled"
+    shutil.copytree(labelled, folder)
+    path = folder / "dark" / "04.png"
+    path.write_bytes(path.read_bytes()[:60])
+    run_mim.main(options(photos, tmp_path / "run", probe_dir=folder, dataloader_num_workers=1))
+    assert [entry["step"] for entry in read_log(tmp_path / "run") if "probe_knn_accuracy" in entry] == [0, 5, 10]
+    assert "are left out; the first is" in caplog.text
+    assert "04.png" in caplog.text
+    with pytest.raises(SystemExit, match=r"04\.png"):
+        run_mim.main(options(photos, tmp_path / "other", probe_dir=folder, max_unreadable=0))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +145,7 @@ def test_images_are_read_once_if_they_are_few(run_mim, photos, labelled, tmp_pat
         ({"probe_dir": None, "probe_label_column": "label"}, "a folder has no columns. Use --probe_dir"),
         ({"probe_dir": "nowhere"}, "does not exist"),
         ({"holdout": 0}, "measured at evaluations"),
-        ({"probe_images": 0}, "num_images=0"),
+        ({"probe_images": 0}, "probe_images=0"),
     ],
 )
 def test_mistakes_are_refused_at_once(run_mim, photos, labelled, tmp_path, settings, message):

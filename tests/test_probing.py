@@ -114,6 +114,16 @@ def test_a_model_that_trains_is_left_as_it_was():
     assert not model.simmim._forward_hooks
 
 
+def test_statistics_of_batches_are_left_alone():
+    config = SimMIMConfig(encoder_config=ENCODER_CONFIGS["resnet"]())
+    model = SimMIMForMaskedImageModeling(config).train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert any("running_mean" in name for name in before)
+    extract_features(model, [batch(config)[0]], progress=False)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+
+
 def test_linear_probe_equals_scikit_learns():
     train, labels = blobs(400)
     test, test_labels = blobs(200, seed=1)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -153,6 +154,25 @@ def test_other_channels_need_a_processor(run_probe, images, tmp_path):
     SimMIMForMaskedImageModeling(config).save_pretrained(tmp_path / "four")
     with pytest.raises(SystemExit, match="no image processor.*4 channels.*preprocessor_config.json"):
         run_probe.main(options(tmp_path / "four", images, tmp_path))
+
+
+def test_unreadable_images_are_left_out(run_probe, checkpoint, images, tmp_path, capsys):
+    folder = tmp_path / "train"
+    shutil.copytree(images / "train", folder)
+    expected = options(checkpoint, images, tmp_path / "a", train_dir=folder, max_unreadable=0.1)
+    for name in ("red/00.png", "green/07.png"):
+        (folder / name).unlink()
+    run_probe.main(expected)
+    for name in ("red/00.png", "green/07.png"):
+        (folder / name).write_bytes(b"none")
+    capsys.readouterr()
+    run_probe.main(options(checkpoint, images, tmp_path / "b", train_dir=folder, max_unreadable=0.1))
+    assert "2 of 45 images cannot be read, the first is" in capsys.readouterr().out
+    first, second = (json.loads((tmp_path / name / "results.json").read_text()) for name in "ab")
+    assert first == second
+    assert first["num_train_images"] == 28
+    with pytest.raises(SystemExit, match=r"2 of 45 images cannot be read.*more than max_unreadable=0\.04"):
+        run_probe.main(options(checkpoint, images, tmp_path, train_dir=folder, max_unreadable=0.04))
 
 
 def test_a_test_class_that_is_not_trained_on_is_refused(run_probe, checkpoint, images, tmp_path):

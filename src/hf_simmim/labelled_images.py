@@ -25,6 +25,7 @@ from .image_sources import (
 )
 from .label_columns import find_label_column, indicators, read_labels
 from .missing_pixels import fill_missing, has_missing, real_pixels
+from .unreadable_images import check_images
 
 logger = logging.get_logger(__name__)
 
@@ -179,6 +180,35 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
+def readable_images(
+    images: LabelledImages, num_channels: int, rescale_factor: float, nodata: float | None, max_unreadable: float
+) -> LabelledImages:
+    """Try all images, and leave out those that cannot be read; a warning names them.
+
+    Args:
+        images: The images.
+        num_channels: Channels C that the model takes.
+        rescale_factor: What pixels are multiplied with.
+        nodata: As in `LabelledImageDataset`.
+        max_unreadable: Largest share of images that may be unreadable.
+
+    Returns:
+        The others.
+
+    Raises:
+        NoReadableImageError: If more than the share cannot be read.
+    """
+    dataset = ImageDataset(images.rows, (8, 8), num_channels, rescale_factor=rescale_factor, nodata=nodata)
+    unreadable = dict(check_images([dataset], max_unreadable, len(dataset)))
+    if not unreadable:
+        return images
+    first, reason = next(iter(unreadable.items()))
+    logger.warning(
+        f"{len(unreadable)} of {len(images)} images cannot be read and are left out; the first is {first} ({reason})."
+    )
+    return images.select([index for index, name in enumerate(images.rows["name"]) if name not in unreadable])
+
+
 def few_labels(
     labels: Sequence[Any], labels_per_class: int, seed: int, class_names: Sequence[str] | None = None
 ) -> list[int]:
@@ -221,7 +251,9 @@ def few_labels(
     return sorted(chosen)
 
 
-def folds(labels: Sequence[Any], num_folds: int, fold: int, seed: int) -> tuple[list[int], list[int]]:
+def folds(
+    labels: Sequence[Any], num_folds: int, fold: int, seed: int, class_names: Sequence[str] | None = None
+) -> tuple[list[int], list[int]]:
     """One fold of a cross-validation; each has as much of every class where an image has one.
 
     Args:
@@ -229,6 +261,7 @@ def folds(labels: Sequence[Any], num_folds: int, fold: int, seed: int) -> tuple[
         num_folds: Number of folds.
         fold: Which, from 0.
         seed: Seed of the division.
+        class_names: Names of the classes, for the error.
 
     Returns:
         Indices of the images to train on, and of those held out: every image is held out of one fold.
@@ -243,19 +276,22 @@ def folds(labels: Sequence[Any], num_folds: int, fold: int, seed: int) -> tuple[
     if not 0 <= fold < num_folds:
         raise ValueError(f"fold={fold} must be from 0 to {num_folds - 1}, as there are {num_folds} folds.")
     if _is_single(labels):
-        _check_class_sizes(labels, num_folds, f"{num_folds} folds. Take fewer folds, or add images")
+        _check_class_sizes(labels, num_folds, f"{num_folds} folds. Take fewer folds, or add images", class_names)
     splitter = (StratifiedKFold if _is_single(labels) else KFold)(num_folds, shuffle=True, random_state=seed)
     train, held_out = list(splitter.split(np.zeros(len(labels)), labels))[fold]
     return train.tolist(), held_out.tolist()
 
 
-def holdout(labels: Sequence[Any], share: float, seed: int) -> tuple[list[int], list[int]]:
+def holdout(
+    labels: Sequence[Any], share: float, seed: int, class_names: Sequence[str] | None = None
+) -> tuple[list[int], list[int]]:
     """Hold out a share of the images; the same of every class where an image has one.
 
     Args:
         labels: As in `few_labels`.
         share: Share to hold out, in (0, 1).
         seed: Seed of the division.
+        class_names: Names of the classes, for the error.
 
     Returns:
         Indices of the images to train on, and of those held out.
@@ -270,7 +306,7 @@ def holdout(labels: Sequence[Any], share: float, seed: int) -> tuple[list[int], 
     num_held_out = round(share * len(labels))
     smallest = 1
     if _is_single(labels):
-        _check_class_sizes(labels, 2, "both sides. Remove the class, or add images")
+        _check_class_sizes(labels, 2, "both sides. Remove the class, or add images", class_names)
         smallest = len(set(labels))
     if not smallest <= num_held_out <= len(labels) - smallest:
         raise ValueError(
@@ -292,10 +328,11 @@ def _is_single(labels: Sequence[Any]) -> bool:
     return isinstance(labels[0], (int, np.integer))
 
 
-def _check_class_sizes(labels: Sequence[int], smallest: int, purpose: str) -> None:
+def _check_class_sizes(labels: Sequence[int], smallest: int, purpose: str, class_names: Sequence[str] | None) -> None:
     label, count = min(Counter(labels).items(), key=lambda item: item[1])
     if count < smallest:
-        raise ValueError(f"Class {label} (counted from 0) has {count} images, too few for {purpose}.")
+        name = f"{label} (counted from 0)" if class_names is None else class_names[label]
+        raise ValueError(f"Class {name} has {count} image{'s' * (count > 1)}, too few for {purpose}.")
 
 
 class LabelledImageDataset(ImageDataset):

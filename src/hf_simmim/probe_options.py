@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .callbacks import ProbeCallback
+from .data import evenly_spaced
 from .data_options import SourceArguments
-from .labelled_images import LabelledImageDataset, LabelledImages, holdout, load_labelled_images
+from .labelled_images import LabelledImageDataset, LabelledImages, holdout, load_labelled_images, readable_images
 from .labelled_options import load_labelled_splits
 from .probing import POOLINGS
 from .provenance import ImageSource, evaluation_source, last_part
@@ -82,7 +83,7 @@ def load_probe(arguments: ProbeArguments, embedded_data: str) -> list[LabelledIm
         raise ValueError("The probe's labels must be one class for each image. Name another column.")
     if test is not None:
         return [images, test]
-    return [images.select(part) for part in holdout(images.labels, PROBE_TEST_SHARE, seed=0)]
+    return [images.select(part) for part in holdout(images.labels, PROBE_TEST_SHARE, 0, images.class_names)]
 
 
 def probe_source(arguments: ProbeArguments, embedded_data: str | Path) -> ImageSource | None:
@@ -110,11 +111,21 @@ def add_probe(trainer: SimMIMTrainer, images: list[LabelledImages], arguments: P
         arguments: The options.
 
     Raises:
-        ValueError: If the run has no evaluations.
+        ValueError: If the run has no evaluations, or too many images cannot be read.
     """
     if trainer.eval_dataset is None:
         raise ValueError("The probe is measured at evaluations, and there are none. Use --holdout or --validation_dir.")
+    if arguments.probe_images < 1:
+        raise ValueError(f"probe_images={arguments.probe_images} must be at least 1.")
     config, processor = trainer.model.config, trainer.processing_class
+    # Before training, which one that cannot be read would end.
+    images = [
+        readable_images(
+            part.select(evenly_spaced(len(part), arguments.probe_images)),
+            *(config.num_channels, processor.rescale_factor, processor.nodata, arguments.max_unreadable),
+        )
+        for part in images
+    ]
     train, test = (
         LabelledImageDataset(
             *(part.rows, config.image_size, config.num_channels, processor.image_mean, processor.image_std),

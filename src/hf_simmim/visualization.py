@@ -282,5 +282,6 @@ def plot_layers(layers: Sequence[str], series: dict[str, list[list[float]]], pat
     axes.set_ylabel("accuracy of frozen features")
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend()
+    # Beside the picture: the bars leave no room in it.
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path, dpi=120)
