@@ -34,7 +34,7 @@ from hf_simmim.data_options import PixelArguments, SourceArguments
 from hf_simmim.encoder_options import load_config
 from hf_simmim.hidden_states import is_single_scale
 from hf_simmim.hub_pushes import open_hub
-from hf_simmim.optimization import create_optimizers, images_per_step, planned_steps
+from hf_simmim.optimization import create_optimizers, images_per_step, planned_steps, warmup_updates
 from hf_simmim.pushing_trainer import PushingTrainer
 from hf_simmim.recipes import parse_with_recipe
 from hf_simmim.run_settings import check_same_run, digest, prepare_output_dir, settings_before
@@ -379,6 +379,10 @@ def build_trainer(
     steps = planned_steps(arguments, len(train.images))
     if arguments.warmup_is_usual:
         arguments.warmup_steps = min(RECIPE_WARMUP, steps // 10)
+    if warmup_updates(arguments, steps) >= steps:
+        raise ValueError(
+            f"warmup_steps={arguments.warmup_steps:g} are all of the {steps} steps. Use fewer, or leave it out."
+        )
     model = build_model(config, model_arguments, labels)
     if arguments.gradient_checkpointing:
         # UperNet itself does not know of it.

@@ -268,7 +268,7 @@ def test_config_keeps_the_stages(tmp_path):
         (lambda: four_stages(backbone_pyramid=True), "several strides already. Leave it out"),
         (
             lambda: SimMIMConfig(encoder_config=vit_config(), backbone_pyramid=True),
-            "takes 4 stages, and 2 are named of the encoder 'vit'. Name 4 of: stem, stage1, stage2",
+            "takes 4 stages, and 2 are named of the encoder 'vit'. Name 4 with out_features, of: stem, stage1, stage2",
         ),
     ],
 )

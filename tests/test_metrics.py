@@ -284,6 +284,16 @@ def test_the_picture_is_dark_on_the_diagonal_and_not_beside(num_classes, tmp_pat
     assert np.corrcoef(rows, columns)[0, 1] > 0.7
 
 
+@pytest.mark.parametrize("num_classes", [2, 3, 10, 30])
+def test_all_of_the_picture_is_in_the_picture(num_classes, tmp_path):
+    """Names and titles have white around them."""
+    names = [f"{'a long name of a' * (num_classes > 3)} class number {index}" for index in range(num_classes)]
+    plot_confusion(np.eye(num_classes, dtype=int) + 1, names, tmp_path / "matrix.png")
+    picture = np.asarray(Image.open(tmp_path / "matrix.png").convert("L"))
+    border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+    assert border.min() == 255
+
+
 def test_the_picture_needs_a_name_for_each_class(tmp_path):
     with pytest.raises(ValueError, match="3 class names"):
         plot_confusion(np.eye(2), NAMES[:3], tmp_path / "x.png")

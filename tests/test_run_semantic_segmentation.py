@@ -250,6 +250,7 @@ def one_class(folder):
         (None, {"checkpoint": "/nowhere/at/all"}, "neither a folder with a model"),
         (None, {"per_device_train_batch_size": 16}, "9 images are fewer than the 16 of one step"),
         (None, {"out_features": "stage7"}, "subset of stage_names"),
+        (None, {"max_steps": 2, "warmup_steps": 2}, "warmup_steps=2 are all of the 2 steps"),
         (None, {"holdout": 0.01}, "leaves none to evaluate on"),
     ],
 )

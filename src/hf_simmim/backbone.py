@@ -164,7 +164,7 @@ class FeaturePyramid(nn.Module):
         if len(chosen) != NUM_PYRAMID_MAPS:
             raise ValueError(
                 f"backbone_pyramid=True takes {NUM_PYRAMID_MAPS} stages, and {len(chosen)} are named of the encoder"
-                f" {name!r}. Name {NUM_PYRAMID_MAPS} of: {', '.join(config.stage_names)}."
+                f" {name!r}. Name {NUM_PYRAMID_MAPS} with out_features, of: {', '.join(config.stage_names)}."
             )
         dim = chosen[0].state.channels
         self.stride = chosen[0].state.stride

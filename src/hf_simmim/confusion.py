@@ -108,7 +108,8 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
         panels[0, 1].axis("off")
         panels[0, 1].set_title("most confused: true → predicted", fontsize=11, loc="left")
         panels[0, 1].text(0, 1, "\n".join(lines), va="top", fontsize=9, linespacing=1.9)
-    figure.savefig(path, dpi=120)
+    # Long names reach out of what the layout leaves for them.
+    figure.savefig(path, dpi=120, bbox_inches="tight", pad_inches=0.1)
 
 
 def _shortened(name: str, limit: int = 26) -> str:
