@@ -96,6 +96,11 @@ class CompareArguments(LabelledSourceArguments):
                 f"checkpoint={self.checkpoint!r} is pre-trained already. Leave out --unlabelled_dir,"
                 " --pretrain_recipe and --pretrain_options."
             )
+        # Tried before the pre-training, after which the runs would refuse them.
+        if not all(0 < decay <= 1 for decay in self.layer_decays or ()):
+            raise ValueError(f"layer_decays={self.layer_decays} must be in (0, 1], 1 for none.")
+        if not all(rate > 0 for rate in self.learning_rates or ()):
+            raise ValueError(f"learning_rates={self.learning_rates} must be more than 0.")
         own = {"seeds", "labels_per_class", "num_folds", "checkpoint", "from_scratch", "output_dir", *_LABELLED}
         for name, value in (self.finetune_options or {}).items():
             if name in own:
@@ -247,7 +252,6 @@ def pretrain(arguments: CompareArguments, left_out: list[str], images: str) -> s
     if _done(folder, options, inputs) is None:
         with PartialState().main_process_first():
             if PartialState().is_main_process:
-                path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps(left_out, indent=2), encoding="utf-8")
         run_mim.main(options_of(options))
         _note(folder, options, inputs, {})
@@ -286,7 +290,8 @@ def fine_tune(
             _note(folder, options, inputs, None)
         PartialState().wait_for_everyone()
         with _quiet(folder / "log.txt"):
-            done = run_image_classification.main(options_of(options))
+            # Trainer would have the other processes warn, whatever is set here.
+            done = run_image_classification.main(options_of({"log_level_replica": "error"} | options))
         _note(folder, options, inputs, done)
         # They are of use to an interrupted run only, and those of a comparison would fill a disk.
         _delete_checkpoints(folder)
@@ -464,6 +469,12 @@ def report(scores: dict[int, dict[str, dict[int, float]]], num_images: int, outp
 def main(argv: list[str] | None = None) -> None:
     """Run the comparison."""
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    try:
+        Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(
+            f"error: output_dir={arguments.output_dir} cannot be written ({error}). Name another folder."
+        ) from error
     names, images = deciding_images(arguments)
     checkpoint = pretrain(arguments, names, images)
     report(*compare(arguments, checkpoint, images), Path(arguments.output_dir))

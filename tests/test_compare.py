@@ -255,6 +255,9 @@ def test_images_that_decide_do_not_choose_among_pre_trainings(script, pictures):
         ({"finetune_options": "{"}, "not valid JSON"),
         ({"finetune_options": '{"layer_deca": 1}'}, "Did you mean --layer_decay"),
         ({"trian_dir": "x"}, "Did you mean --train_dir"),
+        ({"layer_decays": 1.5}, r"layer_decays=\[1\.5\] must be in \(0, 1\]"),
+        ({"learning_rates": 0}, "must be more than 0"),
+        ({"output_dir": Path(__file__, "x")}, "cannot be written .* Name another folder"),
         ({"holdout": 0}, "leaves no images that decide"),
         ({"train_dir": "nowhere"}, "does not exist"),
     ],
@@ -263,4 +266,4 @@ def test_mistakes_are_refused(script, pictures, tmp_path, change, message, monke
     # Before any pre-training.
     monkeypatch.setattr(script.run_mim, "main", None)
     with pytest.raises(SystemExit, match=message):
-        script.main(options(pictures, tmp_path, **change))
+        script.main(options(pictures, change.pop("output_dir", tmp_path), **change))

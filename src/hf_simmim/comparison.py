@@ -57,7 +57,8 @@ def judge(num_labels: int, scores: Scores, num_images: int | None = None) -> Ver
     """Compare the arms, seed by seed: those of a seed have the same labelled images.
 
     The interval is Student's, of the mean of the differences. The answer is yes if all of it is above 0, and no if all
-    of it is below `SMALLEST_GAIN`. It is about other seeds, not about other images than those that decide.
+    of it is below `SMALLEST_GAIN`. It is about other seeds, not about other images than those that decide, nor about
+    other pre-trainings.
 
     Args:
         num_labels: Labelled images in all.
