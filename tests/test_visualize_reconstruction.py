@@ -1,6 +1,7 @@
 """The script that draws reconstructions, run as a user runs it."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -112,6 +113,21 @@ def test_files_folders_and_patterns_are_spread_evenly(run, checkpoint, photos):
     assert drawn.masked_l1.tolist() == pytest.approx(
         [figures[str(photos / f"{index}.png")][1] for index in (0, 4)], abs=0.01
     )
+
+
+def test_images_that_cannot_be_read_are_left_out(run, script, checkpoint, photos, tmp_path, capsys):
+    """As in training; the masks of the others are those that they have without it."""
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    expected, _, _ = run("--checkpoint", checkpoint, "--images", folder)
+    (folder / "2 broken.png").write_bytes(b"no picture")
+    figures, drawn, _ = run("--checkpoint", checkpoint, "--images", folder)
+    assert figures == expected
+    assert len(drawn.pixel_values) == 5
+    script.main(["--checkpoint", checkpoint, "--images", str(folder), "--output", str(tmp_path / "drawn.png")])
+    printed = capsys.readouterr().out
+    assert f"left out: {folder / '2 broken.png'} cannot be read (UnidentifiedImageError" in printed
+    assert "1 of 6 images cannot be read and are left out." in printed
 
 
 def test_every_ratio_has_a_row(run, checkpoint, photos):
