@@ -299,6 +299,9 @@ def run(arguments: PictureArguments) -> None:
                     kept[name][part].append(result.take(chosen))
             progress.update(len(indices))
     table.print()
+    for name, model in models.items():
+        if model.model.target.borrowed:
+            print(f"Pictures and masked l1 of {name} have the {model.model.target.borrowed} of the original.")
     # The rows of an image below each other.
     order = [part * len(drawn) + index for index in range(len(drawn)) for part in range(len(ratios))]
     pictures = {

@@ -22,10 +22,10 @@ def script():
     return load_script("visualize_reconstruction")
 
 
-def save(folder, **encoder) -> str:
+def save(folder, target="rgb", **encoder) -> str:
     """A checkpoint of images of 32 x 48 px, with its processor."""
     torch.manual_seed(0)
-    config = SimMIMConfig(encoder_config=vit_config(**({"image_size": [32, 48]} | encoder)))
+    config = SimMIMConfig(encoder_config=vit_config(**({"image_size": [32, 48]} | encoder)), target=target)
     SimMIMForMaskedImageModeling(config).save_pretrained(folder)
     height, width = config.image_size
     SimMIMImageProcessor(
@@ -177,6 +177,14 @@ def test_checkpoints_are_shown_the_same(run, checkpoint, photos, tmp_path):
     _, drawn, _ = run("--checkpoint", checkpoint, finer, *common, "--mask", tmp_path / "mask.png")
     assert drawn[finer].bool_masked_pos[0].sum() == 4
     assert torch.equal(drawn[checkpoint].hidden, drawn[finer].hidden)
+
+
+def test_a_model_that_is_helped_is_named(script, checkpoint, photos, tmp_path, capsys):
+    helped = save(tmp_path / "helped", target="normalized_rgb")
+    output = ["--images", str(photos), "--device", "cpu", "--output", str(tmp_path / "drawn.png")]
+    script.main(["--checkpoint", checkpoint, helped, *output])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "of the original" in line]
+    assert lines == [f"Pictures and masked l1 of {helped} have the local mean and contrast of the original."]
 
 
 def test_another_size_and_channels(run, tmp_path):
