@@ -28,7 +28,7 @@ demo: .venv/installed  ## Pre-train on the embedded images (runs/demo), and see 
 	$(LAUNCH) examples/run_mim.py
 	$(LAUNCH) examples/compare.py --checkpoint runs/demo
 
-docs: .venv/installed-dev  ## Build the documentation into site/: open site/index.html.
+docs: .venv/installed-dev  ## Build the documentation into site/: open site/index.html, or with search: python -m http.server -d site.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: lint  ## Run the tests that end within minutes.

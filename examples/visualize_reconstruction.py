@@ -180,7 +180,30 @@ def read_image(row: dict[str, Any], reconstructor: Reconstructor, is_whole: bool
         box = (0, 0, width, height) if is_whole else center_box(size, reconstructor.image_size)
         return crop_and_resize(image, box, reconstructor.image_size, processor.num_channels)
     except Exception as error:  # readers raise anything on a broken file
-        raise ValueError(f"{row['name']} cannot be read ({describe(error)}). Leave it out.") from error
+        raise ValueError(f"{row['name']} cannot be read ({describe(error)}).") from error
+
+
+def readable(rows: Dataset, reconstructor: Reconstructor, is_whole: bool) -> Dataset:
+    """The rows whose images can be read; the first ones of the others are printed, and how many they are.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    kept, errors = [], []
+    for index, row in enumerate(rows):
+        try:
+            read_image(row, reconstructor, is_whole)
+            kept.append(index)
+        except ValueError as error:
+            errors.append(str(error))
+    if not kept:
+        also = f" Nor can the others of the {len(rows)} images." if len(rows) > 1 else ""
+        raise ValueError(f"{errors[0]}{also} Name other images.")
+    for text in errors[:5]:
+        print(f"left out: {text}")
+    if errors:
+        print(f"{len(errors)} of {len(rows)} images cannot be read and are left out.")
+    return rows.select(kept)
 
 
 def read_mask(path: str, reconstructors: Sequence[Reconstructor], is_whole: bool) -> list[torch.Tensor]:
@@ -243,7 +266,7 @@ def run(arguments: PictureArguments) -> None:
     models = load_models(arguments)
     first, *others = models.values()
     rows = find_images(arguments.images)
-    rows = rows.select(evenly_spaced(len(rows), arguments.num_images))
+    rows = readable(rows.select(evenly_spaced(len(rows), arguments.num_images)), first, arguments.whole_images)
     masks: Sequence[torch.Tensor | None] = [None] * len(models)
     # All are shown what the first one was trained with.
     settings = {
@@ -276,6 +299,9 @@ def run(arguments: PictureArguments) -> None:
                     kept[name][part].append(result.take(chosen))
             progress.update(len(indices))
     table.print()
+    for name, model in models.items():
+        if model.model.target.borrowed:
+            print(f"Pictures and masked l1 of {name} have the {model.model.target.borrowed} of the original.")
     # The rows of an image below each other.
     order = [part * len(drawn) + index for index in range(len(drawn)) for part in range(len(ratios))]
     pictures = {

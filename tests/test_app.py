@@ -37,9 +37,9 @@ from hf_simmim.visualization import MASK_GREY
 SETTINGS = {"strategy": "random", "ratio": 0.5, "patch_size": 8, "seed": 0, "painting": None}
 
 
-def save_checkpoint(folder: Path, encoder_config, mask_patch_size: int) -> str:
+def save_checkpoint(folder: Path, encoder_config, mask_patch_size: int, target: str = "rgb") -> str:
     """A model with its processor."""
-    config = SimMIMConfig(encoder_config=encoder_config)
+    config = SimMIMConfig(encoder_config=encoder_config, target=target)
     SimMIMForMaskedImageModeling(config).save_pretrained(folder)
     height, width = config.image_size
     processor = SimMIMImageProcessor(
@@ -184,6 +184,12 @@ def test_a_painting_hides_the_patches_it_touches_in_both_models(page, checkpoint
     everything = np.full((10, 10, 4), 255, np.uint8)
     seen = shown(updated(page, checkpoints[0], strategy=PAINTED, painting={"layers": [everything]})[1])
     assert (seen["Hidden patches"], seen["AvgDist"]) == ("16", "none")
+
+
+def test_a_model_that_is_helped_is_said_to_be(page, checkpoints, tmp_path):
+    helped = save_checkpoint(tmp_path / "helped", vit_config(), 8, target="normalized_rgb")
+    assert "local mean and contrast of the original" in updated(page, helped)[1]
+    assert "of the original" not in updated(page, checkpoints[0])[1]
 
 
 def test_the_mask_patch_follows_the_model(page, checkpoints):

@@ -45,17 +45,24 @@ def world(tmp_path_factory):
     for index in range(24):
         bands = rng.integers(0, 4000, (70, 80, 13)).astype(np.uint16)
         tifffile.imwrite(folder / "satellite" / f"{index}.tif", bands, planarconfig="contig")
-    # The demo's is a ViT, the paper's a Swin.
+    # The demo's is a ViT of grey images of 28 px, as it is when it is made.
+    demo = {"image_size": 28, "patch_size": 7, "num_channels": 1, "num_hidden_layers": 1}
     encoders = {
         "runs/my_photos": SwinConfig(**ENCODER),
         "runs/before/checkpoint-1000": SwinConfig(**ENCODER),
-        "runs/demo": ViTConfig(**(VIT_SIZES | {"image_size": 64, "num_hidden_layers": 1})),
+        "runs/other": ViTConfig(**(VIT_SIZES | {"image_size": 64, "num_hidden_layers": 1})),
+        "runs/demo": ViTConfig(**(VIT_SIZES | demo)),
     }
     for name, encoder in encoders.items():
         SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=encoder)).save_pretrained(folder / name)
-        size = {"height": 64, "width": 64}
-        patch = encoder.patch_size
-        SimMIMImageProcessor(size=size, mask_patch_size=16, model_patch_size=patch).save_pretrained(folder / name)
+        side, patch = encoder.image_size, encoder.patch_size
+        SimMIMImageProcessor(
+            size={"height": side, "width": side},
+            mask_patch_size=16 if side % 16 == 0 else patch,
+            model_patch_size=patch,
+            image_mean=[0.5] * encoder.num_channels,
+            image_std=[0.25] * encoder.num_channels,
+        ).save_pretrained(folder / name)
     released = ROOT / "tests" / "fixtures" / "swin_pretrain.pth"
     shutil.copy(released, folder / "simmim_pretrain__swin_base__img192_window6__800ep.pth")
     return folder

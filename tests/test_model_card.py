@@ -183,6 +183,16 @@ def features_without_pictures(folder):
     ]
 
 
+def normalised_pixels(folder):
+    trainer = as_trained(make_trainer(folder, components={"target": "normalized_rgb"}))
+    (folder / "run").mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4)).save(folder / "run" / "reconstruction.png")
+    return trainer, [
+        "It is measured with the local mean and contrast of the original.",
+        "Predictions are drawn with the local mean and contrast of the original,",
+    ]
+
+
 def grey_images(folder):
     trainer = make_trainer(folder, vit_config(num_channels=1), images=rows(channels=1), flip=0.0, crop_scale=None)
     return as_trained(trainer), [
@@ -262,6 +272,7 @@ RUNS = (
         stopped_early,
         evaluated,
         features_without_pictures,
+        normalised_pixels,
         grey_images,
         many_channels,
     ),

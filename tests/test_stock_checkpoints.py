@@ -118,6 +118,11 @@ def test_a_stock_checkpoint_is_not_loaded_at_random(tmp_path):
         SimMIMModel.from_pretrained(tmp_path)
 
 
+def test_a_folder_of_something_else_is_no_stock_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no config\.json of a model. Name the output folder of a training"):
+        SimMIMModel.from_pretrained(tmp_path)
+
+
 def test_the_vision_part_of_another_model(tmp_path):
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     config = CLIPConfig(

@@ -104,6 +104,17 @@ def test_shapes_of_rectangles_that_the_stride_cuts(name, options, stride):
 
 
 @pytest.mark.parametrize(("name", "options", "stride"), CASES)
+def test_what_pictures_borrow_from_the_original_is_said(name, options, stride):
+    """Where the same prediction makes another picture of other pixels."""
+    target = make_target(name, options, stride)
+    if not target.is_decodable:
+        return
+    prediction = torch.randn(2, target.num_outputs, *patch_grid((30, 43), target.stride))
+    first, second = (target.decode(prediction, pixels) for pixels in (pictures(), pictures().flip(3)))
+    assert bool(target.borrowed) != torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("name", "options", "stride"), CASES)
 def test_autocast_changes_nothing(name, options, stride):
     target = make_target(name, options, stride)
     pixel_values = pictures()

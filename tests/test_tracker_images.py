@@ -19,9 +19,7 @@ from transformers.integrations import TensorBoardCallback
 RUN = """
 import sys
 import run_mim
-data, model, arguments = run_mim.parse_arguments(sys.argv[1:])
-arguments.report_to = ["tensorboard", "trackio", "wandb"]
-trainer, _ = run_mim.build_trainer(data, model, arguments)
+trainer, _ = run_mim.build_trainer(*run_mim.parse_arguments(sys.argv[1:]))
 trainer.train()
 """
 
@@ -92,6 +90,7 @@ def test_a_run_logs_its_pictures_once_to_each_tracker(photos, tmp_path, processe
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     batch_size = 8 // processes
     command += [str(tmp_path / "run.py"), *options(photos, tmp_path / "run", per_device_train_batch_size=batch_size)]
+    command += ["--report_to", "tensorboard", "trackio", "wandb"]
     result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     drawn = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "run" / "reconstructions").glob("step-*.png"))]

@@ -5,7 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from hf_simmim.embedding_pictures import draw_map
 from hf_simmim.reconstruction import Reconstruction
+from hf_simmim.segmentation import draw_segmentations
 from hf_simmim.visualization import MASK_GREY, plot_losses, reconstruction_grid, to_pictures
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
@@ -98,6 +100,19 @@ def test_error_map_has_a_scale_and_figures_stand_below():
     below = full[HEADER + 18 + 96 : HEADER + 18 + 96 + 18]
     assert all((below[:, start : start + 96] < 100).any() for start in (6, 6 + 102))
     assert (full[HEADER : HEADER + 18] < 100).any()
+
+
+def test_names_have_their_letters():
+    """What a font lacks it draws as one and the same box."""
+    black, mask = flat((0, 0, 0), 96, 96), torch.zeros(1, 2, 2, dtype=torch.bool)
+    picture, classes = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.int64)
+    for draw in (
+        lambda name: reconstruction_grid(reconstruction(black, mask, black, 48), names=[name]),
+        lambda name: reconstruction_grid({name: reconstruction(black, mask, black, 48)}),
+        lambda name: draw_map(np.zeros((1, 2)), [picture], [name], side=200),
+        lambda name: draw_segmentations([picture], [classes], [classes], [name]),
+    ):
+        assert len({np.asarray(draw(letter)).tobytes() for letter in "üéłßжλ"}) == 6
 
 
 def test_models_stand_side_by_side():

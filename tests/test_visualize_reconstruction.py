@@ -1,6 +1,7 @@
 """The script that draws reconstructions, run as a user runs it."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -21,10 +22,10 @@ def script():
     return load_script("visualize_reconstruction")
 
 
-def save(folder, **encoder) -> str:
+def save(folder, target="rgb", **encoder) -> str:
     """A checkpoint of images of 32 x 48 px, with its processor."""
     torch.manual_seed(0)
-    config = SimMIMConfig(encoder_config=vit_config(**({"image_size": [32, 48]} | encoder)))
+    config = SimMIMConfig(encoder_config=vit_config(**({"image_size": [32, 48]} | encoder)), target=target)
     SimMIMForMaskedImageModeling(config).save_pretrained(folder)
     height, width = config.image_size
     SimMIMImageProcessor(
@@ -114,6 +115,21 @@ def test_files_folders_and_patterns_are_spread_evenly(run, checkpoint, photos):
     )
 
 
+def test_images_that_cannot_be_read_are_left_out(run, script, checkpoint, photos, tmp_path, capsys):
+    """As in training; the masks of the others are those that they have without it."""
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    expected, _, _ = run("--checkpoint", checkpoint, "--images", folder)
+    (folder / "2 broken.png").write_bytes(b"no picture")
+    figures, drawn, _ = run("--checkpoint", checkpoint, "--images", folder)
+    assert figures == expected
+    assert len(drawn.pixel_values) == 5
+    script.main(["--checkpoint", checkpoint, "--images", str(folder), "--output", str(tmp_path / "drawn.png")])
+    printed = capsys.readouterr().out
+    assert f"left out: {folder / '2 broken.png'} cannot be read (UnidentifiedImageError" in printed
+    assert "1 of 6 images cannot be read and are left out." in printed
+
+
 def test_every_ratio_has_a_row(run, checkpoint, photos):
     figures, drawn, picture = run(
         *("--checkpoint", checkpoint, "--images", photos, "--num_images", 2, "--batch_size", 1),
@@ -161,6 +177,14 @@ def test_checkpoints_are_shown_the_same(run, checkpoint, photos, tmp_path):
     _, drawn, _ = run("--checkpoint", checkpoint, finer, *common, "--mask", tmp_path / "mask.png")
     assert drawn[finer].bool_masked_pos[0].sum() == 4
     assert torch.equal(drawn[checkpoint].hidden, drawn[finer].hidden)
+
+
+def test_a_model_that_is_helped_is_named(script, checkpoint, photos, tmp_path, capsys):
+    helped = save(tmp_path / "helped", target="normalized_rgb")
+    output = ["--images", str(photos), "--device", "cpu", "--output", str(tmp_path / "drawn.png")]
+    script.main(["--checkpoint", checkpoint, helped, *output])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "of the original" in line]
+    assert lines == [f"Pictures and masked l1 of {helped} have the local mean and contrast of the original."]
 
 
 def test_another_size_and_channels(run, tmp_path):

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from .visualization import font_for
+
 MAX_COLORS = 10
 OTHER_COLOR = (0, 0, 0)
 GAP = 6
@@ -108,7 +110,7 @@ def draw_map(
     frequent = [label for label, _ in Counter(labels or ()).most_common(MAX_COLORS)]
     palette = [tuple(round(255 * part) for part in color) for color in colormaps["tab10"].colors]  # type: ignore[attr-defined]
     colors = dict(zip(sorted(frequent), palette, strict=False))
-    font, line = ImageFont.load_default(20), 30
+    font, line = font_for(frequent, 20), 30
     entries = [*colors.items()]
     if labels is not None and len(set(labels)) > len(frequent):
         entries.append(("other", OTHER_COLOR))

@@ -223,6 +223,8 @@ def _results_intro(trainer: Any) -> str:
     parts = []
     if any("masked l1" in str(text) for text in table.values()):
         parts.append("Masked l1 is the mean absolute error of hidden pixels on the scale of 0 to 255.")
+        if trainer.model.target.borrowed:
+            parts.append(f"It is measured with the {trainer.model.target.borrowed} of the original.")
     if any("loss" in title for title in table):
         parts.append(
             "Losses compare runs of the same images, masks and target; they do not say how well the features serve a"
@@ -250,9 +252,11 @@ def _reconstruction(trainer: Any) -> dict[str, str] | None:
     meanings = [f"{name} ({COLUMN_MEANINGS[name]})" for name in DRAWN_COLUMNS]
     evaluation = last_entry(trainer.state.log_history, "eval_loss")
     when = f" {measured_after(trainer, 'eval_loss')}" if evaluation is not None else ""
+    borrowed = trainer.model.target.borrowed
+    helped = f" Predictions are drawn with the {borrowed} of the original, and look better for it." if borrowed else ""
     return {
         "alt": " | ".join(DRAWN_COLUMNS),
-        "caption": f"Held-out images{when}, from left to right: {', '.join(meanings)}.",
+        "caption": f"Held-out images{when}, from left to right: {', '.join(meanings)}.{helped}",
     }
 
 

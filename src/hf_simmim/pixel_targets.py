@@ -36,6 +36,8 @@ class NormalizedRGB(Target):
     MAE (arXiv 2111.06377), where mean and deviation are those of all channels of a patch.
     """
 
+    borrowed = "local mean and contrast"
+
     def make(self, pixel_values: torch.Tensor) -> torch.Tensor:
         mean, std = self._statistics(pixel_values)
         return down_sample((pixel_values - mean) / std, self.stride)

@@ -112,9 +112,13 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         name = str(pretrained_model_name_or_path)
         hub_arguments = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
         stored_dict, _ = cls.config_class.get_config_dict(name, **hub_arguments)
-        if stored_dict.get("model_type") != cls.config_class.model_type:
+        if "model_type" not in stored_dict:
             raise ValueError(
-                f"{name} holds a {stored_dict.get('model_type')!r} model and none of SimMIM. Load it with"
+                f"{name} holds no config.json of a model. Name the output folder of a training, or a model on the Hub."
+            )
+        if stored_dict["model_type"] != cls.config_class.model_type:
+            raise ValueError(
+                f"{name} holds a {stored_dict['model_type']!r} model and none of SimMIM. Load it with"
                 f" {cls.__name__}.from_encoder."
             )
         stored = cls.config_class.from_dict(stored_dict)

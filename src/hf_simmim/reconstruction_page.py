@@ -198,6 +198,8 @@ def panel(name: str, model: Reconstructor, result: Reconstruction, mask_patch_si
         f"{width} x {height} px",
         f"patches of {model.patch_size} px",
     ]
+    if model.model.target.borrowed:
+        facts.append(f"{model.model.target.borrowed} of the original")
     if mask_patch_size is not None:
         facts.append(f"mask patches of {mask_patch_size} px")
     hidden, patches = int(result.bool_masked_pos.sum()), result.bool_masked_pos.numel()

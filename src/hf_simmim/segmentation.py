@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import nn
 from transformers import EvalPrediction
 
 from .metrics import MeanIoU
+from .visualization import font_for
 
 # What Trainer pads rows of different lengths with.
 TRAINER_PADDING = -100
@@ -125,7 +126,7 @@ def draw_segmentations(
     """
     colours = np.vstack([class_colours(len(class_names)), np.full((1, 3), NO_CLASS_GREY, np.uint8)])
     gap, header = 6, 22
-    font = ImageFont.load_default(13)
+    font = font_for(class_names, 13)
     rows, seen = [], set()
     for picture, annotation, prediction in zip(pictures, annotations, predictions, strict=True):
         is_class = (annotation >= 0) & (annotation < len(class_names))

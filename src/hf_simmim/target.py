@@ -17,6 +17,7 @@ class Target:
     stride: int  # pixels of the image for each step of the prediction
     is_pixels = False  # whether the prediction is the picture itself
     is_decodable = True  # whether there is a way back to pixels
+    borrowed = ""  # what the way back takes from the hidden pixels themselves
 
     def __init__(self, config: Any):
         self.config = config

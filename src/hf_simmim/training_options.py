@@ -65,6 +65,11 @@ class ReleasedTrainingArguments(TrainingArguments):
         metadata={"help": "Processes that load images, for each device."},
     )
     seed: int = field(default=0, metadata={"help": "Seed of everything that is drawn."})
+    # A list, so that several can be named on a command line.
+    report_to: list[str] = field(  # type: ignore[assignment]
+        default_factory=lambda: ["none"],
+        metadata={"help": "Trackers, such as tensorboard, trackio, wandb; or all that are installed; or none."},
+    )
     hub_license: str | None = field(
         default=None,
         metadata={

@@ -1,7 +1,7 @@
 """Pictures of what a model does: reconstructions, and the course of the loss."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,23 @@ SMALLEST_SIDE, LARGEST_SIDE = 96, 384
 
 # Of `Reconstruction`, what is drawn unless something else is asked for.
 DRAWN_COLUMNS = ("original", "masked", "prediction", "composite")
+
+
+def font_for(texts: Iterable[str], size: int) -> Any:
+    """A font that has the letters of texts such as names of files and classes, as far as there is one.
+
+    Args:
+        texts: What is to be written.
+        size: In pixels.
+
+    Returns:
+        Pillow's own font; for letters beyond ASCII, most of which it lacks, DejaVu Sans, which matplotlib brings along.
+    """
+    if all(text.isascii() for text in texts):
+        return ImageFont.load_default(size)
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
 
 
 def to_pictures(pixel_values: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]) -> np.ndarray:
@@ -124,9 +141,10 @@ def _draw_table(
         zoom = LARGEST_SIDE / max(height, width)
     cell_width, cell_height = max(1, round(width * zoom)), max(1, round(height * zoom))
     resample = Image.Resampling.NEAREST if zoom >= 1 else Image.Resampling.LANCZOS
-    font: Any = ImageFont.load_default(max(13, max(cell_width, cell_height) // 15))
-    line, gap = round(font.size * 1.4), max(6, font.size // 3)
     texts = [column.title for column in table] + [text for column in table for text in column.captions]
+    written = [*texts, *(names or ()), *(column.model for column in table)]
+    font = font_for(written, max(13, max(cell_width, cell_height) // 15))
+    line, gap = round(font.size * 1.4), max(6, font.size // 3)
     column_width = max(cell_width, math.ceil(max(map(font.getlength, texts))))
     has_models, has_captions = any(column.model for column in table), any(column.captions for column in table)
     header = line * (2 if has_models else 1) + gap // 2
