@@ -167,7 +167,10 @@ def test_other_checkpoints(script, pictures, tmp_path, source):
 
 @pytest.mark.parametrize("save_steps", [2, 3])
 def test_a_killed_run_goes_on_as_if_it_had_not_been(script, pictures, checkpoint, tmp_path, save_steps):
-    """Within an epoch or between two; augmentation, mixing, stochastic depth and the average of weights included."""
+    """Within an epoch or between two; augmentation, mixing, stochastic depth and the average of weights included.
+
+    Evaluations before and after draw nothing of what training does, though their workers are started anew.
+    """
 
     class Kill(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -178,7 +181,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(script, pictures, checkpoint
         return options(
             *(pictures, tmp_path / folder),
             **{"checkpoint": checkpoint, "save_strategy": "steps", "save_steps": save_steps, "weight_average": 0.9},
-            **{"drop_path_rate": 0.3, "dataloader_num_workers": 1},
+            **{"drop_path_rate": 0.3, "dataloader_num_workers": 1, "eval_strategy": "steps", "eval_steps": 1},
         )
 
     whole = script.parse_arguments(settings("whole"))
