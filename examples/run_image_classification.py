@@ -187,6 +187,11 @@ class FineTuningArguments(ReleasedTrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor={self.label_smoothing_factor} is Trainer's, which cannot smooth the labels of"
+                " mixed images. Use --label_smoothing, which can."
+            )
         if self.lr_scheduler_kwargs is None and self.lr_scheduler_type in RELEASED_SCHEDULES:
             names = ["warmup_lr_rate"] + ["min_lr_rate"] * (self.lr_scheduler_type == "released_cosine")
             self.lr_scheduler_kwargs = dict.fromkeys(names, 2e-4)
@@ -280,12 +285,12 @@ def plan_runs(options: Options) -> list[Run]:
                 share = DEFAULT_HOLDOUT if num_folds is None and validation is None else 0.0
             if share and validation is None:
                 # Before labels are drawn, so that all budgets and seeds are held against the same images.
-                parts = holdout(everything.labels, share, data.holdout_seed)
+                parts = holdout(everything.labels, share, data.holdout_seed, everything.class_names)
                 train, evaluation = (everything.select(part) for part in parts)
             if data.labels_per_class is not None:
                 train = train.select(few_labels(train.labels, data.labels_per_class, seed, train.class_names))
             if num_folds is not None:
-                parts = folds(train.labels, num_folds, fold, data.holdout_seed)
+                parts = folds(train.labels, num_folds, fold, data.holdout_seed, train.class_names)
                 train, evaluation = (train.select(part) for part in parts)
             if data.max_train_samples is not None:
                 # Not the first ones, which in a folder are of one class.
@@ -320,6 +325,8 @@ def build_config(arguments: ModelArguments, images: LabelledImages) -> SimMIMCon
     config.label2id = {name: index for index, name in enumerate(names)}
     config.problem_type = images.problem_type
     config.class_weights = class_weights(arguments.class_weights, images)
+    # What is set afterwards is not checked before it is saved.
+    config.validate_class_weights()
     return config
 
 

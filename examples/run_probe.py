@@ -120,7 +120,10 @@ def load_images(arguments: DataArguments) -> list[LabelledImages]:
         raise ValueError("The labels must be one class for each image. Name another --label_column.")
     parts = [train, test]
     if test is None:
-        parts = [train.select(part) for part in holdout(train.labels, arguments.holdout, arguments.holdout_seed)]
+        parts = [
+            train.select(part)
+            for part in holdout(train.labels, arguments.holdout, arguments.holdout_seed, train.class_names)
+        ]
     limits = (arguments.max_train_samples, arguments.max_eval_samples)
     return [
         part if limit is None else part.select(evenly_spaced(len(part), limit))

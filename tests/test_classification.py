@@ -55,6 +55,8 @@ def test_class_weights():
     torch.testing.assert_close(classification_loss(logits, labels, class_weights=weights), expected)
     soft = F.one_hot(labels[:4], 3).float()
     torch.testing.assert_close(classification_loss(logits[:4], soft, class_weights=weights), expected)
+    whole = [classification_loss(logits, labels, class_weights=numbers) for numbers in ([1, 2, 4], [1.0, 2.0, 4.0])]
+    torch.testing.assert_close(*whole)
 
 
 @pytest.mark.parametrize(
@@ -235,6 +237,10 @@ def test_class_weights_are_checked():
         SimMIMForImageClassification(SimMIMConfig(encoder_config=swin_config(), num_labels=3, class_weights=[1.0, 2.0]))
     with pytest.raises(Exception, match="0 or more"):
         SimMIMConfig(encoder_config=swin_config(), class_weights=[1.0, -2.0])
+    config = SimMIMConfig(encoder_config=swin_config(), num_labels=2)
+    config.class_weights = [1.0, -2.0]
+    with pytest.raises(ValueError, match="0 or more"):
+        SimMIMForImageClassification(config)
 
 
 @pytest.mark.parametrize("make", [swin_config, beit_config])

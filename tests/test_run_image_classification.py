@@ -223,6 +223,10 @@ def test_balanced_class_weights(script, checkpoint, tmp_path):
     arguments = script.parse_arguments([*run, "--class_weights", "balanced"])
     trainer, _ = script.build_trainer(arguments, script.plan_runs(arguments)[0])
     assert trainer.model.config.class_weights == pytest.approx([16 / 24, 16 / 8])
+    # Before the training, not when its end is to be saved.
+    arguments = script.parse_arguments([*run, "--class_weights", "1", "-2"])
+    with pytest.raises(ValueError, match="must be numbers of 0 or more"):
+        script.build_trainer(arguments, script.plan_runs(arguments)[0])
 
 
 @pytest.mark.parametrize(
@@ -233,6 +237,8 @@ def test_balanced_class_weights(script, checkpoint, tmp_path):
         ({"checkpoint": "nowhere/to/be/found"}, "neither a folder"),
         ({"validation_split": "test"}, "needs --dataset_name"),
         ({"class_weights": "balansed"}, "must be balanced, or 3 numbers"),
+        ({"label_smoothing_factor": 0.1}, "Use --label_smoothing"),
+        ({"holdout": 0, "num_folds": 17}, "Class across has 16 images"),
         ({"layer_decay": 2}, "layer_decay=2.0"),
         ({"mixup": -1}, "mixup_alpha=-1"),
         ({"rand_augment": "rand-q9"}, "rand-q9"),

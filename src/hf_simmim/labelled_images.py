@@ -221,7 +221,9 @@ def few_labels(
     return sorted(chosen)
 
 
-def folds(labels: Sequence[Any], num_folds: int, fold: int, seed: int) -> tuple[list[int], list[int]]:
+def folds(
+    labels: Sequence[Any], num_folds: int, fold: int, seed: int, class_names: Sequence[str] | None = None
+) -> tuple[list[int], list[int]]:
     """One fold of a cross-validation; each has as much of every class where an image has one.
 
     Args:
@@ -229,6 +231,7 @@ def folds(labels: Sequence[Any], num_folds: int, fold: int, seed: int) -> tuple[
         num_folds: Number of folds.
         fold: Which, from 0.
         seed: Seed of the division.
+        class_names: Names of the classes, for the error.
 
     Returns:
         Indices of the images to train on, and of those held out: every image is held out of one fold.
@@ -243,19 +246,22 @@ def folds(labels: Sequence[Any], num_folds: int, fold: int, seed: int) -> tuple[
     if not 0 <= fold < num_folds:
         raise ValueError(f"fold={fold} must be from 0 to {num_folds - 1}, as there are {num_folds} folds.")
     if _is_single(labels):
-        _check_class_sizes(labels, num_folds, f"{num_folds} folds. Take fewer folds, or add images")
+        _check_class_sizes(labels, num_folds, f"{num_folds} folds. Take fewer folds, or add images", class_names)
     splitter = (StratifiedKFold if _is_single(labels) else KFold)(num_folds, shuffle=True, random_state=seed)
     train, held_out = list(splitter.split(np.zeros(len(labels)), labels))[fold]
     return train.tolist(), held_out.tolist()
 
 
-def holdout(labels: Sequence[Any], share: float, seed: int) -> tuple[list[int], list[int]]:
+def holdout(
+    labels: Sequence[Any], share: float, seed: int, class_names: Sequence[str] | None = None
+) -> tuple[list[int], list[int]]:
     """Hold out a share of the images; the same of every class where an image has one.
 
     Args:
         labels: As in `few_labels`.
         share: Share to hold out, in (0, 1).
         seed: Seed of the division.
+        class_names: Names of the classes, for the error.
 
     Returns:
         Indices of the images to train on, and of those held out.
@@ -270,7 +276,7 @@ def holdout(labels: Sequence[Any], share: float, seed: int) -> tuple[list[int], 
     num_held_out = round(share * len(labels))
     smallest = 1
     if _is_single(labels):
-        _check_class_sizes(labels, 2, "both sides. Remove the class, or add images")
+        _check_class_sizes(labels, 2, "both sides. Remove the class, or add images", class_names)
         smallest = len(set(labels))
     if not smallest <= num_held_out <= len(labels) - smallest:
         raise ValueError(
@@ -292,10 +298,11 @@ def _is_single(labels: Sequence[Any]) -> bool:
     return isinstance(labels[0], (int, np.integer))
 
 
-def _check_class_sizes(labels: Sequence[int], smallest: int, purpose: str) -> None:
+def _check_class_sizes(labels: Sequence[int], smallest: int, purpose: str, class_names: Sequence[str] | None) -> None:
     label, count = min(Counter(labels).items(), key=lambda item: item[1])
     if count < smallest:
-        raise ValueError(f"Class {label} (counted from 0) has {count} images, too few for {purpose}.")
+        name = f"{label} (counted from 0)" if class_names is None else class_names[label]
+        raise ValueError(f"Class {name} has {count} image{'s' * (count > 1)}, too few for {purpose}.")
 
 
 class LabelledImageDataset(ImageDataset):

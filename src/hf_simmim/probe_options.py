@@ -82,7 +82,9 @@ def load_probe(arguments: ProbeArguments, embedded_data: str) -> list[LabelledIm
         raise ValueError("The probe's labels must be one class for each image. Name another column.")
     if test is not None:
         return [images, test]
-    return [images.select(part) for part in holdout(images.labels, PROBE_TEST_SHARE, seed=0)]
+    return [
+        images.select(part) for part in holdout(images.labels, PROBE_TEST_SHARE, seed=0, class_names=images.class_names)
+    ]
 
 
 def probe_source(arguments: ProbeArguments, embedded_data: str | Path) -> ImageSource | None:
