@@ -260,9 +260,25 @@ def test_recipes_are_those_of_the_released_configs(kind):
     """Against the numbers of the authors' yaml files, written out here."""
     recipes = {name: json.loads((RECIPES / kind / f"{name}.json").read_text()) for name in recipe_names(RECIPES / kind)}
     released = {name: recipe for name, recipe in recipes.items() if name.endswith(("100ep", "800ep"))}
+    for recipe in released.values():
+        assert (recipe["weight_decay"], recipe["max_grad_norm"]) == (0.05, 5.0)
+        assert recipe["per_device_train_batch_size"] == 128
     if kind == "pretrain":
-        assert len(released) == 5
+        expected = {
+            "swin_base__img192_window6__100ep": ("swin-base", 192, 6, 0.0, 100, "rgb", None),
+            "swin_base__img192_window6__800ep": ("swin-base", 192, 6, 0.0, 800, "rgb", None),
+            "swin_large__img192_window12__800ep": ("swin-large", 192, 12, 0.0, 800, "rgb", None),
+            "vit_base__img224__800ep": ("vit-base", 224, None, 0.1, 800, "rgb", None),
+            "swinv2_base__img192_window12__800ep": ("swinv2-base", 192, 12, 0.1, 800, "normalized_rgb", 47),
+        }
+        keys = ("encoder", "image_size", "window_size", "drop_path_rate", "num_train_epochs", "target")
+        found = {
+            name: (*(recipe.get(key) for key in keys), recipe.get("target_options", {}).get("window_size"))
+            for name, recipe in released.items()
+        }
+        assert found == expected
         for name, recipe in released.items():
+            assert (recipe["crop_scale"], recipe["loss"], recipe["head"]) == ([0.67, 1.0], "l1", "linear")
             is_long = name.endswith("800ep")
             rates = (1e-4, 5e-7) if is_long else (2e-4, 1e-6)
             assert recipe["base_learning_rate"] == rates[0]
@@ -290,6 +306,10 @@ def test_recipes_are_those_of_the_released_configs(kind):
         shares = recipe["lr_scheduler_kwargs"]
         assert shares["warmup_lr_rate"] * 1.25e-3 == shares["min_lr_rate"] * 1.25e-3 == pytest.approx(2.5e-7)
         assert recipe["warmup_steps"] * recipe["num_train_epochs"] == 20
+        assert (recipe["num_train_epochs"], recipe["dataloader_drop_last"]) == (100, True)
+        assert (recipe["mixup"], recipe["cutmix"], recipe["label_smoothing"]) == (0.8, 1.0, 0.1)
+        assert (recipe["rand_augment"], recipe["random_erasing"]) == ("rand-m9-mstd0.5-inc1", 0.25)
+        assert (recipe["crop_scale"], recipe["flip"], recipe["eval_crop_ratio"]) == ([0.08, 1.0], 0.5, 224 / 256)
 
 
 def test_every_recipe_is_accepted(script):
