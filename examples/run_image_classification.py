@@ -187,6 +187,11 @@ class FineTuningArguments(ReleasedTrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor={self.label_smoothing_factor} is Trainer's, which cannot smooth the labels of"
+                " mixed images. Use --label_smoothing, which can."
+            )
         if self.lr_scheduler_kwargs is None and self.lr_scheduler_type in RELEASED_SCHEDULES:
             names = ["warmup_lr_rate"] + ["min_lr_rate"] * (self.lr_scheduler_type == "released_cosine")
             self.lr_scheduler_kwargs = dict.fromkeys(names, 2e-4)
@@ -320,6 +325,8 @@ def build_config(arguments: ModelArguments, images: LabelledImages) -> SimMIMCon
     config.label2id = {name: index for index, name in enumerate(names)}
     config.problem_type = images.problem_type
     config.class_weights = class_weights(arguments.class_weights, images)
+    # What is set afterwards is not checked before it is saved.
+    config.validate_class_weights()
     return config
 
 

@@ -124,7 +124,7 @@ def load_images(arguments: DataArguments) -> list[LabelledImages]:
     if test is None:
         parts = [
             train.select(part)
-            for part in (holdout(train.labels, arguments.holdout, arguments.holdout_seed, train.class_names))
+            for part in holdout(train.labels, arguments.holdout, arguments.holdout_seed, train.class_names)
         ]
     limits = (arguments.max_train_samples, arguments.max_eval_samples)
     return [

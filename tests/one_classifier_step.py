@@ -1,4 +1,4 @@
-"""One step of an unmodified Trainer on labelled images; run by test_classification.py on two processes.
+"""One step of an unmodified Trainer, and an evaluation; run by test_classification.py on two processes.
 
 With SGD at a learning rate of 1 the change of the weights is the gradient.
 """
@@ -8,9 +8,11 @@ import tempfile
 
 import torch
 from tiny import swin_config
+from torch.utils.data import Subset
 from transformers import Trainer, TrainingArguments
 
 from hf_simmim import SimMIMConfig, SimMIMForImageClassification
+from hf_simmim.classifier_card import ClassifierTrainer
 
 NUM_IMAGES = 8
 NUM_CLASSES = 3
@@ -82,8 +84,21 @@ def gradient(kind: str, batch_size: int, accumulation: int) -> dict[str, torch.T
     return {name: before[name] - parameter.detach() for name, parameter in model.named_parameters()}
 
 
+def evaluation_loss(kind: str) -> float:
+    """Loss of the images from the second to the sixth, in batches of four."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = ClassifierTrainer(
+            make_model(kind),
+            TrainingArguments(folder, per_device_eval_batch_size=4, use_cpu=True, report_to="none"),
+            eval_dataset=Subset(LabelledImages(kind), range(2, 7)),
+            compute_metrics=lambda prediction: {},
+        )
+        return trainer.evaluate()["eval_loss"]
+
+
 if __name__ == "__main__":
     path = sys.argv[1]
+    losses = {f"{kind} loss": evaluation_loss(kind) for kind in PROBLEM_TYPES}
     gradients = {kind: gradient(kind, 2, 2) for kind in PROBLEM_TYPES}
     if torch.distributed.get_rank() == 0:
-        torch.save(gradients, path)
+        torch.save(gradients | losses, path)

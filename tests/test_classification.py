@@ -9,7 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden import FIXTURES, golden_model
-from one_classifier_step import CLASS_WEIGHTS, NUM_IMAGES, PROBLEM_TYPES, LabelledImages, gradient, make_model
+from one_classifier_step import (
+    CLASS_WEIGHTS,
+    NUM_IMAGES,
+    PROBLEM_TYPES,
+    LabelledImages,
+    evaluation_loss,
+    gradient,
+    make_model,
+)
 from safetensors.torch import load_file
 from tiny import ENCODER_CONFIGS, beit_config, swin_config
 from transformers import AutoModelForImageClassification, BeitModel
@@ -55,6 +63,8 @@ def test_class_weights():
     torch.testing.assert_close(classification_loss(logits, labels, class_weights=weights), expected)
     soft = F.one_hot(labels[:4], 3).float()
     torch.testing.assert_close(classification_loss(logits[:4], soft, class_weights=weights), expected)
+    whole = [classification_loss(logits, labels, class_weights=numbers) for numbers in ([1, 2, 4], [1.0, 2.0, 4.0])]
+    torch.testing.assert_close(*whole)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +94,7 @@ def test_config_is_left_alone(kind):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """Gradients of each kind of label, on two processes with two accumulated batches each."""
+    """Gradients and losses of each kind of label, on two processes with two accumulated batches each."""
     path = tmp_path_factory.mktemp("two") / "gradients.pt"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run([*command, str(TESTS / "one_classifier_step.py"), str(path)], check=True, capture_output=True)
@@ -117,6 +127,17 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(kind, two_processes):
     for found in (gradient(kind, 8, 1), gradient(kind, 2, 4), two_processes[kind]):
         error = torch.cat([(found[name] - expected[name]).flatten() for name in expected]).norm()
         assert error < 1e-5 * torch.cat([value.flatten() for value in expected.values()]).norm()
+
+
+@pytest.mark.parametrize("kind", PROBLEM_TYPES)
+def test_two_processes_evaluate_each_image_once(kind, two_processes):
+    """Also where the last batch is filled up with images that were there before."""
+    model = make_model(kind).eval()
+    images = [LabelledImages(kind)[index] for index in range(2, 7)]
+    with torch.no_grad():
+        expected = model(**{key: torch.stack([image[key] for image in images]) for key in images[0]}).loss.item()
+    assert evaluation_loss(kind) == pytest.approx(expected, rel=1e-6)
+    assert two_processes[f"{kind} loss"] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("encoder", ENCODER_CONFIGS)
@@ -235,6 +256,10 @@ def test_class_weights_are_checked():
         SimMIMForImageClassification(SimMIMConfig(encoder_config=swin_config(), num_labels=3, class_weights=[1.0, 2.0]))
     with pytest.raises(Exception, match="0 or more"):
         SimMIMConfig(encoder_config=swin_config(), class_weights=[1.0, -2.0])
+    config = SimMIMConfig(encoder_config=swin_config(), num_labels=2)
+    config.class_weights = [1.0, -2.0]
+    with pytest.raises(ValueError, match="0 or more"):
+        SimMIMForImageClassification(config)
 
 
 @pytest.mark.parametrize("make", [swin_config, beit_config])

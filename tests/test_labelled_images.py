@@ -211,8 +211,8 @@ def test_holdout_keeps_the_share_of_every_class():
     assert len(holdout([[1.0, 0.0]] * 10, 0.3, 0)[1]) == 3
     with pytest.raises(ValueError, match="A share of 0.01 of 60 images is 1, and each side needs at least 2"):
         holdout(labels, 0.01, 0)
-    with pytest.raises(ValueError, match="too few for both sides"):
-        holdout([0, 0, 0, 1], 0.5, 0)
+    with pytest.raises(ValueError, match="Class eel has 1 image, too few for both sides"):
+        holdout([0, 0, 0, 1], 0.5, 0, ["dog", "eel"])
     with pytest.raises(ValueError, match="must be between 0 and 1"):
         holdout(labels, 1.0, 0)
 

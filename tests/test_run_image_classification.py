@@ -167,7 +167,10 @@ def test_other_checkpoints(script, pictures, tmp_path, source):
 
 @pytest.mark.parametrize("save_steps", [2, 3])
 def test_a_killed_run_goes_on_as_if_it_had_not_been(script, pictures, checkpoint, tmp_path, save_steps):
-    """Within an epoch or between two; augmentation, mixing, stochastic depth and the average of weights included."""
+    """Within an epoch or between two; augmentation, mixing, stochastic depth and the average of weights included.
+
+    Evaluations before and after draw nothing of what training does, though their workers are started anew.
+    """
 
     class Kill(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -178,7 +181,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(script, pictures, checkpoint
         return options(
             *(pictures, tmp_path / folder),
             **{"checkpoint": checkpoint, "save_strategy": "steps", "save_steps": save_steps, "weight_average": 0.9},
-            **{"drop_path_rate": 0.3, "dataloader_num_workers": 1},
+            **{"drop_path_rate": 0.3, "dataloader_num_workers": 1, "eval_strategy": "steps", "eval_steps": 1},
         )
 
     whole = script.parse_arguments(settings("whole"))
@@ -220,6 +223,10 @@ def test_balanced_class_weights(script, checkpoint, tmp_path):
     arguments = script.parse_arguments([*run, "--class_weights", "balanced"])
     trainer, _ = script.build_trainer(arguments, script.plan_runs(arguments)[0])
     assert trainer.model.config.class_weights == pytest.approx([16 / 24, 16 / 8])
+    # Before the training, not when its end is to be saved.
+    arguments = script.parse_arguments([*run, "--class_weights", "1", "-2"])
+    with pytest.raises(ValueError, match="must be numbers of 0 or more"):
+        script.build_trainer(arguments, script.plan_runs(arguments)[0])
 
 
 @pytest.mark.parametrize(
@@ -230,6 +237,8 @@ def test_balanced_class_weights(script, checkpoint, tmp_path):
         ({"checkpoint": "nowhere/to/be/found"}, "neither a folder"),
         ({"validation_split": "test"}, "needs --dataset_name"),
         ({"class_weights": "balansed"}, "must be balanced, or 3 numbers"),
+        ({"label_smoothing_factor": 0.1}, "Use --label_smoothing"),
+        ({"holdout": 0, "num_folds": 17}, "Class across has 16 images"),
         ({"layer_decay": 2}, "layer_decay=2.0"),
         ({"mixup": -1}, "mixup_alpha=-1"),
         ({"rand_augment": "rand-q9"}, "rand-q9"),
@@ -251,9 +260,25 @@ def test_recipes_are_those_of_the_released_configs(kind):
     """Against the numbers of the authors' yaml files, written out here."""
     recipes = {name: json.loads((RECIPES / kind / f"{name}.json").read_text()) for name in recipe_names(RECIPES / kind)}
     released = {name: recipe for name, recipe in recipes.items() if name.endswith(("100ep", "800ep"))}
+    for recipe in released.values():
+        assert (recipe["weight_decay"], recipe["max_grad_norm"]) == (0.05, 5.0)
+        assert recipe["per_device_train_batch_size"] == 128
     if kind == "pretrain":
-        assert len(released) == 5
+        expected = {
+            "swin_base__img192_window6__100ep": ("swin-base", 192, 6, 0.0, 100, "rgb", None),
+            "swin_base__img192_window6__800ep": ("swin-base", 192, 6, 0.0, 800, "rgb", None),
+            "swin_large__img192_window12__800ep": ("swin-large", 192, 12, 0.0, 800, "rgb", None),
+            "vit_base__img224__800ep": ("vit-base", 224, None, 0.1, 800, "rgb", None),
+            "swinv2_base__img192_window12__800ep": ("swinv2-base", 192, 12, 0.1, 800, "normalized_rgb", 47),
+        }
+        keys = ("encoder", "image_size", "window_size", "drop_path_rate", "num_train_epochs", "target")
+        found = {
+            name: (*(recipe.get(key) for key in keys), recipe.get("target_options", {}).get("window_size"))
+            for name, recipe in released.items()
+        }
+        assert found == expected
         for name, recipe in released.items():
+            assert (recipe["crop_scale"], recipe["loss"], recipe["head"]) == ([0.67, 1.0], "l1", "linear")
             is_long = name.endswith("800ep")
             rates = (1e-4, 5e-7) if is_long else (2e-4, 1e-6)
             assert recipe["base_learning_rate"] == rates[0]
@@ -281,6 +306,10 @@ def test_recipes_are_those_of_the_released_configs(kind):
         shares = recipe["lr_scheduler_kwargs"]
         assert shares["warmup_lr_rate"] * 1.25e-3 == shares["min_lr_rate"] * 1.25e-3 == pytest.approx(2.5e-7)
         assert recipe["warmup_steps"] * recipe["num_train_epochs"] == 20
+        assert (recipe["num_train_epochs"], recipe["dataloader_drop_last"]) == (100, True)
+        assert (recipe["mixup"], recipe["cutmix"], recipe["label_smoothing"]) == (0.8, 1.0, 0.1)
+        assert (recipe["rand_augment"], recipe["random_erasing"]) == ("rand-m9-mstd0.5-inc1", 0.25)
+        assert (recipe["crop_scale"], recipe["flip"], recipe["eval_crop_ratio"]) == ([0.08, 1.0], 0.5, 224 / 256)
 
 
 def test_every_recipe_is_accepted(script):

@@ -41,7 +41,9 @@ def classification_loss(
         raise ValueError(f"problem_type={problem_type!r} is unknown. Use one of: {', '.join(PROBLEM_TYPES)}.")
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits.float()
-        weights = None if class_weights is None else torch.tensor(class_weights, device=logits.device)
+        weights = (
+            None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32, device=logits.device)
+        )
         if problem_type == "single_label_classification" and not labels.is_floating_point():
             return _integer_loss(logits, labels, weights, num_items_in_batch)
         if problem_type == "regression" and labels.ndim == 1 and logits.shape[1] == 1:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from huggingface_hub import EvalResult, ModelCard
 
 from .card_rendering import accuracy_result, card_metadata, citations, place, render_card
@@ -15,6 +17,7 @@ from .card_tables import (
     pixels_table,
 )
 from .card_training import emissions_entry, hardware_table, hours, optimization_table, progress, steps, versions_table
+from .classification_loss import classification_loss
 from .optimization import planned_steps
 from .provenance import Origin
 from .pushing_trainer import PushingTrainer
@@ -41,11 +44,24 @@ OF_A_CLASS = "accuracy_"
 class ClassifierTrainer(WholeEvaluation, PushingTrainer):
     """transformers' Trainer, which writes a model card that tells more and pushes in a way that never stops it.
 
-    Set `origin` to what it does not know, and `final_metrics` to what was measured after the training.
+    The loss of an evaluation is the mean over images. Set `origin` to what it does not know, and `final_metrics` to
+    what was measured after the training.
     """
 
     origin: Origin = Origin()
     final_metrics: dict[str, float] | None = None
+
+    def evaluation_loop(self, *args, **kwargs):
+        """Trainer's loop; its loss becomes the exact mean over images, whatever the number of processes."""
+        output = super().evaluation_loop(*args, **kwargs)
+        if isinstance(output.predictions, np.ndarray) and isinstance(output.label_ids, np.ndarray):
+            # Trainer takes the mean of batches, some of which hold images twice, to be as many on all processes.
+            model: Any = self.model
+            logits, labels = torch.from_numpy(output.predictions), torch.from_numpy(output.label_ids)
+            loss = classification_loss(logits, labels, model.config.problem_type, model.config.class_weights)
+            name = f"{kwargs.get('metric_key_prefix', 'eval')}_loss"
+            output = output._replace(metrics={**(output.metrics or {}), name: loss.item()})
+        return output
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Write our card, also where Trainer would write its own."""

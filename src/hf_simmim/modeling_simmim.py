@@ -320,6 +320,8 @@ class SimMIMForImageClassification(SimMIMPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = SimMIMModel._keys_to_ignore_on_load_unexpected
 
     def __init__(self, config: SimMIMConfig):
+        # What was set after the config was made is not checked yet.
+        config.validate_class_weights()
         super().__init__(config)
         weights = config.class_weights
         if weights is not None and len(weights) != config.num_labels:
