@@ -235,6 +235,12 @@ def test_a_hub_that_fails_half_of_the_time_gets_everything(run_mim, hub, photos,
     assert commits(hub)[-1].oid in capsys.readouterr().out
 
 
+def test_the_best_of_an_epoch_are_told_apart(run_mim, hub, photos, tmp_path):
+    settings = {"save_strategy": "best", "metric_for_best_model": "eval_loss", "max_steps": 3, "learning_rate": 0.01}
+    run_mim.main(options(photos, tmp_path, **settings))
+    assert hub.titles(REPOSITORY)[1:-1] == [f"Training in progress, step {step}" for step in (3, 2, 1)]
+
+
 @pytest.mark.parametrize("kind", ["gone", "token refused"])
 def test_training_ends_without_the_hub(run_mim, hub, photos, tmp_path, monkeypatch, caplog, kind):
     def leave():
@@ -405,6 +411,16 @@ def test_a_hub_that_does_not_answer_is_asked_again(pushes, hub, monkeypatch, cap
     pushes.submit(push)
     assert pushes.wait(push)
     assert "Timeout" in caplog.text
+
+
+def test_the_last_push_does_not_pause_for_long(pushes, hub, monkeypatch):
+    monkeypatch.setattr(hub_pushes, "PAUSES", (0.01, 1000.0))
+    monkeypatch.setattr(hub_pushes, "LONGEST_LAST_PAUSE", 0.05)
+    hub.fail(status=500, path="/commit/", times=6)
+    push = Push.of_run(pushes.output_dir / "checkpoint-1", "end")
+    pushes.submit(push)
+    assert pushes.wait(push)
+    assert len(commits(hub)) == 1
 
 
 def test_what_is_no_longer_true_is_deleted(pushes, hub):

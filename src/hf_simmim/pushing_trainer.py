@@ -65,7 +65,8 @@ class PushingTrainer(Trainer):
         checkpoint = Path(checkpoint_folder)
         folder = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: checkpoint.name}
         step = self.state.global_step
-        moment = f"step {step}" if self.args.save_strategy == SaveStrategy.STEPS else f"epoch {int(self.state.epoch)}"
+        # The best one may come several times in an epoch.
+        moment = f"epoch {int(self.state.epoch)}" if self.args.save_strategy == SaveStrategy.EPOCH else f"step {step}"
         try:
             push = Push.of_checkpoint(
                 checkpoint,
