@@ -498,7 +498,10 @@ def test_a_finished_run_of_which_the_best_weights_are_kept_is_pushed_with_them(r
     run_mim.main(settings)
     newest = tmp_path / "checkpoint-3" / "trainer_state.json"
     newest.write_text(json.dumps(json.loads(newest.read_text()) | {"best_global_step": 1}))
+    pictures = on_disk(tmp_path / "reconstructions")
     run_mim.main(settings)
+    assert on_disk(tmp_path / "reconstructions") == pictures
+    assert pictures["step-0000001.png"] == (tmp_path / "reconstruction.png").read_bytes()
     best = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
     pushed = load(hub.files(REPOSITORY)["model.safetensors"])
     assert all(torch.equal(best[name], tensor) for name, tensor in pushed.items())
