@@ -43,7 +43,7 @@ from hf_simmim.optimization import images_per_step
 from hf_simmim.probe_options import ProbeArguments, add_probe, load_probe, probe_source
 from hf_simmim.provenance import Origin, held_out, hub_id, image_source, last_part, safe_command
 from hf_simmim.recipes import json_object, parse_with_recipe
-from hf_simmim.run_settings import check_same_run, digest, prepare_output_dir, settings_before
+from hf_simmim.run_settings import begin_run, check_same_run, digest, prepare_output_dir, settings_before
 from hf_simmim.trainer import SimMIMTrainer
 from hf_simmim.training_options import ReleasedTrainingArguments
 from hf_simmim.unreadable_images import UnreadableImages, check_images
@@ -341,7 +341,7 @@ def build_trainer(
     check_license(arguments)
     config = build_config(model_arguments)
     hub_pushes = open_hub(arguments)
-    checkpoint = prepare_output_dir(arguments, ("reconstructions",))
+    checkpoint = prepare_output_dir(arguments)
     # One process reads first; the others find what it cached.
     with arguments.main_process_first(desc="loading images"):
         train_images, validation_images = load_splits(data_arguments, arguments.output_dir)
@@ -366,7 +366,7 @@ def build_trainer(
         "training images": digest(train_images),
         "evaluation images": digest(validation_images) if validation_images is not None else None,
     }
-    check_same_run(settings, Path(arguments.output_dir), checkpoint is not None, arguments.should_save)
+    check_same_run(settings, Path(arguments.output_dir), checkpoint is not None)
     common: dict[str, Any] = {
         "image_size": config.image_size,
         "num_channels": config.num_channels,
@@ -400,6 +400,7 @@ def build_trainer(
     # One process downloads what the target needs; the others find it.
     with arguments.main_process_first(desc="loading the target's network"):
         model.target.load()
+    begin_run(arguments, settings, ("reconstructions",))
     path = Path(arguments.output_dir) / "unreadable_images.txt"
     unreadable_images = UnreadableImages(path, sum(len(dataset) for dataset in datasets), share)
     unreadable_images.record(already_unreadable)

@@ -37,7 +37,7 @@ from hf_simmim.hub_pushes import open_hub
 from hf_simmim.optimization import create_optimizers, images_per_step, planned_steps
 from hf_simmim.pushing_trainer import PushingTrainer
 from hf_simmim.recipes import parse_with_recipe
-from hf_simmim.run_settings import check_same_run, digest, prepare_output_dir, settings_before
+from hf_simmim.run_settings import begin_run, check_same_run, digest, prepare_output_dir, settings_before
 from hf_simmim.segmentation import (
     SegmentationMetrics,
     classes_of_annotations,
@@ -370,7 +370,7 @@ def build_trainer(
         "training images": digest(train.images),
         "evaluation images": digest(validation.images),
     }
-    check_same_run(settings, Path(str(arguments.output_dir)), checkpoint is not None, arguments.should_save)
+    check_same_run(settings, Path(str(arguments.output_dir)), checkpoint is not None)
     if len(train.images) < images_per_step(arguments):
         raise ValueError(
             f"{len(train.images)} images are fewer than the {images_per_step(arguments)} of one step. Use a smaller"
@@ -380,6 +380,7 @@ def build_trainer(
     if arguments.warmup_is_usual:
         arguments.warmup_steps = min(RECIPE_WARMUP, steps // 10)
     model = build_model(config, model_arguments, labels)
+    begin_run(arguments, settings)
     if arguments.gradient_checkpointing:
         # UperNet itself does not know of it.
         model.backbone.gradient_checkpointing_enable(arguments.gradient_checkpointing_kwargs)

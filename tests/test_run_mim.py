@@ -176,6 +176,11 @@ def test_a_finished_run_is_not_run_again_and_another_one_is_refused(run_mim, pho
     ):
         with pytest.raises(SystemExit, match=f"{message}.*--restart"):
             run_mim.main(options(photos, tmp_path, **({"num_train_epochs": 2} | setting)))
+    # What is refused deletes nothing, and does not make another run of it.
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit, match="fewer than the 10000"):
+        run_mim.main([*options(photos, tmp_path, encoder=other, per_device_train_batch_size=10_000), "--restart"])
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     run_mim.main([*options(photos, tmp_path, num_train_epochs=1, encoder=other), "--restart"])
     assert AutoModel.from_pretrained(tmp_path).config.hidden_size == 64
     # The longer run that was there before is not what a new start would go on from.

@@ -237,7 +237,8 @@ def plot_probe(log_history: Sequence[dict[str, float]], path: Path) -> None:
         steps, values = _over_steps(log_history, key)
         axes.plot(steps, values, label=name, color=color, marker="o", markersize=3)
         if 0 in steps:
-            axes.axhline(values[steps.index(0)], color=color, linestyle=":", linewidth=1, label=f"{name}, before training")
+            before = values[steps.index(0)]
+            axes.axhline(before, color=color, linestyle=":", linewidth=1, label=f"{name}, before training")
     axes.set_xlabel("step")
     axes.set_ylabel("accuracy of frozen features")
     axes.grid(alpha=0.3)
