@@ -558,7 +558,7 @@ def execute(options: Options, run: Run) -> tuple[dict[str, Any], np.ndarray | No
             plot_confusion(matrix, run.train.class_names or [], run.output_dir / "confusion.png")
     trainer.write_card()
     if trainer.args.push_to_hub:
-        trainer.push_to_hub()
+        trainer.finish_pushes()
     return results, matrix
 
 

@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset, disable_progress_bars
-from huggingface_hub import CommitInfo
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, IntervalStrategy, set_seed
@@ -504,23 +503,6 @@ def print_results(trainer: SimMIMTrainer, metrics: dict[str, float]) -> None:
         print(f"{unreadable.path}  {count} image{'s' if count > 1 else ''} that could not be read, and were skipped")
 
 
-def push(trainer: SimMIMTrainer) -> None:
-    """Push what the run has made; training succeeded, so that a push that fails is reported, but is no error.
-
-    Raises:
-        SystemExit: If the waiting for the Hub is interrupted.
-    """
-    try:
-        commit = trainer.push_to_hub()
-    except KeyboardInterrupt:
-        # As a shell has it for what is interrupted; the trainer has told what to do.
-        raise SystemExit(130) from None
-    if isinstance(commit, CommitInfo) and trainer.hub_pushes is not None:
-        failed = trainer.hub_pushes.num_failed
-        repeated = f" ({failed} failed push{'es' if failed > 1 else ''} made up for)" if failed else ""
-        print(f"{commit.commit_url}  everything, on the Hub{repeated}")
-
-
 def main(argv: list[str] | None = None) -> None:
     """Run the pre-training."""
     argv = sys.argv[1:] if argv is None else argv
@@ -552,7 +534,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.should_log:
         print_results(trainer, metrics)
     if arguments.push_to_hub:
-        push(trainer)
+        trainer.finish_pushes()
 
 
 if __name__ == "__main__":

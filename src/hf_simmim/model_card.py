@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard
 
 from .callbacks import ProbeCallback
-from .card_rendering import accuracy_result, card_metadata, citations, place, render_card
+from .card_rendering import card_metadata, citations, place, render_card, result_entry
 from .card_tables import (
     Table,
     augmentation_table,
@@ -135,9 +135,7 @@ def probe_results(log: Sequence[dict[str, Any]], origin: Origin) -> list[EvalRes
         return []
     last = {key: last_entry(log, key) for key in PROBES}
     return [
-        accuracy_result(origin.evaluation, name, last[key][key])
-        for key, name in PROBES.items()
-        if last[key] is not None
+        result_entry(origin.evaluation, name, last[key][key]) for key, name in PROBES.items() if last[key] is not None
     ]
 
 

@@ -145,3 +145,19 @@ class PushingTrainer(Trainer):
         )
         self.hub_pushes.submit(push)
         return self.hub_pushes.wait(push) if blocking else push.result
+
+    def finish_pushes(self) -> None:
+        """Push what a script has made; training succeeded, so that a push that fails is reported, but is no error.
+
+        Raises:
+            SystemExit: If the waiting for the Hub is interrupted.
+        """
+        try:
+            commit = self.push_to_hub()
+        except KeyboardInterrupt:
+            # As a shell has it for what is interrupted; what to do has been told.
+            raise SystemExit(130) from None
+        if isinstance(commit, CommitInfo) and self.hub_pushes is not None:
+            failed = self.hub_pushes.num_failed
+            repeated = f" ({failed} failed push{'es' if failed > 1 else ''} made up for)" if failed else ""
+            print(f"{commit.commit_url}  everything, on the Hub{repeated}")

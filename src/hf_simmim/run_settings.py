@@ -15,7 +15,7 @@ from .training_options import ReleasedTrainingArguments
 FILE_NAME = "run.json"
 # What a run writes into its folder beside checkpoints, and another one in its place need not overwrite.
 RESULTS = (
-    *("reconstruction.png", "loss_curve.png", "probe.png", "confusion.png", "README.md"),
+    *("reconstruction.png", "loss_curve.png", "probe.png", "confusion.png", "segmentation.png", "README.md"),
     *("all_results.json", "eval_results.json", "train_results.json", "results.json", "unreadable_images.txt"),
 )
 
