@@ -183,6 +183,12 @@ def features_without_pictures(folder):
     ]
 
 
+def colour_clusters(folder):
+    target = {"target": "color_clusters", "target_options": {"centers": [[0.1 * i] * 3 for i in range(5)]}}
+    trainer = as_trained(make_trainer(folder, components={**target, "loss": "cross_entropy"}))
+    return trainer, ["| target | `color_clusters` (clusters 5) for every pixel |", "what they hold"]
+
+
 def grey_images(folder):
     trainer = make_trainer(folder, vit_config(num_channels=1), images=rows(channels=1), flip=0.0, crop_scale=None)
     return as_trained(trainer), [
@@ -262,6 +268,7 @@ RUNS = (
         stopped_early,
         evaluated,
         features_without_pictures,
+        colour_clusters,
         grey_images,
         many_channels,
     ),

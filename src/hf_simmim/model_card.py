@@ -157,6 +157,8 @@ def _prediction_table(model: Any) -> Table:
         if "model" in options:
             # Maybe by the way to a folder.
             options["model"] = hub_id(options["model"]) or last_part(options["model"])
+        if component == "target" and config.target == "color_clusters":
+            options["clusters"] = len(config.target_options["centers"])
         detail = ", ".join(f"{key} {listed(value)}" for key, value in options.items())
         return f"`{getattr(config, component)}`" + (f" ({detail})" if detail else "")
 
