@@ -251,6 +251,11 @@ def tracked_energy(folder):
     return trainer, ["| energy | 0.0123 kWh, 0.00456 kg CO2-equivalent, as", "co2_eq_emissions:\n  emissions: 4.56\n"]
 
 
+def too_short_to_log_a_loss(folder):
+    log = [{"step": 4, "eval_loss": 0.71234, "eval_masked_l1": 41.257}, {"step": 4, "train_runtime": 90.0}]
+    return as_trained(make_trainer(folder), log=log), ["| training time | 0.025 h (90 s), with evaluations |"]
+
+
 def unknown_origin(folder):
     trainer = as_trained(make_trainer(folder))
     trainer.origin = Origin()
@@ -272,7 +277,7 @@ RUNS = (
         grey_images,
         many_channels,
     ),
-    *(odd_names, best_model, tracked_energy, unknown_origin),
+    *(odd_names, best_model, tracked_energy, too_short_to_log_a_loss, unknown_origin),
 )
 
 

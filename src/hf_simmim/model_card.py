@@ -26,6 +26,7 @@ from .card_training import (
     measured_after,
     optimization_table,
     progress,
+    session_time,
     steps,
     versions_table,
 )
@@ -103,7 +104,7 @@ def training_card(trainer: "SimMIMTrainer") -> ModelCard:
             "steps": steps(trainer, num_steps),
             "started from": base_model or origin.checkpoint or "fresh weights",
             **optimization_table(arguments, num_steps),
-            **hardware_table(trainer, _training_time(log, images_per_step(arguments))),
+            **hardware_table(trainer, _training_time(log, images_per_step(arguments)) or session_time(trainer)),
             "speed": speed(log),
         },
         command=origin.command,
