@@ -425,12 +425,23 @@ def test_the_last_push_does_not_pause_for_long(pushes, hub, monkeypatch):
 
 def test_what_is_no_longer_true_is_deleted(pushes, hub):
     stale = dict.fromkeys(("model-00001-of-00002.safetensors", "model.safetensors.index.json", "notes.md"), b"")
-    hub.add(REPOSITORY, stale | {"last-checkpoint/rng_state_7.pth": b""})
+    # What the end of a shorter run left.
+    ended = dict.fromkeys(("results.json", "eval_results.json", "confusion.png", "loss_curve.png"), b"")
+    hub.add(REPOSITORY, stale | ended | {"last-checkpoint/rng_state_7.pth": b"", "README.md": b"", "mine.png": b""})
+    for name in ("confusion.png", "results.json", "probe.png"):
+        (pushes.output_dir / name).write_text(name)
     push = Push.of_checkpoint(pushes.output_dir / "checkpoint-1", "step 1", "last-checkpoint")
     pushes.submit(push)
     assert pushes.wait(push)
-    expected = {"model.safetensors", "last-checkpoint/model.safetensors", "last-checkpoint/optimizer.pt"}
-    assert set(hub.files(REPOSITORY)) == expected | {".gitattributes", "notes.md"}
+    weights = {"model.safetensors", "last-checkpoint/model.safetensors", "last-checkpoint/optimizer.pt"}
+    kept = {".gitattributes", "notes.md", "README.md", "mine.png"}
+    assert set(hub.files(REPOSITORY)) == weights | kept | {"probe.png"}
+
+    push = Push.of_run(pushes.output_dir, "end")
+    pushes.submit(push)
+    assert pushes.wait(push)
+    # A run's own folder has no weights here, so that nothing tells that the others are not true any more.
+    assert set(hub.files(REPOSITORY)) == weights | kept | {"probe.png", "confusion.png", "results.json"}
 
 
 def test_a_checkpoint_without_weights_is_no_model(pushes, hub):

@@ -469,13 +469,19 @@ def test_card_of_a_classifier_in_mid_training(tmp_path):
     trainer.args.weight_average = 0.9
     trainer.state.global_step, trainer.is_in_train = 2, True
     trainer.state.log_history = [{"step": 1, "eval_loss": 0.5, "eval_accuracy": 0.25}]
+    (tmp_path / "classifier").mkdir(exist_ok=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "classifier" / "confusion.png")
     text = check_card(classifier_card(trainer))
     # The weights and figures of a push are those of steps.
     assert "moving average" not in text
     assert "not trained on ([org/clothes]" in text
     assert "split train), after step 1:" in text
+    # It is of an earlier end.
+    assert "confusion.png" not in text
     trainer.is_in_train = False
-    assert table(check_card(classifier_card(trainer)))["weights"].startswith("a moving average over the steps")
+    text = check_card(classifier_card(trainer), tmp_path / "classifier")
+    assert "](confusion.png)" in text
+    assert table(text)["weights"].startswith("a moving average over the steps")
 
 
 def test_the_hub_takes_the_cards_and_a_push_keeps_them(hub, tmp_path):

@@ -122,7 +122,7 @@ def classifier_card(trainer: ClassifierTrainer) -> ModelCard:
                 "caption": "Which class is taken for which: rows are the true classes, columns the answers.",
             }
         ]
-        * picture.exists(),
+        * (not trainer.is_in_train and picture.exists()),
         class_list=listed_classes(names),
         model_rows=encoder_table(config, model),
         data_rows=_data_table(trainer),

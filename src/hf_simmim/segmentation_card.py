@@ -97,7 +97,7 @@ def segmentation_card(trainer: SegmentationTrainer) -> ModelCard:
                 "caption": "Images that were not trained on, with their annotations and the answers.",
             }
         ]
-        * (Path(str(arguments.output_dir)) / PICTURE).exists(),
+        * (not trainer.is_in_train and (Path(str(arguments.output_dir)) / PICTURE).exists()),
         class_list=listed_classes(names),
         model_rows={"decoder": "UperNet", **encoder_table(config, model), "parameters": _parameters(model)},
         data_rows=_data_table(trainer),
