@@ -439,7 +439,7 @@ def test_masks_of_a_range_of_ratios_and_pixels_that_are_none(run_mim, bands, tmp
     run = json.loads((tmp_path / "run.json").read_text())
     for ratio, nodata, message in (([0.4, 0.6], 7, "another mask_ratio"), ([0.4, 0.7], None, "another nodata")):
         with pytest.raises(ValueError, match=message):
-            check_same_run(run | {"mask_ratio": ratio, "nodata": nodata}, tmp_path, True, False)
+            check_same_run(run | {"mask_ratio": ratio, "nodata": nodata}, tmp_path, True)
     for ratio, message in ((["0.7", "0.4"], "falls"), (["0.4", "0.5", "0.6"], "3 values"), (["0.4", "1"], "outside")):
         with pytest.raises(SystemExit, match=message):
             run_mim.main([*options(bands, tmp_path, num_channels=5), "--mask_ratio", *ratio])
