@@ -49,7 +49,7 @@ from hf_simmim.mixing import MixingCollator
 from hf_simmim.optimization import RELEASED_SCHEDULES, create_optimizers, images_per_step, planned_steps
 from hf_simmim.provenance import Origin, evaluation_source, held_out, hub_id, image_source, last_part, safe_command
 from hf_simmim.recipes import parse_with_recipe
-from hf_simmim.run_settings import check_same_run, digest, prepare_output_dir, settings_before
+from hf_simmim.run_settings import begin_run, check_same_run, digest, prepare_output_dir, settings_before
 from hf_simmim.training_options import ReleasedTrainingArguments
 from hf_simmim.unreadable_images import check_images
 from hf_simmim.weight_average import WeightAverageCallback
@@ -437,7 +437,7 @@ def build_trainer(options: Options, run: Run) -> tuple[ClassifierTrainer, Path |
         "training images": digest(run.train.rows),
         "labels": hashlib.blake2b(json.dumps(run.train.labels).encode(), digest_size=6).hexdigest(),
     }
-    check_same_run(settings, run.output_dir, checkpoint is not None, arguments.should_save)
+    check_same_run(settings, run.output_dir, checkpoint is not None)
     common: dict[str, Any] = {
         "image_size": config.image_size,
         "num_channels": config.num_channels,
@@ -462,6 +462,7 @@ def build_trainer(options: Options, run: Run) -> tuple[ClassifierTrainer, Path |
     else:
         arguments.eval_strategy = IntervalStrategy.NO
     model = build_model(options.model, config)
+    begin_run(arguments, settings)
     soft = config.problem_type != "regression"
     collator = MixingCollator(
         num_classes=int(config.num_labels or 0),
@@ -565,7 +566,7 @@ def execute(options: Options, run: Run) -> tuple[dict[str, Any], np.ndarray | No
             plot_confusion(matrix, run.train.class_names or [], run.output_dir / "confusion.png")
     trainer.write_card()
     if trainer.args.push_to_hub:
-        trainer.push_to_hub()
+        trainer.finish_pushes()
     return results, matrix
 
 

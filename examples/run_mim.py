@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset, disable_progress_bars
-from huggingface_hub import CommitInfo
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, IntervalStrategy, set_seed
@@ -43,7 +42,7 @@ from hf_simmim.optimization import images_per_step
 from hf_simmim.probe_options import ProbeArguments, add_probe, load_probe, probe_source
 from hf_simmim.provenance import Origin, held_out, hub_id, image_source, last_part, safe_command
 from hf_simmim.recipes import json_object, parse_with_recipe
-from hf_simmim.run_settings import check_same_run, digest, prepare_output_dir, settings_before
+from hf_simmim.run_settings import begin_run, check_same_run, digest, prepare_output_dir, settings_before
 from hf_simmim.trainer import SimMIMTrainer
 from hf_simmim.training_options import ReleasedTrainingArguments
 from hf_simmim.unreadable_images import UnreadableImages, check_images
@@ -341,7 +340,7 @@ def build_trainer(
     check_license(arguments)
     config = build_config(model_arguments)
     hub_pushes = open_hub(arguments)
-    checkpoint = prepare_output_dir(arguments, ("reconstructions",))
+    checkpoint = prepare_output_dir(arguments)
     # One process reads first; the others find what it cached.
     with arguments.main_process_first(desc="loading images"):
         train_images, validation_images = load_splits(data_arguments, arguments.output_dir)
@@ -366,7 +365,7 @@ def build_trainer(
         "training images": digest(train_images),
         "evaluation images": digest(validation_images) if validation_images is not None else None,
     }
-    check_same_run(settings, Path(arguments.output_dir), checkpoint is not None, arguments.should_save)
+    check_same_run(settings, Path(arguments.output_dir), checkpoint is not None)
     common: dict[str, Any] = {
         "image_size": config.image_size,
         "num_channels": config.num_channels,
@@ -400,6 +399,7 @@ def build_trainer(
     # One process downloads what the target needs; the others find it.
     with arguments.main_process_first(desc="loading the target's network"):
         model.target.load()
+    begin_run(arguments, settings, ("reconstructions",))
     path = Path(arguments.output_dir) / "unreadable_images.txt"
     unreadable_images = UnreadableImages(path, sum(len(dataset) for dataset in datasets), share)
     unreadable_images.record(already_unreadable)
@@ -503,23 +503,6 @@ def print_results(trainer: SimMIMTrainer, metrics: dict[str, float]) -> None:
         print(f"{unreadable.path}  {count} image{'s' if count > 1 else ''} that could not be read, and were skipped")
 
 
-def push(trainer: SimMIMTrainer) -> None:
-    """Push what the run has made; training succeeded, so that a push that fails is reported, but is no error.
-
-    Raises:
-        SystemExit: If the waiting for the Hub is interrupted.
-    """
-    try:
-        commit = trainer.push_to_hub()
-    except KeyboardInterrupt:
-        # As a shell has it for what is interrupted; the trainer has told what to do.
-        raise SystemExit(130) from None
-    if isinstance(commit, CommitInfo) and trainer.hub_pushes is not None:
-        failed = trainer.hub_pushes.num_failed
-        repeated = f" ({failed} failed push{'es' if failed > 1 else ''} made up for)" if failed else ""
-        print(f"{commit.commit_url}  everything, on the Hub{repeated}")
-
-
 def main(argv: list[str] | None = None) -> None:
     """Run the pre-training."""
     argv = sys.argv[1:] if argv is None else argv
@@ -551,7 +534,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.should_log:
         print_results(trainer, metrics)
     if arguments.push_to_hub:
-        push(trainer)
+        trainer.finish_pushes()
 
 
 if __name__ == "__main__":

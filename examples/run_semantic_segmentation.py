@@ -29,26 +29,27 @@ from transformers.utils import logging
 
 from hf_simmim import SimMIMBackbone, SimMIMConfig, SimMIMImageProcessor, SimMIMModel
 from hf_simmim.callbacks import EpochCallback
+from hf_simmim.card_rendering import check_license
 from hf_simmim.data import evenly_spaced, sample_generator
 from hf_simmim.data_options import PixelArguments, SourceArguments
 from hf_simmim.encoder_options import load_config
 from hf_simmim.hidden_states import is_single_scale
 from hf_simmim.hub_pushes import open_hub
 from hf_simmim.optimization import create_optimizers, images_per_step, planned_steps, warmup_updates
-from hf_simmim.pushing_trainer import PushingTrainer
+from hf_simmim.provenance import Origin, evaluation_source, held_out, hub_id, image_source, last_part, safe_command
 from hf_simmim.recipes import parse_with_recipe
-from hf_simmim.run_settings import check_same_run, digest, prepare_output_dir, settings_before
+from hf_simmim.run_settings import begin_run, check_same_run, digest, prepare_output_dir, settings_before
 from hf_simmim.segmentation import (
     SegmentationMetrics,
     classes_of_annotations,
     draw_segmentations,
     forget_evaluation_keys,
 )
+from hf_simmim.segmentation_card import SegmentationTrainer
 from hf_simmim.segmentation_data import CollatePairs, Pixels, SegmentationDataset
 from hf_simmim.segmentation_pairs import Labels, Pairs, check_pairs, load_columns, load_folder
 from hf_simmim.training_options import SCHEDULES, ReleasedTrainingArguments
 from hf_simmim.visualization import to_pictures
-from hf_simmim.whole_evaluation import WholeEvaluation
 
 logger = logging.get_logger(__name__)
 
@@ -184,10 +185,6 @@ class SegmentationArguments(ReleasedTrainingArguments):
         super().__post_init__()
 
 
-class SegmentationTrainer(WholeEvaluation, PushingTrainer):
-    """transformers' Trainer, which evaluates every image, and whose pushes never stop a training."""
-
-
 def load_splits(arguments: DataArguments) -> tuple[Pairs, Pairs]:
     """Pairs to train on, and pairs to evaluate on."""
     if not arguments.names_images:
@@ -309,6 +306,8 @@ def build_model(config: SimMIMConfig, model: ModelArguments, labels: Labels) -> 
     )
     backbone = SimMIMBackbone(config) if model.from_scratch else pretrained_backbone(config, str(model.checkpoint))
     upernet_config.use_auxiliary_head = model.auxiliary_weight > 0 and len(backbone.channels) > AUXILIARY_MAP
+    # Where the weights came from may be the way to a folder, and the config may be published.
+    config.name_or_path = hub_id(model.checkpoint) or ""
     upernet = UperNetForSemanticSegmentation(upernet_config)
     upernet.backbone.load_state_dict(backbone.state_dict())
     forget_evaluation_keys(upernet)
@@ -336,7 +335,7 @@ def pretrained_backbone(config: SimMIMConfig, checkpoint: str) -> SimMIMBackbone
 
 def build_trainer(
     data: DataArguments, numbers: NumberArguments, model_arguments: ModelArguments, arguments: SegmentationArguments
-) -> tuple[Trainer, Path | None]:
+) -> tuple[SegmentationTrainer, Path | None]:
     """Everything that can go wrong before training starts.
 
     Returns:
@@ -346,6 +345,7 @@ def build_trainer(
         ValueError, OSError: If the arguments or the images are unusable; the message says why and what to do.
     """
     set_seed(arguments.seed)
+    check_license(arguments)
     config = build_config(model_arguments, data)
     hub_pushes = open_hub(arguments)
     checkpoint = prepare_output_dir(arguments)
@@ -370,7 +370,7 @@ def build_trainer(
         "training images": digest(train.images),
         "evaluation images": digest(validation.images),
     }
-    check_same_run(settings, Path(str(arguments.output_dir)), checkpoint is not None, arguments.should_save)
+    check_same_run(settings, Path(str(arguments.output_dir)), checkpoint is not None)
     if len(train.images) < images_per_step(arguments):
         raise ValueError(
             f"{len(train.images)} images are fewer than the {images_per_step(arguments)} of one step. Use a smaller"
@@ -384,6 +384,7 @@ def build_trainer(
             f"warmup_steps={arguments.warmup_steps:g} are all of the {steps} steps. Use fewer, or leave it out."
         )
     model = build_model(config, model_arguments, labels)
+    begin_run(arguments, settings)
     if arguments.gradient_checkpointing:
         # UperNet itself does not know of it.
         model.backbone.gradient_checkpointing_enable(arguments.gradient_checkpointing_kwargs)
@@ -414,6 +415,19 @@ def build_trainer(
         optimizers=create_optimizers(model, arguments, steps, arguments.layer_decay, arguments.as_released),  # type: ignore[arg-type]
     )
     return trainer, checkpoint
+
+
+def describe_origin(data: DataArguments, model: ModelArguments, argv: list[str]) -> Origin:
+    """What the trainer does not know, for the model card."""
+    checkpoint = None if model.from_scratch else model.checkpoint
+    return Origin(
+        images=image_source(data, ""),
+        held_out=held_out(data, data.holdout),
+        evaluation=evaluation_source(data, ""),
+        checkpoint=last_part(checkpoint) if checkpoint is not None else None,
+        base_model=hub_id(checkpoint),
+        command=safe_command("examples/run_semantic_segmentation.py", argv),
+    )
 
 
 @torch.no_grad()
@@ -500,9 +514,10 @@ def report(trainer: Trainer, metrics: dict[str, float], weights: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the fine-tuning."""
+    argv = sys.argv[1:] if argv is None else argv
     data, numbers, model_arguments, arguments = parse_with_recipe(
         (DataArguments, NumberArguments, ModelArguments, SegmentationArguments),
-        sys.argv[1:] if argv is None else argv,
+        argv,
         EXAMPLES / "recipes" / "segmentation",
         lambda given: None,
         usage="%(prog)s --checkpoint MODEL --train_dir FOLDER [--output_dir FOLDER] [options]",
@@ -516,10 +531,10 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(f"error: {error.__cause__ or error}") from error
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
-    name = model_arguments.checkpoint
-    weights = f"fresh, architecture of {name}" if model_arguments.from_scratch else f"from {name}"
+    trainer.origin = describe_origin(data, model_arguments, argv)
+    name, begins = str(model_arguments.checkpoint), "fresh, architecture of" if model_arguments.from_scratch else "from"
     if arguments.should_log:
-        print_plan(trainer, checkpoint, weights)
+        print_plan(trainer, checkpoint, f"{begins} {name}")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.is_fsdp_enabled:
         # Whatever the checkpoints are: what people load is whole.
@@ -529,10 +544,12 @@ def main(argv: list[str] | None = None) -> None:
     metrics = trainer.evaluate()
     draw_examples(trainer)
     trainer.save_state()
+    trainer.write_card()
     if arguments.should_save:
-        report(trainer, metrics, weights)
+        # Without the way there, for it may be published.
+        report(trainer, metrics, f"{begins} {hub_id(name) or last_part(name)}")
     if arguments.push_to_hub:
-        trainer.push_to_hub()
+        trainer.finish_pushes()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
-PIPELINES = ("image-feature-extraction", "image-classification")
+PIPELINES = ("image-feature-extraction", "image-classification", "image-segmentation")
 
 
 def check_card(card: ModelCard, folder: Path | None = None) -> str:

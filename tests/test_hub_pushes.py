@@ -235,6 +235,12 @@ def test_a_hub_that_fails_half_of_the_time_gets_everything(run_mim, hub, photos,
     assert commits(hub)[-1].oid in capsys.readouterr().out
 
 
+def test_the_best_of_an_epoch_are_told_apart(run_mim, hub, photos, tmp_path):
+    settings = {"save_strategy": "best", "metric_for_best_model": "eval_loss", "max_steps": 3, "learning_rate": 0.01}
+    run_mim.main(options(photos, tmp_path, **settings))
+    assert hub.titles(REPOSITORY)[1:-1] == [f"Training in progress, step {step}" for step in (3, 2, 1)]
+
+
 @pytest.mark.parametrize("kind", ["gone", "token refused"])
 def test_training_ends_without_the_hub(run_mim, hub, photos, tmp_path, monkeypatch, caplog, kind):
     def leave():
@@ -407,14 +413,35 @@ def test_a_hub_that_does_not_answer_is_asked_again(pushes, hub, monkeypatch, cap
     assert "Timeout" in caplog.text
 
 
+def test_the_last_push_does_not_pause_for_long(pushes, hub, monkeypatch):
+    monkeypatch.setattr(hub_pushes, "PAUSES", (0.01, 1000.0))
+    monkeypatch.setattr(hub_pushes, "LONGEST_LAST_PAUSE", 0.05)
+    hub.fail(status=500, path="/commit/", times=6)
+    push = Push.of_run(pushes.output_dir / "checkpoint-1", "end")
+    pushes.submit(push)
+    assert pushes.wait(push)
+    assert len(commits(hub)) == 1
+
+
 def test_what_is_no_longer_true_is_deleted(pushes, hub):
     stale = dict.fromkeys(("model-00001-of-00002.safetensors", "model.safetensors.index.json", "notes.md"), b"")
-    hub.add(REPOSITORY, stale | {"last-checkpoint/rng_state_7.pth": b""})
+    # What the end of a shorter run left.
+    ended = dict.fromkeys(("results.json", "eval_results.json", "confusion.png", "loss_curve.png"), b"")
+    hub.add(REPOSITORY, stale | ended | {"last-checkpoint/rng_state_7.pth": b"", "README.md": b"", "mine.png": b""})
+    for name in ("confusion.png", "results.json", "probe.png"):
+        (pushes.output_dir / name).write_text(name)
     push = Push.of_checkpoint(pushes.output_dir / "checkpoint-1", "step 1", "last-checkpoint")
     pushes.submit(push)
     assert pushes.wait(push)
-    expected = {"model.safetensors", "last-checkpoint/model.safetensors", "last-checkpoint/optimizer.pt"}
-    assert set(hub.files(REPOSITORY)) == expected | {".gitattributes", "notes.md"}
+    weights = {"model.safetensors", "last-checkpoint/model.safetensors", "last-checkpoint/optimizer.pt"}
+    kept = {".gitattributes", "notes.md", "README.md", "mine.png"}
+    assert set(hub.files(REPOSITORY)) == weights | kept | {"probe.png"}
+
+    push = Push.of_run(pushes.output_dir, "end")
+    pushes.submit(push)
+    assert pushes.wait(push)
+    # A run's own folder has no weights here, so that nothing tells that the others are not true any more.
+    assert set(hub.files(REPOSITORY)) == weights | kept | {"probe.png", "confusion.png", "results.json"}
 
 
 def test_a_checkpoint_without_weights_is_no_model(pushes, hub):
@@ -482,7 +509,10 @@ def test_a_finished_run_of_which_the_best_weights_are_kept_is_pushed_with_them(r
     run_mim.main(settings)
     newest = tmp_path / "checkpoint-3" / "trainer_state.json"
     newest.write_text(json.dumps(json.loads(newest.read_text()) | {"best_global_step": 1}))
+    pictures = on_disk(tmp_path / "reconstructions")
     run_mim.main(settings)
+    assert on_disk(tmp_path / "reconstructions") == pictures
+    assert pictures["step-0000001.png"] == (tmp_path / "reconstruction.png").read_bytes()
     best = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
     pushed = load(hub.files(REPOSITORY)["model.safetensors"])
     assert all(torch.equal(best[name], tensor) for name, tensor in pushed.items())

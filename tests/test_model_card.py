@@ -193,6 +193,12 @@ def normalised_pixels(folder):
     ]
 
 
+def colour_clusters(folder):
+    target = {"target": "color_clusters", "target_options": {"centers": [[0.1 * i] * 3 for i in range(5)]}}
+    trainer = as_trained(make_trainer(folder, components={**target, "loss": "cross_entropy"}))
+    return trainer, ["| target | `color_clusters` (clusters 5) for every pixel |", "what they hold"]
+
+
 def grey_images(folder):
     trainer = make_trainer(folder, vit_config(num_channels=1), images=rows(channels=1), flip=0.0, crop_scale=None)
     return as_trained(trainer), [
@@ -255,6 +261,11 @@ def tracked_energy(folder):
     return trainer, ["| energy | 0.0123 kWh, 0.00456 kg CO2-equivalent, as", "co2_eq_emissions:\n  emissions: 4.56\n"]
 
 
+def too_short_to_log_a_loss(folder):
+    log = [{"step": 4, "eval_loss": 0.71234, "eval_masked_l1": 41.257}, {"step": 4, "train_runtime": 90.0}]
+    return as_trained(make_trainer(folder), log=log), ["| training time | 0.025 h (90 s), with evaluations |"]
+
+
 def unknown_origin(folder):
     trainer = as_trained(make_trainer(folder))
     trainer.origin = Origin()
@@ -273,10 +284,11 @@ RUNS = (
         evaluated,
         features_without_pictures,
         normalised_pixels,
+        colour_clusters,
         grey_images,
         many_channels,
     ),
-    *(odd_names, best_model, tracked_energy, unknown_origin),
+    *(odd_names, best_model, tracked_energy, too_short_to_log_a_loss, unknown_origin),
 )
 
 
@@ -461,6 +473,26 @@ def test_cards_of_classifiers_are_whole(tmp_path, names, kind, expected):
     for part in [*expected, "](confusion.png)", "base_model: org/backbone", "pipeline_tag: image-classification"]:
         assert part in text, f"{part!r} is not in\n{text}"
     assert ("model-index" in text) == (kind != "regression")
+
+
+def test_card_of_a_classifier_in_mid_training(tmp_path):
+    trainer = make_classifier(tmp_path, ["coat", "shoe"])
+    trainer.args.weight_average = 0.9
+    trainer.state.global_step, trainer.is_in_train = 2, True
+    trainer.state.log_history = [{"step": 1, "eval_loss": 0.5, "eval_accuracy": 0.25}]
+    (tmp_path / "classifier").mkdir(exist_ok=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "classifier" / "confusion.png")
+    text = check_card(classifier_card(trainer))
+    # The weights and figures of a push are those of steps.
+    assert "moving average" not in text
+    assert "not trained on ([org/clothes]" in text
+    assert "split train), after step 1:" in text
+    # It is of an earlier end.
+    assert "confusion.png" not in text
+    trainer.is_in_train = False
+    text = check_card(classifier_card(trainer), tmp_path / "classifier")
+    assert "](confusion.png)" in text
+    assert table(text)["weights"].startswith("a moving average over the steps")
 
 
 def test_the_hub_takes_the_cards_and_a_push_keeps_them(hub, tmp_path):

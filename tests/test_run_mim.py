@@ -176,6 +176,11 @@ def test_a_finished_run_is_not_run_again_and_another_one_is_refused(run_mim, pho
     ):
         with pytest.raises(SystemExit, match=f"{message}.*--restart"):
             run_mim.main(options(photos, tmp_path, **({"num_train_epochs": 2} | setting)))
+    # What is refused deletes nothing, and does not make another run of it.
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit, match="fewer than the 10000"):
+        run_mim.main([*options(photos, tmp_path, encoder=other, per_device_train_batch_size=10_000), "--restart"])
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     run_mim.main([*options(photos, tmp_path, num_train_epochs=1, encoder=other), "--restart"])
     assert AutoModel.from_pretrained(tmp_path).config.hidden_size == 64
     # The longer run that was there before is not what a new start would go on from.
@@ -434,7 +439,7 @@ def test_masks_of_a_range_of_ratios_and_pixels_that_are_none(run_mim, bands, tmp
     run = json.loads((tmp_path / "run.json").read_text())
     for ratio, nodata, message in (([0.4, 0.6], 7, "another mask_ratio"), ([0.4, 0.7], None, "another nodata")):
         with pytest.raises(ValueError, match=message):
-            check_same_run(run | {"mask_ratio": ratio, "nodata": nodata}, tmp_path, True, False)
+            check_same_run(run | {"mask_ratio": ratio, "nodata": nodata}, tmp_path, True)
     for ratio, message in ((["0.7", "0.4"], "falls"), (["0.4", "0.5", "0.6"], "3 values"), (["0.4", "1"], "outside")):
         with pytest.raises(SystemExit, match=message):
             run_mim.main([*options(bands, tmp_path, num_channels=5), "--mask_ratio", *ratio])

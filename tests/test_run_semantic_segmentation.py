@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 import tifffile
 import torch
 import torch.nn.functional as F
+from cards import check_card, table
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from segmentation_scenes import CLASS_NAMES, write_scenes
@@ -93,6 +96,13 @@ def test_learns_to_segment(script, scenes, checkpoint, tmp_path, capsys):
     assert results["mean_iou"] > 0.5
     printed = capsys.readouterr().out
     assert f"mean   {results['mean_iou']:7.2%}" in printed
+    text = check_card(ModelCard.load(tmp_path / "README.md"), tmp_path)
+    rows = table(text)
+    assert (rows["mean IoU"], rows["steps"]) == (f"**{results['mean_iou']:.1%}**", "72, 18 epochs")
+    assert [rows[name] for name in CLASS_NAMES] == [f"{results['iou'][name]:.1%}" for name in CLASS_NAMES]
+    assert f"- type: mean_iou\n      value: {round(results['mean_iou'], 4)}" in text
+    assert rows["learning rate"].startswith("0.004")
+    assert rows["layer decay"].startswith("0.9: ")
     assert "Steps     72 of 8 images, learning rate up to 0.004, 7 of warm-up" in printed
     assert Image.open(tmp_path / "segmentation.png").size[0] > 600
 
@@ -120,6 +130,37 @@ def test_learns_to_segment(script, scenes, checkpoint, tmp_path, capsys):
     iou = counts.diagonal() / (counts.sum(0) + counts.sum(1) - counts.diagonal())
     # JPEG files are decoded at a smaller scale where that is enough.
     assert results["mean_iou"] == pytest.approx(iou.mean(), abs=0.02)
+
+
+def test_pushes_are_whole_and_tell_no_paths(script, scenes, checkpoint, tmp_path, hub, monkeypatch, capsys):
+    pushed = {"push_to_hub": True, "hub_model_id": "org/scenes", "hub_always_push": True, "hub_license": "mit"}
+    saves = {"num_train_epochs": 2, "max_train_samples": 16, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    script.main(options(checkpoint, scenes, tmp_path, **pushed, **saves))
+    assert hub.titles("org/scenes")[:-1] == ["End of training", *(f"Training in progress, epoch {i}" for i in (2, 1))]
+    assert "/commit/" in capsys.readouterr().out.splitlines()[-1]
+    repository = hub.store.get("models", "org/scenes")
+    cards = [repository.file("README.md", commit.oid).decode() for commit in list(repository.history("main"))[:-1]]
+    # The picture is drawn at the end.
+    assert ["](segmentation.png)" in card for card in cards] == [True, False, False]
+    assert ["not finished" in card for card in cards] == [False, False, True]
+    for card, step in zip(cards, (4, 4, 2), strict=True):
+        ModelCard(check_card(ModelCard(card), tmp_path)).validate()
+        assert f"after step {step}:" in card
+        assert f"| started from | {checkpoint.name} |" in card
+        assert "license: mit" in card
+        assert str(checkpoint.parent) not in card
+    files = hub.files("org/scenes")
+    assert all(str(checkpoint.parent).encode() not in files[name] for name in ("config.json", "results.json"))
+
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (50, 71)).save("photo.jpg")
+    found = {}
+    (code,) = re.findall(r"^```python\n(.*?)\n```$", cards[0], re.DOTALL | re.MULTILINE)
+    exec(code, found)
+    assert found["logits"].shape == (1, 3, 68, 48)
+    assert found["classes"].shape == (1, 68, 48)
+    pushed, kept = found["model"].state_dict(), load_file("model.safetensors")
+    assert all(torch.equal(tensor, pushed[name]) for name, tensor in kept.items())
 
 
 def test_killed_and_resumed_equals_uninterrupted(script, scenes, checkpoint, tmp_path):

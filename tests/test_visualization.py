@@ -203,3 +203,6 @@ def test_loss_curve(tmp_path):
     with_evaluation, without = (np.asarray(Image.open(tmp_path / name)) for name in ("with.png", "without.png"))
     assert with_evaluation.shape == without.shape
     assert (with_evaluation != without).any()
+    # The weights of step 10 are measured again, after the last step.
+    plot_losses([*history, {"step": 19, "eval_loss": 0.2}], tmp_path / "again.png")
+    assert (np.asarray(Image.open(tmp_path / "again.png")) == with_evaluation).all()

@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader, Subset
 from transformers import Trainer, TrainerCallback
 
+from .card_training import best_step
 from .data import collate, evenly_spaced, normalize
 from .labelled_images import LabelledImageDataset
 from .masking import patch_mask
@@ -40,6 +41,7 @@ class PictureCallback(TrainerCallback):
     """
 
     def __init__(self, trainer: SimMIMTrainer, num_images: int = 12):
+        self.trainer = trainer
         dataset: Any = trainer.eval_dataset
         self.batch = collate([dataset[index] for index in evenly_spaced(len(dataset), num_images)])
         self.processor: Any = trainer.processing_class
@@ -74,8 +76,10 @@ class PictureCallback(TrainerCallback):
             patch_size=patch_size,
         )
         grid = reconstruction_grid(reconstruction)
-        (output_dir / "reconstructions").mkdir(exist_ok=True)
-        grid.save(output_dir / "reconstructions" / f"step-{state.global_step:07d}.png")
+        # The best weights, which the end of training brings back, are those of an earlier step.
+        if best_step(self.trainer) is None:
+            (output_dir / "reconstructions").mkdir(exist_ok=True)
+            grid.save(output_dir / "reconstructions" / f"step-{state.global_step:07d}.png")
         grid.save(output_dir / "reconstruction.png")
         self.trackers.log("reconstruction", grid, state.global_step)
 

@@ -16,6 +16,8 @@ from .provenance import ImageSource, last_part, shown_path
 
 logger = logging.get_logger(__name__)
 
+MAX_LISTED_CLASSES = 50
+
 
 def template_path() -> Path:
     """Where the template is: in the installed package, or at the top of a checkout."""
@@ -28,7 +30,7 @@ def render_card(kind: str, card_data: ModelCardData, **values: Any) -> ModelCard
     """Fill the template in.
 
     Args:
-        kind: "pretrained", "converted" or "classifier".
+        kind: "pretrained", "converted", "classifier" or "segmentation".
         card_data: The metadata.
         **values: What the template asks for; what a kind does not have may be left out.
 
@@ -104,13 +106,13 @@ def check_license(arguments: Any) -> None:
         logger.warning(f"The Hub was not asked about hub_license={arguments.hub_license!r} ({describe(error)}).")
 
 
-def accuracy_result(
-    source: ImageSource, name: str, value: float, metric: str = "accuracy", **others: Any
+def result_entry(
+    source: ImageSource, name: str, value: float, metric: str = "accuracy", task: str = "image-classification"
 ) -> EvalResult:
-    """An entry of the model index: a figure of classification on a data set."""
+    """An entry of the model index: a figure of a task on a data set."""
     return EvalResult(
-        task_type="image-classification",
-        task_name="Image classification",
+        task_type=task,
+        task_name=task.replace("-", " ").capitalize(),
         dataset_type=source.hub_id or source.kind,
         dataset_name=source.name,
         dataset_config=source.config,
@@ -118,7 +120,6 @@ def accuracy_result(
         metric_type=metric,
         metric_name=name,
         metric_value=round(float(value), 4),
-        **others,
     )
 
 
@@ -126,6 +127,12 @@ def citations(config: Any, with_simmim: bool = True) -> list[str]:
     """What to cite: the method, and the architecture where it is of the paper."""
     architecture = ARCHITECTURES.get(config.encoder_config.model_type)
     return [SIMMIM] * with_simmim + ([architecture] if architecture else [])
+
+
+def listed_classes(names: Sequence[str]) -> str:
+    """Names of classes, as many as one reads."""
+    more = len(names) - MAX_LISTED_CLASSES
+    return ", ".join(names[:MAX_LISTED_CLASSES]) + (f", and {more:,} more in `config.json`" if more > 0 else "")
 
 
 def place(hub_model_id: str | None, output_dir: str | Path) -> tuple[str, str]:

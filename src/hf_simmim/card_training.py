@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 
 from .card_tables import Table, counted
 from .optimization import ReleasedSchedule, create_schedule, images_per_step, warmup_updates
-from .provenance import code_version
+from .provenance import Origin, code_version
 
 
 def optimization_table(arguments: TrainingArguments, num_steps: int) -> Table:
@@ -207,3 +207,27 @@ def versions_table() -> Table:
         **{name: importlib.metadata.version(name) for name in packages},
         "Python": platform.python_version(),
     }
+
+
+def start(origin: Origin) -> str:
+    """A sentence on the weights that a fine-tuning began with."""
+    if origin.base_model is not None:
+        return f"It was fine-tuned from [{origin.base_model}](https://huggingface.co/{origin.base_model})."
+    if origin.checkpoint is not None:
+        return f"It was fine-tuned from the checkpoint `{origin.checkpoint}`."
+    return "It was trained from fresh weights, without any pre-training."
+
+
+def layer_decay(arguments: Any) -> str | None:
+    """Layer-wise decay of the learning rate, where there is one."""
+    decay = getattr(arguments, "layer_decay", None)
+    if not decay or decay == 1:
+        return None
+    return f"{decay:g}: the factor of the learning rate from each layer to the one below"
+
+
+def session_time(trainer: Any) -> str | None:
+    """Trainer's own figure, which is of this session."""
+    seconds = next((entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry), None)
+    first = getattr(trainer, "_initial_global_step", 0)
+    return f"{hours(seconds)}, with evaluations{f', from step {first:,} on' if first else ''}" if seconds else None

@@ -21,6 +21,12 @@ SWINV2 = """@inproceedings{liu2021swinv2,
   booktitle={International Conference on Computer Vision and Pattern Recognition (CVPR)},
   year={2022}
 }"""
+UPERNET = """@inproceedings{xiao2018unified,
+  title={Unified Perceptual Parsing for Scene Understanding},
+  author={Xiao, Tete and Liu, Yingcheng and Zhou, Bolei and Jiang, Yuning and Sun, Jian},
+  booktitle={European Conference on Computer Vision (ECCV)},
+  year={2018}
+}"""
 MMPRETRAIN = """@misc{2023mmpretrain,
   title={OpenMMLab's Pre-training Toolbox and Benchmark},
   author={MMPreTrain Contributors},

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from huggingface_hub import EvalResult, ModelCard
 
-from .card_rendering import accuracy_result, card_metadata, citations, place, render_card
+from .card_rendering import card_metadata, citations, listed_classes, place, render_card, result_entry
 from .card_tables import (
     Table,
     augmentation_table,
@@ -16,14 +16,24 @@ from .card_tables import (
     millions,
     pixels_table,
 )
-from .card_training import emissions_entry, hardware_table, hours, optimization_table, progress, steps, versions_table
+from .card_training import (
+    emissions_entry,
+    hardware_table,
+    layer_decay,
+    measured_after,
+    optimization_table,
+    progress,
+    session_time,
+    start,
+    steps,
+    versions_table,
+)
 from .classification_loss import classification_loss
 from .optimization import planned_steps
 from .provenance import Origin
 from .pushing_trainer import PushingTrainer
 from .whole_evaluation import WholeEvaluation
 
-MAX_LISTED_CLASSES = 50
 # Figures by the names that metrics have here: title in the card, and type for the metadata where there is one.
 FIGURES = {
     "accuracy": ("accuracy", "accuracy"),
@@ -109,7 +119,7 @@ def classifier_card(trainer: ClassifierTrainer) -> ModelCard:
         num_images=f"{len(dataset):,}",  # type: ignore[arg-type]
         data_name=origin.images.name if origin.images else None,
         task=_task(kind, len(names)),
-        start=_start(origin),
+        start=start(origin),
         num_channels=config.num_channels,
         num_labels=config.num_labels,
         class_names=names,
@@ -118,7 +128,7 @@ def classifier_card(trainer: ClassifierTrainer) -> ModelCard:
         image_width=config.image_size[1],
         results_intro=_results_intro(trainer),
         results=_results(metrics),
-        class_accuracies={
+        class_results={
             key.removeprefix(OF_A_CLASS): f"{value:.1%}" for key, value in metrics.items() if key.startswith(OF_A_CLASS)
         },
         pictures=[
@@ -128,17 +138,17 @@ def classifier_card(trainer: ClassifierTrainer) -> ModelCard:
                 "caption": "Which class is taken for which: rows are the true classes, columns the answers.",
             }
         ]
-        * picture.exists(),
-        class_list=_class_list(names),
+        * (not trainer.is_in_train and picture.exists()),
+        class_list=listed_classes(names),
         model_rows=encoder_table(config, model),
         data_rows=_data_table(trainer),
         training_rows={
             "steps": steps(trainer, num_steps),
             "started from": origin.base_model or origin.checkpoint or "fresh weights",
             **optimization_table(arguments, num_steps),
-            "layer decay": _layer_decay(arguments),
+            "layer decay": layer_decay(arguments),
             **_changes(trainer),
-            **hardware_table(trainer, _training_time(trainer)),
+            **hardware_table(trainer, session_time(trainer)),
         },
         command=origin.command,
         versions=versions_table(),
@@ -160,7 +170,7 @@ def _entries(metrics: dict[str, float], origin: Origin) -> list[EvalResult]:
     if origin.evaluation is None:
         return []
     found = [(title, kind, metrics[key]) for key, (title, kind) in FIGURES.items() if kind and key in metrics]
-    return [accuracy_result(origin.evaluation, title, value, kind) for title, kind, value in found]
+    return [result_entry(origin.evaluation, title, value, kind) for title, kind, value in found]
 
 
 def _task(kind: str, num_classes: int) -> str:
@@ -169,14 +179,6 @@ def _task(kind: str, num_classes: int) -> str:
     if kind == "multi_label_classification":
         return f"tells which of {num_classes:,} labels an image has"
     return f"tells {num_classes:,} classes apart"
-
-
-def _start(origin: Origin) -> str:
-    if origin.base_model is not None:
-        return f"It was fine-tuned from [{origin.base_model}](https://huggingface.co/{origin.base_model})."
-    if origin.checkpoint is not None:
-        return f"It was fine-tuned from the checkpoint `{origin.checkpoint}`."
-    return "It was trained from fresh weights, without any pre-training."
 
 
 def _results(metrics: dict[str, float]) -> Table:
@@ -192,12 +194,10 @@ def _results_intro(trainer: ClassifierTrainer) -> str:
     source = trainer.origin.evaluation
     where = f" ({source})" if source is not None else ""
     number = f"{len(evaluation):,} images" if evaluation is not None else "images"
-    return f"On {number} that were not trained on{where}:"
-
-
-def _class_list(names: list[str]) -> str:
-    more = len(names) - MAX_LISTED_CLASSES
-    return ", ".join(names[:MAX_LISTED_CLASSES]) + (f", and {more:,} more in `config.json`" if more > 0 else "")
+    measured = any("eval_loss" in entry for entry in trainer.state.log_history)
+    # Of the final figures it is clear which weights they are of.
+    when = f", {measured_after(trainer, 'eval_loss')}" if measured and trainer.final_metrics is None else ""
+    return f"On {number} that were not trained on{where}{when}:"
 
 
 def _data_table(trainer: ClassifierTrainer) -> Table:
@@ -230,18 +230,7 @@ def _changes(trainer: ClassifierTrainer) -> Table:
     for title, name in (("mixup", "mixup_alpha"), ("CutMix", "cutmix_alpha"), ("label smoothing", "label_smoothing")):
         value = getattr(mixing, name, None)
         table[title] = f"{value:g}" if value else None
-    average = getattr(trainer.args, "weight_average", None)
+    # What is pushed while it trains are the weights of a step.
+    average = None if trainer.is_in_train else getattr(trainer.args, "weight_average", None)
     table["weights"] = f"a moving average over the steps, decay {average:g}" if average else None
     return table
-
-
-def _layer_decay(arguments: Any) -> str | None:
-    decay = getattr(arguments, "layer_decay", None)
-    return f"{decay:g}: the factor of the learning rate from each layer to the one below" if decay else None
-
-
-def _training_time(trainer: ClassifierTrainer) -> str | None:
-    """Trainer's own figure, which is of this session."""
-    seconds = next((entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry), None)
-    start = getattr(trainer, "_initial_global_step", 0)
-    return f"{hours(seconds)}, with evaluations{f', from step {start:,} on' if start else ''}" if seconds else None

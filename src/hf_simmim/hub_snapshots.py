@@ -12,10 +12,14 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo
 
+from .run_settings import RESULTS
+
 # What belongs into a repository: files of the model, as checkpoints have them too, and files of the run. Others in
 # output_dir may be private, as the names of unreadable images are, or nothing of ours.
 MODEL_FILES = ("*.json", "model*.safetensors", "*.py", "training_args.bin")
 RUN_FILES = ("README.md", "*.png", "run.json", "runs/**/*tfevents*")
+# Drawn at the end, so that what lies there in mid-training is of an earlier end.
+FINAL_PICTURES = ("confusion.png", "segmentation.png")
 # Written once, so they can be read where they are.
 FINISHED_FILES = ("reconstructions/*.png",)
 WEIGHT_FILES = ("model*.safetensors", "model*.safetensors.index.json")
@@ -121,7 +125,8 @@ class Push:
         files = {name: path for name, path in snapshot.files.items() if fits(name, MODEL_FILES)}
         if any(fits(name, WEIGHT_FILES) for name in files):
             run = checkpoint.parent
-            files |= snapshot.copy(matching(run, RUN_FILES)) | matching(run, FINISHED_FILES)
+            now = {name: path for name, path in matching(run, RUN_FILES).items() if name not in FINAL_PICTURES}
+            files |= snapshot.copy(now) | matching(run, FINISHED_FILES)
         else:
             files = {}
         checkpoints = {} if folder is None else {folder: snapshot}
@@ -141,14 +146,18 @@ class Push:
         return paths
 
     def obsolete(self, names: Iterable[str]) -> list[str]:
-        """Files of a repository that would no longer be true: weights in other shards, an older checkpoint's files."""
+        """Files of a repository that would no longer be true.
+
+        They are weights in other shards, figures and pictures of other weights, and files of an older checkpoint.
+        """
         paths = self.paths()
+        # The Hub may have refused the card, and an older one is better than none.
+        results = (*WEIGHT_FILES, *(name for name in RESULTS if name != "README.md"))
         has_weights = any(fits(name, WEIGHT_FILES) for name in paths)
         return [
             name
             for name in names
-            if name not in paths
-            and ((has_weights and fits(name, WEIGHT_FILES)) or name.split("/")[0] in self.checkpoints)
+            if name not in paths and ((has_weights and fits(name, results)) or name.split("/")[0] in self.checkpoints)
         ]
 
     def stand_for(self, older: "Push") -> None:

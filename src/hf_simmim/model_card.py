@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard
 
 from .callbacks import ProbeCallback
-from .card_rendering import accuracy_result, card_metadata, citations, place, render_card
+from .card_rendering import card_metadata, citations, place, render_card, result_entry
 from .card_tables import (
     Table,
     augmentation_table,
@@ -26,6 +26,7 @@ from .card_training import (
     measured_after,
     optimization_table,
     progress,
+    session_time,
     steps,
     versions_table,
 )
@@ -103,7 +104,7 @@ def training_card(trainer: "SimMIMTrainer") -> ModelCard:
             "steps": steps(trainer, num_steps),
             "started from": base_model or origin.checkpoint or "fresh weights",
             **optimization_table(arguments, num_steps),
-            **hardware_table(trainer, _training_time(log, images_per_step(arguments))),
+            **hardware_table(trainer, _training_time(log, images_per_step(arguments)) or session_time(trainer)),
             "speed": speed(log),
         },
         command=origin.command,
@@ -135,9 +136,7 @@ def probe_results(log: Sequence[dict[str, Any]], origin: Origin) -> list[EvalRes
         return []
     last = {key: last_entry(log, key) for key in PROBES}
     return [
-        accuracy_result(origin.evaluation, name, last[key][key])
-        for key, name in PROBES.items()
-        if last[key] is not None
+        result_entry(origin.evaluation, name, last[key][key]) for key, name in PROBES.items() if last[key] is not None
     ]
 
 
@@ -159,6 +158,8 @@ def _prediction_table(model: Any) -> Table:
         if "model" in options:
             # Maybe by the way to a folder.
             options["model"] = hub_id(options["model"]) or last_part(options["model"])
+        if component == "target" and config.target == "color_clusters":
+            options["clusters"] = len(config.target_options["centers"])
         detail = ", ".join(f"{key} {listed(value)}" for key, value in options.items())
         return f"`{getattr(config, component)}`" + (f" ({detail})" if detail else "")
 

@@ -65,7 +65,8 @@ class PushingTrainer(Trainer):
         checkpoint = Path(checkpoint_folder)
         folder = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: checkpoint.name}
         step = self.state.global_step
-        moment = f"step {step}" if self.args.save_strategy == SaveStrategy.STEPS else f"epoch {int(self.state.epoch)}"
+        # The best one may come several times in an epoch.
+        moment = f"epoch {int(self.state.epoch)}" if self.args.save_strategy == SaveStrategy.EPOCH else f"step {step}"
         try:
             push = Push.of_checkpoint(
                 checkpoint,
@@ -144,3 +145,19 @@ class PushingTrainer(Trainer):
         )
         self.hub_pushes.submit(push)
         return self.hub_pushes.wait(push) if blocking else push.result
+
+    def finish_pushes(self) -> None:
+        """Push what a script has made; training succeeded, so that a push that fails is reported, but is no error.
+
+        Raises:
+            SystemExit: If the waiting for the Hub is interrupted.
+        """
+        try:
+            commit = self.push_to_hub()
+        except KeyboardInterrupt:
+            # As a shell has it for what is interrupted; what to do has been told.
+            raise SystemExit(130) from None
+        if isinstance(commit, CommitInfo) and self.hub_pushes is not None:
+            failed = self.hub_pushes.num_failed
+            repeated = f" ({failed} failed push{'es' if failed > 1 else ''} made up for)" if failed else ""
+            print(f"{commit.commit_url}  everything, on the Hub{repeated}")

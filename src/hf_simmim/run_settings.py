@@ -12,26 +12,25 @@ from datasets import Dataset
 from .checkpoint import newest_whole_checkpoint
 from .training_options import ReleasedTrainingArguments
 
+FILE_NAME = "run.json"
 # What a run writes into its folder beside checkpoints, and another one in its place need not overwrite.
 RESULTS = (
-    *("reconstruction.png", "loss_curve.png", "probe.png", "confusion.png", "README.md"),
+    *("reconstruction.png", "loss_curve.png", "probe.png", "confusion.png", "segmentation.png", "README.md"),
     *("all_results.json", "eval_results.json", "train_results.json", "results.json", "unreadable_images.txt"),
 )
 
 
-def check_same_run(settings: dict[str, Any], output_dir: Path, resuming: bool, write: bool) -> None:
+def check_same_run(settings: dict[str, Any], output_dir: Path, resuming: bool) -> None:
     """Refuse to go on with a run whose model or images are not those it began with.
 
     Args:
         settings: What must stay the same, as JSON takes it.
         output_dir: Folder of the run, whose `run.json` holds what it began with.
         resuming: Whether there is a checkpoint to go on from.
-        write: Whether this process writes the file.
 
     Raises:
         ValueError: If something differs.
     """
-    path = output_dir / "run.json"
     settings = json.loads(json.dumps(settings))
     before = settings_before(output_dir) if resuming else {}
     for key, value in settings.items():
@@ -45,16 +44,38 @@ def check_same_run(settings: dict[str, Any], output_dir: Path, resuming: bool, w
                 f"{output_dir} holds a run with another {key}: {then} then, {now} now. Name another --output_dir, or"
                 " add --restart to delete that run and begin anew."
             )
-    if write:
-        # At once, for other processes may be reading it.
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(settings, indent=2), encoding="utf-8")
-        part.replace(path)
+
+
+def begin_run(arguments: ReleasedTrainingArguments, settings: dict[str, Any], pictures: Sequence[str] = ()) -> None:
+    """Write `run.json`, when all that can be refused has been; with `restart` delete the earlier run, and not before.
+
+    Args:
+        arguments: Those of the run.
+        settings: What it begins with, as JSON takes it.
+        pictures: Folders of results that are deleted as well.
+    """
+    if not arguments.should_save:
+        return
+    output_dir = Path(str(arguments.output_dir))
+    path = output_dir / FILE_NAME
+    if arguments.restart:
+        folders = [folder for folder in output_dir.glob("checkpoint-*") if folder.name.split("-", 1)[1].isdigit()]
+        # Else these files are somebody else's.
+        if path.exists():
+            folders += [output_dir / name for name in pictures]
+            for name in RESULTS:
+                (output_dir / name).unlink(missing_ok=True)
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+    # At once, for other processes may be reading it.
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    part.replace(path)
 
 
 def settings_before(output_dir: Path) -> dict[str, Any]:
     """What the run in a folder began with; nothing if that is not known."""
-    path = output_dir / "run.json"
+    path = output_dir / FILE_NAME
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
@@ -64,15 +85,14 @@ def digest(images: Dataset) -> str:
     return f"{len(images)} images, {hashlib.blake2b(names.encode(), digest_size=6).hexdigest()}"
 
 
-def prepare_output_dir(arguments: ReleasedTrainingArguments, pictures: Sequence[str] = ()) -> Path | None:
+def prepare_output_dir(arguments: ReleasedTrainingArguments) -> Path | None:
     """Make sure that results can be written, and find the checkpoint to go on from.
 
     Args:
-        arguments: With `restart` the checkpoints and results of an earlier run are deleted.
-        pictures: Folders that are deleted with them.
+        arguments: Those of the run.
 
     Returns:
-        The checkpoint, or None.
+        The checkpoint; None if there is none, or with `restart`.
 
     Raises:
         ValueError: If the folder cannot be written.
@@ -86,12 +106,6 @@ def prepare_output_dir(arguments: ReleasedTrainingArguments, pictures: Sequence[
     except OSError as error:
         raise ValueError(f"output_dir={output_dir} cannot be written ({error}). Name another folder.") from error
     if arguments.restart:
-        with arguments.main_process_first(desc="deleting the earlier run"):
-            if arguments.should_save:
-                for path in (*output_dir.glob("checkpoint-*"), *(output_dir / name for name in pictures)):
-                    shutil.rmtree(path, ignore_errors=True)
-                for name in RESULTS:
-                    (output_dir / name).unlink(missing_ok=True)
         return None
     if arguments.resume_from_checkpoint:
         return Path(arguments.resume_from_checkpoint)

@@ -219,20 +219,17 @@ def plot_losses(log_history: Sequence[dict[str, float]], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    def series(key: str) -> tuple[list[float], list[float]]:
-        entries = [entry for entry in log_history if key in entry]
-        return [entry["step"] for entry in entries], [entry[key] for entry in entries]
-
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(*series("loss"), label="training", color="tab:blue")
-    if series("eval_loss")[0]:
-        axes.plot(*series("eval_loss"), label="evaluation (fixed masks)", color="tab:orange", marker="o", markersize=3)
+    axes.plot(*_over_steps(log_history, "loss"), label="training", color="tab:blue")
+    evaluation = _over_steps(log_history, "eval_loss")
+    if evaluation[0]:
+        axes.plot(*evaluation, label="evaluation (fixed masks)", color="tab:orange", marker="o", markersize=3)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.grid(alpha=0.3)
     rates = axes.twinx()
-    rates.plot(*series("learning_rate"), color="tab:grey", linestyle=":", label="learning rate")
+    rates.plot(*_over_steps(log_history, "learning_rate"), color="tab:grey", linestyle=":", label="learning rate")
     rates.set_ylabel("learning rate")
     rates.set_ylim(bottom=0)
     lines = [*axes.get_lines(), *rates.get_lines()]
@@ -255,15 +252,25 @@ def plot_probe(log_history: Sequence[dict[str, float]], path: Path) -> None:
         ("probe_linear_accuracy", "linear probe", "tab:blue"),
         ("probe_knn_accuracy", "nearest neighbours", "tab:orange"),
     ):
-        points = {entry["step"]: entry[key] for entry in log_history if key in entry}
-        axes.plot(list(points), list(points.values()), label=name, color=color, marker="o", markersize=3)
-        if 0 in points:
-            axes.axhline(points[0], color=color, linestyle=":", linewidth=1, label=f"{name}, before training")
+        steps, values = _over_steps(log_history, key)
+        axes.plot(steps, values, label=name, color=color, marker="o", markersize=3)
+        if 0 in steps:
+            before = values[steps.index(0)]
+            axes.axhline(before, color=color, linestyle=":", linewidth=1, label=f"{name}, before training")
     axes.set_xlabel("step")
     axes.set_ylabel("accuracy of frozen features")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
+
+
+def _over_steps(log_history: Sequence[dict[str, float]], key: str) -> tuple[list[float], list[float]]:
+    """Steps and the first figure of each: a second one may be of the best weights, which the end brings back."""
+    points: dict[float, float] = {}
+    for entry in log_history:
+        if key in entry:
+            points.setdefault(entry["step"], entry[key])
+    return list(points), list(points.values())
 
 
 def plot_layers(layers: Sequence[str], series: dict[str, list[list[float]]], path: Path, title: str = "") -> None:
