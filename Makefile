@@ -42,7 +42,7 @@ test-torchvision: .venv/installed-dev  ## Test what needs torchvision (its image
 	.venv-torchvision/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[dev]"
 	.venv-torchvision/bin/python -m pip install --disable-pip-version-check -q --no-deps torchvision==0.28.0 timm==1.0.31
 	.venv-torchvision/bin/python tests/fetch_transformers_tests.py
-	.venv-torchvision/bin/python -m pytest tests/test_image_processing_simmim.py tests/test_transformers_common.py tests/test_timm.py tests/test_timm_augmentation.py tests/test_pipelines.py -k "timm or pipelines or mage_processing or mage_processor or ImageProcess or processor"
+	.venv-torchvision/bin/python -m pytest tests/test_image_processing_simmim.py tests/test_transformers_common.py tests/test_timm.py tests/test_timm_augmentation.py tests/test_pipelines.py tests/test_remote_code.py -k "timm or pipelines or without_the_package or mage_processing or mage_processor or ImageProcess or processor"
 
 lint: .venv/installed-dev  ## Check style and types.
 	$(BIN)/ruff check .

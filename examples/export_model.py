@@ -5,7 +5,7 @@
 
 Of a fine-tuned classifier the logits are exported, of everything else the features: tokens, their mean, and the feature
 map. What is written is read back and compared with the model on random batches; what does not compute the same is not
-kept. Beside it lie the image processor and the config, with the names of the classes.
+kept. Beside it lie the image processor with its code, and the config, with the names of the classes.
 """
 
 import sys
@@ -38,13 +38,13 @@ EXAMPLES = Path(__file__).parent
 FORMATS = {"onnx": ("onnx",), "torch": ("torch",), "both": ("onnx", "torch")}
 RUN = {
     "onnx": """\
-import hf_simmim, onnxruntime  # the package reads preprocessor_config.json
+import hf_simmim, onnxruntime  # where the package is not installed, from_pretrained(..., trust_remote_code=True)
 from transformers import AutoImageProcessor
 
 inputs = AutoImageProcessor.from_pretrained("{folder}")("photo.jpg", {options}return_tensors="np")
 {outputs} = onnxruntime.InferenceSession("{folder}/model.onnx").run(None, dict(inputs))""",
     "torch": """\
-import hf_simmim, torch  # the package reads preprocessor_config.json
+import hf_simmim, torch  # where the package is not installed, from_pretrained(..., trust_remote_code=True)
 from transformers import AutoImageProcessor
 
 inputs = AutoImageProcessor.from_pretrained("{folder}")("photo.jpg", {options}return_tensors="pt")

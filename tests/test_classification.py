@@ -183,7 +183,10 @@ def test_from_pretraining_at_another_size_and_window(tmp_path):
 def test_from_the_papers_vit(tmp_path, through):
     """The shared table goes to every block, and the final norm gives way to a fresh one."""
     golden_model("vit").save_pretrained(tmp_path / "pretrained")
-    model = through.from_pretrained(tmp_path / "pretrained", image_size=96, num_labels=5).eval()
+    model, info = through.from_pretrained(
+        tmp_path / "pretrained", image_size=96, num_labels=5, output_loading_info=True
+    )
+    assert set(info["missing_keys"]) == {"norm.weight", "norm.bias", "classifier.weight", "classifier.bias"}
     values = load_file(FIXTURES / "vit_finetune_remap.safetensors")
     with torch.no_grad():
         outputs = model.simmim(values["pixel_values"])

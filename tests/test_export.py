@@ -9,8 +9,8 @@ import pytest
 import torch
 from photos import random_photo
 from scripts import load_script
-from tiny import beit_config, swin_config, swinv2_config, vit_config
-from transformers import ResNetConfig, ViTImageProcessorPil, ViTModel
+from tiny import VIT_SIZES, beit_config, swin_config, swinv2_config, vit_config
+from transformers import ConvNextConfig, Dinov2Config, ResNetConfig, ViTImageProcessorPil, ViTModel
 
 from hf_simmim import (
     SimMIMConfig,
@@ -31,6 +31,8 @@ ENCODERS = {
     "swinv2": lambda: swinv2_config(**ODD_WINDOWS),
     "vit": lambda: vit_config(num_hidden_layers=1),
     "beit": lambda: beit_config(num_hidden_layers=1),
+    "dinov2": lambda: Dinov2Config(**VIT_SIZES),
+    "convnext": lambda: ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2),
     "resnet": lambda: ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]),
 }
 
@@ -67,7 +69,7 @@ def run_onnx(path, *inputs: torch.Tensor) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(
     "encoder",
-    [pytest.param(name, marks=[pytest.mark.slow] if name in ("swinv2", "vit", "beit") else []) for name in ENCODERS],
+    [pytest.param(name, marks=[] if name in ("swin", "resnet") else [pytest.mark.slow]) for name in ENCODERS],
 )
 def test_features_are_those_of_the_model(encoder, tmp_path):
     model = shaken(SimMIMModel(make_config(encoder)))
@@ -87,6 +89,21 @@ def test_features_are_those_of_the_model(encoder, tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     assert {entry.name: tuple(entry.shape) for entry in session.get_inputs()} == files[0].inputs
     assert {entry.name: tuple(entry.shape) for entry in session.get_outputs()} == files[0].outputs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_classes_are_those_of_the_model(encoder, tmp_path):
+    model = save_classifier(tmp_path / "classifier", encoder)
+    export_program(load_program(str(tmp_path / "classifier")), tmp_path, ("onnx", "torch"))
+    pixel_values = torch.randn(5, 3, *SIZE)
+    with torch.no_grad():
+        expected = model(pixel_values).logits
+    (loaded,) = torch.export.load(tmp_path / "model.pt2").module()(pixel_values)
+    (run,) = run_onnx(tmp_path / "model.onnx", pixel_values)
+    torch.testing.assert_close(loaded, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(run, expected, rtol=1e-4, atol=1e-4)
+    assert (expected[0] - expected[1]).abs().max() > 1e-3
 
 
 def test_convolutions_are_exported_for_any_size(tmp_path, capsys):

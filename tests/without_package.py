@@ -3,6 +3,7 @@
 python without_package.py image.png results.pt folder checkpoint org/name ...
 """
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,15 @@ def outputs(name: str, image: str, again: Path | None = None) -> dict[str, Any]:
         results["AutoModelForMaskedImageModeling"] = (outputs.loss, outputs.reconstruction)
         results["AutoModelForImageClassification"] = load("AutoModelForImageClassification")(pixel_values).logits
         results["AutoBackbone"] = load("AutoBackbone")(pixel_values).feature_maps
+    torch.manual_seed(0)
+    extract = transformers.pipeline("image-feature-extraction", model=name, device="cpu", trust_remote_code=True)
+    classify = transformers.pipeline("image-classification", model=name, device="cpu", trust_remote_code=True)
+    # Each twice, from other random states: nothing in them is random.
+    for suffix in ("", ", again"):
+        results[f"features{suffix}"] = extract(image, return_tensors=True)
+        results[f"pooled{suffix}"] = extract(image, return_tensors=True, pool=True)
+        results[f"classes of the image{suffix}"] = {entry["label"]: entry["score"] for entry in classify(image)}
+        torch.manual_seed(1)
     return results | {"classes": classes}
 
 
@@ -103,4 +113,7 @@ def main(image: str, path: str, again: str, *names: str) -> None:
 
 if __name__ == "__main__":
     sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+    # `python -P` leaves out the folder of this file.
+    sys.path.append(str(Path(__file__).parent))
+    importlib.import_module("torchvision_import").import_torchvision()
     main(*sys.argv[1:])

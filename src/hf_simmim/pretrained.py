@@ -144,9 +144,18 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         loading = {key: kwargs[key] for key in _LOADING_ARGUMENTS if key in kwargs}
         state_dict = cls._remap(model, cls._on_meta(target, *model_args, **model_kwargs), name)
         target.dtype = model.config.dtype
-        remapped = plainly(
-            None, *model_args, config=target, state_dict=state_dict, **model_kwargs, **loading, **placement
+        remapped, rest = plainly(
+            None,
+            *model_args,
+            config=target,
+            state_dict=state_dict,
+            output_loading_info=True,
+            **model_kwargs,
+            **loading,
+            **placement,
         )
+        # What only this geometry has starts fresh, too, such as the norm of a classifier.
+        info["missing_keys"] |= rest["missing_keys"]
         remapped.name_or_path = remapped.config._name_or_path = name
         return (remapped, info) if wants_info else remapped
 
