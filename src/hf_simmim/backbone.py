@@ -162,9 +162,13 @@ class FeaturePyramid(nn.Module):
                 f"backbone_pyramid=True: the encoder {name!r} has maps of several strides already. Leave it out."
             )
         if len(chosen) != NUM_PYRAMID_MAPS:
+            names = ", ".join(config.stage_names)
+            remedy = f"Name {NUM_PYRAMID_MAPS} with out_features, of: {names}."
+            if len(config.stage_names) < NUM_PYRAMID_MAPS:
+                remedy = f"It has no more than {names}: use a deeper encoder."
             raise ValueError(
                 f"backbone_pyramid=True takes {NUM_PYRAMID_MAPS} stages, and {len(chosen)} are named of the encoder"
-                f" {name!r}. Name {NUM_PYRAMID_MAPS} with out_features, of: {', '.join(config.stage_names)}."
+                f" {name!r}. {remedy}"
             )
         dim = chosen[0].state.channels
         self.stride = chosen[0].state.stride
