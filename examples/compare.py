@@ -12,7 +12,6 @@ Started again it goes on where it stopped.
 
 import argparse
 import contextlib
-import hashlib
 import itertools
 import json
 import shutil
@@ -33,8 +32,9 @@ from transformers.utils import logging
 from hf_simmim.comparison import ARMS, Verdict, conclusion, judge, plot_comparison, table
 from hf_simmim.data import ImageDataset
 from hf_simmim.labelled_options import LabelledSourceArguments
+from hf_simmim.noted_runs import NotedRun
 from hf_simmim.recipes import json_object, options_of, parse_with_recipe
-from hf_simmim.run_settings import digest
+from hf_simmim.run_settings import digest, model_digest
 from hf_simmim.unreadable_images import check_images
 
 EXAMPLES = Path(__file__).parent
@@ -248,13 +248,14 @@ def pretrain(arguments: CompareArguments, left_out: list[str], images: str) -> s
     folder = Path(options["output_dir"])
     path = Path(arguments.output_dir, "deciding_images.json")
     options["leave_out"] = str(path)
-    inputs = {"images": images}
-    if _done(folder, options, inputs) is None:
+    run = NotedRun(folder, options, {"images": images})
+    if run.results is None:
         with PartialState().main_process_first():
             if PartialState().is_main_process:
                 path.write_text(json.dumps(left_out, indent=2), encoding="utf-8")
         run_mim.main(options_of(options))
-        _note(folder, options, inputs, {})
+        if PartialState().is_main_process:
+            run.note({})
     return str(folder)
 
 
@@ -278,33 +279,33 @@ def fine_tune(
         What `results.json` holds.
     """
     options = _usual_options(arguments) | options | {"output_dir": str(folder)}
-    done = _done(folder, options, inputs)
+    run = NotedRun(folder, options, inputs)
+    done = run.results
     if done is None:
-        is_begun = _noted(folder, options, inputs) is not None
+        is_begun, is_main = run.is_begun, PartialState().is_main_process
         # Every process has read it before the first one writes.
         PartialState().wait_for_everyone()
         folder.mkdir(parents=True, exist_ok=True)
-        if not is_begun:
+        if is_main and not is_begun:
             # What other options, images or weights have left there is nothing to go on with.
             _delete_checkpoints(folder)
-            _note(folder, options, inputs, None)
+            run.note(None)
         PartialState().wait_for_everyone()
         with _quiet(folder / "log.txt"):
             # Trainer would have the other processes warn, whatever is set here.
             done = run_image_classification.main(options_of({"log_level_replica": "error"} | options))
-        _note(folder, options, inputs, done)
-        # They are of use to an interrupted run only, and those of a comparison would fill a disk.
-        _delete_checkpoints(folder)
-        if PartialState().is_main_process:
+        if is_main:
+            run.note(done)
+            # They are of use to an interrupted run only, and those of a comparison would fill a disk.
+            _delete_checkpoints(folder)
             for path in () if keeps_weights else list(folder.rglob("*.safetensors")):
                 path.unlink()
     return done
 
 
 def _delete_checkpoints(folder: Path) -> None:
-    if PartialState().is_main_process:
-        for path in list(folder.rglob("checkpoint-*")):
-            shutil.rmtree(path, ignore_errors=True)
+    for path in list(folder.rglob("checkpoint-*")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _options(given: Any) -> dict[str, Any]:
@@ -319,45 +320,6 @@ def _usual_options(arguments: CompareArguments) -> dict[str, Any]:
     if arguments.finetune_recipe is not None:
         options["recipe"] = arguments.finetune_recipe
     return options
-
-
-def model_digest(checkpoint: str, with_weights: bool) -> str | None:
-    """A short text that tells the model in a folder from others, or its architecture; None for a name on the Hub."""
-    folder = Path(checkpoint)
-    if not folder.is_dir():
-        return None
-    content = hashlib.blake2b(digest_size=6)
-    patterns = ("*config.json", *(("*.safetensors", "pytorch_model*.bin") if with_weights else ()))
-    for path in sorted(itertools.chain.from_iterable(map(folder.glob, patterns))):
-        with path.open("rb") as file:
-            content.update(hashlib.file_digest(file, "blake2b").digest())
-    return content.hexdigest()
-
-
-def _noted(folder: Path, options: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any] | None:
-    """What is noted of a run of the same options and inputs, finished or not."""
-    path = folder / "done.json"
-    if not path.exists():
-        return None
-    noted = json.loads(path.read_text(encoding="utf-8"))
-    # An older version noted no inputs.
-    is_same = noted["options"] == json.loads(json.dumps(options)) and noted.get("inputs", inputs) == inputs
-    return noted if is_same else None
-
-
-def _done(folder: Path, options: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any] | None:
-    """Results of a run of the same options and inputs, if it is finished."""
-    noted = _noted(folder, options, inputs)
-    return None if noted is None else noted["results"]
-
-
-def _note(folder: Path, options: dict[str, Any], inputs: dict[str, Any], results: dict[str, Any] | None) -> None:
-    if PartialState().is_main_process:
-        text = json.dumps({"options": options, "inputs": inputs, "results": results}, indent=2)
-        # At once, for the run may be killed.
-        part = folder / "done.part"
-        part.write_text(text, encoding="utf-8")
-        part.replace(folder / "done.json")
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from scripts import command_line, load_script
 from tiny import swin_config
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
+from hf_simmim.run_settings import model_digest
 
 ENCODER = swin_config().to_dict() | {"image_size": 32}
 
@@ -220,11 +221,11 @@ def test_runs_know_the_images_and_the_weights(script, pictures, tmp_path):
     for change in (0, 1):
         torch.nn.init.constant_(model.head.projection.bias, change)
         model.save_pretrained(tmp_path / "model")
-        digests.append([script.model_digest(str(tmp_path / "model"), with_weights) for with_weights in (True, False)])
+        digests.append([model_digest(str(tmp_path / "model"), with_weights) for with_weights in (True, False)])
     assert digests[0][0] != digests[1][0]
     # From scratch it is the same.
     assert digests[0][1] == digests[1][1]
-    assert script.model_digest("org/name", True) is None
+    assert model_digest("org/name", True) is None
 
 
 def test_images_that_decide_can_all_be_read(script, pictures, tmp_path, monkeypatch):

@@ -85,6 +85,19 @@ def digest(images: Dataset) -> str:
     return f"{len(images)} images, {hashlib.blake2b(names.encode(), digest_size=6).hexdigest()}"
 
 
+def model_digest(checkpoint: str, with_weights: bool) -> str | None:
+    """A short text that tells the model in a folder from others, or its architecture; None for a name on the Hub."""
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        return None
+    content = hashlib.blake2b(digest_size=6)
+    patterns = ("*config.json", *(("*.safetensors", "pytorch_model*.bin") if with_weights else ()))
+    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
+        with path.open("rb") as file:
+            content.update(hashlib.file_digest(file, "blake2b").digest())
+    return content.hexdigest()
+
+
 def prepare_output_dir(arguments: ReleasedTrainingArguments) -> Path | None:
     """Make sure that results can be written, and find the checkpoint to go on from.
 
