@@ -12,9 +12,41 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments
 
-from .card_tables import Table, counted
-from .optimization import ReleasedSchedule, create_schedule, images_per_step, warmup_updates
+from .card_rendering import place
+from .card_tables import Table, counted, family
+from .optimization import ReleasedSchedule, create_schedule, images_per_step, planned_steps, warmup_updates
 from .provenance import Origin, code_version
+
+
+def total_steps(trainer: Any) -> int:
+    """Steps of a whole training, also before it has begun."""
+    return trainer.state.max_steps or planned_steps(trainer.args, len(trainer.train_dataset))
+
+
+def training_values(trainer: Any, config: Any) -> dict[str, Any]:
+    """What the template asks for of every training.
+
+    Args:
+        trainer: The trainer, with an `origin`.
+        config: The SimMIM config of its model, or of the backbone in it.
+
+    Returns:
+        The values by name.
+    """
+    repository, origin = trainer.hub_model_id or trainer.args.hub_model_id, trainer.origin
+    title, location = place(repository, str(trainer.args.output_dir))
+    return {
+        "title": title,
+        "location": location,
+        "is_on_hub": repository,
+        "progress": progress(trainer, total_steps(trainer)),
+        "family": family(config),
+        "num_images": f"{len(trainer.train_dataset):,}",
+        "num_channels": config.num_channels,
+        "data_name": origin.images.name if origin.images else None,
+        "command": origin.command,
+        "versions": versions_table(),
+    }
 
 
 def optimization_table(arguments: TrainingArguments, num_steps: int) -> Table:

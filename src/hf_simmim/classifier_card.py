@@ -7,12 +7,11 @@ import numpy as np
 import torch
 from huggingface_hub import EvalResult, ModelCard
 
-from .card_rendering import card_metadata, citations, listed_classes, place, render_card, result_entry
+from .card_rendering import card_metadata, citations, listed_classes, render_card, result_entry
 from .card_tables import (
     Table,
     augmentation_table,
     encoder_table,
-    family,
     millions,
     pixels_table,
 )
@@ -22,14 +21,13 @@ from .card_training import (
     layer_decay,
     measured_after,
     optimization_table,
-    progress,
     session_time,
     start,
     steps,
-    versions_table,
+    total_steps,
+    training_values,
 )
 from .classification_loss import classification_loss
-from .optimization import planned_steps
 from .provenance import Origin
 from .pushing_trainer import PushingTrainer
 from .whole_evaluation import WholeEvaluation
@@ -88,19 +86,19 @@ def classifier_card(trainer: ClassifierTrainer) -> ModelCard:
     Returns:
         The card; `save` writes it.
     """
-    arguments, dataset = trainer.args, trainer.train_dataset
+    arguments = trainer.args
     model: Any = trainer.model
     config = model.config
     origin, kind = trainer.origin, config.problem_type or "single_label_classification"
-    title, location = place(trainer.hub_model_id or arguments.hub_model_id, str(arguments.output_dir))
-    num_steps = trainer.state.max_steps or planned_steps(arguments, len(dataset))  # type: ignore[arg-type]
+    values = training_values(trainer, config)
+    num_steps = total_steps(trainer)
     metrics = _metrics(trainer)
     names = [] if kind == "regression" else [str(name) for name in config.id2label.values()]
     picture = Path(str(arguments.output_dir)) / "confusion.png"
     return render_card(
         "classifier",
         card_metadata(
-            title,
+            values["title"],
             ["simmim", kind.replace("_", "-"), config.encoder_config.model_type],
             pipeline_tag="image-classification",
             images=origin.images,
@@ -109,18 +107,11 @@ def classifier_card(trainer: ClassifierTrainer) -> ModelCard:
             eval_results=[] if kind == "regression" else _entries(metrics, origin),
             co2_eq_emissions=emissions_entry(trainer, "fine-tuning"),
         ),
-        title=title,
-        location=location,
-        is_on_hub=trainer.hub_model_id or arguments.hub_model_id,
+        **values,
         auto_class="AutoModelForImageClassification",
-        progress=progress(trainer, num_steps),
-        family=family(config),
         num_parameters=millions(model.num_parameters()),
-        num_images=f"{len(dataset):,}",  # type: ignore[arg-type]
-        data_name=origin.images.name if origin.images else None,
         task=_task(kind, len(names)),
         start=start(origin),
-        num_channels=config.num_channels,
         num_labels=config.num_labels,
         class_names=names,
         is_multi_label=kind == "multi_label_classification",
@@ -150,8 +141,6 @@ def classifier_card(trainer: ClassifierTrainer) -> ModelCard:
             **_changes(trainer),
             **hardware_table(trainer, session_time(trainer)),
         },
-        command=origin.command,
-        versions=versions_table(),
         base_model=origin.base_model,
         citations=citations(config),
     )

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard
 
 from .callbacks import ProbeCallback
-from .card_rendering import card_metadata, citations, place, render_card, result_entry
+from .card_rendering import card_metadata, citations, render_card, result_entry
 from .card_tables import (
     Table,
     augmentation_table,
     average_mask_distance,
     counted,
     encoder_table,
-    family,
     listed,
     millions,
     pixels_table,
@@ -25,13 +24,13 @@ from .card_training import (
     hours,
     measured_after,
     optimization_table,
-    progress,
     session_time,
     steps,
-    versions_table,
+    total_steps,
+    training_values,
 )
 from .masking import span
-from .optimization import images_per_step, planned_steps
+from .optimization import images_per_step
 from .provenance import Origin, hub_id, last_part
 from .visualization import DRAWN_COLUMNS
 
@@ -58,16 +57,16 @@ def training_card(trainer: "SimMIMTrainer") -> ModelCard:
     Returns:
         The card; `save` writes it.
     """
-    arguments, model, dataset = trainer.args, trainer.model, trainer.train_dataset
+    arguments, model = trainer.args, trainer.model
     config: Any = model.config
     origin, log = trainer.origin, trainer.state.log_history
-    title, location = place(trainer.hub_model_id or arguments.hub_model_id, str(arguments.output_dir))
+    values = training_values(trainer, config)
     # A trainer that was not told knows at least what its model was loaded from.
     base_model = origin.base_model or (None if origin.checkpoint else hub_id(config.name_or_path or None))
-    num_steps = trainer.state.max_steps or planned_steps(arguments, len(dataset))
+    num_steps = total_steps(trainer)
     masking = _masking_table(trainer)
     card_data = card_metadata(
-        title,
+        values["title"],
         ["simmim", "masked-image-modeling", "self-supervised", config.encoder_config.model_type],
         images=origin.images,
         base_model=base_model,
@@ -78,17 +77,10 @@ def training_card(trainer: "SimMIMTrainer") -> ModelCard:
     return render_card(
         "pretrained",
         card_data,
-        title=title,
-        location=location,
-        is_on_hub=trainer.hub_model_id or arguments.hub_model_id,
+        **values,
         auto_class="AutoModel",
-        progress=progress(trainer, num_steps),
-        family=family(config),
         num_parameters=millions(model.simmim.num_parameters()),
-        num_images=f"{len(dataset):,}",
-        data_name=origin.images.name if origin.images else None,
         target=config.target,
-        num_channels=config.num_channels,
         hidden_size=config.hidden_size,
         image_height=config.image_size[0],
         image_width=config.image_size[1],
@@ -107,8 +99,6 @@ def training_card(trainer: "SimMIMTrainer") -> ModelCard:
             **hardware_table(trainer, _training_time(log, images_per_step(arguments)) or session_time(trainer)),
             "speed": speed(log),
         },
-        command=origin.command,
-        versions=versions_table(),
         base_model=base_model,
         citations=citations(config),
     )

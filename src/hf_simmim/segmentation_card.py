@@ -5,22 +5,21 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from .card_rendering import card_metadata, citations, listed_classes, place, render_card, result_entry
-from .card_tables import Table, encoder_table, family, listed, millions, pixels_table
+from .card_rendering import card_metadata, citations, listed_classes, render_card, result_entry
+from .card_tables import Table, encoder_table, listed, millions, pixels_table
 from .card_training import (
     emissions_entry,
     hardware_table,
     layer_decay,
     measured_after,
     optimization_table,
-    progress,
     session_time,
     start,
     steps,
-    versions_table,
+    total_steps,
+    training_values,
 )
 from .citations import UPERNET
-from .optimization import planned_steps
 from .provenance import Origin
 from .pushing_trainer import PushingTrainer
 from .segmentation import SegmentationMetrics
@@ -58,13 +57,13 @@ def segmentation_card(trainer: SegmentationTrainer) -> ModelCard:
     dataset: Any = trainer.train_dataset
     config: Any = model.config.backbone_config  # type: ignore[union-attr]
     origin, names = trainer.origin, dataset.labels.class_names
-    title, location = place(trainer.hub_model_id or arguments.hub_model_id, str(arguments.output_dir))
-    num_steps = trainer.state.max_steps or planned_steps(arguments, len(dataset))
+    values = training_values(trainer, config)
+    num_steps = total_steps(trainer)
     metrics = next((entry for entry in reversed(trainer.state.log_history) if "eval_mean_iou" in entry), {})
     return render_card(
         "segmentation",
         card_metadata(
-            title,
+            values["title"],
             ["simmim", "semantic-segmentation", "upernet", config.encoder_config.model_type],
             pipeline_tag="image-segmentation",
             images=origin.images,
@@ -73,17 +72,10 @@ def segmentation_card(trainer: SegmentationTrainer) -> ModelCard:
             eval_results=_entries(metrics, origin),
             co2_eq_emissions=emissions_entry(trainer, "fine-tuning"),
         ),
-        title=title,
-        location=location,
-        is_on_hub=trainer.hub_model_id or arguments.hub_model_id,
+        **values,
         auto_class="AutoModelForSemanticSegmentation",
-        progress=progress(trainer, num_steps),
-        family=family(config),
         num_parameters=millions(model.num_parameters()),  # type: ignore[operator, union-attr]
-        num_images=f"{len(dataset):,}",
-        data_name=origin.images.name if origin.images else None,
         start=start(origin),
-        num_channels=config.num_channels,
         num_labels=len(names),
         class_names=names,
         short_side=dataset.short_side,
@@ -108,8 +100,6 @@ def segmentation_card(trainer: SegmentationTrainer) -> ModelCard:
             "layer decay": layer_decay(arguments),
             **hardware_table(trainer, session_time(trainer)),
         },
-        command=origin.command,
-        versions=versions_table(),
         base_model=origin.base_model,
         citations=[*citations(config), UPERNET],
     )
