@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from segmentation_scenes import CLASS_NAMES, write_scenes
 from tiny import swin_config, vit_config
-from transformers import AutoImageProcessor, UperNetForSemanticSegmentation, ViTModel
+from transformers import AutoImageProcessor, Trainer, UperNetForSemanticSegmentation, ViTModel
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
 
@@ -190,10 +190,31 @@ def test_pre_trained_weights_and_the_control(script, scenes, checkpoint, tmp_pat
         parsed = parse(script, options(checkpoint, scenes, tmp_path / f"{flags}", "--gradient_checkpointing", *flags))
         trainer, _ = script.build_trainer(*parsed)
         assert torch.equal(trainer.model.state_dict()[f"backbone.{table}"], pretrained[table]) == (not flags)
-        assert type(trainer).__name__ == "SegmentationTrainer"
         assert trainer.model.backbone.is_gradient_checkpointing
         rates = {round(group["lr_scale"], 3) for group in trainer.optimizer.param_groups}
         assert rates == {1.0}
+
+
+def test_the_unmodified_trainer_trains_the_same(script, scenes, checkpoint, tmp_path):
+    """What the script's own adds is cards, pushes and whole evaluations."""
+    trained = []
+    for is_plain in (False, True):
+        parsed = parse(script, options(checkpoint, scenes, tmp_path / str(is_plain), max_steps=3))
+        trainer, _ = script.build_trainer(*parsed)
+        before = trainer.model.state_dict()["decode_head.classifier.weight"].clone()
+        if is_plain:
+            trainer = Trainer(
+                model=trainer.model,
+                args=trainer.args,
+                train_dataset=trainer.train_dataset,
+                data_collator=trainer.data_collator,
+                optimizers=(trainer.optimizer, trainer.lr_scheduler),
+            )
+        trainer.train()
+        trained.append(trainer.model.state_dict())
+        assert not torch.equal(trained[-1]["decode_head.classifier.weight"], before)
+    for name, tensor in trained[0].items():
+        assert torch.equal(tensor, trained[1][name]), name
 
 
 @pytest.mark.parametrize("stock", [False, True], ids=["ours", "transformers"])
