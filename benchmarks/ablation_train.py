@@ -13,8 +13,8 @@ from ablation_settings import Settings
 from torch import nn
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
-from hf_simmim.clusters import fit_color_clusters
-from hf_simmim.masking import MASK_STRATEGIES, average_distance
+from hf_simmim.data.image_statistics import fit_color_clusters
+from hf_simmim.model.masking import MASK_STRATEGIES, average_distance
 
 WARM_UP_SHARE = 0.1  # of all steps
 WEIGHT_DECAY = 0.05

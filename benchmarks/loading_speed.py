@@ -21,8 +21,8 @@ import skimage
 import torch
 from PIL import Image, ImageOps
 
-from hf_simmim.crops import crop_and_resize, random_box, upright_size
-from hf_simmim.data import sample_generator
+from hf_simmim.data.sampling import sample_generator
+from hf_simmim.data.transforms import crop_and_resize, random_box, upright_size
 
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 SIZES = ((500, 375), (1280, 960), (4000, 3000))

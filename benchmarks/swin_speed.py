@@ -20,7 +20,7 @@ from torch import nn
 from transformers import SwinConfig, SwinForMaskedImageModeling, Swinv2Config, Swinv2ForMaskedImageModeling
 
 from hf_simmim import ENCODER_PRESETS, SimMIMConfig, SimMIMForMaskedImageModeling
-from hf_simmim.masking import random_mask
+from hf_simmim.model.masking import random_mask
 
 PEERS = {"swin": (SwinConfig, SwinForMaskedImageModeling), "swinv2": (Swinv2Config, Swinv2ForMaskedImageModeling)}
 WARM_UP_ROUNDS = 3

@@ -22,8 +22,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
-from hf_simmim.encoder_geometry import transformers_class
-from hf_simmim.masking import random_mask, to_pixels
+from hf_simmim.model.encoders import transformers_class
+from hf_simmim.model.masking import random_mask, to_pixels
 
 ROUTES = {
     "own": "our own module",

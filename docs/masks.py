@@ -13,7 +13,7 @@ import skimage
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from hf_simmim.masking import MASK_STRATEGIES, average_distance, mask_units, to_pixels
+from hf_simmim.model.masking import MASK_STRATEGIES, average_distance, mask_units, to_pixels
 
 SIDE = 192
 PATCH_SIZE = 4

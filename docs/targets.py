@@ -19,10 +19,10 @@ from masks import SIDE, ZOOM, photo
 from PIL import Image, ImageDraw, ImageFont
 
 from hf_simmim import SimMIMConfig
-from hf_simmim.clusters import fit_color_clusters
-from hf_simmim.data import normalize
-from hf_simmim.targets import TARGET_CLASSES
-from hf_simmim.visualization import to_pictures
+from hf_simmim.data.image_statistics import fit_color_clusters
+from hf_simmim.data.transforms import normalize
+from hf_simmim.model.modeling_simmim import TARGET_CLASSES
+from hf_simmim.visualization.pictures import to_pictures
 
 NUM_CLUSTERS = 16
 # Name, options, stride, and what the title says of the latter two.

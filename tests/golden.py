@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_simmim import SimMIMForMaskedImageModeling, original_names
-from hf_simmim.conversion import convert_checkpoint
+from hf_simmim.checkpoints.convert import convert_checkpoint
 
 FIXTURES = Path(__file__).parent / "fixtures"
 GOLDEN = ("swin", "swinv2", "vit")

@@ -12,9 +12,9 @@ from tiny import swin_config
 from transformers import TrainingArguments
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
-from hf_simmim.data import collate
-from hf_simmim.trainer import SimMIMTrainer
-from hf_simmim.unreadable_images import UnreadableImages
+from hf_simmim.data.masked_images import collate
+from hf_simmim.data.reading import UnreadableImages
+from hf_simmim.training.trainers import SimMIMTrainer
 
 NUM_IMAGES = 8
 

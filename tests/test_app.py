@@ -29,10 +29,10 @@ from scripts import ROOT, command_line, load_script
 from tiny import swin_config, vit_config
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor, reconstruction_page
-from hf_simmim.masking import MASK_STRATEGIES
-from hf_simmim.reconstruction import Reconstructor
-from hf_simmim.reconstruction_page import CAPTIONS, PAINTED, MaskSettings, Models, Pictures, panel
-from hf_simmim.visualization import MASK_GREY
+from hf_simmim.cli.app_page import CAPTIONS, PAINTED, MaskSettings, Models, Pictures, panel
+from hf_simmim.evaluation.reconstruction import Reconstructor
+from hf_simmim.model.masking import MASK_STRATEGIES
+from hf_simmim.visualization.pictures import MASK_GREY
 
 SETTINGS = {"strategy": "random", "ratio": 0.5, "patch_size": 8, "seed": 0, "painting": None}
 

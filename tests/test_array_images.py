@@ -14,11 +14,11 @@ from PIL import Image
 from transformers.utils import is_torchvision_available
 
 from hf_simmim import SimMIMImageProcessor, SimMIMImageProcessorPil
-from hf_simmim.channel_statistics import channel_statistics
-from hf_simmim.crops import crop_and_resize
-from hf_simmim.data import MaskedImageDataset, NoReadableImageError, collate, normalize
-from hf_simmim.image_sources import load_images
-from hf_simmim.unreadable_images import check_images
+from hf_simmim.data.image_statistics import channel_statistics
+from hf_simmim.data.masked_images import MaskedImageDataset, collate
+from hf_simmim.data.reading import NoReadableImageError, check_images
+from hf_simmim.data.sources import load_images
+from hf_simmim.data.transforms import crop_and_resize, normalize
 
 BACKENDS = [SimMIMImageProcessorPil, *([SimMIMImageProcessor] if is_torchvision_available() else [])]
 LARGEST = {"uint8": 255, "uint16": 65535, "int16": 32767, "float32": 1.0}

@@ -10,8 +10,8 @@ from torch import nn
 from transformers import AutoBackbone, SwinBackbone, UperNetConfig, UperNetForSemanticSegmentation
 
 from hf_simmim import SimMIMBackbone, SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMModel
-from hf_simmim.encoders import EncoderOutput
-from hf_simmim.hidden_states import is_single_scale, usual_features
+from hf_simmim.model.encoder_stages import is_single_scale, usual_features
+from hf_simmim.model.encoders import EncoderOutput
 
 FOUR_STAGES = {"image_size": 64, "depths": [1, 1, 2, 1], "num_heads": [1, 1, 2, 2], "window_size": 2}
 

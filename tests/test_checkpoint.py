@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_simmim.checkpoint import newest_whole_checkpoint
+from hf_simmim.training.run_folder import newest_whole_checkpoint
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from tiny import ENCODER_CONFIGS, beit_config, swin_config
 from transformers import AutoModelForImageClassification, BeitModel
 
 from hf_simmim import SimMIMConfig, SimMIMForImageClassification, SimMIMForMaskedImageModeling, SimMIMModel
-from hf_simmim.classification_loss import classification_loss
-from hf_simmim.encoder_layers import encoder_layers
+from hf_simmim.model.encoder_stages import encoder_layers
+from hf_simmim.model.losses import classification_loss
 
 TESTS = Path(__file__).parent
 

@@ -11,9 +11,9 @@ from PIL import Image
 from tiny import swin_config
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
-from hf_simmim.clusters import fit_color_clusters
-from hf_simmim.data import NoReadableImageError
-from hf_simmim.image_sources import load_images
+from hf_simmim.data.image_statistics import fit_color_clusters
+from hf_simmim.data.reading import NoReadableImageError
+from hf_simmim.data.sources import load_images
 
 
 @pytest.fixture(scope="module")

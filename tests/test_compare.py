@@ -12,7 +12,7 @@ from scripts import command_line, load_script
 from tiny import swin_config
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
-from hf_simmim.run_settings import model_digest
+from hf_simmim.training.run_folder import model_digest
 
 ENCODER = swin_config().to_dict() | {"image_size": 32}
 

@@ -4,7 +4,8 @@ import pytest
 from PIL import Image
 from scipy.stats import ttest_rel
 
-from hf_simmim.comparison import conclusion, judge, plot_comparison, table
+from hf_simmim.evaluation.comparison import conclusion, judge, table
+from hf_simmim.visualization.plots import plot_comparison
 
 
 def scores(first: list[float], second: list[float]) -> dict[str, dict[int, float]]:

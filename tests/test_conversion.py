@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoModelForMaskedImageModeling
 
 from hf_simmim import SimMIMForMaskedImageModeling, SimMIMModel
-from hf_simmim.conversion import convert_checkpoint, save_conversion
-from hf_simmim.original_settings import literals
-from hf_simmim.remote_code import code_files
-from hf_simmim.untrusted_files import read_pth
+from hf_simmim.checkpoints.convert import convert_checkpoint, save_conversion
+from hf_simmim.checkpoints.pth_files import read_pth
+from hf_simmim.checkpoints.pth_settings import literals
+from hf_simmim.model.remote_code import code_files
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "convert_checkpoint.py"
 MMPRETRAIN_CLASSIFIERS = ["mmpretrain_swin_classifier", "mmpretrain_swinv2_classifier"]

@@ -12,10 +12,11 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from hf_simmim.crops import center_box, crop_and_resize, random_box, upright_size
-from hf_simmim.data import EpochSampler, MaskedImageDataset, NoReadableImageError, collate, sample_generator
-from hf_simmim.image_sources import load_images
-from hf_simmim.unreadable_images import UnreadableImages, check_images
+from hf_simmim.data.masked_images import MaskedImageDataset, collate
+from hf_simmim.data.reading import NoReadableImageError, UnreadableImages, check_images
+from hf_simmim.data.sampling import EpochSampler, sample_generator
+from hf_simmim.data.sources import load_images
+from hf_simmim.data.transforms import center_box, crop_and_resize, random_box, upright_size
 
 EMBEDDED_DATA = Path(__file__).parents[1] / "examples" / "data" / "fashion_mnist_7k"
 

@@ -13,8 +13,8 @@ from tiny import swin_config, vit_config
 from transformers import ViTModel
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor, SimMIMModel, embedding
-from hf_simmim.embedding import nearest_rows, read_features
-from hf_simmim.embedding_pictures import OTHER_COLOR, draw_map, project
+from hf_simmim.evaluation.features import nearest_rows, project, read_features
+from hf_simmim.visualization.grids import OTHER_COLOR, draw_map
 
 
 @pytest.fixture(scope="module")

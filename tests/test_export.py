@@ -20,7 +20,7 @@ from hf_simmim import (
     SimMIMModel,
     export,
 )
-from hf_simmim.export import Program, export_program, load_program
+from hf_simmim.checkpoints.export import Program, export_program, load_program
 
 script = load_script("export_model")
 SIZE = (64, 96)

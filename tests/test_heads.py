@@ -9,10 +9,10 @@ from tiny import ENCODER_CONFIGS, batch, swin_config, vit_config
 from transformers import AutoModel, SwinForMaskedImageModeling, Swinv2Config
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMModel
-from hf_simmim.heads import HEAD_CLASSES, InverseSwinHead, split_squares
-from hf_simmim.hidden_states import HiddenState, HiddenStateFusion, hidden_states
-from hf_simmim.masking import to_pixels
-from hf_simmim.swin import SwinBlock, join_squares
+from hf_simmim.model.encoder_stages import HiddenState, hidden_states
+from hf_simmim.model.heads import HEAD_CLASSES, HiddenStateFusion, InverseSwinHead, split_squares
+from hf_simmim.model.masking import to_pixels
+from hf_simmim.model.swin import SwinBlock, join_squares
 
 # Of heads that are large by default.
 SMALL: dict[str, dict] = {

@@ -8,7 +8,7 @@ import torch
 from photos import random_photo
 from skimage.feature import hog as skimage_hog
 
-from hf_simmim.hog import hog
+from hf_simmim.model.targets import hog
 
 GEOMETRIES = [(8, 9), (8, 8), (4, 12), (5, 9), (3, 4), (16, 18), (2, 2)]
 

@@ -28,7 +28,7 @@ from tiny import batch, swin_config
 from transformers import AutoImageProcessor, AutoModel, AutoModelForMaskedImageModeling, SwinModel
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessorPil
-from hf_simmim.image_sources import load_images
+from hf_simmim.data.sources import load_images
 
 REPOSITORY = "org/simmim-swin-tiny"
 # What huggingface_hub tries again; the rest of a push it does not.

@@ -23,10 +23,9 @@ from tiny import VIT_SIZES
 from transformers import AutoImageProcessor, AutoModel, AutoModelForMaskedImageModeling, TrainingArguments
 
 from hf_simmim import hub_pushes, hub_snapshots
-from hf_simmim.hub_pushes import HubPushes
-from hf_simmim.hub_snapshots import Push
-from hf_simmim.pushing_trainer import PushingTrainer
-from hf_simmim.trainer import SimMIMTrainer
+from hf_simmim.hub.pushes import HubPushes
+from hf_simmim.hub.snapshots import Push
+from hf_simmim.training.trainers import PushingTrainer, SimMIMTrainer
 
 REPOSITORY = "org/tiny"
 # Without them nobody could load it, or know what it is.

@@ -10,8 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from hf_simmim.image_channels import channels_first, convert_channels
-from hf_simmim.image_files import open_image
+from hf_simmim.model.images import channels_first, convert_channels, open_image
 
 EIGHT_BITS, SIXTEEN_BITS = 1 / 255, 1 / 65535
 LARGEST = {"uint8": 255, "uint16": 65535, "int16": 32767, "float32": 1.0}

@@ -13,19 +13,13 @@ from PIL import Image
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from hf_simmim.augmentation import Augmentation
-from hf_simmim.callbacks import EpochCallback
-from hf_simmim.crops import crop_and_resize
-from hf_simmim.data import NoReadableImageError
-from hf_simmim.labelled_images import (
-    LabelledImageDataset,
-    few_labels,
-    folds,
-    holdout,
-    load_labelled_images,
-)
-from hf_simmim.mixing import MixingCollator
-from hf_simmim.unreadable_images import check_images
+from hf_simmim.data.augmentation import Augmentation
+from hf_simmim.data.label_splits import few_labels, folds, holdout
+from hf_simmim.data.labelled_images import LabelledImageDataset, load_labelled_images
+from hf_simmim.data.mixing import MixingCollator
+from hf_simmim.data.reading import NoReadableImageError, check_images
+from hf_simmim.data.transforms import crop_and_resize
+from hf_simmim.training.callbacks import EpochCallback
 
 EMBEDDED_DATA = Path(__file__).parents[1] / "examples" / "data" / "fashion_mnist_7k"
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_simmim.losses import (
+from hf_simmim.model.losses import (
     LOSS_FUNCTIONS,
     cosine,
     cross_entropy,
@@ -14,7 +14,7 @@ from hf_simmim.losses import (
     pixel_weights,
     smooth_l1,
 )
-from hf_simmim.masking import patch_grid, random_mask, to_pixels
+from hf_simmim.model.masking import patch_grid, random_mask, to_pixels
 
 GEOMETRIES = [((48, 64), 4), ((50, 70), 4), ((225, 225), 16), ((12, 12), 5)]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from hf_simmim.masking import (
+from hf_simmim.model.masking import (
     MASK_STRATEGIES,
     average_distance,
     mask_units,

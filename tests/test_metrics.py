@@ -11,8 +11,7 @@ from PIL import Image
 from sklearn import metrics as sklearn_metrics
 from transformers import EvalPrediction
 
-from hf_simmim.confusion import count_confusions, most_confused, plot_confusion
-from hf_simmim.metrics import (
+from hf_simmim.evaluation.metrics import (
     ConfusionMatrix,
     MeanIoU,
     MultiLabel,
@@ -20,7 +19,9 @@ from hf_simmim.metrics import (
     Regression,
     TopKAccuracy,
     classification_metrics,
+    count_confusions,
 )
+from hf_simmim.visualization.plots import most_confused, plot_confusion
 
 NAMES = [f"class {index}" for index in range(8)]
 

@@ -13,15 +13,21 @@ from torch.utils.data import DataLoader
 from transformers.utils import is_torchvision_available
 
 from hf_simmim import SimMIMImageProcessor, SimMIMImageProcessorPil
-from hf_simmim.channel_statistics import channel_statistics
-from hf_simmim.crops import crop_and_resize
-from hf_simmim.data import MaskedImageDataset, collate, open_row
-from hf_simmim.image_channels import channels_first, mark_nodata
-from hf_simmim.image_files import open_image
-from hf_simmim.image_sources import load_images
-from hf_simmim.masking import MASK_STRATEGIES
-from hf_simmim.missing_pixels import fill_missing, has_missing, missing_as_nan, real_pixels
-from hf_simmim.unreadable_images import check_images
+from hf_simmim.data.image_statistics import channel_statistics
+from hf_simmim.data.masked_images import MaskedImageDataset, collate
+from hf_simmim.data.reading import check_images, open_row
+from hf_simmim.data.sources import load_images
+from hf_simmim.data.transforms import crop_and_resize
+from hf_simmim.model.images import (
+    channels_first,
+    fill_missing,
+    has_missing,
+    mark_nodata,
+    missing_as_nan,
+    open_image,
+    real_pixels,
+)
+from hf_simmim.model.masking import MASK_STRATEGIES
 
 needs_torchvision = pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed")
 
@@ -434,7 +440,7 @@ def test_a_crop_larger_than_the_image_is_padding(processor_class):
 
 def test_floats_in_0_1_are_noticed_beside_missing_ones(processor_class, monkeypatch):
     messages: list[str] = []
-    monkeypatch.setattr("hf_simmim.image_processing_simmim.logger.warning_once", messages.append)
+    monkeypatch.setattr("hf_simmim.model.image_processing_simmim.logger.warning_once", messages.append)
     processor_class(**GEOMETRY)(with_border(np.nan) / 255)
     assert "do_rescale=False" in messages[0]
 

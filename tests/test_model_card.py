@@ -17,24 +17,23 @@ from tiny import beit_config, swin_config, swinv2_config, vit_config
 from transformers import TrainerCallback, ViTModel
 
 from hf_simmim import SimMIMConfig, SimMIMForImageClassification, SimMIMForMaskedImageModeling, SimMIMImageProcessor
-from hf_simmim.augmentation import Augmentation
-from hf_simmim.callbacks import ProbeCallback
-from hf_simmim.card_rendering import check_license
-from hf_simmim.classifier_card import ClassifierTrainer, classifier_card
-from hf_simmim.conversion import convert_checkpoint, save_conversion
-from hf_simmim.conversion_card import conversion_card
-from hf_simmim.data import MaskedImageDataset, collate
-from hf_simmim.image_sources import load_images
-from hf_simmim.labelled_images import LabelledImageDataset
-from hf_simmim.masking import average_distance, random_mask
-from hf_simmim.metrics import classification_metrics
-from hf_simmim.mixing import MixingCollator
-from hf_simmim.model_card import training_card
-from hf_simmim.provenance import ImageSource, Origin
-from hf_simmim.trainer import SimMIMTrainer
-from hf_simmim.training_options import ReleasedTrainingArguments
-from hf_simmim.unreadable_images import UnreadableImages
-from hf_simmim.visualization import DRAWN_COLUMNS
+from hf_simmim.checkpoints.convert import conversion_card, convert_checkpoint, save_conversion
+from hf_simmim.data.augmentation import Augmentation
+from hf_simmim.data.labelled_images import LabelledImageDataset
+from hf_simmim.data.masked_images import MaskedImageDataset, collate
+from hf_simmim.data.mixing import MixingCollator
+from hf_simmim.data.reading import UnreadableImages
+from hf_simmim.data.sources import load_images
+from hf_simmim.evaluation.metrics import classification_metrics
+from hf_simmim.hub.card import check_license
+from hf_simmim.hub.provenance import ImageSource, Origin
+from hf_simmim.model.masking import average_distance, random_mask
+from hf_simmim.training.arguments import ReleasedTrainingArguments
+from hf_simmim.training.callbacks import ProbeCallback
+from hf_simmim.training.classification_card import classifier_card
+from hf_simmim.training.pretraining_card import training_card
+from hf_simmim.training.trainers import ClassifierTrainer, SimMIMTrainer
+from hf_simmim.visualization.grids import DRAWN_COLUMNS
 
 LOG = [
     {"step": 0, "probe_knn_accuracy": 0.25, "probe_linear_accuracy": 0.3},

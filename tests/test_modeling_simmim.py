@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from hf_simmim import ENCODER_PRESETS, SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMModel
-from hf_simmim.masking import random_mask, to_pixels
+from hf_simmim.model.masking import random_mask, to_pixels
 
 encoders = pytest.mark.parametrize("encoder", ENCODER_CONFIGS)
 

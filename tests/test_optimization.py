@@ -10,15 +10,15 @@ from tiny import ENCODER_CONFIGS, beit_config, swin_config, vit_config
 from transformers import PvtConfig, ResNetConfig, Trainer, TrainingArguments, ViTForImageClassification
 
 from hf_simmim import SimMIMConfig, SimMIMForImageClassification, SimMIMForMaskedImageModeling
-from hf_simmim.encoder_layers import encoder_layers
-from hf_simmim.optimization import (
+from hf_simmim.model.encoder_stages import encoder_layers
+from hf_simmim.training.arguments import ReleasedTrainingArguments
+from hf_simmim.training.optimization import (
     create_optimizers,
     create_schedule,
     decay_parameter_names,
     parameter_groups,
     planned_steps,
 )
-from hf_simmim.training_options import ReleasedTrainingArguments
 
 LAYER_DECAY = json.loads((FIXTURES / "layer_decay.json").read_text())
 SCHEDULES = json.loads((FIXTURES / "lr_schedules.json").read_text())

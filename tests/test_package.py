@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import hf_simmim
-from hf_simmim.card_rendering import template_path
-from hf_simmim.components import HEADS, LOSSES, TARGETS
-from hf_simmim.heads import HEAD_CLASSES
-from hf_simmim.losses import LOSS_FUNCTIONS
-from hf_simmim.targets import TARGET_CLASSES
+from hf_simmim.hub.card import template_path
+from hf_simmim.model.heads import HEAD_CLASSES, HEADS
+from hf_simmim.model.losses import LOSS_FUNCTIONS, LOSSES
+from hf_simmim.model.modeling_simmim import TARGET_CLASSES
+from hf_simmim.model.targets import TARGETS
 
 ROOT = Path(__file__).parents[1]
 TRAVELLING = (

@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 from test_run_mim import ROOT, options, photos, read_log, run_mim
 from transformers import AutoModel
 
-from hf_simmim.callbacks import ProbeCallback
-from hf_simmim.data import evenly_spaced
-from hf_simmim.labelled_images import LabelledImageDataset, holdout, load_labelled_images
-from hf_simmim.probing import extract_features, knn, linear_probe
+from hf_simmim.data.label_splits import holdout
+from hf_simmim.data.labelled_images import LabelledImageDataset, load_labelled_images
+from hf_simmim.data.sampling import evenly_spaced
+from hf_simmim.evaluation.probing import extract_features, knn, linear_probe
+from hf_simmim.training.callbacks import ProbeCallback
 
 NORMALISATION = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
@@ -114,7 +115,7 @@ def test_images_are_read_once_if_they_are_few(run_mim, photos, labelled, tmp_pat
     monkeypatch.setattr(LabelledImageDataset, "__getitem__", counting)
     for limit, expected in ((2**26, 18), (0, 3 * 18)):
         reads.clear()
-        monkeypatch.setattr("hf_simmim.callbacks.MAX_KEPT_NUMBERS", limit)
+        monkeypatch.setattr("hf_simmim.training.callbacks.MAX_KEPT_NUMBERS", limit)
         run_mim.main(options(photos, tmp_path / str(limit), probe_dir=labelled, probe_images=9))
         assert len(reads) == expected
     images = load_labelled_images(labelled)

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from tiny import ENCODER_CONFIGS, batch, swin_config, vit_config
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMModel
-from hf_simmim.probing import PENALTIES, extract_features, extract_layers, knn, linear_probe
+from hf_simmim.evaluation.probing import PENALTIES, extract_features, extract_layers, knn, linear_probe
 
 
 def blobs(num_images, num_classes=7, dimensions=12, distance=1.0, seed=0):
@@ -174,7 +174,7 @@ def test_knn_equals_a_naive_loop(monkeypatch):
         for index in nearest:
             votes[labels[index]] += np.exp(similarity[index] / 0.07)
         expected.append(int(votes.argmax()))
-    monkeypatch.setattr("hf_simmim.probing.MAX_SIMILARITIES", 150 * 16)  # three chunks
+    monkeypatch.setattr("hf_simmim.evaluation.probing.MAX_SIMILARITIES", 150 * 16)  # three chunks
     result = knn(train, labels, test, test_labels, 7, k=9)
     assert result.predictions.tolist() == expected
     assert result.accuracy == pytest.approx((result.predictions == test_labels).float().mean().item())

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from scripts import ROOT
 
-from hf_simmim.data_options import SourceArguments
-from hf_simmim.provenance import (
+from hf_simmim.cli.image_options import SourceArguments
+from hf_simmim.hub.provenance import (
     ImageSource,
     code_version,
     evaluation_source,

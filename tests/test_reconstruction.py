@@ -13,9 +13,10 @@ from hf_simmim import (
     SimMIMImageProcessor,
     SimMIMModel,
 )
-from hf_simmim.masking import average_distance
-from hf_simmim.reconstruction import COLUMNS, Reconstruction, Reconstructor, mask_from_painting
-from hf_simmim.visualization import MASK_GREY
+from hf_simmim.evaluation.reconstruction import RECONSTRUCTION_COLUMNS as COLUMNS
+from hf_simmim.evaluation.reconstruction import Reconstruction, Reconstructor, mask_from_painting
+from hf_simmim.model.masking import average_distance
+from hf_simmim.visualization.pictures import MASK_GREY
 
 
 def photo(seed: int = 0, height: int = 50, width: int = 40) -> Image.Image:

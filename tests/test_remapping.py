@@ -9,7 +9,7 @@ from transformers import AutoModel
 from transformers.testing_utils import CaptureLogger
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMModel, pretrained
-from hf_simmim.remapping import resize_positions, resize_table
+from hf_simmim.model.weights import resize_positions, resize_table
 
 
 def save(config, folder) -> SimMIMForMaskedImageModeling:
@@ -26,7 +26,7 @@ def save(config, folder) -> SimMIMForMaskedImageModeling:
 def test_the_spline_is_scipys():
     """`interp2d(kind="cubic")` on a grid was `RectBivariateSpline` with cubic pieces and no smoothing."""
     interpolate = pytest.importorskip("scipy.interpolate")
-    from hf_simmim.remapping import _geometric_distances
+    from hf_simmim.model.weights import _geometric_distances
 
     for old, new in ((6, 7), (7, 12), (12, 24), (8, 6), (14, 37)):
         table = torch.randn((2 * old - 1) ** 2, 2, generator=torch.Generator().manual_seed(0))

@@ -38,7 +38,7 @@ from hf_simmim import (
     SimMIMImageProcessorPil,
     SimMIMModel,
 )
-from hf_simmim.remote_code import AUTO_MAPS, code_files
+from hf_simmim.model.remote_code import AUTO_MAPS, code_files
 
 TESTS = Path(__file__).parent
 CODE = {f"{module}.py" for module in TRAVELLING}

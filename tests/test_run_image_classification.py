@@ -17,9 +17,9 @@ from tiny import beit_config, swin_config
 from transformers import AutoModelForImageClassification, SwinModel, TrainerCallback
 
 from hf_simmim import ENCODER_PRESETS, SimMIMConfig, SimMIMForImageClassification, SimMIMForMaskedImageModeling
-from hf_simmim.conversion import convert_checkpoint
-from hf_simmim.encoder_layers import encoder_layers
-from hf_simmim.recipes import recipe_names
+from hf_simmim.checkpoints.convert import convert_checkpoint
+from hf_simmim.cli.recipes import recipe_names
+from hf_simmim.model.encoder_stages import encoder_layers
 
 RECIPES = ROOT / "examples" / "recipes"
 CLASSES = ("across", "down", "plain")

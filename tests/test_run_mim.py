@@ -31,8 +31,8 @@ from transformers import (
 )
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor, data_options
-from hf_simmim.run_settings import check_same_run
-from hf_simmim.trainer import SimMIMTrainer
+from hf_simmim.training.run_folder import check_same_run
+from hf_simmim.training.trainers import SimMIMTrainer
 
 ENCODER = {
     "model_type": "swin",

@@ -16,8 +16,8 @@ from tiny import swin_config, vit_config
 from transformers import ViTModel
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor, SimMIMModel
-from hf_simmim.labelled_images import LabelledImageDataset, load_labelled_images
-from hf_simmim.probing import extract_features, knn, linear_probe
+from hf_simmim.data.labelled_images import LabelledImageDataset, load_labelled_images
+from hf_simmim.evaluation.probing import extract_features, knn, linear_probe
 
 ROOT = Path(__file__).parents[1]
 

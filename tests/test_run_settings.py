@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from hf_simmim.run_settings import begin_run, check_same_run, prepare_output_dir, settings_before
-from hf_simmim.training_options import ReleasedTrainingArguments
+from hf_simmim.training.arguments import ReleasedTrainingArguments
+from hf_simmim.training.run_folder import begin_run, check_same_run, prepare_output_dir, settings_before
 
 SETTINGS = {"encoder": {"depth": 2, "width": 8}, "seed": 0}
 

@@ -6,14 +6,13 @@ import torch
 import torch.nn.functional as F
 from transformers import EvalPrediction
 
-from hf_simmim.segmentation import (
+from hf_simmim.evaluation.segmentation import (
     SegmentationMetrics,
-    class_colours,
     classes_of_annotations,
-    draw_segmentations,
     forget_evaluation_keys,
     largest_logit,
 )
+from hf_simmim.visualization.grids import class_colours, draw_segmentations
 
 
 @pytest.mark.parametrize("num_classes", [2, 16, 37])

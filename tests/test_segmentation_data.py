@@ -7,9 +7,16 @@ from PIL import Image
 from segmentation_scenes import CLASS_NAMES, write_scenes
 from torch.utils.data import DataLoader
 
-from hf_simmim.data import sample_generator
-from hf_simmim.segmentation_data import CollatePairs, Pixels, SegmentationDataset, distort_colours
-from hf_simmim.segmentation_pairs import Labels, check_pairs, load_folder
+from hf_simmim.data.sampling import sample_generator
+from hf_simmim.data.segmentation import (
+    CollatePairs,
+    Labels,
+    Pixels,
+    SegmentationDataset,
+    check_pairs,
+    distort_colours,
+    load_folder,
+)
 
 PLAIN = Pixels(3, 1 / 255, [0.0] * 3, [1.0] * 3)
 LABELS = Labels(list(CLASS_NAMES))

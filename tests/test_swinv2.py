@@ -9,7 +9,7 @@ from tiny import swinv2_config
 from transformers import Swinv2Model
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
-from hf_simmim.swinv2 import Swinv2, log_spaced_coordinates
+from hf_simmim.model.swinv2 import Swinv2, log_spaced_coordinates
 
 
 def randomise(model: torch.nn.Module) -> None:

@@ -10,9 +10,9 @@ from huggingface_hub.errors import StrictDataclassError
 from tiny import batch, swin_config
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
-from hf_simmim.masking import patch_grid, random_mask
-from hf_simmim.target import Target
-from hf_simmim.targets import TARGET_CLASSES
+from hf_simmim.model.masking import patch_grid, random_mask
+from hf_simmim.model.modeling_simmim import TARGET_CLASSES
+from hf_simmim.model.targets import Target
 
 CENTERS = torch.rand(40, 3, generator=torch.Generator().manual_seed(7)).tolist()
 MEAN, STD = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
@@ -249,7 +249,7 @@ def test_parts_are_put_together(monkeypatch, name, options):
     classes = target(pixel_values)
     prediction = torch.randn(3, target.num_outputs, 30, 43)
     decoded = target.decode(prediction, pixel_values)
-    monkeypatch.setattr("hf_simmim.color_targets.CHUNK", 1000)
+    monkeypatch.setattr("hf_simmim.model.targets.CHUNK", 1000)
     assert torch.equal(target(pixel_values), classes)
     torch.testing.assert_close(target.decode(prediction, pixel_values), decoded)
 

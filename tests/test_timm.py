@@ -6,7 +6,7 @@ from tiny import batch
 from transformers import AutoModel, TimmWrapperConfig
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMModel
-from hf_simmim.masking import to_pixels
+from hf_simmim.model.masking import to_pixels
 
 pytest.importorskip("timm")
 

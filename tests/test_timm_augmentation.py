@@ -10,10 +10,10 @@ import torch
 from photos import random_photo
 from PIL import Image
 
-from hf_simmim.augmentation import Augmentation, Augmenter, SeededTransform, color_changes
-from hf_simmim.data import sample_generator
-from hf_simmim.mixing import cutmix, mixup, random_region, soft_targets
-from hf_simmim.rand_augment import OPERATIONS, Canvas, RandAugment
+from hf_simmim.data.augmentation import Augmentation, Augmenter, SeededTransform, color_changes
+from hf_simmim.data.mixing import cutmix, mixup, random_region, soft_targets
+from hf_simmim.data.rand_augment import OPERATIONS, Canvas, RandAugment
+from hf_simmim.data.sampling import sample_generator
 
 pytest.importorskip("timm")
 timm_mixup = pytest.importorskip("timm.data.mixup")

@@ -11,7 +11,7 @@ from one_step import NUM_IMAGES, UnevenImages, gradient, make_trainer, uneven_co
 from tiny import swin_config
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
-from hf_simmim.data import normalize
+from hf_simmim.data.transforms import normalize
 
 TESTS = Path(__file__).parent
 

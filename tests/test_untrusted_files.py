@@ -9,7 +9,7 @@ import pytest
 import torch
 from original_files import CfgNode, save
 
-from hf_simmim.untrusted_files import read_pth
+from hf_simmim.checkpoints.pth_files import read_pth
 
 LEGACY = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 

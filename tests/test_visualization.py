@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_simmim.embedding_pictures import draw_map
-from hf_simmim.reconstruction import Reconstruction
-from hf_simmim.segmentation import draw_segmentations
-from hf_simmim.visualization import MASK_GREY, plot_losses, reconstruction_grid, to_pictures
+from hf_simmim.evaluation.reconstruction import Reconstruction
+from hf_simmim.visualization.grids import draw_map, draw_segmentations, reconstruction_grid
+from hf_simmim.visualization.pictures import MASK_GREY, to_pictures
+from hf_simmim.visualization.plots import plot_losses
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
 # Height in pixels of the titles of a grid of small pictures.

@@ -11,9 +11,9 @@ from scripts import load_script
 from tiny import vit_config
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
-from hf_simmim.data import MaskedImageDataset
-from hf_simmim.image_sources import folder_rows
-from hf_simmim.reconstruction import Reconstruction, Reconstructor
+from hf_simmim.data.masked_images import MaskedImageDataset
+from hf_simmim.data.sources import folder_rows
+from hf_simmim.evaluation.reconstruction import Reconstruction, Reconstructor
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from hf_simmim.weight_average import FILE_NAME, WeightAverageCallback
+from hf_simmim.training.weight_average import AVERAGE_FILE as FILE_NAME
+from hf_simmim.training.weight_average import WeightAverageCallback
 
 
 class Points(torch.utils.data.Dataset):
@@ -165,7 +166,7 @@ def test_refusals(tmp_path):
 
 def test_split_weights_are_refused(tmp_path, monkeypatch):
     state = SimpleNamespace(distributed_type=DistributedType.FSDP)
-    monkeypatch.setattr("hf_simmim.weight_average.AcceleratorState", lambda: state)
+    monkeypatch.setattr("hf_simmim.training.weight_average.AcceleratorState", lambda: state)
     trainer, _ = make_trainer(tmp_path, WeightAverageCallback())
     with pytest.raises(ValueError, match="needs whole weights in each process, and FSDP or DeepSpeed splits them"):
         trainer.train()

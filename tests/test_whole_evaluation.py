@@ -5,9 +5,7 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from hf_simmim.classifier_card import ClassifierTrainer
-from hf_simmim.trainer import SimMIMTrainer
-from hf_simmim.whole_evaluation import WholeEvaluation
+from hf_simmim.training.trainers import ClassifierTrainer, SimMIMTrainer, WholeEvaluation
 
 
 @pytest.mark.parametrize("num_images", [3, 5])

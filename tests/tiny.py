@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from hf_simmim import SimMIMConfig
-from hf_simmim.masking import random_mask
+from hf_simmim.model.masking import random_mask
 
 # Three stages on a grid of 16 x 16: two with shifted windows, then a single window.
 SWIN_SIZES: dict[str, Any] = {

@@ -10,17 +10,15 @@ from transformers import (
 )
 from transformers.utils import is_torchvision_available
 
-from . import masking
-from .backbone import SimMIMBackbone
-from .configuration_simmim import ENCODER_PRESETS, SimMIMConfig
-from .image_processing_simmim import SimMIMImageProcessor, SimMIMImageProcessorPil
-from .modeling_simmim import (
+from .model import masking
+from .model.configuration_simmim import ENCODER_PRESETS, SimMIMConfig
+from .model.image_processing_simmim import SimMIMImageProcessor, SimMIMImageProcessorPil
+from .model.modeling_base import SimMIMModel, SimMIMModelOutput, SimMIMPreTrainedModel
+from .model.modeling_simmim import (
+    SimMIMBackbone,
     SimMIMForImageClassification,
     SimMIMForMaskedImageModeling,
     SimMIMMaskedImageModelingOutput,
-    SimMIMModel,
-    SimMIMModelOutput,
-    SimMIMPreTrainedModel,
 )
 
 __version__ = "0.1.0"

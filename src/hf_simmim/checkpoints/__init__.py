@@ -1,0 +1,1 @@
+"""Any checkpoint in, and out: loading, conversion, export."""

@@ -1,0 +1,394 @@
+"""Models as programs that run without this package: ONNX files and those of torch.export, checked against the model."""
+
+import importlib.util
+import itertools
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..model.configuration_simmim import SimMIMConfig
+from ..model.masking import patch_grid
+from ..model.modeling_base import SimMIMModel
+from ..model.modeling_simmim import SimMIMForImageClassification, SimMIMForMaskedImageModeling
+from .loading import load_config
+
+# Largest difference between program and model, as a share of the model's largest output.
+TOLERANCE = 1e-4
+# Batches that a program is traced with, and checked with.
+TRACED_BATCH = 2
+CHECKED_BATCHES = (1, 3)
+MAX_PROTOBUF_BYTES = 2**31 - 2**24  # a file of more cannot be read; some of it is no weights
+SMALLEST_OPSET = 18
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+FILE_NAMES = {"onnx": "model.onnx", "torch": "model.pt2"}
+
+
+class ExportTask(NamedTuple):
+    """What a program computes."""
+
+    model_class: type
+    outputs: tuple[str, ...]  # fields of the model's output; those that are None are left out
+    takes_mask: bool = False
+
+
+TASKS: dict[str, ExportTask] = {
+    "features": ExportTask(SimMIMModel, ("last_hidden_state", "pooler_output", "feature_map")),
+    "classification": ExportTask(SimMIMForImageClassification, ("logits",)),
+    "reconstruction": ExportTask(SimMIMForMaskedImageModeling, ("prediction", "reconstruction"), takes_mask=True),
+}
+
+
+class Program(nn.Module):
+    """A model as a function of tensors to tensors, which is what can be exported.
+
+    Args:
+        model: The model of a task, on the CPU in float32.
+        task: Name of the task.
+    """
+
+    def __init__(self, model: Any, task: str):
+        super().__init__()
+        self.model = model.eval()
+        self.task = TASKS[task]
+        self.image_size: tuple[int, int] = tuple(model.config.image_size)
+        with torch.no_grad():
+            outputs = self._outputs(*self.random_inputs(1, seed=0))
+        self.input_names = ("pixel_values", "bool_masked_pos") if self.task.takes_mask else ("pixel_values",)
+        self.output_names = tuple(outputs)
+
+    def random_inputs(
+        self, batch_size: int, seed: int, image_size: tuple[int, int] | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """Random images (B, C, H, W), of the program's size if no other is named, and a mask (B, N) if it takes one."""
+        generator = torch.Generator().manual_seed(seed)
+        config, size = self.model.config, image_size or self.image_size
+        inputs = [torch.randn(batch_size, config.num_channels, *size, generator=generator)]
+        if self.task.takes_mask:
+            rows, columns = patch_grid(size, config.patch_size)
+            inputs.append(torch.rand(batch_size, rows * columns, generator=generator) < 0.6)
+        return tuple(inputs)
+
+    def forward(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None) -> tuple:
+        return tuple(self._outputs(pixel_values, bool_masked_pos).values())
+
+    def _outputs(
+        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        mask: dict[str, Any] = {}
+        if self.task.takes_mask:
+            mask = {"bool_masked_pos": bool_masked_pos, "return_loss": False}
+        outputs = self.model(pixel_values, **mask)
+        return {name: outputs[name] for name in self.task.outputs if outputs.get(name) is not None}
+
+
+class ExportedFile(NamedTuple):
+    """A program that was written and checked. Shapes have a name where a size is open."""
+
+    path: Path
+    num_bytes: int  # of the file, and of that of its weights if they have one of their own
+    differences: dict[str, float]  # of each output, the largest difference as a share of the model's largest output
+    batch_sizes: tuple[int, ...]  # that were checked
+    image_sizes: tuple[tuple[int, int], ...]  # (height, width) that were checked, each with every batch
+    inputs: dict[str, tuple[str | int, ...]]
+    outputs: dict[str, tuple[str | int, ...]]
+
+
+def load_program(checkpoint: str, task: str | None = None, image_size: tuple[int, int] | None = None) -> Program:
+    """Load a checkpoint for export.
+
+    Args:
+        checkpoint: Folder or name on the Hub, of ours or, for features, of a vision model of transformers.
+        task: One of `TASKS`; if None, classification for a fine-tuned classifier and features for everything else.
+        image_size: (height, width) in pixels; that of the checkpoint if None.
+
+    Returns:
+        The program.
+
+    Raises:
+        ValueError: If there is no such checkpoint, or it lacks what the task needs.
+    """
+    stored = load_config(checkpoint)
+    is_ours = stored.model_type == SimMIMConfig.model_type
+    architectures = (stored.architectures or []) if is_ours else []
+    if task is None:
+        task = "classification" if SimMIMForImageClassification.__name__ in architectures else "features"
+    if task not in TASKS:
+        raise ValueError(f"task={task!r} is unknown. Use one of: {', '.join(TASKS)}.")
+    model_class: Any = TASKS[task].model_class
+    if task != "features" and model_class.__name__ not in architectures:
+        found = architectures[0] if architectures else f"a {stored.model_type!r} model of transformers"
+        raise ValueError(
+            f"task={task!r} needs a checkpoint of {model_class.__name__}, and {checkpoint} holds {found}. Use"
+            " task=features, or train what it lacks first."
+        )
+    geometry = {} if image_size is None else {"image_size": tuple(image_size)}
+    load = model_class.from_pretrained if is_ours else model_class.from_encoder
+    return Program(load(checkpoint, dtype=torch.float32, **geometry), task)
+
+
+def check_packages(formats: Collection[str]) -> None:
+    """Refuse to write ONNX without the packages that it takes.
+
+    Raises:
+        ValueError: If one of them is not installed.
+    """
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None] if "onnx" in formats else []
+    if missing:
+        raise ValueError(
+            f"ONNX files need {', '.join(missing)}, which is not installed. Install what export takes with"
+            ' pip install "hf-simmim[export]", or use format=torch.'
+        )
+
+
+def export_program(
+    program: Program,
+    output_dir: str | Path,
+    formats: Sequence[str] = ("onnx",),
+    dynamic_batch: bool = True,
+    dynamic_size: bool = False,
+    opset: int | None = None,
+    tolerance: float = TOLERANCE,
+) -> list[ExportedFile]:
+    """Write a program and prove that what was written computes the same.
+
+    The files are written beside their place first, read back, and run on random batches of other sizes than they were
+    traced with; only then do they take their place.
+
+    Args:
+        program: What `load_program` returned.
+        output_dir: Folder to write to. Files of the same names are replaced.
+        formats: Of `"onnx"` (`model.onnx`) and `"torch"` (`model.pt2`).
+        dynamic_batch: Whether the program takes batches of any size, else only one image at a time.
+        dynamic_size: Whether it takes images of any height and width that are multiples of the encoder's stride.
+            Convolutional networks can; positions and windows are laid out for one size.
+        opset: Version of ONNX's operators; torch's own choice if None.
+        tolerance: Largest difference from the model that is let pass, as a share of its largest output.
+
+    Returns:
+        What was written, in the order of the formats.
+
+    Raises:
+        ValueError: If the model cannot be exported, or computes something else after it; nothing is written then.
+    """
+    unknown = [name for name in formats if name not in FILE_NAMES]
+    if unknown or not formats:
+        raise ValueError(f"formats={list(formats)} must be some of: {', '.join(FILE_NAMES)}.")
+    check_packages(formats)
+    if opset is not None and opset < SMALLEST_OPSET:
+        raise ValueError(f"opset={opset} is older than what torch writes. Use {SMALLEST_OPSET} or above.")
+    traced = trace(program, dynamic_batch, dynamic_size)
+    shapes = _shapes(program, dynamic_batch, dynamic_size)
+    batch_sizes = CHECKED_BATCHES if dynamic_batch else (1,)
+    image_sizes = (program.image_size, *(_other_sizes(program) if dynamic_size else ()))
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".exporting-", dir=output_dir))
+    try:
+        written = []
+        for name in formats:
+            path = draft / FILE_NAMES[name]
+            if name == "onnx":
+                _write_onnx(traced, program, path, shapes[0], opset)
+                run = _onnx_runner(path)
+            else:
+                torch.export.save(traced, path)
+                run = torch.export.load(path).module()
+            differences = differences_from_model(run, program, batch_sizes, image_sizes, path.name, tolerance)
+            num_bytes = sum(file.stat().st_size for file in draft.glob(f"{path.name}*"))
+            place = output_dir / path.name
+            written.append(ExportedFile(place, num_bytes, differences, batch_sizes, image_sizes, *shapes))
+        for file in draft.iterdir():
+            file.replace(output_dir / file.name)
+    finally:
+        shutil.rmtree(draft)
+    return written
+
+
+def trace(program: Program, dynamic_batch: bool = True, dynamic_size: bool = False) -> torch.export.ExportedProgram:
+    """The program as a graph.
+
+    Args:
+        program: What to trace.
+        dynamic_batch: Whether the graph is for batches of any size, else for one image.
+        dynamic_size: Whether the graph is for images of any whole number of strides, else for those of its size.
+
+    Returns:
+        The graph.
+
+    Raises:
+        ValueError: If torch cannot trace it.
+    """
+    inputs = program.random_inputs(TRACED_BATCH if dynamic_batch else 1, seed=0)
+    sizes: list[dict[int, Any]] = [{} for _ in inputs]
+    if dynamic_batch:
+        batch = torch.export.Dim("batch", min=1)
+        for size in sizes:
+            size[0] = batch
+    if dynamic_size:
+        geometry = program.model.base_model.geometry
+        if geometry.route == "own" or geometry.can_interpolate or program.task.takes_mask:
+            kind = (
+                "a mask"
+                if program.task.takes_mask
+                else f"the encoder {program.model.config.encoder_config.model_type!r}"
+            )
+            raise ValueError(
+                f"dynamic_size: {kind} is laid out for images of one size. Leave it out, and export once for each"
+                " --image_size."
+            )
+        sizes[0] |= {axis: geometry.stride * torch.export.Dim(f"steps_{axis}", min=1) for axis in (2, 3)}
+    with _quiet():
+        try:
+            return torch.export.export(program, inputs, dynamic_shapes=tuple(sizes))
+        except Exception as error:  # torch raises anything on what it cannot trace
+            remedy = " Leave out --dynamic_size." if dynamic_size else ""
+            if dynamic_batch and not dynamic_size:
+                remedy = " Perhaps it can for one image at a time: --no_dynamic_batch."
+            raise ValueError(f"torch.export cannot trace this model: {_first_line(error)}{remedy}") from error
+
+
+def _other_sizes(program: Program) -> tuple[tuple[int, int], ...]:
+    """Sizes (height, width) to check a program with that is for many: the smallest, and a larger one."""
+    stride, (height, width) = program.model.config.encoder_stride, program.image_size
+    return (2 * stride, 3 * stride), (height + stride, width + 2 * stride)
+
+
+def differences_from_model(
+    run: Callable[..., Sequence[torch.Tensor]],
+    program: Program,
+    batch_sizes: Sequence[int],
+    image_sizes: Sequence[tuple[int, int]],
+    name: str,
+    tolerance: float = TOLERANCE,
+) -> dict[str, float]:
+    """Compare an exported program with its model, on random batches.
+
+    Args:
+        run: The exported program: tensors to tensors.
+        program: What was exported.
+        batch_sizes: Sizes of the batches.
+        image_sizes: (height, width) of the images, each with every batch.
+        name: What it is called in errors.
+        tolerance: As in `export_program`.
+
+    Returns:
+        The largest difference of each output, as a share of the model's largest.
+
+    Raises:
+        ValueError: If a difference is larger than let pass, or the program does not run.
+    """
+    found = dict.fromkeys(program.output_names, 0.0)
+    for batch_size, image_size in itertools.product(batch_sizes, image_sizes):
+        inputs = program.random_inputs(batch_size, batch_size, image_size)
+        with torch.no_grad():
+            expected = program(*inputs)
+            try:
+                actual = run(*inputs)
+            except Exception as error:  # whatever the runtime raises
+                raise ValueError(f"{name} does not run on a batch of {batch_size}: {_first_line(error)}") from error
+        for output, ours, theirs in zip(program.output_names, expected, actual, strict=True):
+            if ours.shape != theirs.shape:
+                raise ValueError(
+                    f"{name} gives {output} of shape {tuple(theirs.shape)} for a batch of {batch_size}, and the model"
+                    f" {tuple(ours.shape)}. It is not kept."
+                )
+            largest = ours.abs().max().item()
+            difference = (ours - theirs).abs().max().item() / (largest or 1.0)
+            # Not the other way round, so that NaN is refused.
+            if not difference <= tolerance:
+                raise ValueError(
+                    f"{name} does not compute what the model does: {output} is off by {difference:.2g} of its largest"
+                    f" value in a batch of {batch_size}, and {tolerance:.2g} is allowed. It is not kept."
+                )
+            found[output] = max(found[output], difference)
+    return found
+
+
+def _write_onnx(
+    traced: torch.export.ExportedProgram,
+    program: Program,
+    path: Path,
+    inputs: dict[str, tuple[str | int, ...]],
+    opset: int | None,
+) -> None:
+    names: dict[str, Any] = {"input_names": list(program.input_names), "output_names": list(program.output_names)}
+    shapes = tuple(
+        {axis: side for axis, side in enumerate(shape) if isinstance(side, str)} for shape in inputs.values()
+    )
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict().values())
+    with _quiet():
+        try:
+            written: Any = torch.onnx.export(
+                traced, dynamo=True, verbose=False, opset_version=opset, dynamic_shapes=shapes, **names
+            )
+            written.save(path, external_data=num_bytes > MAX_PROTOBUF_BYTES)
+        except Exception as error:  # torch raises anything on what ONNX has no operator for
+            raise ValueError(f"torch.onnx cannot write this model: {_first_line(error)}") from error
+
+
+def _onnx_runner(path: Path) -> Callable[..., list[torch.Tensor]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+
+    def run(*inputs: torch.Tensor) -> list[torch.Tensor]:
+        feed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(output) for output in session.run(None, feed)]
+
+    return run
+
+
+def _shapes(
+    program: Program, dynamic_batch: bool, dynamic_size: bool
+) -> tuple[dict[str, tuple[str | int, ...]], dict[str, tuple[str | int, ...]]]:
+    """Shapes of inputs and outputs by name, with names for the sizes that are open."""
+    inputs = program.random_inputs(1, seed=0)
+    with torch.no_grad():
+        outputs = program(*inputs)
+
+    def named(tensor: torch.Tensor, names: dict[int, str]) -> tuple[str | int, ...]:
+        names = (names if dynamic_size else {}) | ({0: "batch"} if dynamic_batch else {})
+        return tuple(names.get(axis, side) for axis, side in enumerate(tensor.shape))
+
+    steps = {2: {}, 3: {1: "h * w"}, 4: {2: "h", 3: "w"}}
+    return (
+        {name: named(x, {2: "height", 3: "width"}) for name, x in zip(program.input_names, inputs, strict=True)},
+        {name: named(x, steps[x.ndim]) for name, x in zip(program.output_names, outputs, strict=True)},
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without gradients, in the form of attention that every exporter knows, and without the exporters' chatter."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        # The fused kernels lay their outputs out in another way than what ONNX gets in their place, and views of those
+        # outputs fail. The graph for torch holds the function itself, which takes any kernel when it is run.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, without the pages that exporters add to it."""
+    while error.__cause__ is not None and type(error).__module__.startswith("torch.onnx"):
+        error = error.__cause__  # type: ignore[assignment]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else "no reason given"
+    return f"{type(error).__name__}: {text}" + ("" if text.endswith((".", "!")) else ".")

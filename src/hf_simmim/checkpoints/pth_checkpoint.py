@@ -1,0 +1,122 @@
+"""Checkpoints of the authors' code and of mmpretrain, brought to one naming: that of the authors, without prefixes.
+
+Source: `save_checkpoint` in utils.py of microsoft/SimMIM and microsoft/Swin-Transformer; the runner of mmengine.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .pth_files import printable
+from .pth_names import from_authors, from_mmpretrain
+from .pth_settings import Settings, authors_settings, mmpretrain_settings
+
+SIMMIM, SWIN_TRANSFORMER, MMPRETRAIN = "microsoft/SimMIM", "microsoft/Swin-Transformer", "open-mmlab/mmpretrain"
+
+# What a file holds beside weights and settings, and no model needs.
+STATE_OF_THE_RUN = (
+    *("optimizer", "lr_scheduler", "max_accuracy", "epoch", "amp", "scaler", "loss_scaler"),
+    *("param_schedulers", "message_hub", "ema_state_dict", "optim_wrapper", "iter"),
+)
+
+
+@dataclass
+class OriginalCheckpoint:
+    """What a file holds.
+
+    Args:
+        framework: Repository whose code wrote it.
+        architecture: transformers' model type of the encoder: swin, swinv2 or beit.
+        weights: Parameters and buffers under the authors' names, `layers.0.blocks.0.attn.qkv.weight`.
+        file_names: Of each of these names, the one in the file.
+        settings: What the stored config says, under the names of our configs; empty if none is stored.
+        dropped: Other entries of the file.
+        epoch: Number of the last epoch, if the file says.
+    """
+
+    framework: str
+    architecture: str
+    weights: dict[str, torch.Tensor]
+    file_names: dict[str, str]
+    settings: Settings = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    epoch: int | None = None
+
+
+def open_checkpoint(content: Any) -> OriginalCheckpoint:
+    """Make sense of what a file holds.
+
+    Args:
+        content: What `read_pth` returned.
+
+    Returns:
+        Its weights, settings and the rest.
+
+    Raises:
+        ValueError: If there are no weights in it, or entries that nobody can explain, or weights of a model that is
+            none of Swin, SwinV2 and the authors' ViT.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"The file holds a {type(content).__name__} and no dict of weights, so it is no checkpoint.")
+    entry = next((key for key in ("model", "state_dict") if isinstance(content.get(key), dict)), None)
+    if entry is None and content and all(isinstance(value, torch.Tensor) for value in content.values()):
+        content, entry = {"model": content}, "model"
+    if entry is None:
+        raise ValueError(f"The file has no weights under 'model' or 'state_dict'; it holds {listed(content)}.")
+    weights = _checked_weights(content[entry])
+    unknown = [key for key in content if key not in (entry, "config", "meta", *STATE_OF_THE_RUN)]
+    if unknown:
+        raise ValueError(f"The file has entries that nothing is known of: {listed(unknown)}. Remove them from it.")
+    dropped = [key for key in content if key in STATE_OF_THE_RUN]
+
+    if any(".attn.w_msa." in name for name in weights):
+        weights, file_names = from_mmpretrain(weights)
+        architecture = _architecture(weights)
+        meta = content.get("meta")
+        meta = meta if isinstance(meta, dict) else {}
+        settings = mmpretrain_settings(meta.get("cfg") or meta.get("config"), architecture)
+        framework, epoch = MMPRETRAIN, meta.get("epoch")
+    else:
+        weights, file_names = from_authors(weights)
+        architecture = _architecture(weights)
+        settings = authors_settings(content.get("config"), architecture)
+        is_simmim = settings.pop("is_simmim", architecture == "beit")
+        framework = SIMMIM if is_simmim else SWIN_TRANSFORMER
+        epoch = content.get("epoch")
+    for name in ("config", "meta"):
+        if name in content and not settings:
+            dropped.append(name)
+    return OriginalCheckpoint(
+        framework, architecture, weights, file_names, settings, dropped, epoch if isinstance(epoch, int) else None
+    )
+
+
+def _checked_weights(weights: dict[Any, Any]) -> dict[str, torch.Tensor]:
+    """Tensors as they should be: dense, real, and as large as the memory that they say they have."""
+    for key, tensor in weights.items():
+        name = printable(str(key))
+        if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"The weights hold {name!r}, of type {type(tensor).__name__} and no tensor.")
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_complex():
+            raise ValueError(f"{name} is not a plain tensor but {tensor.layout}, {tensor.dtype} on {tensor.device}.")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{name} of shape {tuple(tensor.shape)} is larger than what the file holds of it.")
+    return {name: tensor.detach() for name, tensor in weights.items()}
+
+
+def _architecture(weights: dict[str, torch.Tensor]) -> str:
+    if "blocks.0.attn.qkv.weight" in weights:
+        return "beit"
+    if "layers.0.blocks.0.attn.qkv.weight" in weights:
+        return "swinv2" if "layers.0.blocks.0.attn.logit_scale" in weights else "swin"
+    raise ValueError(
+        f"The weights are those of no Swin, SwinV2 or ViT of {SIMMIM}, {SWIN_TRANSFORMER} or {MMPRETRAIN}: they are"
+        f" {listed(weights)}."
+    )
+
+
+def listed(names: Any, limit: int = 12) -> str:
+    """Names that a file gives, in one line that is safe to print."""
+    names = [printable(str(name)[:120]) for name in names]
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "") or "nothing"

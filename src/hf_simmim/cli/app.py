@@ -1,0 +1,382 @@
+"""A page in the browser: hide patches of a picture, and see what a model predicts there.
+
+    python examples/app.py --checkpoint runs/demo
+    python examples/app.py --checkpoint runs/demo runs/longer --compare runs/other --examples my_photos
+
+A masking strategy with its settings, or a mask painted by hand: the page shows the original, what is left of it, the
+prediction, both put together and the error, with numbers, for one checkpoint or for two below each other. It needs no
+network, and no picture leaves the machine unless --share is given. It needs gradio: pip install "hf-simmim[app]".
+"""
+
+import html
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_simmim.cli.app_page import (
+    CANVAS,
+    PAINTED,
+    MaskSettings,
+    Models,
+    Pictures,
+    describe,
+    enlarged,
+    panel,
+    picture_of,
+    reconstruct,
+)
+from hf_simmim.cli.recipes import parse_with_recipe
+from hf_simmim.model.masking import MASK_STRATEGIES
+
+try:
+    import gradio as gr
+except ImportError as error:
+    raise SystemExit('error: the page needs gradio. Install it with: pip install "hf-simmim[app]"') from error
+
+EXAMPLES = Path(__file__).parent
+EMBEDDED_DATA = EXAMPLES / "data" / "fashion_mnist_7k" / "test.parquet"
+NO_MODEL = "none"
+TITLE = "# Hide patches, see what the model predicts\nPick a picture, or drop your own. Everything updates at once."
+MEANING = (
+    '<p class="meaning"><b>Masked l1</b> is how far hidden pixels are off on average, on the scale of 0 to 255: lower'
+    " is better. <b>AvgDist</b> is how far a hidden pixel is from the nearest visible one on average: the further, the"
+    " harder.</p>"
+)
+# Small pictures are enlarged by a whole number, as far as their column allows; 100cqw is its width.
+CSS = """
+.gradio-container { max-width: 1500px !important; margin: 0 auto !important; }
+#title h1 { font-size: 1.5rem; margin: 0; }
+#title p { margin: 0; }
+#title p, .meaning, .model header p, .model dt, .model dd small { color: var(--body-text-color-subdued); }
+#examples { padding: 32px 8px 8px; }
+#examples .gallery-container, #examples .grid-wrap { min-height: 0; max-height: none; height: auto; padding: 0; }
+#examples .grid-container { grid: auto-flow auto / repeat(6, minmax(0, 1fr)); gap: 4px; padding: 0; }
+#examples .thumbnail-item { border: 0; border-radius: 2px; background: none; height: auto; aspect-ratio: 1; }
+#first input, #second input { text-overflow: ellipsis; padding-right: 28px; }
+#picture img, #examples img { image-rendering: pixelated; border-radius: 2px; }
+#picture img { object-fit: contain; }
+#new_mask { align-self: flex-end; }
+#results .html-container { padding: 0; }
+.model { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 14px 16px; }
+.model header { display: flex; flex-wrap: wrap; gap: 6px 28px; align-items: flex-end; justify-content: space-between; }
+.model h2 { font-size: 1.1rem; font-weight: 700; margin: 0; overflow-wrap: anywhere; }
+.model header p, .model dt, .model dd small, .model figcaption { font-size: .875rem; margin: 0; }
+.model dl { display: flex; flex-wrap: wrap; gap: 4px 24px; margin: 0; }
+.model dd { font-size: 1.3rem; font-weight: 700; margin: 0; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.model dd small { font-weight: 400; }
+.model .columns { display: grid; grid-template-columns: repeat(5, minmax(0, 1fr)); gap: 12px; margin-top: 12px; }
+.model figure { margin: 0; container-type: inline-size; }
+.model figure img { display: block; margin: 4px 0 0; border-radius: 2px; height: auto; width: 100%;
+  outline: 1px solid var(--border-color-primary); }
+.model figure img.crisp { image-rendering: pixelated; width: max(var(--width), round(down, 100cqw, var(--width))); }
+.problem { border-left: 4px solid #ea580c; background: color-mix(in srgb, #ea580c 10%, transparent);
+  border-radius: 4px; padding: 8px 12px; overflow-wrap: anywhere; }
+#results:not(:has(#panel_1)) .columns { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+@media (max-width: 700px) {
+  #results { order: -1; }
+  .model { padding: 12px; }
+  .model .columns { grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 8px; }
+}
+"""
+
+
+@dataclass
+class AppArguments:
+    """What the page offers."""
+
+    _argument_group_name = "page"
+
+    checkpoint: list[str] = field(
+        default_factory=list, metadata={"help": "Checkpoints to choose from: folders or names on the Hub."}
+    )
+    compare: list[str] = field(
+        default_factory=list, metadata={"help": "More of them; the first stands below the first --checkpoint."}
+    )
+    examples: str | None = field(
+        default=None, metadata={"help": "Folder of pictures to pick from; the embedded ones if unset."}
+    )
+    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on; 0.0.0.0 for the whole network."})
+    port: int | None = field(default=None, metadata={"help": "Port to listen on; a free one from 7860 on if unset."})
+    share: bool = field(default=False, metadata={"help": "Also give the page a public address, by Gradio's server."})
+    loading: bool | None = field(
+        default=None,
+        metadata={"help": "Whether visitors may load other checkpoints; if unset, they may unless --share is given."},
+    )
+    device: str | None = field(default=None, metadata={"help": "Where to compute, such as cpu; a GPU if there is one."})
+
+    def __post_init__(self):
+        if not self.checkpoint:
+            raise ValueError("No checkpoint is named. Give --checkpoint, the output folder of a pre-training.")
+        if self.port is not None and not 0 < self.port < 65536:
+            raise ValueError(f"port={self.port} is none. Use a number from 1 to 65535.")
+
+
+class Page:
+    """The functions behind the page; all that belongs to one visitor is passed to them.
+
+    Args:
+        models: The checkpoints.
+        pictures: What can be picked.
+    """
+
+    def __init__(self, models: Models, pictures: Pictures):
+        self.models, self.pictures = models, pictures
+
+    def update(
+        self,
+        source: int | str | None,
+        first: str,
+        second: str,
+        strategy: str,
+        ratio: float,
+        patch_size: float,
+        seed: float,
+        painting: dict[str, Any] | None,
+    ) -> list[Any]:
+        """Problem and panel of either model: new pictures and numbers, or why there are none, with the last ones kept.
+
+        Args:
+            source: Number of an example, or path of an uploaded file; None if there is no picture.
+            first: A checkpoint.
+            second: Another one, or NO_MODEL.
+            strategy: As in `MaskSettings`, like the next three.
+            ratio: Of the mask.
+            patch_size: Of the mask, in pixels of the first model's image.
+            seed: Of the mask.
+            painting: What `gr.ImageMask` gives.
+
+        Returns:
+            Updates of four components.
+        """
+        layers = (painting or {}).get("layers")
+        painted = np.maximum.reduce(layers) if layers else None
+        updates: list[Any] = []
+        for name in (first, second):
+            if name == NO_MODEL:
+                updates += [gr.update(visible=False)] * 2
+                continue
+            try:
+                if source is None:
+                    raise ValueError("There is no picture. Drop one, or pick an example.")
+                settings = MaskSettings(strategy, ratio, _whole(patch_size), _whole(seed), painted)
+                model = self.models[name]
+                if name != first:
+                    settings = settings.scaled(self.models[first], model)
+                result = reconstruct(model, self.pictures[source], settings)
+                seen = panel(name, model, result, None if strategy == PAINTED else settings.patch_size)
+                updates += [gr.update(visible=False), gr.update(value=seen, visible=True)]
+            except Exception as error:
+                updates += [_problem(f"{name}: {describe(error)}"), gr.skip()]
+        return updates
+
+    def fit(self, first: str, patch_size: float) -> Any:
+        """The slider of the mask patch for another model; what the model cannot do becomes its own setting."""
+        model = self.models[first]
+        side = min(model.image_size)
+        fits = patch_size % model.patch_size == 0 and patch_size < side
+        value = patch_size if fits else model.processor.mask_patch_size
+        return gr.update(value=value, **_patch_sizes(model.patch_size, side))
+
+    def canvas(self, source: int | str | None, first: str, strategy: str, on_canvas: Any) -> list[Any]:
+        """Either the settings of the strategies or a picture to paint on, which stays until it is another one."""
+        if strategy != PAINTED:
+            return [gr.update(visible=True), gr.update(visible=False), on_canvas]
+        if source is None or on_canvas == (source, first):
+            return [gr.update(visible=False), gr.update(visible=True), on_canvas]
+        try:
+            picture = enlarged(picture_of(self.models[first], self.pictures[source]), CANVAS)
+        except Exception:  # `update` tells
+            return [gr.skip()] * 3
+        value = {"background": picture, "layers": [], "composite": None}
+        return [gr.update(visible=False), gr.update(value=value, visible=True), (source, first)]
+
+    def load(self, name: str, names: list[str]) -> list[Any]:
+        """Load a checkpoint that a visitor named, and show it beside the first one."""
+        name = name.strip()
+        try:
+            if not name:
+                raise ValueError("No checkpoint is named. Give a folder or a name on the Hub.")
+            self.models[name]
+        except Exception as error:
+            return [_problem(describe(error)), *[gr.skip()] * 4]
+        names = list(dict.fromkeys([*names, name]))
+        choices = gr.update(choices=names), gr.update(choices=[NO_MODEL, *names], value=name)
+        return [gr.update(visible=False), names, *choices, ""]
+
+
+def _whole(value: float | None) -> int:
+    if value is None or value != int(value):
+        raise ValueError(f"{value} is no whole number, as mask patch and seed must be.")
+    return int(value)
+
+
+def _patch_sizes(patch_size: int, side: int) -> dict[str, Any]:
+    """Ends and step of the slider of the mask patch."""
+    return {"minimum": patch_size, "maximum": max(side // patch_size, 2) * patch_size, "step": patch_size}
+
+
+def _problem(text: str) -> Any:
+    return gr.update(value=f'<div class="problem" role="alert">{html.escape(text)}</div>', visible=True)
+
+
+def build_page(models: Models, pictures: Pictures, compared: str | None = None, loading: bool = True) -> gr.Blocks:
+    """Lay out the page.
+
+    Args:
+        models: The checkpoints.
+        pictures: What can be picked.
+        compared: Checkpoint to show below the first one.
+        loading: Whether visitors may load others.
+
+    Returns:
+        The page, to be launched.
+    """
+    page, names = Page(models, pictures), models.given
+    model = models[names[0]]
+    processor = model.processor
+    share = float(np.mean(processor.mask_ratio))  # the middle of a range
+    sizes = _patch_sizes(model.patch_size, min(model.image_size))
+    # What is older than a day is deleted every hour.
+    blocks = gr.Blocks(title="SimMIM", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400))
+    with blocks:
+        source, on_canvas, known = gr.State(0), gr.State(None), gr.State(names)
+        gr.Markdown(TITLE, elem_id="title")
+        with gr.Row():
+            first = gr.Dropdown(names, value=names[0], label="Model", min_width=150, elem_id="first")
+            second = gr.Dropdown(
+                [NO_MODEL, *names], value=compared or NO_MODEL, label="Compare with", min_width=150, elem_id="second"
+            )
+            other = gr.Textbox(
+                label="Load another checkpoint",
+                placeholder="folder, or name on the Hub",
+                submit_btn="Load",
+                visible=loading,
+                min_width=300,
+                elem_id="other",
+            )
+        not_loaded = gr.HTML(visible=False, elem_id="not_loaded")
+        with gr.Row():
+            with gr.Column(scale=1, min_width=320):
+                picture = gr.Image(
+                    pictures.shown(0),
+                    type="filepath",
+                    image_mode=None,
+                    format="png",
+                    sources=["upload", "clipboard"],
+                    label="Picture",
+                    height=220,
+                    buttons=[],
+                    elem_id="picture",
+                )
+                gallery = gr.Gallery(
+                    pictures.thumbnails,
+                    format="png",
+                    label="Examples",
+                    allow_preview=False,
+                    object_fit="scale-down",
+                    buttons=[],
+                    interactive=False,
+                    elem_id="examples",
+                )
+                strategy = gr.Radio(
+                    [*MASK_STRATEGIES, PAINTED], value=processor.mask_strategy, label="Mask", elem_id="strategy"
+                )
+                with gr.Column() as drawn:
+                    ratio = gr.Slider(0.01, 0.99, share, step=0.01, label="Mask ratio", elem_id="ratio")
+                    patch_size = gr.Slider(
+                        value=processor.mask_patch_size, label="Mask patch, px", elem_id="patch_size", **sizes
+                    )
+                    with gr.Row():
+                        seed = gr.Number(0, label="Seed", precision=0, min_width=120, elem_id="seed")
+                        new_mask = gr.Button("New mask", min_width=120, elem_id="new_mask")
+                editor = gr.ImageMask(
+                    label="Paint what to hide",
+                    sources=[],
+                    transforms=[],
+                    layers=False,
+                    brush=gr.Brush(default_size=20, colors=[("#f97316", 0.7)], color_mode="fixed"),
+                    visible=False,
+                    elem_id="painting",
+                )
+            with gr.Column(scale=3, min_width=320, elem_id="results"):
+                outputs = [
+                    gr.HTML(visible=False, elem_id=f"{part}_{n}") for n in (0, 1) for part in ("problem", "panel")
+                ]
+                gr.HTML(MEANING)
+
+        def pick(event: gr.SelectData) -> tuple[int, Any]:
+            return event.index, pictures.shown(event.index)
+
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        # Not `input`: when a picture is removed, that still gives the old one.
+        uploaded = picture.upload(lambda path: path, picture, source, **quiet)
+        uploaded.failure(lambda: gr.Warning("The file is no picture that can be read. Drop another one."), **quiet)
+        picture.clear(lambda: None, None, source, **quiet)
+        gallery.select(pick, None, [source, picture], **quiet)
+        new_mask.click(lambda number: int(number or 0) + 1, seed, seed, **quiet)
+        other.submit(page.load, [other, known], [not_loaded, known, first, second, other], api_visibility="private")
+        first.change(page.fit, [first, patch_size], patch_size, **quiet)
+        gr.on(
+            [source.change, first.change, strategy.change],
+            page.canvas,
+            [source, first, strategy, on_canvas],
+            [drawn, editor, on_canvas],
+            **quiet,
+        )
+        choices: list[Any] = [source, first, second, strategy, ratio, patch_size, seed, editor]
+        gr.on(
+            [blocks.load, editor.input, editor.clear, *(choice.change for choice in choices)],
+            page.update,
+            choices,
+            outputs,
+            trigger_mode="always_last",
+            concurrency_limit=4,
+            **quiet,
+        )
+    return blocks
+
+
+def theme() -> gr.themes.Base:
+    """Gradio's own, with fonts that it brings along: the half-bold one of its default lacks most letters."""
+    font = (gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "system-ui", "sans-serif")
+    return gr.themes.Default(font=font, font_mono="ui-monospace").set(
+        body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400"
+    )
+
+
+def run(arguments: AppArguments) -> None:
+    """Load everything and serve the page until it is interrupted."""
+    models = Models([*arguments.checkpoint, *arguments.compare], arguments.device)
+    pictures = Pictures(arguments.examples or EMBEDDED_DATA, models[models.given[0]])
+    loading = not arguments.share if arguments.loading is None else arguments.loading
+    build_page(models, pictures, arguments.compare[0] if arguments.compare else None, loading).launch(
+        server_name=arguments.host,
+        server_port=arguments.port,
+        share=arguments.share,
+        footer_links=[],
+        css=CSS,
+        theme=theme(),
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the page."""
+    (arguments,) = parse_with_recipe(
+        (AppArguments,),
+        sys.argv[1:] if argv is None else argv,
+        EXAMPLES / "recipes" / "app",
+        lambda given: None,
+        usage="%(prog)s --checkpoint NAME [--compare NAME] [--examples FOLDER] [options]",
+        description=__doc__,
+    )
+    try:
+        run(arguments)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

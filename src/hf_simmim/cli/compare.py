@@ -1,0 +1,446 @@
+"""Does pre-training help on your images? Pre-trains once, then trains from the checkpoint and from scratch, and judges.
+
+    accelerate launch examples/compare.py --checkpoint runs/demo                 on the embedded data
+    accelerate launch examples/compare.py --train_dir labelled_photos --unlabelled_dir all_photos
+    accelerate launch examples/compare.py --checkpoint runs/photos --train_dir labelled_photos --labels_per_class 5 20 0
+
+Both arms get the same images, steps and settings, and the same choice of learning rates and layer-wise decays, of which
+each takes what does best in a cross-validation on its few labelled images: the images that decide are seen only once,
+at the end.
+Started again it goes on where it stopped.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import run_image_classification
+import run_mim
+from accelerate import PartialState
+from datasets import disable_progress_bars, enable_progress_bars
+from huggingface_hub.errors import StrictDataclassError
+from transformers.utils import logging
+
+from hf_simmim.cli.image_options import LabelledSourceArguments
+from hf_simmim.cli.recipes import options_of, parse_with_recipe
+from hf_simmim.data.reading import ImageDataset, check_images
+from hf_simmim.evaluation.comparison import ARMS, Verdict, conclusion, judge, table
+from hf_simmim.training.arguments import json_object
+from hf_simmim.training.run_folder import NotedRun, digest, model_digest
+from hf_simmim.visualization.plots import plot_comparison
+
+EXAMPLES = Path(__file__).parent
+
+
+@dataclass
+class CompareArguments(LabelledSourceArguments):
+    """What is compared."""
+
+    _argument_group_name = "comparison"
+
+    validation_dir: str | None = field(
+        default=None, metadata={"help": "The same of images that decide. Without it a part is held out."}
+    )
+    holdout: float = field(default=0.2, metadata={"help": "Share of the images that decide if no other are named."})
+    unlabelled_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder of images to pre-train on. Without it those to train on, without their labels."},
+    )
+    checkpoint: str | None = field(
+        default=None, metadata={"help": "A pre-trained model, instead of pre-training one here."}
+    )
+    labels_per_class: list[int] = field(
+        default_factory=lambda: [10, 50], metadata={"help": "Label budgets: images of each class, 0 for all."}
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2, 3, 4],
+        metadata={"help": "A run of each arm for each seed: it draws the labelled images, the head and the batches."},
+    )
+    learning_rates: list[float] | None = field(
+        default=None, metadata={"help": "Rates of the head that each arm may choose from; that of the recipe if unset."}
+    )
+    layer_decays: list[float] | None = field(
+        default=None,
+        metadata={"help": "Layer-wise decays of the rate that each arm may choose from; that of the recipe if unset."},
+    )
+    tuning_folds: int = field(
+        default=5, metadata={"help": "Folds of the labelled images of the first seed, by which these are chosen."}
+    )
+    pretrain_recipe: str | None = field(default=None, metadata={"help": "Recipe of run_mim.py."})
+    pretrain_options: dict | str | None = field(
+        default=None, metadata={"help": 'More options of run_mim.py, as JSON, such as {"num_train_epochs": 100}.'}
+    )
+    finetune_recipe: str | None = field(default=None, metadata={"help": "Recipe of run_image_classification.py."})
+    finetune_options: dict | str | None = field(
+        default=None, metadata={"help": "More options of run_image_classification.py, as JSON."}
+    )
+    output_dir: str = field(default="runs/comparison", metadata={"help": "Folder of all runs, figures and the plot."})
+
+    def __post_init__(self):
+        self.pretrain_options = json_object("pretrain_options", self.pretrain_options)
+        self.finetune_options = json_object("finetune_options", self.finetune_options)
+        if min(self.labels_per_class) < 0 or len(set(self.labels_per_class)) < len(self.labels_per_class):
+            raise ValueError(f"labels_per_class={self.labels_per_class} must be different numbers, 0 for all labels.")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={self.seeds} has one twice. Give each once.")
+        if self.checkpoint and (self.unlabelled_dir or self.pretrain_recipe or self.pretrain_options):
+            raise ValueError(
+                f"checkpoint={self.checkpoint!r} is pre-trained already. Leave out --unlabelled_dir,"
+                " --pretrain_recipe and --pretrain_options."
+            )
+        # Tried before the pre-training, after which the runs would refuse them.
+        if not all(0 < decay <= 1 for decay in self.layer_decays or ()):
+            raise ValueError(f"layer_decays={self.layer_decays} must be in (0, 1], 1 for none.")
+        if not all(rate > 0 for rate in self.learning_rates or ()):
+            raise ValueError(f"learning_rates={self.learning_rates} must be more than 0.")
+        own = {"seeds", "labels_per_class", "num_folds", "checkpoint", "from_scratch", "output_dir", *_LABELLED}
+        for name, value in (self.finetune_options or {}).items():
+            if name in own:
+                raise ValueError(
+                    f"finetune_options has {name!r}, which this script decides. Leave it out; for the images and seeds"
+                    " there are options of this script."
+                )
+            if name == "eval_strategy" and value != "no":
+                raise ValueError(
+                    f"finetune_options has eval_strategy={value!r}, and the images that decide are seen once, at the"
+                    " end. Leave it out."
+                )
+
+    def labelled_source(self) -> dict[str, Any]:
+        """Options of run_image_classification.py that name the images."""
+        return {name: value for name, value in asdict(self).items() if name in _LABELLED and value is not None}
+
+    @property
+    def choices(self) -> list[dict[str, float]]:
+        """Options of run_image_classification.py that each arm chooses from; a single one is no choice."""
+        given = {"learning_rate": self.learning_rates, "layer_decay": self.layer_decays}
+        grid = {name: values for name, values in given.items() if values}
+        return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+    def tuning_source(self) -> dict[str, Any]:
+        """The same for a cross-validation in which the images that decide play no part."""
+        source = self.labelled_source()
+        named = [source.pop(name, None) for name in ("validation_dir", "validation_split")]
+        # The embedded data have a split that decides, without its being named.
+        if any(named) or not self.names_images:
+            source["holdout"] = 0.0
+        return source | {"num_folds": self.tuning_folds}
+
+    def unlabelled_source(self) -> dict[str, Any]:
+        """Options of run_mim.py that name the images; it holds out some of them itself, for those that decide wait."""
+        if self.unlabelled_dir is not None:
+            return {"train_dir": self.unlabelled_dir}
+        left_out = ("label_column", "holdout", "holdout_seed", "validation_dir", "validation_split", "max_eval_samples")
+        return {name: value for name, value in self.labelled_source().items() if name not in left_out}
+
+
+_LABELLED = (
+    *("train_dir", "validation_dir", "dataset_name", "dataset_config", "data_files", "train_split"),
+    *("validation_split", "image_column", "label_column", "holdout", "holdout_seed", "max_train_samples"),
+    *("max_eval_samples", "max_unreadable"),
+)
+
+
+def parse_arguments(argv: list[str]) -> CompareArguments:
+    """Command line over recipe over defaults; without any images it is the embedded data.
+
+    Raises:
+        SystemExit: If an option or a key of the recipe is unknown; the message names the nearest valid one.
+    """
+
+    def usual_recipe(given: argparse.Namespace) -> str | None:
+        return None if given.train_dir or given.dataset_name or given.data_files else "demo"
+
+    return parse_with_recipe(
+        (CompareArguments,),
+        argv,
+        EXAMPLES / "recipes" / "compare",
+        usual_recipe,
+        usage="%(prog)s [--checkpoint FOLDER] [--train_dir FOLDER] [--output_dir FOLDER] [options]",
+        description=__doc__,
+    )[0]
+
+
+def deciding_images(arguments: CompareArguments) -> tuple[list[str], str]:
+    """Whether all runs can be made, before a long pre-training.
+
+    Returns:
+        Names of the images that decide, and a short text that differs if any of the labelled images are others.
+
+    Raises:
+        SystemExit: If a run cannot be made; the message says why and what to do.
+    """
+    sources = [arguments.labelled_source()]
+    if len(arguments.choices) > 1:
+        sources.append(arguments.tuning_source())
+    deciding: Any = None
+    images = ""
+    for budget in arguments.labels_per_class:
+        for source in sources:
+            options = _usual_options(arguments) | source | {"seeds": arguments.seeds[:1]}
+            if budget:
+                options["labels_per_class"] = budget
+            try:
+                parsed = run_image_classification.parse_arguments(options_of(options))
+                run = run_image_classification.plan_runs(parsed)[0]
+                if not images:
+                    parts = [part for part in run_image_classification.load_splits(parsed.data) if part is not None]
+                    images = "; ".join(digest(part.rows) for part in parts)
+            except (ValueError, OSError) as error:
+                raise SystemExit(f"error: {error}") from error
+            if run.train.problem_type != "single_label_classification":
+                raise SystemExit("error: accuracy is compared, and the labels are not one class for each image.")
+            if run.evaluation is None:
+                raise SystemExit(f"error: holdout={arguments.holdout:g} leaves no images that decide. Use 0.2.")
+            if source is sources[0]:
+                if run.fold is not None:
+                    raise SystemExit("error: the recipe has num_folds, and one set of images decides. Leave it out.")
+                deciding = run.evaluation
+    try:
+        # Without one that cannot be read others would be held out, and the pre-training would have seen some of them.
+        dataset = ImageDataset(deciding.rows, (8, 8), num_channels(arguments))
+        check_images([dataset], 0.0, len(dataset))
+    except StrictDataclassError as error:
+        raise SystemExit(f"error: {error.__cause__ or error}") from error
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    return list(deciding.rows["name"]), images
+
+
+def num_channels(arguments: CompareArguments) -> int:
+    """Channels of the model that is compared."""
+    if arguments.checkpoint is not None:
+        return run_mim.build_config(run_mim.ModelArguments(checkpoint=arguments.checkpoint)).num_channels
+    parsed = run_mim.parse_arguments(options_of(pretraining_options(arguments)))
+    return run_mim.build_config(parsed[1]).num_channels
+
+
+def pretraining_options(arguments: CompareArguments) -> dict[str, Any]:
+    """Options of run_mim.py."""
+    options = arguments.unlabelled_source() | _options(arguments.pretrain_options)
+    if arguments.pretrain_recipe is not None:
+        options["recipe"] = arguments.pretrain_recipe
+    return options | {"output_dir": str(Path(arguments.output_dir, "pretrained"))}
+
+
+def pretrain(arguments: CompareArguments, left_out: list[str], images: str) -> str:
+    """Pre-train if no checkpoint is named.
+
+    Args:
+        arguments: Where the images are.
+        left_out: Names of those that are not trained on.
+        images: What tells these from others.
+
+    Returns:
+        Where the checkpoint is.
+    """
+    if arguments.checkpoint is not None:
+        return arguments.checkpoint
+    options = pretraining_options(arguments)
+    folder = Path(options["output_dir"])
+    path = Path(arguments.output_dir, "deciding_images.json")
+    options["leave_out"] = str(path)
+    run = NotedRun(folder, options, {"images": images})
+    if run.results is None:
+        with PartialState().main_process_first():
+            if PartialState().is_main_process:
+                path.write_text(json.dumps(left_out, indent=2), encoding="utf-8")
+        run_mim.main(options_of(options))
+        if PartialState().is_main_process:
+            run.note({})
+    return str(folder)
+
+
+def fine_tune(
+    arguments: CompareArguments,
+    options: dict[str, Any],
+    folder: Path,
+    inputs: dict[str, Any],
+    keeps_weights: bool = True,
+) -> dict[str, Any]:
+    """Train and evaluate, once for each seed and fold; what is done already is not repeated.
+
+    Args:
+        arguments: Where the images are.
+        options: Options of run_image_classification.py.
+        folder: Where everything goes.
+        inputs: What tells images and weights from others of the same names.
+        keeps_weights: Whether the trained models are kept; checkpoints are not.
+
+    Returns:
+        What `results.json` holds.
+    """
+    options = _usual_options(arguments) | options | {"output_dir": str(folder)}
+    run = NotedRun(folder, options, inputs)
+    done = run.results
+    if done is None:
+        is_begun, is_main = run.is_begun, PartialState().is_main_process
+        # Every process has read it before the first one writes.
+        PartialState().wait_for_everyone()
+        folder.mkdir(parents=True, exist_ok=True)
+        if is_main and not is_begun:
+            # What other options, images or weights have left there is nothing to go on with.
+            _delete_checkpoints(folder)
+            run.note(None)
+        PartialState().wait_for_everyone()
+        with _quiet(folder / "log.txt"):
+            # Trainer would have the other processes warn, whatever is set here.
+            done = run_image_classification.main(options_of({"log_level_replica": "error"} | options))
+        if is_main:
+            run.note(done)
+            # They are of use to an interrupted run only, and those of a comparison would fill a disk.
+            _delete_checkpoints(folder)
+            for path in () if keeps_weights else list(folder.rglob("*.safetensors")):
+                path.unlink()
+    return done
+
+
+def _delete_checkpoints(folder: Path) -> None:
+    for path in list(folder.rglob("checkpoint-*")):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _options(given: Any) -> dict[str, Any]:
+    return dict(given or {})
+
+
+def _usual_options(arguments: CompareArguments) -> dict[str, Any]:
+    """Options of run_image_classification.py that all runs have."""
+    # Bars of many short runs would hide what comes out; what Trainer prints instead is in the log. And the images that
+    # decide are not looked at before the end.
+    options = {"disable_tqdm": True, "eval_strategy": "no"} | _options(arguments.finetune_options)
+    if arguments.finetune_recipe is not None:
+        options["recipe"] = arguments.finetune_recipe
+    return options
+
+
+@contextlib.contextmanager
+def _quiet(path: Path) -> Iterator[None]:
+    """What is printed goes to a file, and of what is logged only errors are shown."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    disable_progress_bars()
+    try:
+        with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+        enable_progress_bars()
+
+
+def choose_rates(
+    arguments: CompareArguments, options: dict[str, Any], folder: Path, inputs: dict[str, Any]
+) -> dict[str, float]:
+    """Learning rate and layer-wise decay of one arm at one budget, by cross-validation on its labelled images alone.
+
+    Returns:
+        Options of run_image_classification.py; none of what there is no choice of.
+    """
+    choices = arguments.choices
+    if len(choices) == 1:
+        return choices[0]
+    accuracies = []
+    for choice in choices:
+        name = described(choice)
+        _say(f"  trying {name} on {arguments.tuning_folds} folds")
+        tuning = arguments.tuning_source() | options | choice | {"seeds": arguments.seeds[:1]}
+        place = folder / name.replace(", ", "-").replace(" ", "-")
+        results = fine_tune(arguments, tuning, place, inputs, keeps_weights=False)
+        accuracies.append(results["summary"]["accuracy"]["mean"])
+    return choices[int(np.argmax(accuracies))]
+
+
+def described(choice: dict[str, float]) -> str:
+    """Chosen options in words."""
+    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in choice.items())
+
+
+def compare(
+    arguments: CompareArguments, checkpoint: str, images: str
+) -> tuple[dict[int, dict[str, dict[int, float]]], int]:
+    """Run both arms at every budget.
+
+    Args:
+        arguments: The options.
+        checkpoint: The pre-trained model.
+        images: What tells the labelled images from others.
+
+    Returns:
+        Labelled images in all, to arm, to seed, to accuracy; and the number of images that decide.
+    """
+    output_dir, num_images = Path(arguments.output_dir), 0
+    scores: dict[int, dict[str, dict[int, float]]] = {}
+    for budget in arguments.labels_per_class:
+        for arm in ARMS:
+            options: dict[str, Any] = {"checkpoint": checkpoint, "from_scratch": arm == ARMS[1]}
+            if budget:
+                options["labels_per_class"] = budget
+            folder = output_dir / f"{budget or 'all'}-labels" / arm.replace(" ", "-")
+            labels = f"{budget} labels a class" if budget else "all labels"
+            _say(f"{labels}, {arm}: {len(arguments.seeds)} runs, see {folder / 'log.txt'}")
+            inputs = {"images": images, "model": model_digest(checkpoint, with_weights=arm == ARMS[0])}
+            choice = choose_rates(arguments, options, folder / "tuning", inputs)
+            options |= choice
+            options |= arguments.labelled_source() | {"seeds": arguments.seeds}
+            runs = fine_tune(arguments, options, folder, inputs)["runs"]
+            num_labels, num_images = runs[0]["num_train_images"], runs[0]["num_eval_images"]
+            accuracies = {run["seed"]: run["metrics"]["accuracy"] for run in runs}
+            scores.setdefault(num_labels, {})[arm] = accuracies
+            chosen = f", {described(choice)}" if choice else ""
+            spread = f" ± {100 * np.std(list(accuracies.values()), ddof=1):.1f}" if len(accuracies) > 1 else ""
+            mean = 100 * np.mean(list(accuracies.values()))
+            _say(f"  {mean:.1f}{spread} % right of {num_images:,}{chosen}")
+    return scores, num_images
+
+
+def _say(text: str) -> None:
+    if PartialState().is_main_process:
+        print(text, flush=True)
+
+
+def report(scores: dict[int, dict[str, dict[int, float]]], num_images: int, output_dir: Path) -> list[Verdict]:
+    """Write `comparison.json`, `comparison.md` and `comparison.png`, and say what came out."""
+    verdicts = [judge(budget, scores[budget], num_images) for budget in sorted(scores)]
+    if PartialState().is_main_process:
+        sentences = [str(verdict) for verdict in verdicts]
+        everything = {
+            "conclusion": conclusion(verdicts),
+            "verdicts": [asdict(verdict) for verdict in verdicts],
+            "num_deciding_images": num_images,
+            "accuracies": scores,
+        }
+        (output_dir / "comparison.json").write_text(json.dumps(everything, indent=2), encoding="utf-8")
+        text = "\n\n".join([conclusion(verdicts), table(scores), *sentences])
+        (output_dir / "comparison.md").write_text(f"{text}\n", encoding="utf-8")
+        plot_comparison(scores, output_dir / "comparison.png", conclusion(verdicts))
+        print("\n".join(["", *sentences, conclusion(verdicts)]))
+        print(f"{output_dir / 'comparison.png'}  accuracy over the number of labels, both arms, every seed")
+    return verdicts
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the comparison."""
+    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    try:
+        Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(
+            f"error: output_dir={arguments.output_dir} cannot be written ({error}). Name another folder."
+        ) from error
+    names, images = deciding_images(arguments)
+    checkpoint = pretrain(arguments, names, images)
+    report(*compare(arguments, checkpoint, images), Path(arguments.output_dir))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,316 @@
+"""Measure what the features of a frozen encoder are worth, with a linear classifier and nearest neighbours.
+
+    python examples/run_probe.py --checkpoint runs/demo --random_init               on the embedded data
+    python examples/run_probe.py --checkpoint runs/photos --train_dir train --validation_dir test
+    python examples/run_probe.py --checkpoint NAME --dataset_name DATA --validation_split test --layers 4 8 12 last
+
+Prints a table of accuracies, and writes results.json and a plot to --output_dir. Nothing of the encoder is trained:
+minutes instead of the hours of fine-tuning. SimMIM's features are better after fine-tuning than such probes tell, and
+those of its middle layers are often better than its last.
+"""
+
+import dataclasses
+import json
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch.utils.data import DataLoader
+
+from hf_simmim import SimMIMModel
+from hf_simmim.checkpoints.loading import load_encoder, pixel_settings
+from hf_simmim.cli.image_options import LabelledSourceArguments, load_labelled_splits
+from hf_simmim.cli.recipes import parse_with_recipe
+from hf_simmim.data.label_splits import few_labels, holdout
+from hf_simmim.data.labelled_images import LabelledImages, WholeImageDataset
+from hf_simmim.data.sampling import evenly_spaced
+from hf_simmim.evaluation.probing import POOLINGS, ProbeResult, check_layers, extract_layers, knn, linear_probe
+from hf_simmim.visualization.plots import plot_layers
+
+EXAMPLES = Path(__file__).parent
+EMBEDDED_DATA = EXAMPLES / "data" / "fashion_mnist_7k"
+SETTINGS = ("checkpoint", "layers", "pooling", "k", "labels_per_class", "seeds")
+PROBES = {"linear": "linear probe", "knn": "nearest neighbours"}
+
+
+@dataclass
+class DataArguments(LabelledSourceArguments):
+    """Labelled images; the embedded ones if none are named."""
+
+    _argument_group_name = "images"
+
+    holdout: float = field(
+        default=0.25, metadata={"help": "Share of each class held out to test on if no other images are named."}
+    )
+
+
+@dataclass
+class ProbeArguments:
+    """What is measured."""
+
+    _argument_group_name = "probe"
+
+    checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "A SimMIM checkpoint, or that of a vision model of transformers: folder or name on the Hub."},
+    )
+    layers: list[str] = field(
+        default_factory=lambda: ["last"],
+        metadata={
+            "help": "Hidden states to measure, 0 for the patch embedding, -1 for the last, and last for the encoder's"
+            " output. The paper probes layer 8 of ViT-B."
+        },
+    )
+    pooling: str = field(
+        default="mean", metadata={"help": "How an image's features become one vector.", "choices": list(POOLINGS)}
+    )
+    k: int = field(default=20, metadata={"help": "Number of neighbours."})
+    labels_per_class: int | None = field(
+        default=None, metadata={"help": "Fit to only so many images of each class, drawn by each seed."}
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0],
+        metadata={"help": "Seeds of these draws, of untrained weights, and of choosing the linear probe's penalty."},
+    )
+    random_init: bool = field(
+        default=False,
+        metadata={"help": "Measure the same architecture untrained, too: what pre-training has to improve on."},
+    )
+    output_dir: str = field(default="runs/probe", metadata={"help": "Folder of results.json and the plot."})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images that are encoded at once."})
+    dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that load images."})
+    device: str | None = field(default=None, metadata={"help": "Where to compute, such as cpu; a GPU if there is one."})
+
+    def __post_init__(self):
+        if self.checkpoint is None:
+            raise ValueError("No checkpoint is named. Give --checkpoint, the output folder of a pre-training.")
+        self.numbers = [layer_number(name) for name in self.layers]
+        for name, least in (
+            ("k", 1),
+            ("labels_per_class", 1),
+            ("per_device_eval_batch_size", 1),
+            ("dataloader_num_workers", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value} must be at least {least}.")
+        for name in ("layers", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}={values} names one twice. Leave one out.")
+
+
+def layer_number(name: str) -> int | None:
+    """The hidden state that an option means; None for the encoder's output."""
+    if name == "last":
+        return None
+    try:
+        return int(name)
+    except ValueError as error:
+        raise ValueError(f"layers has {name!r}. Use numbers of hidden states, and last for the output.") from error
+
+
+def load_images(arguments: DataArguments) -> list[LabelledImages]:
+    """Images to fit to, and images to test on."""
+    train, test = load_labelled_splits(arguments, arguments.label_column, EMBEDDED_DATA)
+    if train.problem_type != "single_label_classification":
+        raise ValueError("The labels must be one class for each image. Name another --label_column.")
+    parts = [train, test]
+    if test is None:
+        parts = [
+            train.select(part)
+            for part in holdout(train.labels, arguments.holdout, arguments.holdout_seed, train.class_names)
+        ]
+    limits = (arguments.max_train_samples, arguments.max_eval_samples)
+    return [
+        part if limit is None else part.select(evenly_spaced(len(part), limit))
+        for part, limit in zip(parts, limits, strict=True)
+        if part is not None
+    ]
+
+
+class ReadableBatches:
+    """Pixel values of the images of a data set that can be read, in batches, and which these are.
+
+    Args:
+        dataset: The images.
+        indices: Those to take.
+        arguments: The options.
+    """
+
+    def __init__(self, dataset: WholeImageDataset, indices: list[int], arguments: ProbeArguments):
+        self.dataset = dataset
+        self.loader = DataLoader(
+            torch.utils.data.Subset(dataset, indices),
+            arguments.per_device_eval_batch_size,
+            num_workers=arguments.dataloader_num_workers,
+            collate_fn=list,
+        )
+        self.readable: list[int] = []
+        self.unreadable: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for samples in self.loader:
+            kept = [sample for sample in samples if "pixel_values" in sample]
+            self.readable += [sample["index"] for sample in kept]
+            for sample in samples:
+                if "reason" in sample:
+                    self.unreadable[self.dataset.images[sample["index"]]["name"]] = sample["reason"]
+            if kept:
+                yield torch.stack([sample["pixel_values"] for sample in kept])
+
+
+def measure(
+    model: SimMIMModel,
+    datasets: list[WholeImageDataset],
+    num_classes: int,
+    draws: dict[int, list[int]],
+    arguments: ProbeArguments,
+    max_unreadable: float,
+) -> list[dict[str, Any]]:
+    """Both probes of every layer, for every seed.
+
+    Args:
+        model: The encoder.
+        datasets: Images to fit to, and to test on.
+        num_classes: Number of classes.
+        draws: Images to fit to of each seed.
+        arguments: The options.
+        max_unreadable: Largest share of images that may be unreadable.
+
+    Returns:
+        A row for each layer and seed.
+
+    Raises:
+        ValueError: If more images cannot be read.
+    """
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    labels = [torch.tensor(dataset.images["label"][:]) for dataset in datasets]
+    used = [sorted(set().union(*draws.values())), list(range(len(datasets[1])))]
+    parts = [ReadableBatches(dataset, some, arguments) for dataset, some in zip(datasets, used, strict=True)]
+    features = [extract_layers(model, batches, arguments.numbers, arguments.pooling, device) for batches in parts]
+    unreadable = parts[0].unreadable | parts[1].unreadable
+    if unreadable:
+        first, reason = next(iter(unreadable.items()))
+        text = f"{len(unreadable)} of {sum(map(len, used))} images cannot be read, the first is {first} ({reason})"
+        if len(unreadable) > max_unreadable * sum(map(len, used)):
+            raise ValueError(f"{text}: more than max_unreadable={max_unreadable:g}. Mend or remove them.")
+        print(f"{text}; they are left out")
+    position = {index: row for row, index in enumerate(parts[0].readable)}
+    rows = []
+    for name, train, test in zip(arguments.layers, *features, strict=True):
+        for seed, draw in draws.items():
+            kept = [index for index in draw if index in position]
+            chosen = torch.tensor([position[index] for index in kept])
+            data = (train[chosen], labels[0][kept], test, labels[1][parts[1].readable], num_classes)
+            row: dict[str, Any] = {"layer": name, "seed": seed}
+            row |= {"num_train_images": len(kept), "num_test_images": len(test)}
+            row["linear"] = figures(linear_probe(*data, seed=seed, device=device))
+            row["knn"] = figures(knn(*data, k=arguments.k, device=device))
+            rows.append(row)
+    return rows
+
+
+def figures(result: ProbeResult) -> dict[str, float]:
+    """What there is of a probe's figures, without its predictions."""
+    values = {entry.name: getattr(result, entry.name) for entry in dataclasses.fields(result)}
+    return {key: value for key, value in values.items() if key != "predictions" and value is not None}
+
+
+def summary(rows: list[dict[str, Any]], layers: list[str], figure: str = "accuracy") -> dict[str, list[list[float]]]:
+    """Figures of each probe: a list for each layer, with one for each seed."""
+    return {
+        probe: [[row[probe][figure] for row in rows if row["layer"] == layer] for layer in layers] for probe in PROBES
+    }
+
+
+def print_table(series: dict[str, dict[str, list[list[float]]]], layers: list[str]) -> None:
+    """A line for each layer, in percent; mean and standard deviation of several seeds."""
+    columns = [(weights, probe) for weights in series for probe in PROBES]
+    titles = [f"{weights} {PROBES[probe]}" for weights, probe in columns]
+    print("  ".join(["layer", *titles]))
+    for index, layer in enumerate(layers):
+        cells = []
+        for (weights, probe), title in zip(columns, titles, strict=True):
+            values = series[weights][probe][index]
+            spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{100 * statistics.fmean(values):.1f} %{spread}".rjust(len(title)))
+        print("  ".join([layer.rjust(5), *cells]))
+
+
+def run(data: DataArguments, arguments: ProbeArguments) -> None:
+    """Measure, print and write everything."""
+    output_dir = Path(arguments.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    checkpoint = str(arguments.checkpoint)
+    model = load_encoder(checkpoint)
+    config = model.config
+    check_layers(config, arguments.numbers, arguments.pooling)
+    settings = pixel_settings(checkpoint, config.num_channels)
+    images = load_images(data)
+    labels, num_classes = images[0].labels, len(images[0].class_names or ())
+    if arguments.labels_per_class is None:
+        draws = {seed: list(range(len(labels))) for seed in arguments.seeds}
+    else:
+        draws = {
+            seed: few_labels(labels, arguments.labels_per_class, seed, images[0].class_names)
+            for seed in arguments.seeds
+        }
+    datasets = [
+        WholeImageDataset(part.rows, config.image_size, config.num_channels, crop_ratio=1, **settings)
+        for part in images
+    ]
+    rows = {"pre-trained": measure(model, datasets, num_classes, draws, arguments, data.max_unreadable)}
+    if arguments.random_init:
+        rows["untrained"] = []
+        for seed, draw in draws.items():
+            torch.manual_seed(seed)
+            untrained = SimMIMModel(config)
+            rows["untrained"] += measure(untrained, datasets, num_classes, {seed: draw}, arguments, data.max_unreadable)
+    series = {weights: summary(measured, arguments.layers) for weights, measured in rows.items()}
+    counts = {key: rows["pre-trained"][0][key] for key in ("num_train_images", "num_test_images")}
+    num_fitted, num_tested = counts.values()
+    title = f"{num_fitted:,} images to fit to, {num_tested:,} to test on, {num_classes} classes"
+    print(title)
+    print_table(series, arguments.layers)
+    results = {
+        **{key: getattr(arguments, key) for key in SETTINGS},
+        **counts,
+        "class_names": images[0].class_names,
+        "results": [{"weights": weights, **row} for weights, measured in rows.items() for row in measured],
+    }
+    path = output_dir / "results.json"
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    plotted = {f"{PROBES[probe]}, {weights}": series[weights][probe] for weights in series for probe in PROBES}
+    plot_layers(arguments.layers, plotted, output_dir / "accuracy.png", title)
+    print(f"{path}  every figure\n{output_dir / 'accuracy.png'}  accuracy of each layer")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the probe."""
+    data, arguments = parse_with_recipe(
+        (DataArguments, ProbeArguments),
+        sys.argv[1:] if argv is None else argv,
+        EXAMPLES / "recipes" / "probe",
+        lambda given: None,
+        usage="%(prog)s --checkpoint NAME [--train_dir FOLDER] [--validation_dir FOLDER] [options]",
+        description=__doc__,
+    )
+    try:
+        run(data, arguments)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    except SafetensorError as error:
+        raise SystemExit(f"error: the weights of {arguments.checkpoint} are damaged ({error}).") from error
+
+
+if __name__ == "__main__":
+    main()

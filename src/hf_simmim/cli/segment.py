@@ -1,0 +1,560 @@
+"""Fine-tune a pre-trained encoder to give every pixel a class, with UperNet.
+
+    accelerate launch examples/run_semantic_segmentation.py --checkpoint runs/mim --train_dir fields
+    accelerate launch examples/run_semantic_segmentation.py --checkpoint runs/mim --dataset_name owner/name
+
+fields holds `images` and `masks`, files of the same names but for suffixes. Masks are maps of class ids: PNG (grey or
+palette), TIFF or .npy. The names of the classes are read from fields/classes.txt, one a line, if it is there. It goes
+on by itself from the newest whole checkpoint in --output_dir. A recipe is a JSON file with any of the options as keys.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import disable_progress_bars
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    AutoConfig,
+    Trainer,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+    set_seed,
+)
+from transformers.utils import logging
+
+from hf_simmim import SimMIMBackbone, SimMIMConfig, SimMIMImageProcessor, SimMIMModel
+from hf_simmim.checkpoints.loading import load_config
+from hf_simmim.cli.image_options import PixelArguments, SourceArguments
+from hf_simmim.cli.recipes import parse_with_recipe
+from hf_simmim.data.sampling import evenly_spaced, sample_generator
+from hf_simmim.data.segmentation import (
+    CollatePairs,
+    Labels,
+    Pairs,
+    Pixels,
+    SegmentationDataset,
+    check_pairs,
+    load_columns,
+    load_folder,
+)
+from hf_simmim.evaluation.segmentation import SegmentationMetrics, classes_of_annotations, forget_evaluation_keys
+from hf_simmim.hub.card import check_license
+from hf_simmim.hub.provenance import Origin, evaluation_source, held_out, hub_id, image_source, last_part, safe_command
+from hf_simmim.hub.pushes import open_hub
+from hf_simmim.model.encoder_stages import is_single_scale
+from hf_simmim.training.arguments import SCHEDULES, ReleasedTrainingArguments
+from hf_simmim.training.callbacks import EpochCallback
+from hf_simmim.training.optimization import create_optimizers, images_per_step, planned_steps, warmup_updates
+from hf_simmim.training.run_folder import begin_run, check_same_run, digest, prepare_output_dir, settings_before
+from hf_simmim.training.trainers import SegmentationTrainer
+from hf_simmim.visualization.grids import draw_segmentations
+from hf_simmim.visualization.pictures import to_pictures
+
+logger = logging.get_logger(__name__)
+
+EXAMPLES = Path(__file__).parent
+RECIPE_WARMUP = 1500
+# The deepest features but one feed UperNet's auxiliary head.
+AUXILIARY_MAP = 2
+
+
+@dataclass
+class DataArguments(SourceArguments):
+    """Where images and annotations come from, and what their numbers mean."""
+
+    _argument_group_name = "images and annotations"
+
+    train_dir: str | None = field(default=None, metadata={"help": "Folder that holds images and masks."})
+    annotation_column: str = field(default="annotation", metadata={"help": "Column of the maps of class ids."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of the images, 'image' if unset."})
+    holdout: float = field(default=0.1, metadata={"help": "Share of the images held out if no others are named."})
+    class_names: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Names of the classes, from the lowest id on; or a file of them, .txt with one a line or .json with"
+            " id2label. classes.txt in --train_dir if it is there, or else numbers up to the largest id."
+        },
+    )
+    ignore_index: int = field(default=255, metadata={"help": "Class id of pixels that have no class."})
+    reduce_labels: bool = field(
+        default=False, metadata={"help": "0 is no class either, and the first class is 1, as in ADE20K."}
+    )
+    crop_size: list[int] = field(
+        default_factory=lambda: [512], metadata={"help": "Side of training crops in pixels, or height and width."}
+    )
+    short_side: int | None = field(
+        default=None,
+        metadata={
+            "help": "Shorter side in pixels that images are resized to, before random scales and to evaluate; that of"
+            " the crop if unset, 0 to keep the size of each image."
+        },
+    )
+    scales: list[float] = field(
+        default_factory=lambda: [0.5, 2.0], metadata={"help": "Smallest and largest random scale of training images."}
+    )
+    max_class_share: float = field(
+        default=0.75, metadata={"help": "Largest share of a crop for one class, where a crop can be found."}
+    )
+
+    def __post_init__(self):
+        if len(self.crop_size) > 2 or min(self.crop_size) < 1:
+            raise ValueError(f"crop_size={self.crop_size} must be a side, or height and width, in pixels.")
+        self.crop: tuple[int, int] = (self.crop_size[0], self.crop_size[-1])
+        self.side = min(self.crop) if self.short_side is None else self.short_side or None
+        self.check_source()
+
+
+@dataclass
+class NumberArguments(PixelArguments):
+    """What the numbers of images mean."""
+
+    _argument_group_name = "pixels"
+
+
+@dataclass
+class ModelArguments:
+    """What is trained."""
+
+    _argument_group_name = "model"
+
+    checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "Pre-trained weights: of SimMIM, or of a vision model of transformers; folder or Hub."},
+    )
+    from_scratch: bool = field(
+        default=False, metadata={"help": "Take the architecture of --checkpoint and none of its weights: the control."}
+    )
+    window_size: int | None = field(default=None, metadata={"help": "Window in patches. The checkpoint's if unset."})
+    out_features: list[str] | None = field(
+        default=None, metadata={"help": "Stages of the encoder that UperNet sees; all, or four layers, if unset."}
+    )
+    drop_path_rate: float | None = field(
+        default=0.3, metadata={"help": "Stochastic depth, for encoders that have it; 0.2 is usual for small ones."}
+    )
+    decoder_channels: int = field(default=512, metadata={"help": "Channels of UperNet's head."})
+    auxiliary_weight: float = field(
+        default=0.4, metadata={"help": "Weight of the auxiliary head's loss; 0 for no such head."}
+    )
+
+
+@dataclass
+class SegmentationArguments(ReleasedTrainingArguments):
+    """Everything of TrainingArguments, with the defaults of Swin with UperNet."""
+
+    _argument_group_name = "training (all of transformers.TrainingArguments)"
+    base_batch_size = 16
+
+    output_dir: str = field(default="runs/segmentation", metadata={"help": "Folder of checkpoints and results."})
+    base_learning_rate: float = field(
+        default=6e-5,
+        metadata={"help": "Learning rate for 16 images a step; scaled by the real number if --learning_rate is unset."},
+    )
+    layer_decay: float = field(
+        default=1.0,
+        metadata={"help": "Factor of the learning rate from each layer of the encoder to the one below it."},
+    )
+    num_train_epochs: float = field(default=50.0, metadata={"help": "Passes over the images."})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Crops a step on each device."})
+    per_device_eval_batch_size: int = field(
+        default=1, metadata={"help": "Whole images at once on each device, padded to the largest of them."}
+    )
+    weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
+    lr_scheduler_type: str = field(
+        default="polynomial", metadata={"help": "Schedule of the learning rate.", "choices": list(SCHEDULES)}
+    )
+    warmup_steps: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Steps of warm-up, or a share below 1; 1500 but at most a tenth if unset."}
+    )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradients are clipped to this norm; 0 for not."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two reports."})
+    dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop an epoch's last, incomplete batch."})
+
+    def __post_init__(self):
+        # Fixed by what this script trains, whatever a recipe says.
+        self.label_names = ["annotations", "sizes"]
+        self.batch_eval_metrics = True
+        self.metric_for_best_model = self.metric_for_best_model or "mean_iou"
+        self.greater_is_better = "loss" not in self.metric_for_best_model
+        if self.lr_scheduler_kwargs is None and self.lr_scheduler_type == "polynomial":
+            self.lr_scheduler_kwargs = {"power": 1.0, "lr_end": 0.0}
+        self.warmup_is_usual = self.warmup_steps is None
+        self.warmup_steps = 0 if self.warmup_steps is None else self.warmup_steps
+        super().__post_init__()
+
+
+def load_splits(arguments: DataArguments) -> tuple[Pairs, Pairs]:
+    """Pairs to train on, and pairs to evaluate on."""
+    if not arguments.names_images:
+        raise ValueError("There are no images. Name --train_dir, --dataset_name or --data_files.")
+
+    def columns(split: str) -> Pairs:
+        return load_columns(
+            arguments.image_column or "image",
+            arguments.annotation_column,
+            dataset_name=arguments.dataset_name,
+            dataset_config=arguments.dataset_config,
+            data_files=arguments.data_files,
+            split=split,
+        )
+
+    train = load_folder(arguments.train_dir) if arguments.train_dir else columns(arguments.train_split)
+    if arguments.validation_dir is not None:
+        validation = load_folder(arguments.validation_dir)
+    elif arguments.validation_split is not None:
+        validation = columns(arguments.validation_split)
+    else:
+        count = len(train.images)
+        held_out = round(count * arguments.holdout)
+        if not 0 < held_out < count:
+            raise ValueError(
+                f"holdout={arguments.holdout} of {count} images leaves none to evaluate on, or none to train on. Use a"
+                " share such as 0.1, or name images to evaluate on."
+            )
+        order = torch.randperm(count, generator=sample_generator(arguments.holdout_seed)).tolist()
+        train, validation = train.select(sorted(order[held_out:])), train.select(sorted(order[:held_out]))
+    if arguments.max_train_samples is not None:
+        train = train.select(evenly_spaced(len(train.images), arguments.max_train_samples))
+    if arguments.max_eval_samples is not None:
+        validation = validation.select(evenly_spaced(len(validation.images), arguments.max_eval_samples))
+    return train, validation
+
+
+def read_class_names(arguments: DataArguments) -> list[str] | None:
+    """The names that are given, or those of a file, or None."""
+    names = arguments.class_names
+    if names is None:
+        path = Path(arguments.train_dir or ".") / "classes.txt"
+        names = [str(path)] if arguments.train_dir is not None and path.is_file() else None
+    if names is not None and len(names) == 1 and Path(names[0]).suffix in (".txt", ".json"):
+        path = Path(names[0])
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".txt":
+            names = [line.strip() for line in text.splitlines() if line.strip()]
+        else:
+            stored = json.loads(text)
+            id2label = {int(key): str(value) for key, value in stored.get("id2label", stored).items()}
+            if sorted(id2label) != list(range(len(id2label))):
+                raise ValueError(f"The ids in {path} are not 0 to {len(id2label) - 1}. Give every id a name.")
+            names = [id2label[index] for index in range(len(id2label))]
+    if names is not None and (len(names) < 2 or len(set(names)) < len(names)):
+        raise ValueError(f"class_names={names} must be two or more different names, or a file of them.")
+    return names
+
+
+def build_labels(arguments: DataArguments, train: Pairs, validation: Pairs, pixels: Pixels) -> Labels:
+    """Check all pairs, and say what the numbers of annotations mean; a warning names classes that never appear."""
+    names = read_class_names(arguments)
+    common: dict[str, Any] = {
+        "num_channels": pixels.num_channels,
+        "rescale_factor": pixels.rescale_factor,
+        "nodata": pixels.nodata,
+        "ignore_index": arguments.ignore_index,
+    }
+    if names is None:
+        largest = max(check_pairs(pairs, None, **common).largest for pairs in (train, validation))
+        names = [f"class {index}" for index in range(int(arguments.reduce_labels), largest + 1)]
+        if len(names) < 2:
+            raise ValueError(
+                f"The annotations hold one class at most, beside ignore_index={arguments.ignore_index}. If that number"
+                " is a class, such as in masks of 0 and 255, convert it to 1."
+            )
+    labels = Labels(names, arguments.ignore_index, arguments.reduce_labels)
+    if labels.ignore_index in range(len(names)):
+        raise ValueError(f"ignore_index={labels.ignore_index} is one of the {len(names)} classes. Use another number.")
+    seen = check_pairs(train, labels, **common).pixels
+    check_pairs(validation, labels, decode_images=True, **common)
+    absent = [name for name, count in zip(names, seen, strict=True) if not count]
+    if absent:
+        logger.warning(f"No training image has {', '.join(absent[:5])}{' and others' if len(absent) > 5 else ''}.")
+    return labels
+
+
+def build_config(model: ModelArguments, data: DataArguments) -> SimMIMConfig:
+    """The backbone's config: the checkpoint's encoder at the size of the crops."""
+    if model.checkpoint is None:
+        raise ValueError("checkpoint is not set. Name a pre-trained model; --from_scratch takes its architecture only.")
+    stored: Any = load_config(model.checkpoint)
+    config = stored
+    if stored.model_type != SimMIMConfig.model_type:
+        config = SimMIMConfig(encoder_config=getattr(stored, "vision_config", stored).to_dict())
+    config.image_size = data.crop
+    if model.window_size is not None:
+        config.window_size = model.window_size
+    config.backbone_pyramid = is_single_scale(config)
+    if model.out_features is not None:
+        config.out_features = model.out_features
+    if model.drop_path_rate is not None and hasattr(config.encoder_config, "drop_path_rate"):
+        config.encoder_config.drop_path_rate = model.drop_path_rate
+    return config
+
+
+def build_model(config: SimMIMConfig, model: ModelArguments, labels: Labels) -> UperNetForSemanticSegmentation:
+    """UperNet on a backbone of the config, with the checkpoint's weights unless it is the control."""
+    names = labels.class_names
+    upernet_config = UperNetConfig(
+        backbone_config=config,
+        hidden_size=model.decoder_channels,
+        auxiliary_channels=max(1, model.decoder_channels // 2),
+        use_auxiliary_head=False,
+        auxiliary_loss_weight=model.auxiliary_weight,
+        loss_ignore_index=labels.ignore_index,
+        id2label=dict(enumerate(names)),
+        label2id={name: index for index, name in enumerate(names)},
+    )
+    backbone = SimMIMBackbone(config) if model.from_scratch else pretrained_backbone(config, str(model.checkpoint))
+    upernet_config.use_auxiliary_head = model.auxiliary_weight > 0 and len(backbone.channels) > AUXILIARY_MAP
+    # Where the weights came from may be the way to a folder, and the config may be published.
+    config.name_or_path = hub_id(model.checkpoint) or ""
+    upernet = UperNetForSemanticSegmentation(upernet_config)
+    upernet.backbone.load_state_dict(backbone.state_dict())
+    forget_evaluation_keys(upernet)
+    return upernet
+
+
+def pretrained_backbone(config: SimMIMConfig, checkpoint: str) -> SimMIMBackbone:
+    """A backbone of the config with the weights of a checkpoint, of ours or of transformers, in float32."""
+    if AutoConfig.from_pretrained(checkpoint).model_type == SimMIMConfig.model_type:
+        return SimMIMBackbone.from_pretrained(checkpoint, config=config, dtype=torch.float32)
+    rate = getattr(config.encoder_config, "drop_path_rate", None)
+    stock = SimMIMModel.from_encoder(
+        checkpoint,
+        image_size=config.image_size,
+        encoder_config={} if rate is None else {"drop_path_rate": rate},
+        dtype=torch.float32,
+        **({} if config.window_size is None else {"window_size": config.window_size}),
+    )
+    backbone = SimMIMBackbone(config)
+    lacking = backbone.simmim.load_state_dict(stock.state_dict(), strict=False).missing_keys
+    if lacking:
+        raise ValueError(f"{checkpoint} lacks weights of the encoder: {', '.join(lacking[:3])}.")
+    return backbone
+
+
+def build_trainer(
+    data: DataArguments, numbers: NumberArguments, model_arguments: ModelArguments, arguments: SegmentationArguments
+) -> tuple[SegmentationTrainer, Path | None]:
+    """Everything that can go wrong before training starts.
+
+    Returns:
+        The trainer, and the checkpoint to go on from or None.
+
+    Raises:
+        ValueError, OSError: If the arguments or the images are unusable; the message says why and what to do.
+    """
+    set_seed(arguments.seed)
+    check_license(arguments)
+    config = build_config(model_arguments, data)
+    hub_pushes = open_hub(arguments)
+    checkpoint = prepare_output_dir(arguments)
+    with arguments.main_process_first(desc="loading images"):
+        train, validation = load_splits(data)
+    before = settings_before(Path(str(arguments.output_dir))) if checkpoint is not None else {}
+    statistics = numbers.settle(model_arguments.checkpoint, config.num_channels, train.images, before)
+    pixels = Pixels(config.num_channels, numbers.rescale, nodata=numbers.nodata, **statistics)
+    labels = build_labels(data, train, validation, pixels)
+    settings = {
+        "encoder": {key: value for key, value in config.encoder_config.to_dict().items() if key != "dtype"},
+        "checkpoint": model_arguments.checkpoint,
+        **{key: getattr(model_arguments, key) for key in ("from_scratch", "decoder_channels", "auxiliary_weight")},
+        **{key: getattr(data, key) for key in ("crop", "side", "scales", "max_class_share")},
+        "class_names": labels.class_names,
+        "ignore_index": labels.ignore_index,
+        "reduce_labels": labels.reduce_labels,
+        "rescale_factor": pixels.rescale_factor,
+        "nodata": pixels.nodata,
+        **statistics,
+        "seed": arguments.seed,
+        "training images": digest(train.images),
+        "evaluation images": digest(validation.images),
+    }
+    check_same_run(settings, Path(str(arguments.output_dir)), checkpoint is not None)
+    if len(train.images) < images_per_step(arguments):
+        raise ValueError(
+            f"{len(train.images)} images are fewer than the {images_per_step(arguments)} of one step. Use a smaller"
+            " --per_device_train_batch_size."
+        )
+    steps = planned_steps(arguments, len(train.images))
+    if arguments.warmup_is_usual:
+        arguments.warmup_steps = min(RECIPE_WARMUP, steps // 10)
+    if warmup_updates(arguments, steps) >= steps:
+        raise ValueError(
+            f"warmup_steps={arguments.warmup_steps:g} are all of the {steps} steps. Use fewer, or leave it out."
+        )
+    model = build_model(config, model_arguments, labels)
+    begin_run(arguments, settings)
+    if arguments.gradient_checkpointing:
+        # UperNet itself does not know of it.
+        model.backbone.gradient_checkpointing_enable(arguments.gradient_checkpointing_kwargs)
+        arguments.gradient_checkpointing = False
+    seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+    train_dataset = SegmentationDataset(
+        *(train, labels, pixels, data.side, data.crop, seed, data.scales, data.max_class_share)
+    )
+    shortest = {"shortest_edge": data.side} if data.side else {"height": data.crop[0], "width": data.crop[1]}
+    processor = SimMIMImageProcessor(
+        size=shortest,
+        do_resize=data.side is not None,
+        rescale_factor=pixels.rescale_factor,
+        **statistics,
+        nodata=pixels.nodata,
+    )
+    trainer = SegmentationTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train_dataset,
+        eval_dataset=SegmentationDataset(validation, labels, pixels, data.side),
+        data_collator=CollatePairs(config.encoder_stride, labels.ignore_index),
+        processing_class=processor,
+        compute_metrics=SegmentationMetrics(labels.class_names, labels.ignore_index),
+        preprocess_logits_for_metrics=classes_of_annotations,  # type: ignore[arg-type]
+        callbacks=[EpochCallback()],
+        hub_pushes=hub_pushes,
+        optimizers=create_optimizers(model, arguments, steps, arguments.layer_decay, arguments.as_released),  # type: ignore[arg-type]
+    )
+    return trainer, checkpoint
+
+
+def describe_origin(data: DataArguments, model: ModelArguments, argv: list[str]) -> Origin:
+    """What the trainer does not know, for the model card."""
+    checkpoint = None if model.from_scratch else model.checkpoint
+    return Origin(
+        images=image_source(data, ""),
+        held_out=held_out(data, data.holdout),
+        evaluation=evaluation_source(data, ""),
+        checkpoint=last_part(checkpoint) if checkpoint is not None else None,
+        base_model=hub_id(checkpoint),
+        command=safe_command("examples/run_semantic_segmentation.py", argv),
+    )
+
+
+@torch.no_grad()
+def draw_examples(trainer: Trainer, count: int = 6) -> None:
+    """Write `segmentation.png`: some held-out images with annotation and prediction."""
+    dataset: Any = trainer.eval_dataset
+    model = trainer.model_wrapped
+    was_training = model.training
+    model.eval()
+    pictures, annotations, predictions = [], [], []
+    for index in evenly_spaced(len(dataset), count):
+        sample = dataset[index]
+        batch = trainer.data_collator([sample])
+        sizes = batch.pop("sizes")
+        batch = {key: value.to(trainer.args.device) for key, value in batch.items()}
+        # Every process runs the model, for sharded ones need all.
+        with trainer.compute_loss_context_manager():
+            logits = model(pixel_values=batch["pixel_values"]).logits
+        classes = classes_of_annotations(logits, (batch["annotations"], sizes))
+        pixels = dataset.pixels
+        pictures.append(to_pictures(sample["pixel_values"][None], pixels.image_mean, pixels.image_std)[0])
+        annotations.append(sample["annotation"].numpy())
+        predictions.append(classes.view(sample["annotation"].shape).cpu().numpy())
+    model.train(was_training)
+    if trainer.args.should_save:
+        names = dataset.labels.class_names
+        path = Path(str(trainer.args.output_dir)) / "segmentation.png"
+        draw_segmentations(pictures, annotations, predictions, names).save(path)
+
+
+def print_plan(trainer: Trainer, checkpoint: Path | None, weights: str) -> None:
+    """Say in a few lines what is about to happen."""
+    arguments: Any = trainer.args
+    dataset: Any = trainer.train_dataset
+    model: Any = trainer.model
+    backbone, pixels, names = model.backbone, dataset.pixels, dataset.labels.class_names
+    maps = ", ".join(
+        f"{name} ({channels})" for name, channels in zip(backbone.out_features, backbone.channels, strict=True)
+    )
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (pixels.image_mean, pixels.image_std))
+    side = f"shorter side {dataset.short_side} px" if dataset.short_side else "their own size"
+    lines = {
+        "Encoder": f"{backbone.config.encoder_config.model_type}, maps {maps}",
+        "Weights": weights,
+        "Model": f"UperNet of {model.num_parameters() / 1e6:.1f} M parameters, {pixels.num_channels} channels",
+        "Classes": f"{len(names)}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}",
+        "Images": f"{len(dataset):,} to train on, {len(trainer.eval_dataset):,} to evaluate on, {side}, crops of"  # type: ignore[arg-type]
+        f" {dataset.crop_size[0]} x {dataset.crop_size[1]} px",
+        "Pixels": f"times {pixels.rescale_factor:.4g}, then mean {mean} and standard deviation {std}",
+        "Steps": f"{planned_steps(arguments, len(dataset)):,} of {images_per_step(arguments)} images, learning rate"
+        f" up to {arguments.learning_rate:g},"
+        f" {arguments.warmup_steps:g} of warm-up, on {arguments.world_size} x {arguments.device}",
+        "Output": f"{arguments.output_dir}" + (f", going on from {checkpoint.name}" if checkpoint else ""),
+    }
+    print("\n".join(f"{title:<9} {text}" for title, text in lines.items()))
+
+
+def report(trainer: Trainer, metrics: dict[str, float], weights: str) -> None:
+    """Print the table of classes, and write `results.json`."""
+    iou: dict[str, float] = trainer.compute_metrics.iou  # type: ignore[union-attr, attr-defined]
+    width = max(len(name) for name in [*iou, "mean"])
+    print("\n".join(f"{name:<{width}} {value:7.2%}" for name, value in iou.items()))
+    print(f"{'mean':<{width}} {metrics['eval_mean_iou']:7.2%}   pixel accuracy {metrics['eval_pixel_accuracy']:.2%}")
+    results = {
+        "weights": weights,
+        "mean_iou": metrics["eval_mean_iou"],
+        "pixel_accuracy": metrics["eval_pixel_accuracy"],
+        "loss": metrics["eval_loss"],
+        "iou": {name: None if np.isnan(value) else value for name, value in iou.items()},
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "images": len(trainer.eval_dataset),  # type: ignore[arg-type]
+    }
+    output_dir = Path(str(trainer.args.output_dir))
+    (output_dir / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False), encoding="utf-8")
+    for name, meaning in (
+        ("model.safetensors", "weights, with config.json and preprocessor_config.json for from_pretrained"),
+        ("results.json", "IoU of every class"),
+        ("segmentation.png", "image | annotation | prediction"),
+    ):
+        if (output_dir / name).exists():
+            print(f"{output_dir / name}  {meaning}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the fine-tuning."""
+    argv = sys.argv[1:] if argv is None else argv
+    data, numbers, model_arguments, arguments = parse_with_recipe(
+        (DataArguments, NumberArguments, ModelArguments, SegmentationArguments),
+        argv,
+        EXAMPLES / "recipes" / "segmentation",
+        lambda given: None,
+        usage="%(prog)s --checkpoint MODEL --train_dir FOLDER [--output_dir FOLDER] [options]",
+        description=__doc__,
+    )
+    if not arguments.should_log:
+        disable_progress_bars()
+    try:
+        trainer, checkpoint = build_trainer(data, numbers, model_arguments, arguments)
+    except StrictDataclassError as error:
+        raise SystemExit(f"error: {error.__cause__ or error}") from error
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    trainer.origin = describe_origin(data, model_arguments, argv)
+    name, begins = str(model_arguments.checkpoint), "fresh, architecture of" if model_arguments.from_scratch else "from"
+    if arguments.should_log:
+        print_plan(trainer, checkpoint, f"{begins} {name}")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.is_fsdp_enabled:
+        # Whatever the checkpoints are: what people load is whole.
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    # Internal, else it is pushed before it is evaluated.
+    trainer.save_model(_internal_call=True)
+    metrics = trainer.evaluate()
+    draw_examples(trainer)
+    trainer.save_state()
+    trainer.write_card()
+    if arguments.should_save:
+        # Without the way there, for it may be published.
+        report(trainer, metrics, f"{begins} {hub_id(name) or last_part(name)}")
+    if arguments.push_to_hub:
+        trainer.finish_pushes()
+
+
+if __name__ == "__main__":
+    main()

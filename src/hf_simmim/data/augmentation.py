@@ -1,0 +1,266 @@
+"""What fine-tuning changes in its images at random: crops, flips, colours and erased pixels."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+from transformers.utils import logging
+
+from .rand_augment import RandAugment, parse_policy, posterize
+from .transforms import crop_and_resize, random_box, upright_size
+
+logger = logging.get_logger(__name__)
+
+BACKENDS = ("auto", "builtin", "timm", "torchvision")
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Settings of the augmentation; the defaults are the released fine-tuning's.
+
+    Colours change in pictures of 8 bits, grey or RGB, of which all pixels are real; other images are cropped, flipped
+    and erased only.
+
+    `backend` says whose code changes the colours: `timm` is timm's RandAugment and, as in timm, torchvision's colour
+    jitter; `torchvision` is its colour jitter, for its RandAugment knows other operations and strengths; `builtin`
+    needs neither; `auto` is the first of these that is installed and does what is asked for. They draw from the same
+    distributions, but not the same numbers: name one where runs on several machines are to agree.
+
+    Args:
+        crop_scale: Smallest and largest share of the image's area that a crop covers.
+        crop_ratio: Smallest and largest width / height of a crop.
+        flip: Probability of a flip from left to right.
+        vertical_flip: Probability of a flip from top to bottom.
+        color_jitter: Largest change of brightness, contrast and saturation, as a share; not used with `rand_augment`.
+        rand_augment: RandAugment in timm's notation, None for none.
+        random_erasing: Probability that a rectangle is overwritten with noise.
+        backend: auto, builtin, timm or torchvision.
+
+    Raises:
+        ValueError: If a setting is none.
+
+    Source: `create_transform` of timm, as `build_transform` in data/data_finetune.py of microsoft/SimMIM calls it.
+    """
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    vertical_flip: float = 0.0
+    color_jitter: float = 0.4
+    rand_augment: str | None = "rand-m9-mstd0.5-inc1"
+    random_erasing: float = 0.25
+    backend: str = "auto"
+
+    def __post_init__(self):
+        # JSON knows no tuples.
+        object.__setattr__(self, "crop_scale", tuple(self.crop_scale))
+        object.__setattr__(self, "crop_ratio", tuple(self.crop_ratio))
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_scale={self.crop_scale} must be two rising shares in (0, 1], such as 0.08 1.0.")
+        low, high = self.crop_ratio
+        if not 0 < low <= high:
+            raise ValueError(f"crop_ratio={self.crop_ratio} must be two rising numbers above 0, such as 0.75 1.33.")
+        for name in ("flip", "vertical_flip", "random_erasing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} is a probability and must be in [0, 1].")
+        if not 0 <= self.color_jitter <= 1:
+            raise ValueError(f"color_jitter={self.color_jitter} must be in [0, 1]; 0 is none.")
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend={self.backend!r} is unknown. Use one of: {', '.join(BACKENDS)}.")
+        if self.rand_augment is not None:
+            parse_policy(self.rand_augment)
+            if self.backend == "torchvision":
+                raise ValueError(
+                    "torchvision's RandAugment has other operations and strengths than timm's. Set the backend auto,"
+                    " builtin or timm, or rand_augment=None."
+                )
+        needed = {"timm": ("timm", "torchvision"), "torchvision": ("torchvision",)}.get(self.backend, ())
+        missing = [name for name in needed if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ValueError(
+                f"backend={self.backend!r} needs {missing[0]}, which is not installed: pip install {missing[0]}, or set"
+                " the backend auto or builtin."
+            )
+
+
+class ColorJitter:
+    """Changes brightness, contrast and saturation of a picture in random order, as torchvision's does.
+
+    Args:
+        strength: Largest change of each, as a share.
+    """
+
+    def __init__(self, strength: float):
+        self.strength = strength
+
+    def __call__(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
+        """Change a picture of mode L or RGB."""
+        kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+        factors = (1 + self.strength * (2 * torch.rand(3, generator=generator) - 1)).tolist()
+        for index in torch.randperm(3, generator=generator).tolist():
+            image = kinds[index](image).enhance(factors[index])
+        return image
+
+
+class SeededTransform:
+    """A transform of another library, which draws from global generators, made to draw from an explicit one.
+
+    Args:
+        transform: Takes and returns a picture.
+    """
+
+    def __init__(self, transform: Callable[[Any], Any]):
+        self.transform = transform
+
+    def __call__(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
+        """Change a picture; the global generators are afterwards as they were before."""
+        with seeded_global_generators(int(torch.randint(2**32, (), generator=generator))):
+            return self.transform(image)
+
+
+@contextlib.contextmanager
+def seeded_global_generators(seed: int) -> Iterator[None]:
+    """Seed those of Python, NumPy and torch's CPU, and restore them.
+
+    Args:
+        seed: At least 0 and below 2**32.
+    """
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    # `torch.manual_seed` would seed the GPUs as well, for whose state this does not care.
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
+
+
+def color_changes(
+    augmentation: Augmentation, fill: tuple[int, ...], resample: int
+) -> Callable[[Image.Image, torch.Generator], Image.Image] | None:
+    """What changes the colours of a picture, with the wanted backend.
+
+    Args:
+        augmentation: The settings.
+        fill: Colour of what RandAugment uncovers, a number from 0 to 255 for each channel.
+        resample: Pillow's interpolation.
+
+    Returns:
+        A function of a picture and a generator; None if nothing is to change.
+    """
+    backend, strength, policy = augmentation.backend, augmentation.color_jitter, augmentation.rand_augment
+    has_torchvision = backend != "builtin" and importlib.util.find_spec("torchvision") is not None
+    if policy is not None:
+        if backend == "builtin" or not (has_torchvision and importlib.util.find_spec("timm")):
+            return RandAugment(policy, fill, resample)
+        timm = importlib.import_module("timm.data.auto_augment")
+        settings = {"img_mean": fill, "interpolation": Image.Resampling(resample)}
+        transform = timm.rand_augment_transform(policy, settings)
+        for operation in transform.ops:
+            if operation.name.startswith("Posterize"):
+                # timm's fails where no bits are left, which Pillow refuses: once in some hundred images.
+                operation.aug_fn = posterize
+        return SeededTransform(transform)
+    if not strength:
+        return None
+    if not has_torchvision:
+        return ColorJitter(strength)
+    transforms = importlib.import_module("torchvision.transforms.v2")
+    return SeededTransform(transforms.ColorJitter(strength, strength, strength))
+
+
+class Augmenter:
+    """Applies an `Augmentation`.
+
+    Args:
+        augmentation: The settings.
+        image_size: (height, width) of the result, in pixels.
+        num_channels: Channels C of the result.
+        image_mean: Mean of each channel in [0, 1], for what RandAugment uncovers.
+        resample: Pillow's interpolation.
+    """
+
+    def __init__(
+        self,
+        augmentation: Augmentation,
+        image_size: tuple[int, int],
+        num_channels: int,
+        image_mean: Sequence[float],
+        resample: int = Image.Resampling.BICUBIC,
+    ):
+        self.augmentation = augmentation
+        self.image_size = image_size
+        self.num_channels = num_channels
+        self.resample = resample
+        fill = tuple(min(255, max(0, round(255 * mean))) for mean in image_mean)
+        self._colors = color_changes(augmentation, fill, resample) if num_channels in (1, 3) else None
+        if num_channels not in (1, 3) and (augmentation.rand_augment is not None or augmentation.color_jitter):
+            self._warn()
+
+    def _warn(self) -> None:
+        logger.warning_once(
+            "Colours are changed at random only in pictures of 8 bits, grey or RGB: images of other channels or numbers"
+            " or with pixels that are none are cropped, flipped and erased."
+        )
+
+    def crop(self, image: Image.Image | np.ndarray, generator: torch.Generator) -> np.ndarray:
+        """Crop, resize and flip an image.
+
+        Args:
+            image: Opened image, as `open_row` returns it.
+            generator: Source of randomness.
+
+        Returns:
+            Array of shape (H, W, C), uint8 or float32 as the image is, NaN where it has no number.
+        """
+        settings = self.augmentation
+        box = random_box(upright_size(image), settings.crop_scale, generator, settings.crop_ratio)
+        array = crop_and_resize(image, box, self.image_size, self.num_channels, self.resample)
+        across, down = torch.rand(2, generator=generator).tolist()
+        array = array[:, ::-1] if across < settings.flip else array
+        return array[::-1] if down < settings.vertical_flip else array
+
+    def recolor(self, array: np.ndarray, generator: torch.Generator) -> np.ndarray:
+        """Apply RandAugment or colour jitter to what `crop` returned, if it is a picture of 8 bits, grey or RGB."""
+        if self._colors is None:
+            return array
+        if array.dtype != np.uint8:
+            self._warn()
+            return array
+        picture = Image.fromarray(array[..., 0] if self.num_channels == 1 else np.ascontiguousarray(array))
+        return np.asarray(self._colors(picture, generator)).reshape(array.shape)
+
+    def erase(self, pixel_values: torch.Tensor, generator: torch.Generator) -> None:
+        """Overwrite a rectangle of a normalised image with normal noise, now and then, in place.
+
+        Args:
+            pixel_values: Image of shape (C, H, W).
+            generator: Source of randomness.
+
+        Source: Zhong et al., Random Erasing Data Augmentation (arXiv 1708.04896).
+        """
+        if torch.rand((), generator=generator) >= self.augmentation.random_erasing:
+            return
+        height, width = pixel_values.shape[-2:]
+        low, high = math.log(0.3), math.log(1 / 0.3)
+        for _ in range(10):
+            share, ratio, x, y = torch.rand(4, generator=generator).tolist()
+            area = height * width * (0.02 + share * (1 / 3 - 0.02))
+            ratio = math.exp(low + ratio * (high - low))
+            rows, columns = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if rows < height and columns < width:
+                top, left = math.floor(y * (height - rows + 1)), math.floor(x * (width - columns + 1))
+                region = pixel_values[:, top : top + rows, left : left + columns]
+                region.copy_(torch.randn(region.shape, generator=generator))
+                return

@@ -1,0 +1,170 @@
+"""TODO data/label_splits."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.utils import logging
+
+from .labelled_images import LabelledImages
+from .reading import ImageDataset, check_images
+from .sampling import sample_generator
+
+logger = logging.get_logger(__name__)
+
+
+def readable_images(
+    images: LabelledImages, num_channels: int, rescale_factor: float, nodata: float | None, max_unreadable: float
+) -> LabelledImages:
+    """Try all images, and leave out those that cannot be read; a warning names them.
+
+    Args:
+        images: The images.
+        num_channels: Channels C that the model takes.
+        rescale_factor: What pixels are multiplied with.
+        nodata: As in `LabelledImageDataset`.
+        max_unreadable: Largest share of images that may be unreadable.
+
+    Returns:
+        The others.
+
+    Raises:
+        NoReadableImageError: If more than the share cannot be read.
+    """
+    dataset = ImageDataset(images.rows, (8, 8), num_channels, rescale_factor=rescale_factor, nodata=nodata)
+    unreadable = dict(check_images([dataset], max_unreadable, len(dataset)))
+    if not unreadable:
+        return images
+    first, reason = next(iter(unreadable.items()))
+    logger.warning(
+        f"{len(unreadable)} of {len(images)} images cannot be read and are left out; the first is {first} ({reason})."
+    )
+    return images.select([index for index, name in enumerate(images.rows["name"]) if name not in unreadable])
+
+
+def few_labels(
+    labels: Sequence[Any], labels_per_class: int, seed: int, class_names: Sequence[str] | None = None
+) -> list[int]:
+    """Draw a few images of each class. The fewer of the same seed are among the more.
+
+    Args:
+        labels: Label of each image: the index of a class, zeros and ones for K classes, or a float.
+        labels_per_class: Images of each class. Where an image may have several classes so many times K images are
+            drawn from all alike, and so many where labels are floats.
+        seed: Seed of the draw.
+        class_names: Names of the classes, for the error.
+
+    Returns:
+        Rising indices of the images.
+
+    Raises:
+        ValueError: If there are fewer images.
+    """
+    if labels_per_class < 1:
+        raise ValueError(f"labels_per_class={labels_per_class} must be at least 1.")
+    if _is_single(labels):
+        names = list(class_names or map(str, range(max(labels) + 1)))
+        groups = [np.flatnonzero(np.asarray(labels) == label) for label in range(len(names))]
+        for name, group in zip(names, groups, strict=True):
+            if len(group) < labels_per_class:
+                raise ValueError(
+                    f"Class {name} has {len(group)} images and {labels_per_class} of each class are wanted. Take at"
+                    f" most {min(map(len, groups))}, or add images."
+                )
+        counts = [labels_per_class] * len(groups)
+    else:
+        groups = [np.arange(len(labels))]
+        counts = [labels_per_class * (1 if isinstance(labels[0], float) else len(labels[0]))]
+        if len(labels) < counts[0]:
+            raise ValueError(f"{counts[0]} images are wanted and there are {len(labels)}. Take fewer, or add images.")
+    chosen: list[int] = []
+    for number, (group, count) in enumerate(zip(groups, counts, strict=True)):
+        order = torch.randperm(len(group), generator=sample_generator(seed, number))
+        chosen += group[order[:count].numpy()].tolist()
+    return sorted(chosen)
+
+
+def folds(
+    labels: Sequence[Any], num_folds: int, fold: int, seed: int, class_names: Sequence[str] | None = None
+) -> tuple[list[int], list[int]]:
+    """One fold of a cross-validation; each has as much of every class where an image has one.
+
+    Args:
+        labels: As in `few_labels`.
+        num_folds: Number of folds.
+        fold: Which, from 0.
+        seed: Seed of the division.
+        class_names: Names of the classes, for the error.
+
+    Returns:
+        Indices of the images to train on, and of those held out: every image is held out of one fold.
+
+    Raises:
+        ValueError: If there is no such fold, or a class has fewer images than there are folds.
+    """
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    if not 2 <= num_folds <= len(labels):
+        raise ValueError(f"num_folds={num_folds} must be at least 2 and at most {len(labels)}, the number of images.")
+    if not 0 <= fold < num_folds:
+        raise ValueError(f"fold={fold} must be from 0 to {num_folds - 1}, as there are {num_folds} folds.")
+    if _is_single(labels):
+        _check_class_sizes(labels, num_folds, f"{num_folds} folds. Take fewer folds, or add images", class_names)
+    splitter = (StratifiedKFold if _is_single(labels) else KFold)(num_folds, shuffle=True, random_state=seed)
+    train, held_out = list(splitter.split(np.zeros(len(labels)), labels))[fold]
+    return train.tolist(), held_out.tolist()
+
+
+def holdout(
+    labels: Sequence[Any], share: float, seed: int, class_names: Sequence[str] | None = None
+) -> tuple[list[int], list[int]]:
+    """Hold out a share of the images; the same of every class where an image has one.
+
+    Args:
+        labels: As in `few_labels`.
+        share: Share to hold out, in (0, 1).
+        seed: Seed of the division.
+        class_names: Names of the classes, for the error.
+
+    Returns:
+        Indices of the images to train on, and of those held out.
+
+    Raises:
+        ValueError: If the share is none, or too small or too large for every class to be on both sides.
+    """
+    from sklearn.model_selection import train_test_split
+
+    if not 0 < share < 1:
+        raise ValueError(f"The share to hold out is {share} and must be between 0 and 1.")
+    num_held_out = round(share * len(labels))
+    smallest = 1
+    if _is_single(labels):
+        _check_class_sizes(labels, 2, "both sides. Remove the class, or add images", class_names)
+        smallest = len(set(labels))
+    if not smallest <= num_held_out <= len(labels) - smallest:
+        raise ValueError(
+            f"A share of {share} of {len(labels)} images is {num_held_out}, and each side needs at least {smallest}."
+            " Take another share."
+        )
+    train, held_out = train_test_split(
+        np.arange(len(labels)),
+        test_size=num_held_out,
+        random_state=seed,
+        stratify=labels if _is_single(labels) else None,
+    )
+    return sorted(train.tolist()), sorted(held_out.tolist())
+
+
+def _is_single(labels: Sequence[Any]) -> bool:
+    if not len(labels):
+        raise ValueError("There are no labels to divide. Name a source that has some.")
+    return isinstance(labels[0], (int, np.integer))
+
+
+def _check_class_sizes(labels: Sequence[int], smallest: int, purpose: str, class_names: Sequence[str] | None) -> None:
+    label, count = min(Counter(labels).items(), key=lambda item: item[1])
+    if count < smallest:
+        name = f"{label} (counted from 0)" if class_names is None else class_names[label]
+        raise ValueError(f"Class {name} has {count} image{'s' * (count > 1)}, too few for {purpose}.")

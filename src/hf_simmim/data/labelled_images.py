@@ -1,0 +1,315 @@
+"""Images with labels: of a class each, of several, or of a number; loaded, divided, and made a classifier's input."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, List, Value
+from PIL import Image
+from transformers.utils import logging
+
+from ..model.images import fill_missing, has_missing, real_pixels
+from .augmentation import Augmentation, Augmenter
+from .reading import ImageDataset, NoReadableImageError, describe
+from .sampling import sample_generator
+from .sources import (
+    check_one_source,
+    find_image_column,
+    find_label_column,
+    folder_rows,
+    image_paths,
+    image_rows,
+    indicators,
+    load_table,
+    read_labels,
+)
+from .transforms import Box, as_tensor, center_box, crop_and_resize, normalize, upright_size
+
+logger = logging.get_logger(__name__)
+
+# Of the released evaluation: resized to 256/224 of the size, of which the centre is cut out.
+CROP_RATIO = 224 / 256
+SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "eval"}
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledImages:
+    """Images and what they are labelled with.
+
+    Args:
+        rows: `name`, undecoded `image` and `label`: the index of a class, a list of K zeros and ones where an image may
+            have several of K classes, or a float.
+        class_names: Names of the classes; None where labels are floats.
+    """
+
+    rows: Dataset
+    class_names: list[str] | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def labels(self) -> list[Any]:
+        """The labels of all rows."""
+        return self.rows.select_columns("label").with_format(None)["label"][:]
+
+    @property
+    def problem_type(self) -> str:
+        """`problem_type` of a transformers config."""
+        if self.class_names is None:
+            return "regression"
+        is_single = isinstance(self.rows.features["label"], Value)
+        return "single_label_classification" if is_single else "multi_label_classification"
+
+    def select(self, indices: Sequence[int]) -> "LabelledImages":
+        """Some of the rows, with the same classes."""
+        return LabelledImages(self.rows.select(indices), self.class_names)
+
+    def with_classes(self, class_names: Sequence[str] | None) -> "LabelledImages":
+        """The same images, with labels that count in other classes: those of the training images.
+
+        Args:
+            class_names: Names of the classes, None for floats.
+
+        Raises:
+            ValueError: If an image has a class that is not among them.
+        """
+        if class_names == self.class_names:
+            return self
+        if class_names is None or self.class_names is None:
+            floats, classes = ("These", "the others") if self.class_names is None else ("The others", "these")
+            raise ValueError(f"{floats} labels are numbers and {classes} are classes. Name columns of one kind.")
+        is_single = self.problem_type == "single_label_classification"
+        labels = self.labels
+        used = set(labels) if is_single else {int(index) for label in labels for index in np.flatnonzero(label)}
+        unknown = [self.class_names[index] for index in sorted(used) if self.class_names[index] not in class_names]
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} classes are not among the {len(class_names)} that are trained on: {_some(unknown)}."
+                " Remove their images, rename them if they are the same under other names, or train on images of them."
+            )
+        position = {name: index for index, name in enumerate(class_names)}
+        mapping = {old: position[name] for old, name in enumerate(self.class_names) if name in position}
+        if is_single:
+            return LabelledImages(_with_labels(self.rows, [mapping[label] for label in labels]), list(class_names))
+        chosen = [[mapping[int(index)] for index in np.flatnonzero(label)] for label in labels]
+        return LabelledImages(_with_labels(self.rows, indicators(chosen, len(class_names))), list(class_names))
+
+
+def load_labelled_images(
+    folder: str | Path | None = None,
+    dataset_name: str | None = None,
+    dataset_config: str | None = None,
+    data_files: Sequence[str] | None = None,
+    split: str = "train",
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> LabelledImages:
+    """Load images and their labels from a folder, the Hub, or parquet and webdataset shards, images undecoded.
+
+    A folder has one sub-folder for each class; what is nested in it belongs to the class. In a data set, a column of
+    `ClassLabel`, integers, strings or booleans is the class of each image (strings and integers in rising order); a
+    column of lists of these is several classes each; one of floats is a number each; one of lists of floats is a zero
+    or one for each class. Images without a label are left out.
+
+    Args:
+        folder: Folder of such sub-folders.
+        dataset_name: Data set on the Hub, or a local one.
+        dataset_config: Configuration of that data set.
+        data_files: Paths, patterns or URLs of `.parquet` or webdataset `.tar` shards.
+        split: Split to take of a data set.
+        image_column: Column that holds the images; found by its type if None.
+        label_column: Column that holds the labels; if None the only one of `ClassLabel`, or the only one of integers,
+            strings, or lists of those.
+
+    Returns:
+        The images.
+
+    Raises:
+        ValueError: If not exactly one source is named, it has no labels, or it is not told which column they are.
+        FileNotFoundError: If the folder does not exist.
+    """
+    check_one_source(folder, dataset_name, data_files)
+    if folder is not None:
+        if label_column is not None:
+            raise ValueError(f"label_column={label_column!r} does nothing in a folder, whose sub-folders are classes.")
+        return _load_folder(Path(folder))
+    dataset = load_table(dataset_name, dataset_config, data_files, split)
+    image_column = find_image_column(dataset, image_column)
+    label_column = find_label_column(dataset, image_column, label_column)
+    labels, class_names = read_labels(dataset, label_column)
+    rows = image_rows(dataset, image_column, f"{dataset_name or ', '.join(data_files or ())}, {split}")
+    kept = [index for index, label in enumerate(labels) if label is not None]
+    if len(kept) < len(labels):
+        logger.warning(f"{len(labels) - len(kept)} of {len(labels)} images have no label and are left out.")
+    if not kept:
+        raise ValueError(f"None of {len(labels)} images has a label in column {label_column!r}. Name another column.")
+    rows = _with_labels(rows, labels)
+    return LabelledImages(rows if len(kept) == len(labels) else rows.select(kept), class_names)
+
+
+def _load_folder(folder: Path) -> LabelledImages:
+    paths = image_paths(folder)
+    places = [Path(path).relative_to(folder).parts for path in paths]
+    loose = ["/".join(parts) for parts in places if len(parts) == 1]
+    if loose:
+        raise ValueError(
+            f"{len(loose)} images lie directly in {folder}, where their class is not known: {_some(loose)}. Move each"
+            " into a sub-folder named after its class."
+        )
+    class_names = sorted({parts[0] for parts in places})
+    if {name.lower() for name in class_names} <= SPLIT_NAMES:
+        raise ValueError(
+            f"The sub-folders of {folder} are {', '.join(class_names)}, which are splits and not classes. Name one of"
+            f" them, such as {folder / class_names[0]}."
+        )
+    position = {name: index for index, name in enumerate(class_names)}
+    return LabelledImages(_with_labels(folder_rows(paths), [position[parts[0]] for parts in places]), class_names)
+
+
+def _with_labels(rows: Dataset, labels: list[Any]) -> Dataset:
+    first = next(label for label in labels if label is not None)
+    kind = Value("int64") if isinstance(first, int) else Value("float32") if isinstance(first, float) else None
+    rows = rows.remove_columns("label") if "label" in rows.column_names else rows
+    return rows.add_column("label", labels, feature=kind or List(Value("float32")))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+class LabelledImageDataset(ImageDataset):
+    """Images as a classifier takes them, with their labels.
+
+    With `augmentation` what happens to an image is a function of (seed, epoch, index) alone, whatever the workers; tell
+    the epoch with `set_epoch`, or have `EpochCallback` do it. Images that cannot be read are replaced by others,
+    label and all. Without, for evaluation, the centre of the image is taken, and one that cannot be read is an error:
+    try them early with `check_images`.
+
+    Args:
+        rows: Rows of `LabelledImages`.
+        image_size: (height, width) of the result, in pixels.
+        num_channels: Channels C that the model takes.
+        image_mean: Mean of each channel, of rescaled pixels.
+        image_std: Standard deviation of each channel, of rescaled pixels.
+        rescale_factor: What pixels are multiplied with.
+        augmentation: What to change at random; None for evaluation.
+        seed: Seed of the augmentation.
+        nodata: Pixels of which all channels are this number in the file are none.
+        crop_ratio: Side of the evaluated centre, as a share of the largest crop of its proportions: 1 for all of that,
+            None for 0.875, the released evaluation's.
+        resample: Pillow's interpolation.
+
+    Source: `build_transform` in data/data_finetune.py of microsoft/SimMIM.
+    """
+
+    def __init__(
+        self,
+        rows: Dataset,
+        image_size: tuple[int, int],
+        num_channels: int,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        rescale_factor: float = 1 / 255,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        nodata: float | None = None,
+        crop_ratio: float | None = None,
+        resample: int = Image.Resampling.BICUBIC,
+    ):
+        super().__init__(rows, image_size, num_channels, seed, rescale_factor, nodata)
+        if len(image_mean) != num_channels or len(image_std) != num_channels:
+            raise ValueError(
+                f"image_mean has {len(image_mean)} and image_std {len(image_std)} values for {num_channels} channels."
+                " Give one for each channel."
+            )
+        self.crop_ratio = CROP_RATIO if crop_ratio is None else crop_ratio
+        if not 0 < self.crop_ratio <= 1:
+            raise ValueError(f"crop_ratio={crop_ratio} must be in (0, 1], such as 0.875.")
+        self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+        self.resample = resample
+        self.augmentation = augmentation
+        self._augmenter = None
+        if augmentation is not None:
+            self._augmenter = Augmenter(augmentation, image_size, num_channels, image_mean, resample)
+        # In shared memory, for workers live through several epochs.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose what the augmentation draws; seen by running workers too."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One sample.
+
+        Args:
+            index: Which image.
+
+        Returns:
+            `pixel_values` float32 (C, H, W), normalised, with the mean of the channel where pixels are none; `labels`,
+            as the row has it; and `key`, which tells `MixingCollator` what to draw: nothing in evaluation.
+
+        Raises:
+            NoReadableImageError: If the image, or in training too many drawn in its place, cannot be read.
+        """
+        if self._augmenter is None:
+            row = self.images[index]
+            return {"pixel_values": self.whole(row), "labels": row["label"], "key": ""}
+        epoch = int(self._epoch)
+        generator, augmenter = sample_generator(self.seed, epoch, index), self._augmenter
+        array, row, unreadable = self.read(index, generator, lambda image: augmenter.crop(image, generator))
+        for name, reason in unreadable:
+            logger.warning_once(f"{name} cannot be read and is replaced ({reason}).")
+        values = self._normalized(as_tensor(augmenter.recolor(array, generator)))
+        augmenter.erase(values, generator)
+        return {"pixel_values": values, "labels": row["label"], "key": f"{epoch}:{index}"}
+
+    def whole(self, row: dict[str, Any]) -> torch.Tensor:
+        """An image as it is evaluated: its centre, nothing at random.
+
+        Args:
+            row: `name` and undecoded `image`; no label is needed.
+
+        Returns:
+            Normalised pixel values (C, H, W), float32.
+
+        Raises:
+            NoReadableImageError: If it cannot be read.
+        """
+        try:
+            image = self.open(row)
+            left, top, right, bottom = center_box(upright_size(image), self.image_size)
+            x, y = ((1 - self.crop_ratio) / 2 * side for side in (right - left, bottom - top))
+            box: Box = (left + x, top + y, right - x, bottom - y)
+            pixels = as_tensor(crop_and_resize(image, box, self.image_size, self.num_channels, self.resample))
+        except Exception as error:  # readers raise anything on a broken file
+            raise NoReadableImageError(
+                f"The image {row['name']} cannot be read ({describe(error)}). Mend or remove it."
+            ) from error
+        return self._normalized(pixels)
+
+    def _normalized(self, pixels: torch.Tensor) -> torch.Tensor:
+        if has_missing(pixels):
+            pixels = fill_missing(pixels, real_pixels(pixels))
+        return normalize(pixels[None], self.image_mean, self.image_std, self.rescale_factor)[0]
+
+
+class WholeImageDataset(LabelledImageDataset):
+    """Images without labels as a classifier is evaluated on them; arguments as in `LabelledImageDataset`."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One sample.
+
+        Args:
+            index: Which image.
+
+        Returns:
+            `index`, and `pixel_values` float32 (C, H, W), normalised; or in its place `reason`, why it cannot be read.
+        """
+        try:
+            return {"index": index, "pixel_values": self.whole(self.images[index])}
+        except NoReadableImageError as error:
+            return {"index": index, "reason": describe(error.__cause__ if error.__cause__ is not None else error)}  # type: ignore[arg-type]

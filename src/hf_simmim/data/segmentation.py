@@ -1,0 +1,475 @@
+"""Images and their maps of class ids: loaded in pairs, and checked before work is lost.
+
+Images are read as for pre-training, of any channels and numbers; annotations are PNG (grey, palette, 1 or 16 bits),
+TIFF or `.npy`.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from os import cpu_count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from datasets.utils import tqdm
+from PIL import Image
+from transformers.utils import logging
+
+from ..model.images import fill_missing, has_missing, open_image, real_pixels, upright
+from .reading import NUM_TRIES, NoReadableImageError, describe, open_row
+from .sampling import sample_generator
+from .sources import load_images
+from .transforms import Box, crop_and_resize, upright_size
+
+logger = logging.get_logger(__name__)
+
+
+class Pairs(NamedTuple):
+    """Images and their annotations, in the same order; rows as `load_images` makes them."""
+
+    images: Dataset
+    annotations: Dataset
+
+    def select(self, indices: Sequence[int]) -> "Pairs":
+        """Some of the pairs."""
+        return Pairs(self.images.select(indices), self.annotations.select(indices))
+
+
+def load_folder(folder: str | Path) -> Pairs:
+    """Load pairs from a folder with `images` and `masks`, nested or not, that have the same names but for suffixes.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The pairs, sorted by name.
+
+    Raises:
+        ValueError: If an image has no mask, or a name is there twice.
+        FileNotFoundError: If a folder does not exist.
+    """
+    folders = [Path(folder) / name for name in ("images", "masks")]
+    images, masks = (load_images(path) for path in folders)
+    rows = [_by_stem(dataset, path) for dataset, path in zip((images, masks), folders, strict=True)]
+    lacking = sorted(rows[0].keys() - rows[1].keys())
+    if lacking:
+        raise ValueError(
+            f"{len(lacking)} of {len(rows[0])} images in {folders[0]} have no mask in {folders[1]}, the first is"
+            f" {lacking[0]!r}. Give each a mask of the same name, such as {lacking[0]}.png, or move the images away."
+        )
+    extra = len(rows[1].keys() - rows[0].keys())
+    if extra:
+        logger.warning(f"{extra} masks in {folders[1]} belong to no image and are left out.")
+    names = sorted(rows[0])
+    return Pairs(images.select([rows[0][name] for name in names]), masks.select([rows[1][name] for name in names]))
+
+
+def _by_stem(dataset: Dataset, folder: Path) -> dict[str, int]:
+    rows: dict[str, int] = {}
+    for index, name in enumerate(dataset["name"]):
+        stem = Path(name).relative_to(folder).with_suffix("").as_posix()
+        if stem in rows:
+            raise ValueError(f"{folder} holds {stem!r} twice, with other suffixes. Remove one of them.")
+        rows[stem] = index
+    return rows
+
+
+def load_columns(image_column: str, annotation_column: str, **source: Any) -> Pairs:
+    """Load pairs from two columns of a data set.
+
+    Args:
+        image_column: Column of the images.
+        annotation_column: Column of the maps of class ids.
+        **source: The data set, as in `load_images`.
+
+    Returns:
+        The pairs.
+    """
+    return Pairs(*(load_images(image_column=column, **source) for column in (image_column, annotation_column)))
+
+
+@dataclass
+class Labels:
+    """What the numbers of annotations mean.
+
+    Args:
+        class_names: Name of each class.
+        ignore_index: Number of pixels that have no class.
+        reduce_labels: Whether 0 is no class either, and the others start at 1, as in ADE20K.
+    """
+
+    class_names: list[str]
+    ignore_index: int = 255
+    reduce_labels: bool = False
+
+    def read(self, row: dict[str, Any]) -> np.ndarray:
+        """The annotation of a row as class ids.
+
+        Args:
+            row: Of `Pairs.annotations`.
+
+        Returns:
+            int32 array (H, W) of classes from 0 and of `ignore_index`.
+
+        Raises:
+            ValueError: If it is no map of these classes.
+        """
+        ids = read_ids(row, self.ignore_index)
+        if self.reduce_labels:
+            ids = np.where((ids == 0) | (ids == self.ignore_index), self.ignore_index, ids - 1)
+        wrong = ids[((ids < 0) | (ids >= len(self.class_names))) & (ids != self.ignore_index)]
+        if wrong.size:
+            found = int(wrong[0]) + self.reduce_labels
+            raise ValueError(
+                f"The annotation {row['name']} holds the number {found}, and the {len(self.class_names)} classes are"
+                f" {int(self.reduce_labels)} to {len(self.class_names) - 1 + self.reduce_labels}, and"
+                f" {self.ignore_index} for none. Name all classes, set ignore_index to that number, or mend the file."
+            )
+        return ids
+
+
+def read_ids(row: dict[str, Any], ignore_index: int) -> np.ndarray:
+    """The numbers of an annotation, as they are stored.
+
+    Args:
+        row: Of `Pairs.annotations`.
+        ignore_index: What pixels without a number get, such as those of GDAL's nodata.
+
+    Returns:
+        int32 array (H, W).
+
+    Raises:
+        ValueError: If it cannot be read, or is no map of whole numbers.
+    """
+    source = row["image"]
+    try:
+        if isinstance(source, dict):
+            source = open_image(source["bytes"] if source["bytes"] is not None else source["path"], 1, 1.0)
+        if isinstance(source, Image.Image):
+            source = upright(source)
+            if source.mode not in ("1", "L", "P"):
+                raise ValueError(f"it is a picture of mode {source.mode}: colours are no class ids, convert them")
+        array = np.asarray(source)
+        array = array.reshape(array.shape[1:]) if array.ndim == 3 and array.shape[0] == 1 else array
+        if array.ndim != 2:
+            raise ValueError(f"it has shape {array.shape}, and a map (height, width) of class ids is needed")
+        if array.dtype.kind == "f":
+            array = np.where(np.isfinite(array), array, ignore_index)
+            if (array != np.floor(array)).any():
+                raise ValueError("it holds fractions, and class ids are whole numbers")
+    except Exception as error:  # readers raise anything on a broken file
+        raise ValueError(f"The annotation {row['name']} cannot be used: {describe(error)}.") from error
+    return array.astype(np.int32)
+
+
+class CheckedPairs(NamedTuple):
+    """What a look at all pairs showed."""
+
+    pixels: np.ndarray  # int64 (K,): annotated pixels of each class
+    largest: int  # largest class id
+
+
+def check_pairs(
+    pairs: Pairs,
+    labels: Labels | None,
+    num_channels: int,
+    rescale_factor: float,
+    nodata: float | None = None,
+    ignore_index: int = 255,
+    decode_images: bool = False,
+) -> CheckedPairs:
+    """Read every annotation, and the size of every image, before any work depends on them.
+
+    Args:
+        pairs: The pairs.
+        labels: What the numbers mean; None to find out how many classes there are.
+        num_channels: Channels C of the images.
+        rescale_factor: What pixels are multiplied with.
+        nodata: As in `open_row`.
+        ignore_index: Number of pixels without a class.
+        decode_images: Whether to decode the images, too.
+
+    Returns:
+        What there is of each class.
+
+    Raises:
+        ValueError: If an annotation cannot be used, or has not the size of its image; the first one is named, and how
+            many there are.
+    """
+
+    def check(index: int) -> np.ndarray | str:
+        row, annotation = pairs.images[index], pairs.annotations[index]
+        try:
+            ids = read_ids(annotation, ignore_index) if labels is None else labels.read(annotation)
+        except ValueError as error:
+            return str(error)
+        try:
+            image = open_row(row, num_channels, rescale_factor, nodata)
+            size = upright_size(image)
+            if decode_images:
+                crop_and_resize(image, (0, 0, *size[::-1]), (8, 8), num_channels)
+        except Exception as error:  # readers raise anything on a broken file
+            return f"The image {row['name']} cannot be read ({describe(error)}). Mend it or remove it and its mask."
+        if ids.shape != size:
+            return (
+                f"The annotation {annotation['name']} has {ids.shape[0]}x{ids.shape[1]} pixels and its image"
+                f" {size[0]}x{size[1]} (height x width). They must lie on each other pixel by pixel."
+            )
+        counted = ids[ids != ignore_index]
+        if counted.size and counted.min() < 0:
+            return f"The annotation {annotation['name']} holds the number {counted.min()}. Class ids start at 0."
+        return np.bincount(counted, minlength=1)
+
+    with ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool:
+        count = len(pairs.images)
+        results = list(tqdm(pool.map(check, range(count)), total=count, desc="checking annotations", unit="image"))
+    faults = [result for result in results if isinstance(result, str)]
+    if faults:
+        others = f" ({len(faults)} of {count} pairs have a fault.)" if len(faults) > 1 else ""
+        raise ValueError(faults[0] + others)
+    counts: list[np.ndarray] = [result for result in results if not isinstance(result, str)]
+    largest = max((len(part) for part in counts), default=1) - 1
+    pixels = np.zeros(largest + 1 if labels is None else len(labels.class_names), dtype=np.int64)
+    for part in counts:
+        pixels[: len(part)] += part
+    return CheckedPairs(pixels, largest)
+
+
+# Tries for a crop in which one class does not take too much, as in mmsegmentation.
+CROP_TRIES = 10
+# Of the shorter side that is asked for, what the longer one may be at most.
+MAX_ASPECT = 4
+
+
+@dataclass
+class Pixels:
+    """How images become `pixel_values`, as the image processor does it."""
+
+    num_channels: int
+    rescale_factor: float
+    image_mean: Sequence[float]
+    image_std: Sequence[float]
+    nodata: float | None = None
+
+    def normalize(self, pixels: np.ndarray) -> torch.Tensor:
+        """uint8 or float32 (H, W, C) to normalised float32 (C, H, W)."""
+        tensor = torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 0))).float()
+        mean, std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (self.image_mean, self.image_std))
+        return (tensor * self.rescale_factor - mean) / std
+
+
+class SegmentationDataset(torch.utils.data.Dataset):
+    """Pairs as a model takes them: random crops to train on, or whole images to evaluate on.
+
+    To train, an image's shorter side becomes `short_side` times a random scale, a crop is cut out in which no class
+    takes more than `max_class_share`, flipped at random, and distorted in colour if it is RGB of 8 bits.
+
+    Args:
+        pairs: Images and annotations.
+        labels: What the numbers of annotations mean.
+        pixels: How images are read and normalised.
+        short_side: Shorter side in pixels that images are resized to; None to keep their size.
+        crop_size: (height, width) of crops in pixels; None for whole images without any randomness.
+        seed: Seed of the randomness.
+        scales: Smallest and largest random scale.
+        max_class_share: Largest share of a crop's annotated pixels for one class; after ten tries any crop is taken.
+
+    Source: configs/_base_/datasets/ade20k.py of Swin-Transformer-Semantic-Segmentation, whose base size is 2048x512.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        labels: Labels,
+        pixels: Pixels,
+        short_side: int | None = None,
+        crop_size: tuple[int, int] | None = None,
+        seed: int = 0,
+        scales: Sequence[float] = (0.5, 2.0),
+        max_class_share: float = 0.75,
+    ):
+        if len(scales) != 2 or not 0 < scales[0] <= scales[1]:
+            raise ValueError(f"scales={tuple(scales)} must be two rising numbers above 0, such as 0.5 2.0.")
+        self.pairs = pairs
+        self.labels = labels
+        self.pixels = pixels
+        self.short_side = short_side
+        self.crop_size = crop_size
+        self.seed = seed
+        self.scales = scales
+        self.max_class_share = max_class_share
+        # In memory that worker processes share, for they live longer than an epoch.
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.pairs.images)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other crops: those of an epoch."""
+        self.epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """One sample.
+
+        Returns:
+            `pixel_values` float32 (C, h, w) and `labels` int64 (h, w). Of whole images also `annotation` int32 (H, W)
+            of the size that it is stored in.
+        """
+        if self.crop_size is None:
+            return self._whole(index)
+        generator = sample_generator(self.seed, int(self.epoch), index)
+        for _ in range(NUM_TRIES):
+            try:
+                return self._crop(index, generator)
+            except Exception as error:  # readers raise anything on a broken file
+                logger.warning(f"{self.pairs.images[index]['name']} is left out ({describe(error)}).")
+            index = int(torch.randint(len(self), (), generator=generator))
+        raise NoReadableImageError(f"{NUM_TRIES} images drawn one after the other cannot be read. Mend the images.")
+
+    def _open(self, index: int) -> tuple[Image.Image | np.ndarray, np.ndarray, float]:
+        """The image, its class ids, and the scale that brings it to `short_side`."""
+        image = open_row(
+            self.pairs.images[index], self.pixels.num_channels, self.pixels.rescale_factor, self.pixels.nodata
+        )
+        ids = self.labels.read(self.pairs.annotations[index])
+        if self.short_side is None:
+            return image, ids, 1.0
+        return image, ids, min(self.short_side / min(ids.shape), MAX_ASPECT * self.short_side / max(ids.shape))
+
+    def _whole(self, index: int) -> dict[str, torch.Tensor]:
+        image, ids, scale = self._open(index)
+        size = (max(1, round(ids.shape[0] * scale)), max(1, round(ids.shape[1] * scale)))
+        box = (0.0, 0.0, float(ids.shape[1]), float(ids.shape[0]))
+        array = crop_and_resize(image, box, size, self.pixels.num_channels)
+        pixel_values, labels = self._tensors(array, _resize_ids(ids, box, size))
+        return {"pixel_values": pixel_values, "labels": labels, "annotation": torch.from_numpy(ids.copy())}
+
+    def _crop(self, index: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        image, ids, scale = self._open(index)
+        low, high = self.scales
+        scale *= low + (high - low) * float(torch.rand((), generator=generator))
+        height, width = ids.shape
+        scaled = (max(1, round(height * scale)), max(1, round(width * scale)))
+        size = (min(scaled[0], self.crop_size[0]), min(scaled[1], self.crop_size[1]))  # type: ignore[index]
+        for _ in range(CROP_TRIES):
+            top, left = (
+                int(torch.randint(whole - part + 1, (), generator=generator))
+                for whole, part in zip(scaled, size, strict=True)
+            )
+            zoom_y, zoom_x = height / scaled[0], width / scaled[1]
+            box = (left * zoom_x, top * zoom_y, (left + size[1]) * zoom_x, (top + size[0]) * zoom_y)
+            crop_ids = _resize_ids(ids, box, size)
+            counts = np.unique(crop_ids[crop_ids != self.labels.ignore_index], return_counts=True)[1]
+            if self.max_class_share >= 1 or (len(counts) > 1 and counts.max() < self.max_class_share * counts.sum()):
+                break
+        array = crop_and_resize(image, box, size, self.pixels.num_channels)
+        if torch.rand((), generator=generator) < 0.5:
+            array, crop_ids = array[:, ::-1], crop_ids[:, ::-1]
+        if array.dtype == np.uint8 and array.shape[-1] == 3:
+            array = distort_colours(array, generator)
+        pixel_values, labels = self._tensors(array, crop_ids)
+        pad = (0, self.crop_size[1] - size[1], 0, self.crop_size[0] - size[0])  # type: ignore[index]
+        return {
+            "pixel_values": F.pad(pixel_values, pad),
+            "labels": F.pad(labels, pad, value=self.labels.ignore_index),
+        }
+
+    def _tensors(self, array: np.ndarray, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        pixel_values = self.pixels.normalize(array)
+        labels = torch.from_numpy(ids.astype(np.int64))
+        if has_missing(pixel_values):
+            # Of pixels that are none nothing can be learned.
+            pixel_mask = real_pixels(pixel_values)
+            pixel_values = fill_missing(pixel_values, pixel_mask)
+            labels = labels.masked_fill(~pixel_mask, self.labels.ignore_index)
+        return pixel_values, labels
+
+
+def _resize_ids(ids: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
+    """A box (left, top, right, bottom) of class ids at another size (height, width)."""
+    height, width = ids.shape
+    inside = (box[0], box[1], min(box[2], width), min(box[3], height))
+    return np.asarray(Image.fromarray(ids).resize(size[::-1], Image.Resampling.NEAREST, box=inside))
+
+
+def distort_colours(pixels: np.ndarray, generator: torch.Generator) -> np.ndarray:
+    """Change brightness, contrast, saturation and hue, each at random and in every second image.
+
+    Args:
+        pixels: uint8 array (H, W, 3).
+        generator: Source of randomness.
+
+    Returns:
+        uint8 array of the same shape.
+
+    Source: `PhotoMetricDistortion` of mmsegmentation, with its amounts.
+    """
+    applies = (torch.rand(5, generator=generator) < 0.5).tolist()
+    amounts = torch.rand(4, generator=generator).tolist()
+    brightness, hue = 64 * amounts[0] - 32, round((36 * amounts[3] - 18) / 180 * 256)
+    contrast, saturation = 0.5 + amounts[1], 0.5 + amounts[2]
+    contrast_first = applies[4]
+    if applies[0]:
+        pixels = _to_bytes(pixels + np.float32(brightness))
+    if applies[1] and contrast_first:
+        pixels = _to_bytes(pixels * np.float32(contrast))
+    if applies[2] or applies[3]:
+        hsv = np.array(Image.fromarray(np.ascontiguousarray(pixels)).convert("HSV"))
+        if applies[2]:
+            hsv[..., 1] = _to_bytes(hsv[..., 1] * np.float32(saturation))
+        if applies[3]:
+            hsv[..., 0] = (hsv[..., 0].astype(np.int16) + hue) % 256
+        pixels = np.asarray(Image.fromarray(hsv, "HSV").convert("RGB"))
+    if applies[1] and not contrast_first:
+        pixels = _to_bytes(pixels * np.float32(contrast))
+    return pixels
+
+
+def _to_bytes(pixels: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+
+@dataclass
+class CollatePairs:
+    """Samples to a batch; whole images are padded to the largest of them and to whole steps.
+
+    Args:
+        stride: Pixels that height and width become multiples of.
+        ignore_index: Class id of padding.
+    """
+
+    stride: int
+    ignore_index: int
+
+    def __call__(self, samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Samples of `SegmentationDataset` to a batch.
+
+        Returns:
+            `pixel_values` (B, C, h, w) and `labels` (B, h, w). Of whole images also `annotations` (B, N), each read
+            line by line and padded, for many processes can bring such rows together; and `sizes` (B, 4), height and
+            width of each image before padding and of its annotation.
+        """
+        if "annotation" not in samples[0]:
+            return {key: torch.stack([sample[key] for sample in samples]) for key in ("pixel_values", "labels")}
+        images, labels, annotations = (
+            [sample[key] for sample in samples] for key in ("pixel_values", "labels", "annotation")
+        )
+        height, width = (-(-max(image.shape[axis] for image in images) // self.stride) * self.stride for axis in (1, 2))
+        longest = max(annotation.numel() for annotation in annotations)
+        pads = [(0, width - image.shape[2], 0, height - image.shape[1]) for image in images]
+        return {
+            "pixel_values": torch.stack([F.pad(image, by) for image, by in zip(images, pads, strict=True)]),
+            "labels": torch.stack(
+                [F.pad(ids, by, value=self.ignore_index) for ids, by in zip(labels, pads, strict=True)]
+            ),
+            "annotations": torch.stack(
+                [F.pad(ids.flatten(), (0, longest - ids.numel()), value=self.ignore_index) for ids in annotations]
+            ),
+            "sizes": torch.tensor(
+                [[*image.shape[1:], *annotation.shape] for image, annotation in zip(images, annotations, strict=True)]
+            ),
+        }

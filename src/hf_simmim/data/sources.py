@@ -1,0 +1,301 @@
+"""Where images come from: folders, data sets, and parquet or webdataset shards."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+from datasets import (
+    Array2D,
+    Array3D,
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    List,
+    Value,
+    load_dataset,
+    load_from_disk,
+)
+from datasets import Image as ImageFeature
+from PIL import Image
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+
+def load_images(
+    folder: str | Path | None = None,
+    dataset_name: str | None = None,
+    dataset_config: str | None = None,
+    data_files: Sequence[str] | None = None,
+    split: str = "train",
+    image_column: str | None = None,
+    exclude: Sequence[str | Path] = (),
+) -> Dataset:
+    """Load images from a folder, the Hub, or parquet and webdataset shards, undecoded.
+
+    Args:
+        folder: Folder of image and `.npy` files, nested or not; names and sub-folders mean nothing.
+        dataset_name: Data set on the Hub, or a local one that `datasets.load_dataset` reads.
+        dataset_config: Configuration of that data set.
+        data_files: Paths, patterns or URLs of `.parquet` or webdataset `.tar` shards.
+        split: Split to take of a data set.
+        image_column: Column that holds the images, as files or as arrays of numbers; found by its type if
+            None, files before arrays.
+        exclude: Folders inside `folder` to leave out.
+
+    Returns:
+        Rows of `name`, which tells where an image came from, and `image`, an undecoded file or an array.
+
+    Raises:
+        ValueError: If not exactly one source is named, or it holds no images.
+        FileNotFoundError: If the folder does not exist.
+    """
+    check_one_source(folder, dataset_name, data_files)
+    if folder is not None:
+        return folder_rows(image_paths(Path(folder), [Path(path) for path in exclude]))
+    dataset = load_table(dataset_name, dataset_config, data_files, split)
+    name = f"{dataset_name or ', '.join(data_files or ())}, {split}"
+    return image_rows(dataset, find_image_column(dataset, image_column), name)
+
+
+def check_one_source(folder: str | Path | None, dataset_name: str | None, data_files: Sequence[str] | None) -> None:
+    """Refuse none and several sources with a ValueError."""
+    if sum(source is not None for source in (folder, dataset_name, data_files)) != 1:
+        raise ValueError("Name one source of images: a folder, a data set or data files.")
+
+
+def load_table(
+    dataset_name: str | None, dataset_config: str | None, data_files: Sequence[str] | None, split: str
+) -> Dataset:
+    """Load a split of a data set, or shards, with all its columns; arguments and errors as in `load_images`."""
+    source = dataset_name or ", ".join(data_files or ())
+    try:
+        if data_files is not None:
+            dataset = load_dataset(_shard_format(data_files), data_files={split: list(data_files)}, split=split)
+        elif any(Path(str(dataset_name), name).is_file() for name in ("state.json", "dataset_dict.json")):
+            dataset = load_from_disk(str(dataset_name))  # as `save_to_disk` leaves it
+        else:
+            dataset = load_dataset(dataset_name, dataset_config)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # each reader has its own kinds
+        raise ValueError(f"{source} cannot be read ({type(error).__name__}: {error}).") from error
+    if isinstance(dataset, DatasetDict):
+        if split not in dataset:
+            raise ValueError(f"{source} has no split {split!r}. It has: {', '.join(dataset)}.")
+        dataset = dataset[split]
+    return dataset
+
+
+def image_rows(dataset: Dataset, column: str, name: str) -> Dataset:
+    """Rows of `name` and undecoded `image`, from a data set's column of images.
+
+    Args:
+        dataset: The data set.
+        column: The column that holds the images.
+        name: What rows are named after, with their number.
+
+    Returns:
+        As many rows.
+    """
+    dtype = array_dtype(dataset.features[column])
+    dataset = dataset.select_columns([column])
+    if dtype is None:
+        dataset = dataset.cast_column(column, ImageFeature(decode=False))
+    dataset = dataset if column == "image" else dataset.rename_column(column, "image")
+    dataset = dataset.add_column("name", [f"{name} row {index}" for index in range(len(dataset))])
+    if dtype is not None:
+        # Without a format the rows are lists of lists of Python numbers.
+        return dataset.with_format("numpy", columns=["image"], output_all_columns=True, dtype=dtype)
+    return dataset
+
+
+def image_paths(folder: Path, exclude: Sequence[Path] = ()) -> list[str]:
+    """Sorted paths of the image and `.npy` files in a folder, nested or not; arguments as in `load_images`."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"The image folder {folder} does not exist. Check the path.")
+    Image.init()
+    # What Pillow only writes, or only knows as a document or film.
+    readable = {kind for kind in Image.OPEN if kind not in ("EPS", "MPEG", "PDF", "WMF")}
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in readable} | {".npy"}
+    paths, ignored = [], Counter[str]()
+    for path in _walk(folder, {path.resolve() for path in exclude}):
+        suffix = path.suffix.lower()
+        if not _is_utf8(path):
+            ignored["names that are not UTF-8"] += 1
+        elif suffix in suffixes:
+            paths.append(str(path))
+        else:
+            ignored[suffix or "no suffix"] += 1
+    if ignored:
+        kinds = ", ".join(f"{count} x {kind}" for kind, count in ignored.most_common(5))
+        logger.warning(f"In {folder} {sum(ignored.values())} files are not taken for images: {kinds}.")
+    if not paths:
+        common = (".jpg", ".png", ".tif", ".webp", ".bmp", ".npy")
+        known = ", ".join(sorted(suffix for suffix in suffixes if suffix in common))
+        raise ValueError(f"The folder {folder} holds no image files ({known}, ...). Check the path.")
+    return sorted(paths)
+
+
+def folder_rows(paths: Sequence[str]) -> Dataset:
+    """Rows of `name` and undecoded `image` of files."""
+    rows = {"image": [{"bytes": None, "path": path} for path in paths], "name": list(paths)}
+    return Dataset.from_dict(rows, features=Features({"image": ImageFeature(decode=False), "name": Value("string")}))
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _walk(folder: Path, exclude: set[Path]) -> Iterator[Path]:
+    """All files below a folder but hidden ones; links are followed, each folder is entered once."""
+    entered = set(exclude)
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = Path(parent).resolve()
+        if real in entered or (real.name.startswith(".") and Path(parent) != folder):
+            folders.clear()
+            continue
+        entered.add(real)
+        yield from (Path(parent, name) for name in files if not name.startswith("."))
+
+
+def _shard_format(data_files: Sequence[str]) -> str:
+    formats = {".parquet": "parquet", ".tar": "webdataset"}
+    found = {formats.get(Path(file).suffix) for file in data_files}
+    if len(found) != 1 or None in found:
+        raise ValueError(f"data_files={list(data_files)} must be all .parquet or all .tar (webdataset) files.")
+    return str(found.pop())
+
+
+def array_dtype(feature: Any) -> np.dtype | None:
+    """Type of the numbers of a column of arrays, which webdataset shards hold as lists of lists; None for others."""
+    if isinstance(feature, (Array2D, Array3D)):
+        return np.dtype(feature.dtype)
+    depth = 0
+    while isinstance(feature, List):
+        feature, depth = feature.feature, depth + 1
+    is_number = isinstance(feature, Value) and pyarrow.types.is_primitive(feature.pa_type)
+    return np.dtype(feature.dtype) if is_number and depth in (2, 3) else None
+
+
+def find_image_column(dataset: Dataset, image_column: str | None) -> str:
+    """Name of the column of images: the given one if the data set has it, else the only one of such a type."""
+    if image_column is None:
+        files = [name for name, feature in dataset.features.items() if isinstance(feature, ImageFeature)]
+        columns = files or [name for name, feature in dataset.features.items() if array_dtype(feature) is not None]
+        if len(columns) != 1:
+            raise ValueError(
+                f"The data set has {len(columns)} columns of images among {', '.join(dataset.column_names)}."
+                " Name the one to use with image_column."
+            )
+        return columns[0]
+    if image_column not in dataset.column_names:
+        raise ValueError(f"There is no column {image_column!r}. The columns are: {', '.join(dataset.column_names)}.")
+    return image_column
+
+
+def find_label_column(dataset: Dataset, image_column: str, label_column: str | None) -> str:
+    """Name of the column of labels: the given one if the data set has it, else the only one of such a type."""
+    # Names in double underscores are webdataset's own, such as __key__.
+    columns = {name: feature for name, feature in dataset.features.items() if not name.startswith("__")}
+    columns.pop(image_column)
+    if label_column is not None:
+        if label_column not in columns:
+            raise ValueError(f"There is no column {label_column!r} of labels. The columns are: {', '.join(columns)}.")
+        return label_column
+    declared = [name for name, feature in columns.items() if isinstance(_element(feature), ClassLabel)]
+    possible = [name for name, feature in columns.items() if _kind(feature) in ("class", "text")]
+    found = declared or possible
+    if len(found) != 1:
+        raise ValueError(
+            f"The data set has {len(found)} columns that may be labels among {', '.join(columns) or 'none'}. Name the"
+            " one to use with label_column."
+        )
+    return found[0]
+
+
+def _element(feature: Any) -> Any:
+    return feature.feature if isinstance(feature, List) else feature
+
+
+def _kind(feature: Any) -> str | None:
+    """Kind of a label or of the elements of a list of labels; None for what is none."""
+    if isinstance(feature, ImageFeature) or array_dtype(feature) is not None:
+        return None
+    element = _element(feature)
+    if isinstance(element, ClassLabel):
+        return "class"
+    dtype = element.dtype if isinstance(element, Value) else ""
+    if dtype == "bool" or dtype.startswith(("int", "uint")):
+        return "class"
+    if dtype in ("string", "large_string"):
+        return "text"
+    return "number" if dtype.startswith("float") else None
+
+
+def read_labels(dataset: Dataset, column: str) -> tuple[list[Any], list[str] | None]:
+    """Read a column of labels.
+
+    Args:
+        dataset: The data set.
+        column: Name of the column.
+
+    Returns:
+        Labels as `LabelledImages` has them, None where there is none, and the names of the classes, None for floats.
+
+    Raises:
+        ValueError: If the column holds no labels.
+    """
+    feature = dataset.features[column]
+    kind, element = _kind(feature), _element(feature)
+    values = dataset.select_columns(column).with_format(None)[column][:]
+    if kind is None:
+        raise ValueError(
+            f"Column {column!r} holds {feature}. Labels are ClassLabel, integers, strings, floats, or lists of them."
+        )
+    if isinstance(feature, List):
+        if kind == "number":
+            return _read_indicators(values, column)
+        present = sorted({item for value in values if value for item in value if item is not None})
+    elif kind == "number":
+        finite = [value is not None and np.isfinite(value) for value in values]
+        return [float(value) if known else None for value, known in zip(values, finite, strict=True)], None
+    else:
+        present = sorted({value for value in values if value is not None})
+    if isinstance(element, ClassLabel):
+        class_names = list(element.names)
+        mapping = {index: index for index in range(len(class_names))}
+    else:
+        class_names = [str(item) for item in present]
+        mapping = {item: index for index, item in enumerate(present)}
+    if not isinstance(feature, List):
+        return [mapping.get(value) for value in values], class_names
+    chosen = [value if value is None else [mapping[item] for item in value if item in mapping] for value in values]
+    return indicators(chosen, len(class_names)), class_names
+
+
+def _read_indicators(values: list[Any], column: str) -> tuple[list[Any], list[str]]:
+    lengths = {len(value) for value in values if value is not None}
+    if len(lengths) > 1 or {item for value in values if value is not None for item in value} - {0.0, 1.0}:
+        raise ValueError(
+            f"Lists of floats as in column {column!r} must be a zero or one for each class, equally many for each"
+            " image. For several classes of an image write their numbers or names as integers or strings."
+        )
+    return values, [str(index) for index in range(lengths.pop() if lengths else 0)]
+
+
+def indicators(chosen: Sequence[Sequence[int] | None], num_classes: int) -> list[list[float] | None]:
+    """Zeros and ones for `num_classes` classes, of the chosen indices of each image; None where that is None."""
+    return [
+        None if indices is None else [float(index in set(indices)) for index in range(num_classes)]
+        for indices in chosen
+    ]

@@ -1,0 +1,314 @@
+"""Hide patches of images, let a checkpoint predict them, and see how far off it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..model.image_processing_simmim import SimMIMImageProcessor
+from ..model.losses import masked_mean_per_image, pixel_weights
+from ..model.masking import average_distance, patch_mask, patches_with_pixels, to_pixels
+from ..model.modeling_simmim import SimMIMForMaskedImageModeling
+from ..visualization.pictures import MASK_GREY, error_pictures, to_pictures
+
+RECONSTRUCTION_COLUMNS = ("original", "masked", "prediction", "composite", "error")
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Images of which patches were hidden, and what a model predicted there.
+
+    Args:
+        pixel_values: Normalised images of shape (B, C, H, W).
+        bool_masked_pos: Bool tensor of shape (B, h, w) on the patches that cover the image, True = hidden.
+        pixel_mask: Bool tensor of shape (B, H, W), False where a pixel is none; None if all are real.
+        prediction: The model's whole output, of shape (B, C, H, W), normalised alike.
+        image_mean: Mean of each channel of rescaled pixels.
+        image_std: Standard deviation of each channel.
+        patch_size: Side of a patch in pixels.
+    """
+
+    pixel_values: torch.Tensor
+    bool_masked_pos: torch.Tensor
+    pixel_mask: torch.Tensor | None
+    prediction: torch.Tensor
+    image_mean: Sequence[float]
+    image_std: Sequence[float]
+    patch_size: int
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        height, width = self.pixel_values.shape[2:]
+        return height, width
+
+    @classmethod
+    def join(cls, parts: Sequence["Reconstruction"]) -> "Reconstruction":
+        """Several batches of one model as one.
+
+        Args:
+            parts: At least one.
+
+        Returns:
+            Their images one after the other.
+        """
+        pixel_mask = None
+        if any(part.pixel_mask is not None for part in parts):
+            pixel_mask = torch.cat([part.real_pixels for part in parts])
+        return replace(
+            parts[0],
+            pixel_values=torch.cat([part.pixel_values for part in parts]),
+            bool_masked_pos=torch.cat([part.bool_masked_pos for part in parts]),
+            pixel_mask=pixel_mask,
+            prediction=torch.cat([part.prediction for part in parts]),
+        )
+
+    def take(self, indices: Sequence[int]) -> "Reconstruction":
+        """Some of the images, in the order of their indices."""
+        order = torch.tensor(indices, dtype=torch.long)
+        return replace(
+            self,
+            pixel_values=self.pixel_values[order],
+            bool_masked_pos=self.bool_masked_pos[order],
+            pixel_mask=None if self.pixel_mask is None else self.pixel_mask[order],
+            prediction=self.prediction[order],
+        )
+
+    @property
+    def real_pixels(self) -> torch.Tensor:
+        """`pixel_mask`, True everywhere if there is none."""
+        if self.pixel_mask is None:
+            return torch.ones_like(self.pixel_values[:, 0], dtype=torch.bool)
+        return self.pixel_mask.bool()
+
+    @property
+    def hidden(self) -> torch.Tensor:
+        """Which pixels are hidden: bool tensor of shape (B, H, W)."""
+        return to_pixels(self.bool_masked_pos, self.patch_size, self.image_size)
+
+    def pictures(self, column: str) -> np.ndarray:
+        """Pictures for the eye; pixels that are none are white.
+
+        Args:
+            column: One of RECONSTRUCTION_COLUMNS. The prediction is all that the model puts out, also where the loss
+                says nothing of it; the composite shows it where the image was masked, and the image elsewhere. The
+                error is that of masked pixels, in colors, with the rest of the image pale.
+
+        Returns:
+            uint8 array of shape (B, H, W, 3).
+
+        Raises:
+            ValueError: If there is no such column.
+        """
+        if column not in RECONSTRUCTION_COLUMNS:
+            raise ValueError(f"column={column!r} is unknown. Use one of: {', '.join(RECONSTRUCTION_COLUMNS)}.")
+        hidden = self.hidden.cpu().numpy()[..., None]
+        shown = to_pictures(
+            self.prediction if column == "prediction" else self.pixel_values, self.image_mean, self.image_std
+        )
+        if column == "masked":
+            shown = np.where(hidden, np.uint8(MASK_GREY), shown)
+        elif column == "composite":
+            shown = np.where(hidden, to_pictures(self.prediction, self.image_mean, self.image_std), shown)
+        elif column == "error":
+            grey = shown.mean(axis=3, keepdims=True)
+            pale = (255 - (255 - grey) / 5).astype(np.uint8)
+            shown = np.where(hidden, error_pictures(self.error.mean(dim=1)), pale)
+        return np.where(self.real_pixels.cpu().numpy()[..., None], shown, np.uint8(255))
+
+    @property
+    def error(self) -> torch.Tensor:
+        """Absolute error of every pixel, hidden or not, from 0 to 255: float32 tensor of shape (B, C, H, W)."""
+        scale = torch.tensor(self.image_std, device=self.pixel_values.device).view(1, -1, 1, 1) * 255
+        return (self.prediction.float() - self.pixel_values.float()).abs() * scale
+
+    def error_per_image(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean absolute error of hidden pixels from 0 to 255, and the number of them that are real, (B,) each."""
+        weights = pixel_weights(
+            self.bool_masked_pos, self.patch_size, self.pixel_values.shape, pixel_mask=self.pixel_mask
+        )
+        return masked_mean_per_image(self.error, weights)
+
+    @property
+    def masked_l1(self) -> torch.Tensor:
+        """Mean absolute error of hidden pixels from 0 to 255, (B,), as in training; NaN if there are none."""
+        error, num_pixels = self.error_per_image()
+        return error.masked_fill(num_pixels == 0, torch.nan)
+
+    @property
+    def average_distance(self) -> torch.Tensor:
+        """AvgDist in pixels, (B,), as in `masking.average_distance`; NaN for images that are hidden as a whole."""
+        mask = self.bool_masked_pos.clone()
+        is_whole = mask.flatten(1).all(1)
+        mask[is_whole] = False
+        return average_distance(mask, self.patch_size, self.image_size).masked_fill(is_whole, torch.nan)
+
+
+class Reconstructor:
+    """A checkpoint and its image processor, ready to hide patches of images and to predict them.
+
+    Args:
+        checkpoint: Folder or name on the Hub of a SimMIM checkpoint.
+        device: Where to compute; a GPU if there is one.
+        revision: Branch, tag or commit on the Hub.
+        image_size: (height, width) in pixels to bring images to; the checkpoint's if None.
+
+    Raises:
+        ValueError: If there is no such checkpoint, or it lacks a prediction head, a target that can be decoded to
+            pixels, or an image processor.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        device: str | torch.device | None = None,
+        revision: str | None = None,
+        image_size: tuple[int, int] | None = None,
+    ):
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        where: dict[str, Any] = {} if revision is None else {"revision": revision}
+        geometry: dict[str, Any] = {} if image_size is None else {"image_size": list(image_size)}
+        try:
+            model, info = SimMIMForMaskedImageModeling.from_pretrained(
+                checkpoint, dtype=torch.float32, output_loading_info=True, **geometry, **where
+            )
+        except OSError as error:
+            raise ValueError(
+                f"checkpoint={str(checkpoint)!r} is neither a folder with a model nor one on the Hub. {error}"
+            ) from error
+        lacking = [name for name in info["missing_keys"] if name.startswith(("head.", "fusion."))]
+        if lacking:
+            raise ValueError(
+                f"{checkpoint} has no prediction head ({sorted(lacking)[0]} is missing), as that of a classifier or of"
+                " an encoder alone. Name the checkpoint of a pre-training."
+            )
+        if not model.target.is_decodable:
+            raise ValueError(
+                f"{checkpoint} predicts {model.config.target!r}, which cannot be decoded to pixels. Name a checkpoint"
+                " with another target, such as 'rgb'."
+            )
+        self.model = model.to(self.device).eval()
+        height, width = model.config.image_size
+        try:
+            self.processor = SimMIMImageProcessor.from_pretrained(
+                checkpoint, size={"height": height, "width": width}, do_resize=True, do_center_crop=False, **where
+            )
+        except OSError as error:
+            raise ValueError(
+                f"{checkpoint} has no image processor, which tells how its images are normalised. Save a"
+                " SimMIMImageProcessor to the same place."
+            ) from error
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels that images are brought to."""
+        return self.model.config.image_size
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of the patches that masks are made of."""
+        return self.model.config.grid_size
+
+    @property
+    def patch_size(self) -> int:
+        """Side of such a patch in pixels."""
+        return self.model.config.patch_size
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images: Any,
+        *,
+        mask_strategy: str | None = None,
+        mask_ratio: float | Sequence[float] | None = None,
+        mask_patch_size: int | None = None,
+        seed: int = 0,
+        bool_masked_pos: torch.Tensor | np.ndarray | None = None,
+    ) -> Reconstruction:
+        """Hide patches of images and predict them.
+
+        Args:
+            images: A picture, path or array, or a list of them, as the image processor takes them. They are resized to
+                `image_size` whatever their shape.
+            mask_strategy: Name of the masking strategy; the processor's if None.
+            mask_ratio: Share of the image to hide, in (0, 1), or the ends of a range; the processor's if None.
+            mask_patch_size: Side in pixels of what is hidden or shown as a whole; the processor's if None.
+            seed: Seed of the mask of the first image; the next ones count on from it, so that it makes no difference
+                in which batches images are passed.
+            bool_masked_pos: What to hide instead, of shape (B, h, w) or (h, w), True = masked. Patches without a real
+                pixel are not hidden.
+
+        Returns:
+            The images, the masks and what the model predicts, on the CPU.
+
+        Raises:
+            ValueError: If there are no images, or the settings of the mask do not fit them.
+        """
+        images = list(images) if isinstance(images, (list, tuple)) else [images]
+        if not images:
+            raise ValueError("There are no images to reconstruct. Pass at least one.")
+        settings: dict[str, Any] = {"mask_strategy": mask_strategy, "mask_ratio": mask_ratio}
+        settings["mask_patch_size"] = mask_patch_size if bool_masked_pos is None else self.patch_size
+        settings = {key: value for key, value in settings.items() if value is not None}
+        # One by one: only some may have pixels that are none.
+        inputs = [
+            self.processor(
+                image,
+                **{"do_mask": True, "seed": seed + index, "model_patch_size": self.patch_size, **settings},
+                return_tensors="pt",
+            )
+            for index, image in enumerate(images)
+        ]
+        pixel_values = torch.cat([entry["pixel_values"] for entry in inputs])
+        pixel_mask = None
+        if any("pixel_mask" in entry for entry in inputs):
+            everything = torch.ones(1, *self.image_size, dtype=torch.bool)
+            pixel_mask = torch.cat([entry.get("pixel_mask", everything) for entry in inputs])
+        if bool_masked_pos is None:
+            bool_masked_pos = torch.cat([entry["bool_masked_pos"] for entry in inputs])
+        else:
+            bool_masked_pos = torch.as_tensor(bool_masked_pos).bool()
+            if tuple(bool_masked_pos.shape) == self.grid_size:
+                bool_masked_pos = bool_masked_pos.expand(len(images), -1, -1)
+        mask: Any = patch_mask(bool_masked_pos, pixel_values, self.patch_size)
+        if pixel_mask is not None:
+            mask = mask & patches_with_pixels(pixel_mask, self.patch_size)
+        outputs = self.model(pixel_values.to(self.device), bool_masked_pos=mask.to(self.device), return_loss=False)
+        return Reconstruction(
+            pixel_values=pixel_values,
+            bool_masked_pos=mask,
+            pixel_mask=pixel_mask,
+            prediction=outputs.reconstruction.float().cpu(),
+            image_mean=self.processor.image_mean,
+            image_std=self.processor.image_std,
+            patch_size=self.patch_size,
+        )
+
+
+def mask_from_painting(painting: np.ndarray | torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+    """Which patches a painting touches.
+
+    Args:
+        painting: Array of shape (H', W') or (H', W', C) over the whole image, of any size. Painted is what is above 0:
+            the last of two or four channels, which is the opacity, or else any channel.
+        grid_size: (h, w) of the patch grid.
+
+    Returns:
+        Bool tensor of shape (h, w), True where a patch holds a painted pixel.
+
+    Raises:
+        ValueError: If the painting has another shape.
+    """
+    painted = torch.as_tensor(painting) > 0
+    if painted.ndim == 3:
+        painted = painted[..., -1] if painted.shape[2] in (2, 4) else painted.any(dim=2)
+    if painted.ndim != 2 or not painted.numel():
+        raise ValueError(
+            f"The painting has shape {tuple(painting.shape)}, and (height, width) or (height, width, channels) is"
+            " needed."
+        )
+    return F.adaptive_max_pool2d(painted[None, None].float(), grid_size)[0, 0] > 0

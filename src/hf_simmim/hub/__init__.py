@@ -1,0 +1,1 @@
+"""Model cards, where things come from, and pushes."""

@@ -1,0 +1,220 @@
+"""Where a run's images, weights and code come from, in words that may leave the machine: names, and no paths."""
+
+import dataclasses
+import re
+import shlex
+import subprocess
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+# An absolute path in a longer text, such as JSON: what a slash or a drive begins that is no part of a word or URL.
+ABSOLUTE_PATH = re.compile(r"""(?<![\w.:/\\~])(?:~|[A-Za-z]:)?[\\/](?:[^\s"'\\/]+[\\/]+)*([^\s"'\\/]*)""")
+# Options whose value is nobody's business.
+SECRET_OPTION = re.compile(r"--[\w-]*(token|password|secret|api[_-]key)(=|$)", re.IGNORECASE)
+SECRET_VALUE = re.compile(r"\bhf_\w{8,}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSource:
+    """Where images come from.
+
+    Args:
+        name: Of the data set, the folder or the files, without the way there.
+        kind: What reads it: "imagefolder", "parquet", "webdataset", or "custom" for a data set on the disk.
+        hub_id: Name of the data set on the Hub, if it is there.
+        config: Configuration of the data set.
+        split: Split of the data set.
+    """
+
+    name: str
+    kind: str = "custom"
+    hub_id: str | None = None
+    config: str | None = None
+    split: str | None = None
+
+    def __str__(self) -> str:
+        link = f"[{self.name}](https://huggingface.co/datasets/{self.hub_id})" if self.hub_id else self.name
+        return ", ".join(
+            [link, *([self.config] if self.config else []), *([f"split {self.split}"] if self.split else [])]
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What the trainer of a run does not know about it.
+
+    Args:
+        images: The images that are trained on.
+        held_out: Where the images to evaluate on come from, in words.
+        evaluation: The source of the figures that the metadata of the card has: that of the labelled images which were
+            evaluated on.
+        checkpoint: Name of the checkpoint that the run started from, without the way there.
+        base_model: Its name on the Hub, if it is there.
+        command: The script and its arguments, without paths and secrets.
+    """
+
+    images: ImageSource | None = None
+    held_out: str | None = None
+    evaluation: ImageSource | None = None
+    checkpoint: str | None = None
+    base_model: str | None = None
+    command: str | None = None
+
+
+def image_source(arguments: Any, embedded_data: str | Path, split: str | None = None) -> ImageSource:
+    """The source that options name.
+
+    Args:
+        arguments: A `SourceArguments`.
+        embedded_data: Data set that is used where none is named.
+        split: Split of the data set; that to train on if None.
+
+    Returns:
+        The source; folders and files have no splits.
+    """
+    if arguments.train_dir is not None:
+        return ImageSource(last_part(arguments.train_dir), "imagefolder")
+    if arguments.data_files:
+        return _files(arguments.data_files)
+    name = arguments.dataset_name or str(embedded_data)
+    found = hub_id(name)
+    return ImageSource(
+        found or last_part(name), hub_id=found, config=arguments.dataset_config, split=split or arguments.train_split
+    )
+
+
+def evaluation_source(arguments: Any, embedded_data: str | Path, default_split: str | None = None) -> ImageSource:
+    """The source of the images that are evaluated on, for the metadata of a card.
+
+    Args:
+        arguments: A `SourceArguments`.
+        embedded_data: Data set that is used where none is named.
+        default_split: Split that is evaluated on if no images are named at all.
+
+    Returns:
+        The source; where a part of the training images is held out, theirs without a split.
+    """
+    if arguments.validation_dir is not None:
+        return ImageSource(last_part(arguments.validation_dir), "imagefolder")
+    split = arguments.validation_split or (None if arguments.names_images else default_split)
+    source = image_source(arguments, embedded_data, split)
+    return source if split else dataclasses.replace(source, split=None)
+
+
+def held_out(arguments: Any, share: float | None, default_split: str | None = None) -> str | None:
+    """Where the images to evaluate on come from.
+
+    Args:
+        arguments: A `SourceArguments`.
+        share: Share of the training images that is held out if no others are named.
+        default_split: Split that is evaluated on if no images are named at all.
+
+    Returns:
+        That in words; None if there are none.
+    """
+    split = arguments.validation_split or (None if arguments.names_images else default_split)
+    if arguments.validation_dir is not None:
+        return last_part(arguments.validation_dir)
+    if split is not None:
+        return f"split {split}"
+    return f"{share:.3g} of all, drawn with seed {arguments.holdout_seed}" if share else None
+
+
+def last_part(path: str | Path) -> str:
+    """The last part of a path of any system, or of a URL: what of it may be shown to strangers."""
+    text = str(path)
+    if "://" in text:
+        text = urlsplit(text).path
+    parts = [part for part in re.split(r"[\\/]+", text) if part not in ("", ".", "..", "~")]
+    return parts[-1] if parts else "images"
+
+
+def shown_path(path: str | Path) -> str:
+    """A relative path as it is, in the spelling of URLs; of any other the last part."""
+    text = str(path)
+    is_inside = not re.match(r"[\\/~]|\w+:", text) and ".." not in re.split(r"[\\/]", text)
+    return re.sub(r"[\\/]+", "/", text).removeprefix("./").rstrip("/") or "." if is_inside else last_part(text)
+
+
+def hub_id(name: str | Path | None) -> str | None:
+    """A name on the Hub; None for what is a folder here, or cannot be such a name."""
+    if name is None or not isinstance(name, str) or Path(name).exists() or re.match(r"[.~\\/]|[A-Za-z]:[\\/]", name):
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def safe_command(script: str, argv: Sequence[str]) -> str:
+    """A command line without what is only this machine's: tokens, and the way to files.
+
+    Args:
+        script: Path of the script from the top of the repository.
+        argv: Its arguments.
+
+    Returns:
+        The command, quoted as a shell takes it.
+    """
+    shown: list[str] = []
+    hides_next = False
+    for part in argv:
+        is_option = part.startswith("--")
+        if hides_next and not is_option:
+            continue
+        hides_next = False
+        if SECRET_OPTION.match(part) or SECRET_VALUE.search(part):
+            hides_next = is_option and "=" not in part
+            continue
+        shown.append(_without_paths(part))
+    return shlex.join(["python", script, *shown])
+
+
+@lru_cache(maxsize=1)
+def code_version() -> str | None:
+    """The git commit of the checkout that this package runs from, and whether files differ; None if it is installed."""
+    root = Path(__file__).resolve().parents[3]
+    source = Path(__file__).resolve().relative_to(root)
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        # A package that is installed somewhere inside of another repository is no file of that.
+        git("ls-files", "--error-unmatch", str(source))
+        commit = git("rev-parse", "HEAD")
+        return commit + (" with local changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _files(data_files: Sequence[str]) -> ImageSource:
+    names = [last_part(file) for file in data_files]
+    on_hub = {
+        tuple(match.groups()) for file in data_files if (match := re.match(r"hf://datasets/([^/]+/[^/@]+)", file))
+    }
+    found = on_hub.pop()[0] if len(on_hub) == 1 else None
+    kind = "webdataset" if names[0].endswith(".tar") else "parquet"
+    return ImageSource(names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else ""), kind, found)
+
+
+def _without_paths(part: str) -> str:
+    """An argument with the last part of each path in the place of all of it."""
+    option, equals, value = part.partition("=") if part.startswith("--") else ("", "", part)
+    if "://" in value:
+        pieces = urlsplit(value)
+        value = f"{pieces.scheme}://{pieces.netloc.rpartition('@')[2]}{pieces.path}"
+    elif re.match(r"[\\/~]|[A-Za-z]:[\\/]", value) or ".." in re.split(r"[\\/]", value):
+        # As a whole, for it may have spaces.
+        value = last_part(value)
+    else:
+        value = ABSOLUTE_PATH.sub(r"\1", value)
+    return f"{option}{equals}{value}"

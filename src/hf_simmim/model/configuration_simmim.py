@@ -1,0 +1,365 @@
+"""Configuration of SimMIM: any vision encoder, plus the head, the target and the loss by name."""
+
+import copy
+import math
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import SubConfigSpec
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from .encoder_stages import stages
+from .encoders import encoder_geometry
+from .frozen_targets import FROZEN_TARGETS
+from .heads import HEADS
+from .losses import LOSS_REGIONS, LOSSES
+from .options import is_finite, is_index, is_positive, with_defaults
+from .remote_code import CarriesCode
+from .targets import PIXEL_TARGETS, TargetSpec
+
+# Of encoders whose config has none, such as ResNet's.
+DEFAULT_IMAGE_SIZE = 224
+
+_SWIN_192: dict[str, Any] = {"model_type": "swin", "image_size": 192, "drop_path_rate": 0.0}
+
+# The encoders of the paper at their pre-training geometry (section 4.1, and configs/ of microsoft/SimMIM), the two
+# smaller Swins at the geometry of Swin-B, and SwinV2-B (configs/simmim of microsoft/Swin-Transformer).
+ENCODER_PRESETS: dict[str, dict[str, Any]] = {
+    "swin-tiny": _SWIN_192 | {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 6},
+    "swin-small": _SWIN_192 | {"embed_dim": 96, "depths": [2, 2, 18, 2], "num_heads": [3, 6, 12, 24], "window_size": 6},
+    "swin-base": _SWIN_192 | {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 6},
+    "swin-large": _SWIN_192
+    | {"embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48], "window_size": 12},
+    "swinv2-base": {
+        "model_type": "swinv2",
+        "image_size": 192,
+        "embed_dim": 128,
+        "depths": [2, 2, 18, 2],
+        "num_heads": [4, 8, 16, 32],
+        "window_size": 12,
+        "drop_path_rate": 0.1,
+    },
+    "vit-base": {
+        "model_type": "beit",
+        "image_size": 224,
+        "patch_size": 16,
+        "use_mask_token": True,
+        "use_shared_relative_position_bias": True,
+        "use_mean_pooling": False,
+        "layer_norm_eps": 1e-6,
+        "drop_path_rate": 0.1,
+    },
+}
+
+TARGETS: dict[str, TargetSpec] = {**PIXEL_TARGETS, **FROZEN_TARGETS}
+COMPONENTS: dict[str, dict[str, Any]] = {"head": HEADS, "target": TARGETS, "loss": LOSSES}
+
+COMPONENT_FIELDS = (
+    "head",
+    "head_options",
+    "head_inputs",
+    "target",
+    "target_options",
+    "prediction_stride",
+    "loss",
+    "loss_options",
+    "loss_region",
+    "image_mean",
+    "image_std",
+)
+
+
+@strict
+class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
+    r"""Configuration of every SimMIM model.
+
+    The geometry (`image_size`, `window_size`, `patch_size`, `grid_size`, `encoder_stride`), `num_channels` and
+    `hidden_size` are those of `encoder_config`, so there is one place where they are kept. `image_size` and
+    `window_size` can be set here too, also in `from_pretrained(..., image_size=224, window_size=7)`.
+
+    Args:
+        encoder_config (`PreTrainedConfig` or `dict`, *optional*):
+            The vision encoder. A dict needs a `model_type`. Defaults to the paper's Swin-B for 192 px images with
+            windows of 6 patches.
+        head (`str`, *optional*, defaults to `"linear"`):
+            Name of the prediction head, one of `HEADS` in heads.py.
+        head_options (`dict`, *optional*):
+            Options of the head, such as `{"size": "base"}` for `"inverse_swin"`.
+        head_inputs (`list[int]`, *optional*):
+            Which of the encoder's hidden states are added to the feature map as the head's input, as `hidden_states`
+            of a model's output numbers them: 0 is the patch embedding, -1 the last. The feature map alone if unset.
+        target (`str`, *optional*, defaults to `"rgb"`):
+            Name of what the head predicts, one of `PIXEL_TARGETS` in targets.py or `FROZEN_TARGETS` in
+            frozen_targets.py.
+        target_options (`dict`, *optional*):
+            Options of the target, such as `{"window_size": 47}` for `"normalized_rgb"`.
+        prediction_stride (`int`, *optional*):
+            Pixels of the image for each step of the prediction; it must divide the encoder's stride. 1 for targets of
+            pixels if unset, and the target's own stride for the others. For a 192 px image 32 predicts 6 x 6 steps.
+        loss (`str`, *optional*):
+            Name of the distance between prediction and target, one of `LOSSES` in losses.py. The target's usual
+            one if unset: l1 for pixels, cross entropy for classes.
+        loss_options (`dict`, *optional*):
+            Options of the loss, such as `{"beta": 0.5}` for `"smooth_l1"`.
+        loss_region (`str`, *optional*, defaults to `"masked"`):
+            `"masked"` averages the loss over the hidden pixels only, `"all"` over every pixel.
+        image_mean (`list[float]` or `float`, *optional*):
+            Mean of each channel, or of all, that `pixel_values` were normalised with. Targets that need the colours
+            themselves (`color_bins`, `color_clusters`, `codebook`, `features`) undo it. ImageNet's for three channels
+            if unset.
+        image_std (`list[float]` or `float`, *optional*):
+            Standard deviation of each channel, or of all, likewise.
+        class_weights (`list[float]`, *optional*):
+            Of a classifier: factor of the loss of each class.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the truncated normal that initialises linear layers, relative position tables and the
+            mask token.
+        backbone_pyramid (`bool`, *optional*, defaults to `False`):
+            Whether `SimMIMBackbone` brings four maps of an encoder of one stride, such as ViT, to a quarter, half, once
+            and twice that stride, which decoders of feature pyramids expect.
+
+    `out_features` (names) or `out_indices` say which of `stage_names` a backbone returns, as in all of transformers;
+    unset, `SimMIMBackbone` returns all stages but the stem, or four layers of an encoder of one stride.
+
+    Raises:
+        StrictDataclassError: If a name or an option is unknown, if components do not fit each other, or the image size
+            is none.
+
+    Source: section 3 of the paper (arXiv 2111.09886).
+    """
+
+    model_type = "simmim"
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
+        "encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="swin")
+    }
+
+    encoder_config: dict | PreTrainedConfig | None = None
+    head: str = "linear"
+    head_options: dict | None = None
+    head_inputs: list | tuple | None = None
+    target: str = "rgb"
+    target_options: dict | None = None
+    prediction_stride: int | None = None
+    loss: str | None = None
+    loss_options: dict | None = None
+    loss_region: str = "masked"
+    image_mean: list | tuple | float | int | None = None
+    image_std: list | tuple | float | int | None = None
+    class_weights: list | tuple | None = None
+    initializer_range: float = 0.02
+    backbone_pyramid: bool = False
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.encoder_config is None:
+            self.encoder_config = ENCODER_PRESETS["swin-base"]
+        if isinstance(self.encoder_config, dict) and "model_type" not in self.encoder_config:
+            raise ValueError("encoder_config has no model_type. Name one, such as 'swin' or 'vit'.")
+        # What is changed here is not to change what the caller has.
+        self.encoder_config = copy.deepcopy(self.encoder_config)
+        if self.loss is None and self.target in TARGETS:
+            self.loss = TARGETS[self.target].losses[0]
+        for name in ("head_options", "target_options", "loss_options"):
+            setattr(self, name, copy.deepcopy(getattr(self, name)) or {})
+        # Of what is given beside the encoder, this is about the encoder, which has to be there first.
+        geometry = {key: kwargs.pop(key) for key in ("image_size", "window_size") if key in kwargs}
+        outputs = {key: kwargs.pop(key, None) for key in ("out_features", "out_indices")}
+        super().__post_init__(**kwargs)
+        if getattr(self.encoder_config, "image_size", None) is None:
+            # timm's configs have it elsewhere.
+            input_size = (getattr(self.encoder_config, "pretrained_cfg", None) or {}).get("input_size")
+            self.encoder_config.image_size = list(input_size[1:]) if input_size else DEFAULT_IMAGE_SIZE
+        for key, value in geometry.items():
+            setattr(self, key, value)
+        if any(value is not None for value in outputs.values()):
+            self.set_output_features_output_indices(**outputs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """Read a config, with components in `kwargs` in the place of those that it has.
+
+        Another component comes without the stored options of the one before, another target with its usual loss.
+
+        Args:
+            config_dict: What `to_dict` returned.
+            **kwargs: As in `PreTrainedConfig.from_dict`.
+
+        Returns:
+            The config.
+        """
+        stored = dict(config_dict)
+        # What is not stored is the default.
+        for component in ("head", "target", "loss"):
+            if component in kwargs and kwargs[component] != stored.get(component, getattr(cls, component)):
+                stored.pop(f"{component}_options", None)
+                if component == "target":
+                    stored.pop("loss", None)
+                    stored.pop("loss_options", None)
+        # Into the dict, so that they are checked together with what is there.
+        given = {field: kwargs.pop(field) for field in COMPONENT_FIELDS if field in kwargs}
+        outputs = {key: kwargs.pop(key) for key in ("out_features", "out_indices") if kwargs.get(key) is not None}
+        if outputs:
+            # Both tell the same, and one may be what is stored.
+            given |= {"out_features": None, "out_indices": None} | outputs
+        return super().from_dict(stored | given, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in `PreTrainedConfig`, with the stages of a backbone only where they are chosen."""
+        output = super().to_dict()
+        for key in ("out_features", "out_indices"):
+            if output[key] is None:
+                del output[key]
+        return output
+
+    def validate_components(self):
+        """Refuse names and options that no component has, and components that do not fit each other."""
+        for field, known in (*COMPONENTS.items(), ("loss_region", LOSS_REGIONS)):
+            value = getattr(self, field)
+            if value not in known:
+                raise ValueError(f"{field}={value!r} is unknown. Use one of: {', '.join(known)}.")
+        fitting = TARGETS[self.target].losses
+        if self.loss not in fitting:
+            kind = "classes" if fitting == ("cross_entropy",) else "numbers"
+            raise ValueError(
+                f"loss={self.loss!r} does not fit target={self.target!r}, which is made of {kind}. Use one of:"
+                f" {', '.join(fitting)}."
+            )
+        for component in COMPONENTS:
+            self.options(component)
+        fault = TARGETS[self.target].check
+        reason = fault(self.options("target")) if fault else None
+        if reason is not None:
+            raise ValueError(f"target={self.target!r} {reason}")
+        if self.prediction_stride is not None and self.prediction_stride < 1:
+            raise ValueError(f"prediction_stride={self.prediction_stride} must be 1 pixel or more.")
+        if self.head_inputs is not None and not (self.head_inputs and all(map(is_index, self.head_inputs))):
+            raise ValueError(f"head_inputs={self.head_inputs!r} must be indices of hidden states, such as [1, 2, 3].")
+        for field, is_valid, kind in (("image_mean", is_finite, "finite"), ("image_std", is_positive, "positive")):
+            values = getattr(self, field)
+            if values is not None and not all(map(is_valid, values if isinstance(values, (list, tuple)) else [values])):
+                raise ValueError(f"{field}={values!r} must be a {kind} number, or one for each channel.")
+
+    def validate_class_weights(self):
+        """Refuse what is no factor."""
+        weights = self.class_weights
+        if weights is not None and not (len(weights) and all(is_finite(weight) and weight >= 0 for weight in weights)):
+            raise ValueError(f"class_weights={weights!r} must be numbers of 0 or more, one for each class.")
+
+    def validate_geometry(self):
+        """Refuse images without pixels; what the encoder makes of them is measured when a model is built."""
+        _check_size(self.encoder_config.image_size)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels. Set it to a side or a pair."""
+        size = self.encoder_config.image_size
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[-1]))
+
+    @image_size.setter
+    def image_size(self, size: int | tuple[int, int] | list[int]) -> None:
+        _check_size(size)
+        sides = (size,) if isinstance(size, int) else tuple(size)
+        self.encoder_config.image_size = sides[0] if len(set(sides)) == 1 else list(sides)
+
+    @property
+    def window_size(self) -> int | None:
+        """Side of an attention window in tokens; None for encoders without windows."""
+        return getattr(self.encoder_config, "window_size", None)
+
+    @window_size.setter
+    def window_size(self, size: int) -> None:
+        if not isinstance(self.window_size, int):
+            raise ValueError(
+                f"window_size={size} cannot be set: the encoder {self.encoder_config.model_type!r} has no windows of"
+                " one size. Leave it out."
+            )
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"window_size={size!r} must be a whole number of tokens, such as 6, 7 or 12.")
+        self.encoder_config.window_size = size
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the images."""
+        return getattr(self.encoder_config, "num_channels", 3)
+
+    @property
+    def patch_size(self) -> int:
+        """Side in pixels of the square patches on whose grid `bool_masked_pos` lives."""
+        return self._geometry.patch_size
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels D of the feature map."""
+        return self._geometry.hidden_size
+
+    @property
+    def encoder_stride(self) -> int:
+        """Pixels of the image for each step of the feature map."""
+        return self._geometry.stride
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """(h, w) of the patch grid on which `bool_masked_pos` lives; a patch that the border cuts counts as one."""
+        height, width = self.image_size
+        return math.ceil(height / self.patch_size), math.ceil(width / self.patch_size)
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of the maps that a backbone can return, from the first to the last."""
+        return [stage.name for stage in stages(self)]
+
+    def options(self, component: str) -> dict[str, Any]:
+        """All options of the `"head"`, `"target"` or `"loss"`: those given, and the defaults of the others."""
+        name = getattr(self, component)
+        given = getattr(self, f"{component}_options") or {}
+        return with_defaults(component, name, COMPONENTS[component][name].options, given)
+
+    def pixel_statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel that `pixel_values` were normalised with.
+
+        Raises:
+            ValueError: If they are not known, or not one for each channel.
+        """
+        mean, std = self.image_mean, self.image_std
+        if mean is None and std is None and self.num_channels == 3:
+            return list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
+        mean, std = (
+            [values] * self.num_channels if isinstance(values, (int, float)) else values for values in (mean, std)
+        )
+        if mean is None or std is None or not len(mean) == len(std) == self.num_channels or min(std) <= 0:
+            raise ValueError(
+                f"target={self.target!r} needs to know how pixel_values are normalised: image_mean={mean} and"
+                f" image_std={std} must have one value for each of the {self.num_channels} channels, the latter above"
+                " 0. Set them to those of the image processor."
+            )
+        return list(mean), list(std)
+
+    def for_fine_tuning(self) -> "SimMIMConfig":
+        """A copy whose encoder is what the paper fine-tunes.
+
+        Swin stays as it is. The ViT gets a relative position table in every block in the place of the shared one, and
+        loses its final norm: fine-tuning starts a fresh one behind the mean of the tokens. `from_pretrained` copies
+        the table and drops the norm.
+
+        Source: configs/vit_base__800ep and `remap_pretrained_keys_vit` in utils.py of microsoft/SimMIM.
+        """
+        config = copy.deepcopy(self)
+        if hasattr(config.encoder_config, "use_shared_relative_position_bias"):
+            if config.encoder_config.use_shared_relative_position_bias:
+                config.encoder_config.use_shared_relative_position_bias = False
+                config.encoder_config.use_relative_position_bias = True
+            config.encoder_config.use_mean_pooling = True
+        return config
+
+    @property
+    def _geometry(self):
+        return encoder_geometry(self.encoder_config)
+
+
+def _check_size(size: Any) -> None:
+    sides = size if isinstance(size, (list, tuple)) else [size]
+    if len(sides) not in (1, 2) or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"image_size={size!r} must be a side, or a height and a width, in pixels.")

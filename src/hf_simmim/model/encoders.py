@@ -1,0 +1,633 @@
+"""Builds the encoder that a config names, and runs it to a feature map with the hidden patches hidden."""
+
+import copy
+import inspect
+import json
+import re
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.beit.modeling_beit import BeitRelativePositionBias
+from transformers.models.data2vec.modeling_data2vec_vision import Data2VecVisionRelativePositionBias
+
+from .swin import Swin
+from .swinv2 import Swinv2
+
+# Tokens before those of the patches: class, distillation and register tokens. More than these are something else.
+MAX_PREFIX_TOKENS = 16
+# Sizes that every pyramid of stages halves without a remainder.
+ROUND_SIZE = 64
+
+# More than one, to see what becomes of a batch.
+BATCH_SIZE = 2
+
+# ADD AN ENCODER of our own: a module that takes (encoder_config, use_mask_token) and has the names of transformers'
+# checkpoints. Every other model of transformers is measured.
+OWN_ENCODERS: dict[str, type[nn.Module]] = {"swin": Swin, "swinv2": Swinv2}
+
+# Encoders whose hidden states are tokens out of reading order, and that return them as maps (B, h, w, D) beside.
+SHUFFLING_ENCODERS = ("hiera",)
+
+# Encoders that run, and whose output is not what it seems to be.
+UNUSABLE_ENCODERS = {
+    "vit_mae": "it drops and shuffles patches by itself. Its weights are those of a ViT: load them as one",
+    "levit": "its tokens depend on all of the image alike, so that none can be shown to be those of a place",
+    "yolos": "its detection tokens stand behind those of the patches",
+}
+
+
+# Names of the parameters that hold absolute positions.
+POSITIONS = re.compile(r"(position_embeddings?|pos_embed|position_embeddings?\.weight)$")
+
+
+class EncoderGeometry(NamedTuple):
+    """How an encoder maps images (B, C, H, W) to a feature map (B, D, H / stride, W / stride)."""
+
+    patch_size: int  # side of the patches on whose grid masks live, in pixels
+    stride: int  # pixels of the image for each step of the feature map
+    hidden_size: int  # channels D of the feature map
+    image_size: tuple[int, int]  # (height, width) that it is built for: whole strides, no less than the config's
+    # "own": our module hides patches itself. "native": transformers' model does, given bool_masked_pos. "tokens": our
+    # mask token replaces the output of its patch embedding. "pixels": our mask patch replaces pixels.
+    route: str
+    layout: str = "channels_first"  # of its output: "channels_first", "channels_last" or "tokens"
+    num_prefix_tokens: int = 0
+    patch_embedding: str | None = None  # name of the convolution whose output is replaced
+    mask_token_shape: tuple[int, ...] | None = None  # of the token or patch that SimMIMModel holds for the encoder
+    built_size: int | tuple[int, int] | None = None  # image_size for its config: some know squares only
+    interpolate: bool = False  # whether position embeddings are interpolated at its own image size too
+    can_interpolate: bool = False  # whether its forward can be told to
+    takes_other_sizes: bool = True  # whether images of another size than its own come out right
+    unused: tuple[str, ...] = ()  # parameters that the feature map does not depend on, such as those of a pooler
+
+
+_measured: dict[str, EncoderGeometry] = {}
+# One thread at a time: building without memory changes what torch does by default.
+MEASURING = threading.RLock()
+
+
+def encoder_geometry(encoder_config: Any) -> EncoderGeometry:
+    """Measure an encoder; the same config is measured once.
+
+    Args:
+        encoder_config: Config of a vision model, with an `image_size`.
+
+    Returns:
+        The geometry.
+
+    Raises:
+        ValueError: If the encoder cannot be used, with the reason.
+    """
+    if encoder_config.model_type in OWN_ENCODERS:
+        return _swin_geometry(encoder_config)
+    key = settings_key(encoder_config)
+    with MEASURING:
+        if key not in _measured:
+            # Kernels that are chosen for a GPU do not run without memory; the shapes are the same with any.
+            plain = copy.deepcopy(encoder_config)
+            plain._attn_implementation = "eager"
+            with torch.inference_mode(False):
+                _measured[key] = _measure(plain)
+        return _measured[key]
+
+
+def settings_key(encoder_config: Any) -> str:
+    """What two configs of the same encoder have in common."""
+    settings = {key: value for key, value in encoder_config.to_dict().items() if key not in ("id2label", "label2id")}
+    return f"{type(encoder_config).__name__} {json.dumps(settings, sort_keys=True, default=str)}"
+
+
+def measured_once(measured: dict[str, Any], config: Any, measure: Callable[[Any], Any]) -> Any:
+    """What a forward without memory shows of an encoder; the same config is measured once.
+
+    Args:
+        measured: What was measured already.
+        config: The SimMIM config.
+        measure: Takes a copy of it whose attention runs without memory.
+
+    Returns:
+        What `measure` returned.
+    """
+    key = settings_key(config.encoder_config)
+    with MEASURING:
+        if key not in measured:
+            # Kernels that are chosen for a GPU do not run without memory; the shapes are the same with any.
+            plain = copy.deepcopy(config)
+            plain.encoder_config._attn_implementation = "eager"
+            with torch.inference_mode(False), torch.no_grad():
+                measured[key] = measure(plain)
+        return measured[key]
+
+
+def transformers_class(encoder_config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """The class of transformers' bare model for a config, or None."""
+    # Looked up by class: going through the mapping imports every model, and some of its entries cannot be imported.
+    model_class: Any = MODEL_MAPPING.get(type(encoder_config), None)  # type: ignore[arg-type]
+    return model_class[0] if isinstance(model_class, tuple) else model_class
+
+
+def make_transformers_encoder(
+    encoder_config: PreTrainedConfig, built_size: int | tuple[int, int] | None, use_mask_token: bool
+) -> PreTrainedModel:
+    """Build transformers' model without its pooling layer.
+
+    Args:
+        encoder_config: Its config. It is shared with the model, so that what is set in it later reaches both, unless
+            something has to differ.
+        built_size: Image size that it is built for; None for that of the config.
+        use_mask_token: Whether it holds a mask token, where it can.
+
+    Returns:
+        The model, initialised as transformers does.
+    """
+    model_class: Any = transformers_class(encoder_config)
+    options = inspect.signature(model_class.__init__).parameters
+    arguments: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
+    if "add_pooling_layer" in options:
+        arguments["add_pooling_layer"] = False
+    if "use_mask_token" in options:
+        arguments["use_mask_token"] = use_mask_token
+    elif getattr(encoder_config, "use_mask_token", use_mask_token) != use_mask_token:
+        changes["use_mask_token"] = use_mask_token
+    if encoder_config.model_type == "timm_wrapper":
+        changes["model_args"] = _timm_arguments(encoder_config, built_size)
+    elif built_size is not None and _pair(encoder_config.image_size) != _pair(built_size):
+        changes["image_size"] = built_size if isinstance(built_size, int) else list(built_size)
+    if changes:
+        encoder_config = copy.deepcopy(encoder_config)
+        for name, value in changes.items():
+            setattr(encoder_config, name, value)
+    return model_class._from_config(encoder_config, **arguments)
+
+
+def _timm_arguments(encoder_config: Any, built_size: int | tuple[int, int] | None) -> dict[str, Any]:
+    """What timm's `create_model` is told of the geometry, which is no part of a timm config."""
+    arguments = dict(encoder_config.model_args or {})
+    if built_size is not None:
+        arguments["img_size"] = _pair(built_size)
+    if hasattr(encoder_config, "num_channels"):
+        arguments["in_chans"] = encoder_config.num_channels
+    return arguments
+
+
+def takes(encoder: nn.Module | type[nn.Module], argument: str) -> bool:
+    """Whether an encoder's forward has an argument of this name; `**kwargs` swallow others without a word."""
+    return argument in inspect.signature(encoder.forward).parameters
+
+
+def whole(size: tuple[int, int], step: int) -> tuple[int, int]:
+    """(height, width) rounded up to multiples of a step."""
+    return -(-size[0] // step) * step, -(-size[1] // step) * step
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[-1]))
+
+
+def _swin_geometry(config: Any) -> EncoderGeometry:
+    patch_size = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
+    if _pair(config.patch_size) != (patch_size, patch_size):
+        raise ValueError(f"patch_size={config.patch_size} is not square. Use square patches.")
+    steps = 2 ** (len(config.depths) - 1)
+    stride = patch_size * steps
+    return EncoderGeometry(patch_size, stride, config.embed_dim * steps, whole(_pair(config.image_size), stride), "own")
+
+
+class _NoMapError(ValueError):
+    """The model runs, and its output is no map of each image."""
+
+
+class _Run(NamedTuple):
+    """What one forward without memory showed."""
+
+    shape: tuple[int, ...]  # of last_hidden_state
+    patch_embedding: tuple[str, int, int] | None  # name, patch size and channels of a convolution over whole patches
+    built_size: int | tuple[int, int] | None
+    interpolate: bool
+    unused: tuple[str, ...]
+    has_positions: bool
+
+
+def _measure(encoder_config: Any) -> EncoderGeometry:
+    name = encoder_config.model_type
+    model_class = transformers_class(encoder_config)
+    if model_class is None:
+        raise ValueError(f"The encoder {name!r} is none: transformers has no bare model for its config.")
+    if name in UNUSABLE_ENCODERS:
+        raise ValueError(f"The encoder {name!r} cannot be used: {UNUSABLE_ENCODERS[name]}.")
+    wanted = _pair(encoder_config.image_size)
+    size = wanted
+    try:
+        run = _run(encoder_config, size)
+    except ValueError as error:
+        size = whole(wanted, ROUND_SIZE)
+        try:
+            run = _run(encoder_config, size)
+        except ValueError:
+            raise error from None
+    if run.patch_embedding is not None and whole(size, run.patch_embedding[1]) != size:
+        size = whole(size, run.patch_embedding[1])
+        run = _run(encoder_config, size)
+    found = _read_shape(run, size)
+    if found is None:
+        size = whole(wanted, ROUND_SIZE)
+        run = _run(encoder_config, size)
+        found = _read_shape(run, size)
+    if found is not None and whole(wanted, found[0]) != size:
+        size = whole(wanted, found[0])
+        run = _run(encoder_config, size)
+        found = _read_shape(run, size)
+    if found is None:
+        raise ValueError(
+            f"The encoder {name!r} cannot be used: its output of shape {run.shape} for images of {size[0]}x{size[1]} is"
+            f" no map of square steps with at most {MAX_PREFIX_TOKENS} tokens beside it."
+        )
+    stride, layout, num_prefix_tokens = found
+    can_interpolate = takes(model_class, "interpolate_pos_encoding")
+    hidden_size = run.shape[1] if layout == "channels_first" else run.shape[-1]
+    mask_token_shape: tuple[int, ...] | None = None
+    patch_embedding = None
+    if takes(model_class, "bool_masked_pos"):
+        route = "native"
+        patch_size = run.patch_embedding[1] if run.patch_embedding else encoder_config.patch_size
+    elif run.patch_embedding is not None:
+        route = "tokens"
+        patch_embedding, patch_size, channels = run.patch_embedding
+        mask_token_shape = (1, channels, 1, 1)
+    else:
+        route = "pixels"
+        patch_size = 4 if stride % 4 == 0 else stride
+        mask_token_shape = (1, getattr(encoder_config, "num_channels", 3), patch_size, patch_size)
+    return EncoderGeometry(
+        patch_size,
+        stride,
+        hidden_size,
+        size,
+        route,
+        layout,
+        num_prefix_tokens,
+        patch_embedding,
+        mask_token_shape,
+        run.built_size,
+        run.interpolate,
+        can_interpolate,
+        # Told to interpolate, models take their positions for those of a square.
+        not (
+            can_interpolate and run.has_positions and isinstance(run.built_size, tuple) and len(set(run.built_size)) > 1
+        ),
+        run.unused,
+    )
+
+
+def _ways_to_build(encoder_config: Any, size: tuple[int, int]) -> list[tuple[int | tuple[int, int] | None, bool]]:
+    """Image sizes to build an encoder for, and whether it interpolates then, for images of a size; the best first.
+
+    Where height and width differ, many models know their position embeddings as a square only. Those that can be told
+    to interpolate are built for the rectangle, else for the square around it. Those that always interpolate do so from
+    a square, and would take a rectangle of as many positions for one.
+    """
+    if encoder_config.model_type == "timm_wrapper":
+        # timm's transformers are told the size, its convolutional networks refuse to be.
+        return [(size, False), (None, False)]
+    # Some models take one number only, and some only a pair.
+    squares = (max(size), (max(size), max(size)))
+    if size[0] == size[1]:
+        return [(square, False) for square in squares]
+    if takes(transformers_class(encoder_config), "interpolate_pos_encoding"):  # type: ignore[arg-type]
+        return [(size, False), *((square, True) for square in squares)]
+    return [*((square, False) for square in squares), (size, False)]
+
+
+def _run(encoder_config: Any, size: tuple[int, int]) -> _Run:
+    """Run an encoder, built so that it takes images of a size."""
+    errors = []
+    for built_size, interpolate in _ways_to_build(encoder_config, size):
+        try:
+            return _run_once(encoder_config, size, built_size, interpolate)
+        except ImportError:
+            raise
+        except Exception as error:  # whatever a model raises that is made for something else
+            errors.append(error)
+    first = errors[0]
+    reason = " ".join(str(first).split()).rstrip(".")
+    if not isinstance(first, _NoMapError):
+        reason = f"raises {type(first).__name__}: {reason}"
+    raise ValueError(
+        f"The encoder {encoder_config.model_type!r} cannot be used: given nothing but images of {size[0]}x{size[1]} it"
+        f" {reason}."
+    ) from first
+
+
+def _run_once(
+    encoder_config: Any, size: tuple[int, int], built_size: int | tuple[int, int] | None, interpolate: bool
+) -> _Run:
+    with torch.device("meta"):
+        encoder = make_transformers_encoder(encoder_config, built_size, use_mask_token=True).eval()
+        pixel_values = torch.zeros(BATCH_SIZE, getattr(encoder_config, "num_channels", 3), *size, dtype=encoder.dtype)
+    seen: list[tuple[str, nn.Module]] = []
+    for module_name, module in encoder.named_modules():
+        if not any(module.children()):
+            module.register_forward_pre_hook(_note(seen, module_name, tuple(pixel_values.shape)))
+    arguments = {"interpolate_pos_encoding": True} if interpolate else {}
+    # On the CPU: models keep index tensors that they make on the way, and would keep them without memory, too.
+    with torch.device("cpu"), torch.enable_grad():
+        outputs = encoder(pixel_values, **arguments)
+        if getattr(outputs, "last_hidden_state", None) is None:
+            raise _NoMapError("returns no last_hidden_state")
+        if "encoder_last_hidden_state" in outputs:
+            raise _NoMapError("returns what a decoder makes, which is no map of the image")
+        if outputs.last_hidden_state.shape[0] != BATCH_SIZE:
+            raise _NoMapError("joins the images of a batch to one sequence")
+        outputs.last_hidden_state.sum().backward()
+    unused = tuple(
+        name
+        for name, parameter in encoder.named_parameters()
+        if parameter.requires_grad and parameter.grad is None and not name.endswith("mask_token")
+    )
+    has_positions = any(POSITIONS.search(name) for name, _ in encoder.named_parameters())
+    return _Run(
+        tuple(outputs.last_hidden_state.shape), _patch_embedding(seen), built_size, interpolate, unused, has_positions
+    )
+
+
+def _note(seen: list[tuple[str, nn.Module]], name: str, shape: tuple[int, ...]):
+    """A hook that writes down which layers get the pixels."""
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if inputs and isinstance(inputs[0], torch.Tensor) and tuple(inputs[0].shape) == shape:
+            seen.append((name, module))
+
+    return hook
+
+
+def _patch_embedding(seen: list[tuple[str, nn.Module]]) -> tuple[str, int, int] | None:
+    """The layer that gets the pixels, if it is the only one and a convolution over patches that do not overlap."""
+    layers = [(name, module) for name, module in seen if any(True for _ in module.parameters())]
+    if len(layers) != 1 or not isinstance(layers[0][1], nn.Conv2d):
+        return None
+    name = layers[0][0]
+    convolution: Any = layers[0][1]
+    patch_size = convolution.kernel_size[0]
+    is_plain = convolution.padding in ("valid", (0, 0)) and convolution.dilation == (1, 1) and convolution.groups == 1
+    if not is_plain or convolution.kernel_size != (patch_size,) * 2 or convolution.stride != (patch_size,) * 2:
+        return None
+    return name, patch_size, convolution.out_channels
+
+
+def _read_shape(run: _Run, size: tuple[int, int]) -> tuple[int, str, int] | None:
+    """Stride, layout and number of prefix tokens, or None."""
+    smallest = run.patch_embedding[1] if run.patch_embedding else 1
+    strides = [smallest * 2**power for power in range(12)]
+    for stride in strides:
+        if size[0] % stride or size[1] % stride:
+            continue
+        grid = (size[0] // stride, size[1] // stride)
+        if len(run.shape) == 4:
+            for layout, sides in (("channels_first", run.shape[2:]), ("channels_last", run.shape[1:3])):
+                if tuple(sides) == grid:
+                    return stride, layout, 0
+        elif len(run.shape) == 3 and 0 <= run.shape[1] - grid[0] * grid[1] <= MAX_PREFIX_TOKENS:
+            return stride, "tokens", run.shape[1] - grid[0] * grid[1]
+    return None
+
+
+class EncoderOutput(NamedTuple):
+    """What every encoder returns: tokens without prefix tokens as a map (B, D, h, w), and hidden states (B, N, D)."""
+
+    feature_map: torch.Tensor
+    hidden_states: tuple[torch.Tensor, ...] | None
+    attentions: tuple[torch.Tensor, ...] | None
+
+
+def build_encoder(config: Any, use_mask_token: bool) -> nn.Module:
+    """Build the encoder of a config.
+
+    Args:
+        config: The SimMIM config.
+        use_mask_token: Whether the encoder holds a mask token, if it has one of its own. Models that never mask are
+            built without one.
+
+    Returns:
+        Our own encoder where there is one for the model type, else transformers' model without its pooling layer.
+
+    Raises:
+        ValueError: If the encoder cannot be used, with the reason.
+    """
+    encoder_config: Any = config.encoder_config
+    if encoder_config.model_type in OWN_ENCODERS:
+        return OWN_ENCODERS[encoder_config.model_type](encoder_config, use_mask_token=use_mask_token)
+    geometry = encoder_geometry(encoder_config)
+    encoder = make_transformers_encoder(encoder_config, geometry.built_size, use_mask_token)
+    has_mask_token = any(name.endswith("mask_token") for name, _ in encoder.named_parameters())
+    if geometry.route == "native" and use_mask_token and not has_mask_token:
+        raise ValueError(f"The encoder {encoder_config.model_type!r} was built without a mask token.")
+    if geometry.route == "tokens":
+        encoder.get_submodule(str(geometry.patch_embedding)).register_forward_hook(_replace_hidden)
+    for module in encoder.modules():
+        if isinstance(module, PreTrainedModel):
+            module.is_custom_code = _has_names_of_its_own  # type: ignore[method-assign]
+        if type(module) in _BIAS_CLASSES:
+            module.__class__ = _BIAS_CLASSES[type(module)]
+    return encoder
+
+
+def freeze_unused(encoder: nn.Module, geometry: EncoderGeometry, use_mask_token: bool) -> None:
+    """Freeze the parameters that get no gradient: DDP waits for every one that asks for one.
+
+    Loading a checkpoint makes every parameter trainable again, so this comes after it, too.
+
+    Args:
+        encoder: What `build_encoder` returned.
+        geometry: Its geometry.
+        use_mask_token: Whether the model masks. Some encoders hold a mask token in any case.
+    """
+    for name, parameter in encoder.named_parameters():
+        if name in geometry.unused or (not use_mask_token and name.endswith("mask_token")):
+            parameter.requires_grad_(False)
+
+
+def _has_names_of_its_own() -> bool:
+    """Tells transformers not to rename weights for an encoder on loading, as it does for stock checkpoints.
+
+    Ours have the names that the model has in memory, which some of its patterns match by accident.
+    """
+    return True
+
+
+def layers_to_wrap(encoder: nn.Module) -> list[str]:
+    """Names of the classes of an encoder's layers, which FSDP wraps and which stay on one device."""
+    present = {type(module).__name__ for module in encoder.modules()}
+    named = [name for name in getattr(encoder, "_no_split_modules", None) or [] if name in present]
+    if named:
+        return named
+    layers = {type(module).__name__ for module in encoder.modules() if isinstance(module, GradientCheckpointingLayer)}
+    return sorted(layers) or sorted(
+        {type(layer).__name__ for module in encoder.modules() if isinstance(module, nn.ModuleList) for layer in module}
+    )
+
+
+class _RelativePositionBias(nn.Module):
+    """The bias of BEiT and its like on grids that are no squares, where transformers takes rows for columns."""
+
+    def forward(
+        self, window_size: tuple[int, int], interpolate_pos_encoding: bool = False, dim_size: int | None = None
+    ) -> torch.Tensor:
+        """The bias (1, heads, N, N) for a grid of tokens (h, w)."""
+        table: Any = self.relative_position_bias_table
+        rows, columns = (2 * side - 1 for side in self.window_size)  # type: ignore[union-attr]
+        if tuple(window_size) != tuple(self.window_size):  # type: ignore[arg-type]
+            positions, others = table[: rows * columns], table[rows * columns :]
+            positions = positions.view(1, rows, columns, -1).permute(0, 3, 1, 2)
+            size = (2 * window_size[0] - 1, 2 * window_size[1] - 1)
+            positions = F.interpolate(positions, size=size, mode="bilinear").flatten(2)[0].T
+            table = torch.cat([positions, others])
+        index = self.generate_relative_position_index(window_size).to(table.device)  # type: ignore[operator]
+        return F.embedding(index, table).permute(2, 0, 1)[None].contiguous()
+
+
+class BeitBias(_RelativePositionBias, BeitRelativePositionBias):
+    """See `_RelativePositionBias`."""
+
+
+class Data2VecVisionBias(_RelativePositionBias, Data2VecVisionRelativePositionBias):
+    """See `_RelativePositionBias`."""
+
+
+_BIAS_CLASSES: dict[type, type] = {
+    BeitRelativePositionBias: BeitBias,
+    Data2VecVisionRelativePositionBias: Data2VecVisionBias,
+}
+
+
+def init_as_released(encoder: nn.Module, mask_token: nn.Parameter | None, std: float) -> None:
+    """Draw what transformers leaves at zero, or starts in another way than the paper's ViT.
+
+    transformers starts mask and class tokens at zero. Behind a LayerNorm a zero token multiplies the gradient by
+    1 / sqrt(eps), and clipping then scales the gradient of everything else down.
+
+    Args:
+        encoder: What `build_encoder` returned.
+        mask_token: The mask token or patch that the model holds for it, if any.
+        std: Standard deviation.
+
+    Source: `VisionTransformer.fix_init_weight` and `VisionTransformerForSimMIM.__init__` of microsoft/SimMIM.
+    """
+    if mask_token is not None:
+        init.trunc_normal_(mask_token, std=std)
+    if not isinstance(encoder, PreTrainedModel):
+        return
+    for name, parameter in encoder.named_parameters():
+        if name.split(".")[-1] in ("mask_token", "cls_token"):
+            init.trunc_normal_(parameter, std=std)
+    if encoder.config.model_type == "beit":
+        for index, layer in enumerate(encoder.layers):  # type: ignore[arg-type]
+            for projection in (layer.attention.o_proj, layer.mlp.fc2):
+                # The released code divides what it drew; this is the same distribution, however often it is drawn.
+                init.trunc_normal_(projection.weight, std=std / (2 * (index + 1)) ** 0.5)
+
+
+def encode(
+    encoder: nn.Module,
+    geometry: EncoderGeometry,
+    pixel_values: torch.Tensor,
+    bool_masked_pos: torch.Tensor | None = None,
+    mask_token: torch.Tensor | None = None,
+    **kwargs,
+) -> EncoderOutput:
+    """Run an encoder to its feature map.
+
+    The pixels under the mask are replaced first, so that nothing of them can reach an encoder by any way, and a NaN
+    there harms neither outputs nor gradients.
+
+    Args:
+        encoder: What `build_encoder` returned.
+        geometry: Its geometry.
+        pixel_values: Images of shape (B, C, H, W), padded here with zeros to whole strides.
+        bool_masked_pos: Bool mask of shape (B, ceil(H / patch_size), ceil(W / patch_size)), True = masked.
+        mask_token: The mask token or patch that is held for encoders which have none.
+        **kwargs: Passed to transformers' encoders, for example `output_attentions`.
+
+    Returns:
+        Feature map of shape (B, D, ceil(H / stride), ceil(W / stride)), hidden states and attentions.
+    """
+    size = (pixel_values.shape[2], pixel_values.shape[3])
+    height, width = whole(size, geometry.stride)
+    if (height, width) != size:
+        pixel_values = F.pad(pixel_values, (0, width - size[1], 0, height - size[0]))
+    if bool_masked_pos is not None:
+        rows, columns = height // geometry.patch_size, width // geometry.patch_size
+        bool_masked_pos = F.pad(
+            bool_masked_pos, (0, columns - bool_masked_pos.shape[2], 0, rows - bool_masked_pos.shape[1])
+        )
+        pixel_values = hide_pixels(pixel_values, bool_masked_pos, mask_token if geometry.route == "pixels" else None)
+    if geometry.route == "own":
+        feature_map, hidden_states = encoder(pixel_values, bool_masked_pos)
+        return EncoderOutput(feature_map, hidden_states, None)
+    if bool_masked_pos is not None and geometry.route == "native":
+        kwargs["bool_masked_pos"] = bool_masked_pos.flatten(1)
+    # Sizes are compared last: where a program is traced for any size, a comparison would fix it to one.
+    if not geometry.takes_other_sizes and (height, width) != geometry.image_size:
+        raise ValueError(
+            f"Images of {height}x{width} px do not fit an encoder that was built for a rectangle of"
+            f" {geometry.image_size[0]}x{geometry.image_size[1]} px: it would take its positions for those of a square."
+            " Load it with from_pretrained(..., image_size=...) for them."
+        )
+    if geometry.can_interpolate:
+        kwargs["interpolate_pos_encoding"] = geometry.interpolate or (height, width) != geometry.image_size
+    if geometry.route == "tokens":
+        patch_embedding: Any = encoder.get_submodule(str(geometry.patch_embedding))
+        patch_embedding.hidden = None if bool_masked_pos is None else (bool_masked_pos, mask_token)
+        try:
+            outputs = encoder(pixel_values, **kwargs)
+        finally:
+            patch_embedding.hidden = None
+    else:
+        outputs = encoder(pixel_values, **kwargs)
+    tokens = outputs.last_hidden_state
+    grid_size = (height // geometry.stride, width // geometry.stride)
+    if geometry.layout == "tokens":
+        tokens = tokens[:, geometry.num_prefix_tokens :].transpose(1, 2)
+        if tokens.shape[2] != grid_size[0] * grid_size[1]:
+            raise ValueError(
+                f"The encoder returned {tokens.shape[2]} tokens for images of {height}x{width} px where"
+                f" {grid_size[0]}x{grid_size[1]} were expected. Use images of {geometry.image_size}."
+            )
+        feature_map = tokens.unflatten(2, grid_size)
+    else:
+        feature_map = tokens if geometry.layout == "channels_first" else tokens.permute(0, 3, 1, 2)
+    hidden_states = outputs.get("hidden_states")
+    if hidden_states is not None and str(encoder.config.model_type) in SHUFFLING_ENCODERS:
+        hidden_states = tuple(state.flatten(1, 2) for state in outputs.reshaped_hidden_states)
+    return EncoderOutput(feature_map, hidden_states, outputs.get("attentions"))
+
+
+def _replace_hidden(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    """Forward hook of a patch embedding: the mask token (1, D, 1, 1) where patches are hidden."""
+    hidden = getattr(module, "hidden", None)
+    if hidden is None:
+        return output
+    bool_masked_pos, mask_token = hidden
+    return torch.where(bool_masked_pos[:, None], mask_token.to(output.dtype), output)
+
+
+def hide_pixels(
+    pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor, mask_patch: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Images (B, C, H, W) with zeros, or a mask patch (1, C, p, p), where a mask (B, H / p, W / p) hides patches."""
+    batch_size, channels, height, width = pixel_values.shape
+    _, rows, columns = bool_masked_pos.shape
+    patches = pixel_values.reshape(batch_size, channels, rows, height // rows, columns, width // columns)
+    mask = bool_masked_pos.view(batch_size, 1, rows, 1, columns, 1)
+    if mask_patch is None:
+        patches = patches.masked_fill(mask, 0)
+    else:
+        patches = torch.where(mask, mask_patch[:, :, None, :, None].to(patches.dtype), patches)
+    return patches.reshape(pixel_values.shape)

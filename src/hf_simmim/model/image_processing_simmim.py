@@ -1,0 +1,336 @@
+"""Image processor of SimMIM: resize, rescale, normalise and, when asked, draw which patches to hide."""
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    PILImageResampling,
+    SizeDict,
+    load_image,
+)
+from transformers.processing_utils import ImagesKwargs
+from transformers.utils import is_torchvision_available, logging
+
+from .images import (
+    GDAL_NODATA,
+    channel_error,
+    channels_first,
+    convert_channels,
+    fill_missing,
+    find_channels,
+    gdal_nodata,
+    has_missing,
+    mark_nodata,
+    missing_as_nan,
+    open_image,
+    picture_or_array,
+    real_pixels,
+    upright,
+)
+from .masking import MASK_STRATEGIES, mask_units, patches_with_pixels, ratio_range
+from .remote_code import CarriesCode
+
+logger = logging.get_logger(__name__)
+
+
+class SimMIMImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    do_mask (`bool`, *optional*, defaults to `False`):
+        Whether to return `bool_masked_pos` too. Off by default: pipelines and fine-tuning see whole images.
+    seed (`int`, *optional*):
+        Seed of the masks; the same seed gives the same masks. Torch's default generator if unset.
+    mask_strategy (`str`, *optional*, defaults to `"random"`):
+        Name of the masking strategy.
+    mask_patch_size (`int`, *optional*, defaults to 32):
+        Side in pixels of the squares that are hidden or shown as a whole.
+    mask_ratio (`float` or `list[float]`, *optional*, defaults to 0.6):
+        Share of the image to hide, in (0, 1), or the two ends of a range, from which every image gets one of its own.
+    model_patch_size (`int`, *optional*, defaults to 4):
+        Side in pixels of the encoder's patches, which sets the grid of `bool_masked_pos`.
+    nodata (`float`, *optional*):
+        Pixels of which all channels are this number in the image passed are none, like those that are not finite. None
+        for what TIFF files tell themselves. Pixels that are none, and padding, are False in `pixel_mask`, which is
+        returned beside `bool_masked_pos` if there are any. Patches of nothing else are not hidden.
+    """
+
+    do_mask: bool | None
+    seed: int | None
+    mask_strategy: str | None
+    mask_patch_size: int | None
+    mask_ratio: float | int | list[float] | tuple[float, ...] | None
+    model_patch_size: int | None
+    nodata: float | int | None
+
+
+class _SimMIMProcessing(CarriesCode, BaseImageProcessor):
+    """What both backends share: defaults, channels and masks."""
+
+    valid_kwargs = SimMIMImageProcessorKwargs  # type: ignore[assignment]
+    model_input_names = ["pixel_values", "bool_masked_pos", "pixel_mask"]  # noqa: RUF012
+    resample = PILImageResampling.BICUBIC
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"height": 192, "width": 192}  # noqa: RUF012
+    crop_size = None
+    do_resize = True
+    do_center_crop = None
+    do_rescale = True
+    do_normalize = True
+    do_mask = False
+    mask_strategy = "random"
+    mask_patch_size = 32
+    mask_ratio = 0.6
+    model_patch_size = 4
+    nodata = None
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        _check_strategy(self.mask_strategy)
+        # How the sizes fit is checked by calls with do_mask, for fine-tuning at 200 px masks nothing.
+        ratio_range(self.mask_ratio)
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the images, read from `image_mean`."""
+        return len(self.image_mean)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Settings to save; a seed belongs to a call, not to a processor."""
+        settings = super().to_dict()
+        settings.pop("seed", None)
+        return settings
+
+    def fetch_images(
+        self,
+        image_url_or_urls,
+        num_channels: int | None = None,
+        rescale_factor: float | None = None,
+        nodata: float | None = None,
+    ):
+        """Open paths and addresses; give grey arrays (H, W) their channel axis.
+
+        transformers' own way drops transparency, clips 16-bit pictures and, on torchvision, reads fewer formats.
+        """
+        if isinstance(image_url_or_urls, (list, tuple)):
+            return [self.fetch_images(image, num_channels, rescale_factor, nodata) for image in image_url_or_urls]
+        if isinstance(image_url_or_urls, (str, os.PathLike)):
+            if not os.path.isfile(image_url_or_urls):
+                return load_image(str(image_url_or_urls))
+            image = open_image(
+                image_url_or_urls,
+                num_channels or self.num_channels,
+                rescale_factor or self.rescale_factor,
+                self.nodata if nodata is None else nodata,
+            )
+            if isinstance(image, Image.Image):
+                with image:
+                    image.load()
+            return image
+        if getattr(image_url_or_urls, "ndim", None) == 2:
+            return image_url_or_urls[None]
+        return super().fetch_images(image_url_or_urls)
+
+    def _prepare_image_like_inputs(self, images, *args, **kwargs):
+        # Here, for transformers calls `fetch_images` without what this call says about channels and factor.
+        num_channels = len(kwargs.get("image_mean") or self.image_mean)
+        images = self.fetch_images(images, num_channels, kwargs.get("rescale_factor"), kwargs.get("nodata"))
+        return super()._prepare_image_like_inputs(images, *args, **kwargs)
+
+    def process_image(  # type: ignore[override]
+        self, image, do_convert_rgb=None, input_data_format: str | ChannelDimension | None = None, **kwargs
+    ):
+        """One image of any kind to an array or tensor (C, H, W) of the processor's channels.
+
+        Pictures are always converted, so `do_convert_rgb` changes nothing. Arrays and tensors are taken as they are:
+        `rescale_factor` must fit their range. Pictures of 16 bits are taken as they are unless the factor is 1/255.
+        """
+        num_channels = len(kwargs.get("image_mean") or self.image_mean)
+        nodata = kwargs.get("nodata", self.nodata)
+        if isinstance(image, Image.Image):
+            if nodata is None and image.format == "TIFF":
+                nodata = gdal_nodata(image.tag_v2.get(GDAL_NODATA))  # type: ignore[attr-defined]
+            image = picture_or_array(image, kwargs.get("rescale_factor") or self.rescale_factor)
+            if nodata is not None:
+                image = mark_nodata(image, num_channels, nodata)
+            if isinstance(image, np.ndarray):
+                input_data_format = ChannelDimension.FIRST
+        if isinstance(image, Image.Image):
+            # Copied, as Pillow's own memory is read-only and torch warns of that.
+            image = np.array(convert_channels(upright(image), num_channels))
+            image = image[..., None] if image.ndim == 2 else image
+            input_data_format = ChannelDimension.LAST
+        else:
+            if isinstance(image, torch.Tensor):
+                image = self._plain_array(image)
+            if isinstance(image, np.ndarray):
+                image = channels_first(image, num_channels, input_data_format, nodata)
+                input_data_format = ChannelDimension.FIRST
+            image = self._plain_array(image)
+            if input_data_format is None:
+                input_data_format = find_channels(image.shape, num_channels)
+            if isinstance(image, torch.Tensor):
+                if ChannelDimension(input_data_format) == ChannelDimension.LAST:
+                    image = image.movedim(-1, 0)
+                image = missing_as_nan(image, nodata)
+                input_data_format = ChannelDimension.FIRST
+            factor = kwargs.get("rescale_factor") if kwargs.get("do_rescale") else None
+            # Where the mean is smaller than the factor it was taken of such images.
+            if factor is not None and factor < max(kwargs.get("image_mean") or self.image_mean) and _is_rescaled(image):
+                logger.warning_once(
+                    "An image of floats in [0, 1] is about to be rescaled once more, to nearly black. Pass"
+                    " do_rescale=False for images that are in [0, 1] already."
+                )
+        processed = super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format, **kwargs)
+        if processed.shape[0] == 1 and num_channels == 3:
+            processed = processed.repeat(3, 1, 1) if isinstance(processed, torch.Tensor) else processed.repeat(3, 0)
+        if processed.shape[0] != num_channels:
+            raise ValueError(channel_error(processed.shape[0], num_channels))
+        return processed
+
+    def _plain_array(self, image):
+        """uint8, or else float32: resizing other types rounds, clips or fails."""
+        if isinstance(image, torch.Tensor):
+            image = image.detach()
+            return image if image.dtype == torch.uint8 else image.float()
+        return image if image.dtype == np.uint8 else image.astype(np.float32)
+
+    def _standardize_kwargs(self, **kwargs) -> dict:  # type: ignore[override]
+        kwargs = super()._standardize_kwargs(**kwargs)
+        mean, std = kwargs["image_mean"], kwargs["image_std"]
+        for name, values in (("image_mean", mean), ("image_std", std)):
+            if isinstance(values, (int, float)):
+                raise ValueError(
+                    f"{name}={values} is one number, and the number of channels is read from it. Use"
+                    f" {name}={[values] * 3} for RGB, {[values]} for grey."
+                )
+        if mean is not None and std is not None and len(mean) != len(std):
+            raise ValueError(
+                f"image_mean has {len(mean)} values and image_std has {len(std)}. Give both one value for each channel."
+            )
+        return kwargs
+
+    def _preprocess(  # type: ignore[override]
+        self,
+        images,
+        do_mask,
+        seed,
+        mask_strategy,
+        mask_patch_size,
+        mask_ratio,
+        model_patch_size,
+        nodata,
+        return_tensors,
+        **kwargs,
+    ) -> BatchFeature:
+        if not images:
+            raise ValueError("There are no images to process. Pass at least one.")
+        is_missing = any(has_missing(image) for image in images)
+        pixel_values = super()._preprocess(images, return_tensors=None, **kwargs)["pixel_values"]
+        pixel_masks: list[torch.Tensor] = []
+        if is_missing or (do_mask and (kwargs["do_pad"] or kwargs["do_center_crop"])):
+            pixel_masks = self._pixel_masks(images, **kwargs)
+        if is_missing:
+            black = None
+            if kwargs["do_normalize"]:
+                black = [-mean / std for mean, std in zip(kwargs["image_mean"], kwargs["image_std"], strict=True)]
+            pixel_values = [fill_missing(*pair, black) for pair in zip(pixel_values, pixel_masks, strict=True)]
+        data = {"pixel_values": pixel_values}
+        if do_mask:
+            if all(mask.all() for mask in pixel_masks):
+                pixel_masks = []
+            grid = {"model_patch_size": model_patch_size, "mask_patch_size": mask_patch_size}
+            data |= self._masks(pixel_values, pixel_masks, mask_strategy, mask_ratio, seed, **grid)
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _pixel_masks(self, images, **kwargs) -> list[torch.Tensor]:
+        """Which pixels of what comes out are real: ones that take the same way, NaN where the images are."""
+        # 0 / 0 is NaN. Padding is 0, as is what a crop larger than the image adds.
+        with np.errstate(invalid="ignore"):
+            maps = [real / real for real in (self._plain_array(real_pixels(image)[None] * 1.0) for image in images)]
+        kwargs |= {"do_rescale": False, "do_normalize": False}
+        maps = super()._preprocess(maps, return_tensors=None, **kwargs)["pixel_values"]
+        return [torch.as_tensor(map_)[0] > 0.5 for map_ in maps]
+
+    def _masks(
+        self, pixel_values, pixel_masks, strategy, ratio, seed, *, model_patch_size: int, mask_patch_size: int
+    ) -> dict[str, list]:
+        """`bool_masked_pos`, and `pixel_mask` if some pixels are none."""
+        sizes = {tuple(image.shape[-2:]) for image in pixel_values}
+        if len(sizes) != 1:
+            raise ValueError(
+                f"do_mask=True needs images of one size and got {len(sizes)}: {sorted(sizes)}. Resize or crop them to"
+                " a fixed height and width."
+            )
+        _check_strategy(strategy)
+        grid_size, unit_size = mask_units(sizes.pop(), model_patch_size, mask_patch_size)
+        # Drawn on the CPU wherever the images are, so that a seed means the same masks everywhere.
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        valid = None
+        if pixel_masks:
+            valid = patches_with_pixels(torch.stack(pixel_masks).cpu(), model_patch_size)
+        masks = MASK_STRATEGIES[strategy](
+            grid_size,
+            ratio,
+            len(pixel_values),
+            unit_size=unit_size,
+            valid_patches=valid,
+            generator=generator,
+            device="cpu",
+        ).flatten(1)
+        data = {"bool_masked_pos": masks} | ({"pixel_mask": pixel_masks} if pixel_masks else {})
+        first = pixel_values[0]
+        return {
+            name: [mask.to(first.device) if isinstance(first, torch.Tensor) else mask.numpy() for mask in values]
+            for name, values in data.items()
+        }
+
+
+class SimMIMImageProcessorPil(_SimMIMProcessing, PilBackend):  # type: ignore[misc]
+    """The processor on Pillow and NumPy. See `SimMIMImageProcessorKwargs` for what it takes."""
+
+    def _plain_array(self, image):
+        image = super()._plain_array(image)
+        return image.cpu().numpy() if isinstance(image, torch.Tensor) else image
+
+    def resize(self, image: np.ndarray, size: SizeDict, resample=None, **kwargs) -> np.ndarray:  # type: ignore[override]
+        """Resize an array (C, H, W), channel by channel where Pillow has no picture mode for all of it."""
+        if image.dtype == np.uint8 and image.shape[0] in (1, 3):
+            return super().resize(image, size, resample, **kwargs)
+        outline = np.zeros((1, *image.shape[-2:]), np.uint8)
+        height, width = super().resize(outline, size, PILImageResampling.NEAREST).shape[-2:]
+        return np.stack([np.asarray(Image.fromarray(channel).resize((width, height), resample)) for channel in image])
+
+
+class SimMIMImageProcessor(_SimMIMProcessing, TorchvisionBackend):  # type: ignore[misc]
+    """The processor on torchvision, batched and on any device. See `SimMIMImageProcessorKwargs` for what it takes."""
+
+    def _plain_array(self, image):
+        image = super()._plain_array(image)
+        # torch warns of read-only memory, such as `np.asarray` makes of a picture.
+        return image if isinstance(image, torch.Tensor) or image.flags.writeable else image.copy()
+
+
+if not is_torchvision_available():
+    # Here, for a checkpoint's own code is asked for the class of either backend by name.
+    SimMIMImageProcessor = SimMIMImageProcessorPil  # type: ignore[assignment, misc]
+
+
+def _check_strategy(name: str) -> None:
+    if name not in MASK_STRATEGIES:
+        raise ValueError(f"mask_strategy={name!r} is unknown. Use one of: {', '.join(MASK_STRATEGIES)}.")
+
+
+def _is_rescaled(image) -> bool:
+    """Whether an array or tensor of pixels was brought to [0, 1] before."""
+    floating = image.is_floating_point() if isinstance(image, torch.Tensor) else image.dtype.kind == "f"
+    if floating and has_missing(image):
+        image = image[image == image]
+    return floating and bool(image.min() >= 0) and bool(image.max() <= 1)

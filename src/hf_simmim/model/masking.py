@@ -1,0 +1,434 @@
+"""Which patches to hide. Every strategy returns a bool mask on the patch grid, True = masked."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+
+def mask_units(image_size: tuple[int, int], patch_size: int, mask_patch_size: int) -> tuple[tuple[int, int], int]:
+    """Turn a mask patch in pixels into units of the model's patch grid.
+
+    Neither patch need divide the image: patches and units at the right and lower border may be cut.
+
+    Args:
+        image_size: (height, width) in pixels.
+        patch_size: Side of the model's patches, in pixels.
+        mask_patch_size: Side of the square that is hidden or shown as a whole, in pixels.
+
+    Returns:
+        The patch grid (h, w), cut patches included, and the side of a mask unit in patches.
+
+    Raises:
+        ValueError: If the model's patch does not divide the mask patch.
+    """
+    if patch_size < 1:
+        raise ValueError(f"The model's patch size is {patch_size} px. Use that of the encoder, such as 4 or 16.")
+    if mask_patch_size < 1 or mask_patch_size % patch_size:
+        raise ValueError(
+            f"mask_patch_size={mask_patch_size} px is not a multiple of the model's patch size of {patch_size} px."
+            f" Use {max(1, round(mask_patch_size / patch_size)) * patch_size}."
+        )
+    return patch_grid(image_size, patch_size), mask_patch_size // patch_size
+
+
+def patch_mask(
+    bool_masked_pos: torch.Tensor | None, pixel_values: torch.Tensor, patch_size: int
+) -> torch.Tensor | None:
+    """Bring a mask to bool and shape (B, h, w).
+
+    Args:
+        bool_masked_pos: Mask of shape (B, N) or (B, h, w), True = masked, or None.
+        pixel_values: Images of shape (B, C, H, W) that it belongs to.
+        patch_size: Side of a patch in pixels.
+
+    Returns:
+        The mask, or None if there was none. Patches that the border of an image cuts have a place in it.
+
+    Raises:
+        ValueError: If the mask has another shape.
+    """
+    if bool_masked_pos is None:
+        return None
+    batch_size, _, height, width = pixel_values.shape
+    grid_size = patch_grid((height, width), patch_size)
+    expected = (batch_size, grid_size[0] * grid_size[1])
+    shape = bool_masked_pos.shape
+    # One number after the other: of sizes that torch.compile keeps open, tuples are not compared by value.
+    if not any(
+        len(shape) == len(fitting) and all(ours == theirs for ours, theirs in zip(shape, fitting, strict=True))
+        for fitting in (expected, (batch_size, *grid_size))
+    ):
+        raise ValueError(
+            f"bool_masked_pos has shape {tuple(bool_masked_pos.shape)}. Images of {height}x{width} with patches of"
+            f" {patch_size} px need {expected} or {(batch_size, *grid_size)}."
+        )
+    return bool_masked_pos.bool().view(batch_size, *grid_size)
+
+
+def patch_grid(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Rows and columns of patches that cover an image (height, width) in pixels; the last ones may be cut."""
+    height, width = image_size
+    return math.ceil(height / patch_size), math.ceil(width / patch_size)
+
+
+def to_pixels(mask: torch.Tensor, patch_size: int, image_size: tuple[int, int]) -> torch.Tensor:
+    """Bring a mask from patches to pixels.
+
+    Args:
+        mask: Tensor of shape (B, h, w) on the patch grid that covers the image.
+        patch_size: Side of a patch in pixels.
+        image_size: (H, W) in pixels.
+
+    Returns:
+        Tensor of shape (B, H, W) of the same type.
+
+    Raises:
+        ValueError: If the mask is not on that grid.
+    """
+    height, width = image_size
+    grid_size = patch_grid(image_size, patch_size)
+    if tuple(mask.shape[1:]) != grid_size:
+        raise ValueError(
+            f"A mask of shape {tuple(mask.shape)} does not cover an image of {height}x{width} with patches of"
+            f" {patch_size} px. Use (B, {grid_size[0]}, {grid_size[1]})."
+        )
+    pixels = mask.repeat_interleave(patch_size, dim=1).repeat_interleave(patch_size, dim=2)
+    return pixels[:, :height, :width]
+
+
+def patches_with_pixels(pixel_mask: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Tell which patches hold at least one real pixel.
+
+    Args:
+        pixel_mask: Bool tensor of shape (B, H, W), True = a real pixel, False = padding or no data.
+        patch_size: Side of a patch in pixels.
+
+    Returns:
+        Bool tensor of shape (B, h, w) on the patch grid that covers the image.
+    """
+    return F.max_pool2d(pixel_mask[:, None].float(), patch_size, ceil_mode=True)[:, 0] > 0
+
+
+def ratio_range(mask_ratio: float | Sequence[float]) -> tuple[float, float]:
+    """Smallest and largest share of an image to hide.
+
+    Args:
+        mask_ratio: One share in (0, 1), or two of which the second is not smaller.
+
+    Returns:
+        Two shares, the same one twice if there is only one.
+
+    Raises:
+        ValueError: If they are no shares or no range.
+    """
+    bounds = tuple(mask_ratio) if isinstance(mask_ratio, Sequence) else (mask_ratio, mask_ratio)
+    if len(bounds) != 2:
+        raise ValueError(f"mask_ratio={mask_ratio} has {len(bounds)} values. Give one share, or the ends of a range.")
+    for ratio in bounds:
+        if not 0 < ratio < 1:
+            raise ValueError(f"mask_ratio={ratio} is outside (0, 1). The paper's default is 0.6.")
+    low, high = bounds
+    if low > high:
+        raise ValueError(f"mask_ratio={mask_ratio} is a range that falls. Use {high} {low}.")
+    return low, high
+
+
+def span(values: float | Sequence[float]) -> str:
+    """A number, or the ends of a range, in words: "0.6" or "0.4 to 0.7"."""
+    return " to ".join(map(str, values)) if isinstance(values, Sequence) else str(values)
+
+
+def num_masked_units(num_units: int, mask_ratio: float) -> int:
+    """How many of `num_units` are hidden: the ratio, rounded up.
+
+    Args:
+        num_units: Number of mask units in an image.
+        mask_ratio: Share of the image to hide, in (0, 1).
+
+    Returns:
+        A number from 1 to `num_units - 1`, so that something is hidden and something stays visible.
+
+    Raises:
+        ValueError: If the ratio is outside (0, 1), or would hide the whole image.
+
+    Source: `MaskGenerator` in data/data_simmim.py of microsoft/SimMIM (22 of 36 at 192 px, 30 of 49 at 224 px).
+    """
+    ratio_range(mask_ratio)
+    count = _rounded_up(num_units, mask_ratio)
+    if count >= num_units:
+        raise ValueError(
+            f"mask_ratio={mask_ratio} hides all mask units of the image ({num_units}) and leaves nothing to predict"
+            " from. Use a smaller mask_patch_size or a smaller mask_ratio."
+        )
+    return count
+
+
+def _rounded_up(num_units: int, mask_ratio: float) -> int:
+    # Rounded first: 100 * 0.55 is 55.00000000000001, which is meant to be 55.
+    return max(1, math.ceil(round(num_units * mask_ratio, 9)))
+
+
+@dataclass(frozen=True)
+class MaskStrategy:
+    """A way of choosing mask units, to be called for masks.
+
+    Args:
+        choose: Which units are hidden, a function as in `mask_shapes.py`.
+    """
+
+    choose: Callable[[torch.Tensor, torch.Tensor, torch.Generator | None], torch.Tensor]
+
+    def __call__(
+        self,
+        grid_size: tuple[int, int],
+        mask_ratio: float | Sequence[float],
+        batch_size: int = 1,
+        *,
+        unit_size: int = 1,
+        valid_patches: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> torch.Tensor:
+        """Draw masks.
+
+        Args:
+            grid_size: (h, w) of the patch grid.
+            mask_ratio: Share of the image to hide, in (0, 1), or the two ends of a range, from which every image gets a
+                share of its own.
+            batch_size: Number of masks B.
+            unit_size: Side in patches of the square that is hidden or shown as a whole; those at the right and lower
+                border are cut if it does not divide the grid, and count like whole ones.
+            valid_patches: Bool tensor of shape (B, h, w), True where a patch holds a real pixel. The others are never
+                hidden, and units of nothing else do not count. Of fewer than two units none is hidden.
+            generator: Source of randomness; torch's default one on `device` if None.
+            device: Where the mask is made; on that of the generator or of `valid_patches` if None.
+
+        Returns:
+            Bool tensor of shape (B, h, w), True = masked.
+
+        Raises:
+            ValueError: If the unit is no size, the ratio cannot be met, or `valid_patches` has another shape.
+        """
+        if unit_size < 1:
+            raise ValueError(f"unit_size={unit_size} is no number of patches. Use 1 or more.")
+        rows, columns = patch_grid(grid_size, unit_size)
+        num_masked_units(rows * columns, ratio_range(mask_ratio)[1])
+        for source in (generator, valid_patches):
+            device = source.device if device is None and source is not None else device
+        if valid_patches is None:
+            valid = torch.ones(batch_size, rows, columns, dtype=torch.bool, device=device)
+            numbers = [rows * columns] * batch_size
+        else:
+            if tuple(valid_patches.shape) != (batch_size, *grid_size):
+                raise ValueError(
+                    f"valid_patches has shape {tuple(valid_patches.shape)}. Use {(batch_size, *grid_size)}, a value for"
+                    " each patch of each mask."
+                )
+            valid_patches = valid_patches.to(device)
+            valid = patches_with_pixels(valid_patches, unit_size)
+            numbers = valid.flatten(1).sum(1).tolist()
+        low, high = ratio_range(mask_ratio)
+        shares = draw(batch_size, like=valid, generator=generator).tolist() if low < high else [0.0] * batch_size
+        counts = [_count(number, low + share * (high - low)) for number, share in zip(numbers, shares, strict=True)]
+        units = self.choose(valid, torch.tensor(counts, device=valid.device), generator)
+        # A unit is to the grid what a patch is to the image.
+        mask = to_pixels(units, unit_size, grid_size)
+        return mask if valid_patches is None else mask & valid_patches
+
+
+def _count(num_units: int, mask_ratio: float) -> int:
+    """As `num_masked_units`, but images of few real units are no error: they keep one, or hide none."""
+    return min(_rounded_up(num_units, mask_ratio), num_units - 1) if num_units > 1 else 0
+
+
+def average_distance(
+    mask: torch.Tensor, patch_size: int = 1, image_size: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """AvgDist: mean Euclidean distance from hidden pixels to the nearest visible one, in pixels.
+
+    Exact, by a distance transform along columns and then along rows.
+
+    Args:
+        mask: Bool tensor of shape (B, h, w) on the patch grid, True = masked.
+        patch_size: Side of a patch in pixels.
+        image_size: (H, W) in pixels; whole patches if None.
+
+    Returns:
+        float32 tensor of shape (B,); 0 for images of which nothing is hidden.
+
+    Raises:
+        ValueError: If an image is hidden as a whole, or the mask does not cover the image.
+
+    Source: section 4.1.2 and figure 3 of the paper.
+    """
+    size = image_size or (mask.shape[1] * patch_size, mask.shape[2] * patch_size)
+    hidden = to_pixels(mask.bool(), patch_size, size)
+    height, width = size
+    if hidden.flatten(1).all(1).any():
+        raise ValueError("A mask hides a whole image, so that no visible pixel is near. Use a smaller mask_ratio.")
+    far = height + width  # further than any pixel
+    y = torch.arange(height, device=mask.device)[:, None]
+    x = torch.arange(width, device=mask.device)
+    above = torch.where(hidden, -far, y).cummax(dim=1).values
+    below = torch.where(hidden, 2 * far, y).flip(1).cummin(dim=1).values.flip(1)
+    in_column = torch.minimum(y - above, below - y).square().float().view(-1, width)  # B * H, W
+    in_row = (x[:, None] - x).square().float()
+    # Some rows at a time: each takes W * W numbers.
+    chunks = in_column.split(max(1, 2**21 // width**2))
+    nearest = torch.cat([(chunk[:, None] + in_row).amin(dim=2).sqrt() for chunk in chunks]).view(hidden.shape)
+    return nearest.flatten(1).sum(1) / hidden.flatten(1).sum(1).clamp(min=1)
+
+
+# Smallest block of BEiT: 16 of 196 patches; and how much longer than wide a block may be.
+SMALLEST_BLOCK = 16 / 196
+LONGEST_BLOCK = 1 / 0.3
+
+
+def draw(*shape: int, like: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """Numbers of [0, 1) on the device of another tensor.
+
+    float32 whatever torch's default is: half types have so few values that ties would favour the first units.
+    """
+    return torch.rand(*shape, generator=generator, device=like.device, dtype=torch.float32)
+
+
+def _lowest(scores: torch.Tensor, among: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """The `counts` (B,) units of the lowest scores (B, rows, columns) among some of them, as a bool tensor."""
+    last = torch.inf if scores.is_floating_point() else torch.iinfo(scores.dtype).max
+    order = scores.masked_fill(~among, last).flatten(1).argsort(dim=1)
+    chosen = torch.arange(order.shape[1], device=order.device) < counts[:, None]
+    return torch.zeros_like(chosen).scatter_(1, order, chosen).view(among.shape)
+
+
+def random_units(valid: torch.Tensor, counts: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """Units chosen uniformly at random.
+
+    Source: section 3.2 of the paper, "patch-aligned random masking".
+    """
+    scores = draw(len(valid), valid[0].numel(), like=valid, generator=generator)
+    return _lowest(scores.view(valid.shape), valid, counts)
+
+
+def square_units(valid: torch.Tensor, counts: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """One region as square as the grid allows, at a random place.
+
+    Source: section 3.2 of the paper, "other masking strategies": a square that is moved at random.
+    """
+    rows, columns = valid.shape[1:]
+    shorter = min(rows, columns)
+    side = counts.float().sqrt().ceil().long()
+    longer_side = torch.where(side > shorter, (counts + shorter - 1) // shorter, side)
+    sides = (side.clamp(max=shorter), longer_side)
+    height, width = sides if rows <= columns else sides[::-1]
+    y, x, corner = draw(3, len(valid), like=valid, generator=generator)
+    top, left = _below(y, rows - height + 1), _below(x, columns - width + 1)
+    return _around(valid, counts, 2 * top + height - 1, 2 * left + width - 1, _below(corner, 4))
+
+
+def central_square_units(valid: torch.Tensor, counts: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """One region as square as the grid allows, around the centre; nothing about it is random.
+
+    Source: section 3.2 of the paper, "other masking strategies", without the move.
+    """
+    corner = torch.zeros_like(counts)
+    return _around(valid, counts, corner + valid.shape[1] - 1, corner + valid.shape[2] - 1, corner)
+
+
+def _below(share: torch.Tensor, end: torch.Tensor | int) -> torch.Tensor:
+    """Shares of [0, 1) to whole numbers from 0 to `end - 1`. Rounding may have made the largest share one."""
+    return (share * end).long().clamp(max=end - 1)
+
+
+def _around(
+    valid: torch.Tensor, counts: torch.Tensor, y: torch.Tensor, x: torch.Tensor, corner: torch.Tensor
+) -> torch.Tensor:
+    """The units nearest to centres in Chebyshev distance, along a ring of equal ones from a corner on.
+
+    Args:
+        valid: Units that may be hidden, (B, rows, columns).
+        counts: How many, (B,).
+        y: Centres in halves of a unit, as those of even squares lie between units, (B,).
+        x: Likewise.
+        corner: Where rings begin, 0 to 3 clockwise from the upper left, (B,).
+    """
+    y, x, corner = (values.view(-1, 1, 1) for values in (y, x, corner))
+    y = 2 * torch.arange(valid.shape[1], device=valid.device)[:, None] - y  # B, rows, 1
+    x = 2 * torch.arange(valid.shape[2], device=valid.device) - x  # B, 1, columns
+    ring = torch.maximum(y.abs(), x.abs())
+    # Clockwise: a ring has four sides of twice its distance.
+    left_or_bottom = torch.where(y == ring, 5 * ring - x, 7 * ring - y)
+    along = torch.where(y == -ring, x + ring, torch.where(x == ring, y + 3 * ring, left_or_bottom))
+    along = (along - 2 * ring * corner) % (8 * ring).clamp(min=1)
+    return _lowest(ring * 8 * (ring.max() + 1) + along, valid, counts)
+
+
+def block_units(valid: torch.Tensor, counts: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """Blocks of random size and proportions on top of each other, the last one cut to the count.
+
+    Source: algorithm 1 of BEiT (arXiv 2106.08254).
+    """
+    batch_size, rows, columns = valid.shape
+    smallest = max(1, round(rows * columns * SMALLEST_BLOCK))
+    y = torch.arange(rows, device=valid.device)[:, None]
+    x = torch.arange(columns, device=valid.device)
+    masked, missing = torch.zeros_like(valid), counts
+    while missing.any():
+        area, aspect, top, left, end = draw(5, batch_size, like=valid, generator=generator)
+        area = smallest + area * (missing - smallest).clamp(min=0)
+        shorter = (area / LONGEST_BLOCK ** (2 * aspect - 1).abs()).sqrt().round().clamp(min=1)
+        longer = (area / shorter).ceil()
+        # At least as long as it takes where the other side is that of a narrow grid.
+        height = torch.where(aspect < 0.5, shorter, longer).maximum((area / columns).ceil()).clamp(max=rows).long()
+        width = torch.where(aspect < 0.5, longer, shorter).maximum((area / rows).ceil()).clamp(max=columns).long()
+        top, left = _below(top, rows - height + 1), _below(left, columns - width + 1)
+        free = valid & ~masked
+        is_stuck = ~(_blocks(y, x, top, left, height, width) & free).flatten(1).any(1)
+        if is_stuck.any():
+            # Moved to the next place where it hides something, so that this ends.
+            pick = (free * (1 + draw(*valid.shape, like=valid, generator=generator))).flatten(1).argmax(1)
+            pick_y, pick_x = pick // columns, pick % columns
+            top = torch.where(is_stuck, top.clamp(pick_y - height + 1, pick_y), top)
+            left = torch.where(is_stuck, left.clamp(pick_x - width + 1, pick_x), left)
+        free = free & _blocks(y, x, top, left, height, width)
+        lengthwise = torch.where((width > height).view(-1, 1, 1), x * rows + y, y * columns + x)
+        lengthwise = torch.where((end < 0.5).view(-1, 1, 1), lengthwise, -lengthwise)
+        added = _lowest(lengthwise, free, torch.minimum(missing, free.flatten(1).sum(1)))
+        masked = masked | added
+        missing = missing - added.flatten(1).sum(1)
+    return masked
+
+
+def _blocks(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    top: torch.Tensor,
+    left: torch.Tensor,
+    height: torch.Tensor,
+    width: torch.Tensor,
+) -> torch.Tensor:
+    """Rectangles of numbers (B,) on the units at y (rows, 1) and x (columns,), as a bool tensor (B, rows, columns)."""
+    top, left, height, width = (values.view(-1, 1, 1) for values in (top, left, height, width))
+    return (y >= top) & (y < top + height) & (x >= left) & (x < left + width)
+
+
+random_mask = MaskStrategy(random_units)
+
+
+square_mask = MaskStrategy(square_units)
+
+
+central_square_mask = MaskStrategy(central_square_units)
+
+
+block_mask = MaskStrategy(block_units)
+
+
+MASK_STRATEGIES: dict[str, MaskStrategy] = {
+    "random": random_mask,
+    "square": square_mask,
+    "central_square": central_square_mask,
+    "block": block_mask,
+}

@@ -1,0 +1,388 @@
+"""What all SimMIM models share: initialisation, and checkpoints of any geometry, of ours and of transformers."""
+
+import copy
+import difflib
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput, logging
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_simmim import SimMIMConfig
+from .encoders import build_encoder, encode, encoder_geometry, freeze_unused, init_as_released, layers_to_wrap
+from .heads import LinearHead
+from .masking import patch_mask
+from .swinv2 import init_swinv2_weights
+from .weights import (
+    describe_loading,
+    export_encoder,
+    keep_pretrained_windows,
+    load_stock,
+    remap,
+    same_geometry,
+    with_geometry_of,
+)
+
+
+@dataclass
+class SimMIMModelOutput(ModelOutput):
+    """Features of a batch of images.
+
+    Args:
+        last_hidden_state: Tokens of shape (B, N, D), in reading order, without class or register tokens.
+        pooler_output: Their mean, of shape (B, D).
+        feature_map: The same tokens as a map of shape (B, D, h, w).
+        hidden_states: Tuple of tensors, the patch embedding first, if asked for: (B, N_i, D_i) for transformers,
+            class tokens included, (B, D_i, h_i, w_i) for convolutional networks.
+        attentions: Tuple of attention weights, if asked for and the encoder gives them (our Swin does not).
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    feature_map: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+logger = logging.get_logger(__name__)
+# Of the arguments of `from_pretrained`: where a checkpoint is found, how weights are held, and where they are put.
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+_LOADING_ARGUMENTS = ("dtype", "torch_dtype", "attn_implementation")
+_PLACEMENT_ARGUMENTS = (
+    "device_map",
+    "device_mesh",
+    "max_memory",
+    "offload_buffers",
+    "offload_folder",
+    "offload_state_dict",
+    "quantization_config",
+    "tp_plan",
+    "tp_size",
+)
+
+
+class SimMIMPreTrainedModel(PreTrainedModel):
+    """What all SimMIM models share: config, initialisation, and checkpoints whose names need no conversion."""
+
+    config_class = SimMIMConfig
+    config: SimMIMConfig
+    base_model_prefix = "simmim"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)  # type: ignore[assignment]
+    supports_gradient_checkpointing = True
+    # What an encoder does not support it refuses itself.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _can_compile_fullgraph = True
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
+        r"relative_position_index$",
+        r"relative_coords_table$",
+        r"attn_mask$",
+    ]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        init_swinv2_weights(module, std=self.config.initializer_range)
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Initialise what no checkpoint gave: each module as its own model does it, and the tokens as we do."""
+        super().initialize_weights()
+        base_model: Any = self.base_model
+        init_as_released(base_model.encoder, base_model.mask_token, std=self.config.initializer_range)
+
+    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
+        """Save with the parameter names that the model has in memory.
+
+        transformers saves some encoders (ViT, BEiT, DeiT) under older names and converts them back on loading. Trainer
+        does not, and would resume with part of the weights left as they were.
+        """
+        kwargs["save_original_format"] = save_original_format
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """Load a checkpoint as every model of transformers does, at any image size and window.
+
+        Where `image_size`, `window_size` or `config` ask for another geometry than that of the checkpoint, the weights
+        that depend on it are remapped, and the log says which.
+
+        Args:
+            pretrained_model_name_or_path: Folder or name on the Hub.
+            *model_args: Passed to the model.
+            config: Config to use instead of the checkpoint's.
+            **kwargs: As in `PreTrainedModel.from_pretrained`; keys of the config, such as `image_size` or
+                `encoder_config={"drop_path_rate": 0.1}`, change it.
+
+        Returns:
+            The model, in evaluation mode.
+
+        Raises:
+            ValueError: If weights cannot be taken to the geometry.
+        """
+        result = cls._load(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        model = result[0] if isinstance(result, tuple) else result
+        model.base_model.freeze_unused()
+        return result
+
+    @classmethod
+    def _load(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """`from_pretrained`, but for parameters that loading makes trainable."""
+        plainly: Any = super().from_pretrained
+        if pretrained_model_name_or_path is None or "state_dict" in kwargs:
+            return plainly(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        name = str(pretrained_model_name_or_path)
+        hub_arguments = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
+        stored_dict, _ = cls.config_class.get_config_dict(name, **hub_arguments)
+        if "model_type" not in stored_dict:
+            raise ValueError(
+                f"{name} holds no config.json of a model. Name the output folder of a training, or a model on the Hub."
+            )
+        if stored_dict["model_type"] != cls.config_class.model_type:
+            raise ValueError(
+                f"{name} holds a {stored_dict['model_type']!r} model and none of SimMIM. Load it with"
+                f" {cls.__name__}.from_encoder."
+            )
+        stored = cls.config_class.from_dict(stored_dict)
+        if config is None or isinstance(config, (str, Path)):
+            location = name if config is None else config
+            loading = {key: kwargs.pop(key) for key in _LOADING_ARGUMENTS if key in kwargs} | hub_arguments
+            config, kwargs = cls.config_class.from_pretrained(location, return_unused_kwargs=True, **kwargs)
+            kwargs |= loading
+        target = copy.deepcopy(config)
+        for key in ("image_size", "window_size"):
+            if key in kwargs:
+                setattr(target, key, kwargs.pop(key))
+        target = cls._for_loading(target, stored)
+        source = with_geometry_of(stored, target)
+        keep_pretrained_windows(source, target)
+        if same_geometry(source, target):
+            return plainly(name, *model_args, config=target, **kwargs)
+        # All at the stored geometry first, and on the CPU; then the weights at the other one, where they are wanted.
+        wants_info = kwargs.pop("output_loading_info", False)
+        placement = {key: kwargs.pop(key) for key in _PLACEMENT_ARGUMENTS if key in kwargs}
+        model, info = plainly(name, *model_args, config=source, output_loading_info=True, **kwargs)
+        model_kwargs = {key: kwargs[key] for key in inspect.signature(cls.__init__).parameters if key in kwargs}
+        loading = {key: kwargs[key] for key in _LOADING_ARGUMENTS if key in kwargs}
+        state_dict = cls._remap(model, cls._on_meta(target, *model_args, **model_kwargs), name)
+        target.dtype = model.config.dtype
+        remapped, rest = plainly(
+            None,
+            *model_args,
+            config=target,
+            state_dict=state_dict,
+            output_loading_info=True,
+            **model_kwargs,
+            **loading,
+            **placement,
+        )
+        # What only this geometry has starts fresh, too, such as the norm of a classifier.
+        info["missing_keys"] |= rest["missing_keys"]
+        remapped.name_or_path = remapped.config._name_or_path = name
+        return (remapped, info) if wants_info else remapped
+
+    @classmethod
+    def _for_loading(cls, config: SimMIMConfig, stored: SimMIMConfig) -> SimMIMConfig:
+        """The config to load a checkpoint with, for classes whose encoder is another one than the pre-trained.
+
+        Args:
+            config: What is asked for.
+            stored: That of the checkpoint.
+        """
+        return config
+
+    @classmethod
+    def _on_meta(cls, config: SimMIMConfig, *model_args, **model_kwargs) -> "SimMIMPreTrainedModel":
+        """The model without memory, for the names and shapes of its parameters."""
+        with torch.device("meta"):
+            return cls(config, *model_args, **model_kwargs)
+
+    @staticmethod
+    def _remap(model: "SimMIMPreTrainedModel", target: "SimMIMPreTrainedModel", name: str) -> dict[str, torch.Tensor]:
+        """The weights of a model for another one of other geometry; the log says what changed."""
+        expected = {key: tensor.shape for key, tensor in target.state_dict().items()}
+        state_dict, lines = remap(dict(model.state_dict()), model.config, target.config, expected)
+        for line in lines:
+            logger.warning(f"{name}: {line}.")
+        return state_dict
+
+    @classmethod
+    def from_encoder(cls, pretrained_model_name_or_path: str | Path, **kwargs):
+        """Start from a vision checkpoint of transformers: its encoder, and its prediction head if it fits.
+
+        Takes checkpoints of every encoder that `encoder_config` takes, with any head on them or none, and the vision
+        part of those that have others. What was loaded, left out or freshly initialised is logged.
+
+        Args:
+            pretrained_model_name_or_path: Folder or name on the Hub.
+            **kwargs: Where to find it (`revision`, `token`, ...), how to hold it (`dtype`, `attn_implementation`), and
+                fields of `SimMIMConfig`, `image_size` and `window_size` among them: what depends on them is remapped.
+                A dict as `encoder_config` changes other keys of the encoder's config.
+
+        Returns:
+            The model, in evaluation mode.
+
+        Raises:
+            ValueError: If the checkpoint holds no such encoder, or only part of it, or an argument is unknown.
+        """
+        name = str(pretrained_model_name_or_path)
+        hub_arguments = {key: kwargs.pop(key) for key in _HUB_ARGUMENTS if key in kwargs}
+        loading = {key: kwargs.pop(key) for key in _LOADING_ARGUMENTS if key in kwargs}
+        changes = kwargs.pop("encoder_config", {})
+        known = {field.name for field in fields(cls.config_class)} | {"image_size", "window_size", "num_labels"}
+        _refuse_unknown(kwargs, known, "argument", "from_encoder")
+        encoder_config, weights, head, beside = load_stock(name, **hub_arguments)
+        _refuse_unknown(changes, {*encoder_config.to_dict(), "image_size"}, "key of encoder_config", name)
+        stored = cls.config_class(encoder_config=encoder_config.to_dict())
+        target = cls.config_class(encoder_config=encoder_config.to_dict() | changes, **kwargs)
+        target = cls._for_loading(target, stored)
+        source = with_geometry_of(stored, target)
+        keep_pretrained_windows(source, target)
+        model: Any = cls(source)
+        prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+        result = model.base_model.encoder.load_state_dict(weights, strict=False)
+        lacking = [key for key in result.missing_keys if not key.endswith("mask_token")]
+        if lacking:
+            raise ValueError(f"{name} lacks weights of the encoder: {', '.join(lacking[:3])}.")
+        loaded = {f"{prefix}encoder.{key}" for key in weights.keys() - set(result.unexpected_keys)}
+        # A decoder of the feature map is none of a sum with hidden states.
+        reads_features = isinstance(getattr(model, "head", None), LinearHead) and model.fusion is None
+        if head and reads_features and model.head.fits(head):
+            model.head.projection.load_state_dict(head)
+            loaded |= {f"head.projection.{key}" for key in head}
+        elif head:
+            beside = [*beside, "decoder"]
+        fresh = [key for key in model.state_dict() if key not in loaded]
+        logger.warning(describe_loading(name, len(loaded), fresh, [*result.unexpected_keys, *beside]))
+        state_dict = model.state_dict()
+        if not same_geometry(source, target):
+            state_dict = cls._remap(model, cls._on_meta(target), name)
+        return cls.from_pretrained(None, config=target, state_dict=state_dict, **loading)
+
+    def export_encoder(self, save_directory: str | Path) -> None:
+        """Write the encoder as a checkpoint of transformers' own model: plain `AutoModel.from_pretrained` reads it.
+
+        Args:
+            save_directory: Folder to write to.
+
+        Raises:
+            ValueError: If stock transformers cannot represent the encoder or computes something else with it, such as
+                a Swin whose window is larger than a stage; nothing is written then.
+        """
+        base_model: Any = self.base_model
+        left_out = export_encoder(base_model.encoder, self.config, base_model.geometry, save_directory)
+        if left_out:
+            logger.warning(f"{save_directory}: left out, as stock models have no use for it: {', '.join(left_out)}.")
+
+
+def _refuse_unknown(names: Iterable[str], known: set[str], kind: str, place: str) -> None:
+    """Refuse names that would go into a config and change nothing."""
+    for name in names:
+        if name not in known:
+            match = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {match[0]}?" if match else ""
+            raise ValueError(f"{place}: {name!r} is no {kind}.{hint}")
+
+
+class SimMIMModel(SimMIMPreTrainedModel):
+    """The encoder, returning features.
+
+    Args:
+        config: The SimMIM config.
+        use_mask_token: Whether to hold a mask token, which `bool_masked_pos` needs. Without it every parameter takes
+            part in every forward, as DDP demands of a model that never masks.
+    """
+
+    # Of a pre-trained model, whose head has no place here.
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
+        *SimMIMPreTrainedModel._keys_to_ignore_on_load_unexpected,
+        r"^(head|fusion)\.",
+        r"mask_token$",
+    ]
+
+    def __init__(self, config: SimMIMConfig, use_mask_token: bool = True):
+        super().__init__(config)
+        self.use_mask_token = use_mask_token
+        self.geometry = encoder_geometry(config.encoder_config)
+        self.encoder = build_encoder(config, use_mask_token)
+        self.mask_token = None
+        if use_mask_token and self.geometry.mask_token_shape is not None:
+            self.mask_token = nn.Parameter(torch.zeros(self.geometry.mask_token_shape))
+        self.freeze_unused()
+        self.post_init()
+        # After post_init, which takes over the encoder's own list with classes that it does not have.
+        self._no_split_modules = layers_to_wrap(self.encoder)
+
+    def freeze_unused(self) -> None:
+        """Freeze the parameters that no forward uses, such as those of a pooler."""
+        freeze_unused(self.encoder, self.geometry, self.use_mask_token)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The encoder's patch embedding, which PEFT hooks when it trains with gradient checkpointing."""
+        if isinstance(self.encoder, PreTrainedModel):
+            return self.encoder.get_input_embeddings()
+        return self.encoder.get_submodule("embeddings.patch_embeddings")
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> SimMIMModelOutput:
+        """Encode images, with some patches hidden if a mask is given.
+
+        Args:
+            pixel_values: Normalised images of shape (B, C, H, W).
+            bool_masked_pos: Mask of shape (B, N) or (B, h, w) on the patch grid, True = masked.
+            output_hidden_states: Whether to return the hidden states.
+            output_attentions: Whether to return attention weights, where the encoder can.
+            return_dict: Whether to return a `ModelOutput` (default) or a tuple.
+
+        Returns:
+            The features.
+
+        Raises:
+            ValueError: If the channels or the mask do not fit the config and the images.
+        """
+        if pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"pixel_values has {pixel_values.shape[1]} channels and the model was built for"
+                f" {self.config.num_channels}. Convert the images, or set num_channels in encoder_config."
+            )
+        mask = patch_mask(bool_masked_pos, pixel_values, self.geometry.patch_size)
+        if mask is not None and self.mask_token is None and self.geometry.mask_token_shape is not None:
+            raise ValueError("This model was built without a mask token. Use SimMIMForMaskedImageModeling.")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if pixel_values.dtype == torch.float32:
+            # A model of another type still makes its targets of images in float32.
+            pixel_values = pixel_values.to(self.dtype)
+        outputs = encode(
+            self.encoder,
+            self.geometry,
+            pixel_values,
+            mask,
+            self.mask_token,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        tokens = outputs.feature_map.flatten(2).transpose(1, 2)  # B, N, D
+        return SimMIMModelOutput(
+            last_hidden_state=tokens,
+            pooler_output=tokens.mean(dim=1),
+            feature_map=outputs.feature_map,
+            hidden_states=outputs.hidden_states if output_hidden_states else None,
+            attentions=outputs.attentions if output_attentions else None,
+        )

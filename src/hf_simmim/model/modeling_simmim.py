@@ -1,0 +1,496 @@
+"""The SimMIM models: an encoder that sees some patches, and a head that predicts what the others hold."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_simmim import TARGETS, SimMIMConfig
+from .encoder_stages import Stage, as_map, encoder_layers, is_single_scale, stages, usual_features
+from .encoders import MEASURING, layers_to_wrap, settings_key, whole
+from .heads import HiddenStateFusion, build_head
+from .losses import (
+    LOSSES,
+    classification_loss,
+    masked_mean,
+    masked_mean_per_image,
+    num_hidden_pixels,
+    pixel_weights,
+)
+from .masking import patch_grid, patch_mask
+from .modeling_base import SimMIMModel, SimMIMPreTrainedModel
+
+
+@dataclass
+class SimMIMMaskedImageModelingOutput(ModelOutput):
+    """Loss and reconstruction of a batch of images.
+
+    Args:
+        loss: Scalar float32 tensor; None if no mask was given, or none was asked for.
+        prediction: What the head predicts, of shape (B, K, ceil(H / stride), ceil(W / stride)) with the stride of the
+            target: pixels, logits of classes, features.
+        reconstruction: Predicted images of shape (B, C, H, W), in the space of `pixel_values`; None if the target
+            cannot be decoded to pixels, or none was asked for.
+        hidden_states: As in `SimMIMModelOutput`.
+        attentions: As in `SimMIMModelOutput`.
+    """
+
+    loss: torch.Tensor | None = None
+    prediction: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
+    """Pre-training: the encoder, a prediction head, and the loss on the hidden patches.
+
+    Args:
+        config: The SimMIM config.
+    """
+
+    def __init__(self, config: SimMIMConfig):
+        # What was set after the config was made is not checked yet.
+        config.validate_components()
+        super().__init__(config)
+        self.simmim = SimMIMModel(config)
+        self.target = TARGETS[config.target].build(config, SimMIMModel)
+        self.fusion = HiddenStateFusion(config) if config.head_inputs is not None else None
+        self.head = build_head(config, self.target.num_outputs, self.target.stride)
+        self.post_init()
+        self._no_split_modules = sorted({*layers_to_wrap(self.simmim.encoder), *layers_to_wrap(self.head)})
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | float | None = None,
+        return_reconstruction: bool = True,
+        return_loss: bool = True,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> SimMIMMaskedImageModelingOutput:
+        """Predict images of which some patches are hidden.
+
+        Args:
+            pixel_values: Whole, normalised images of shape (B, C, H, W). Those whose H and W are no multiples of the
+                encoder's stride are padded inside; the padding is no part of loss and reconstruction.
+            bool_masked_pos: Mask of shape (B, N) or (B, h, w) on the patch grid, True = masked. Without it nothing is
+                hidden and there is no loss.
+            pixel_mask: Mask of shape (B, H, W), False where a pixel is none, such as padding and missing data: it is
+                no part of the loss.
+            num_items_in_batch: What `num_hidden_pixels` gives for the whole batch, where this is a part of it: the
+                losses of the parts add up to that of the batch, whatever is hidden in each.
+            return_reconstruction: Whether to decode the prediction to pixels, where that takes a step of its own.
+            return_loss: Whether to compute the loss if there is a mask. Trainer evaluates models that have this.
+            output_hidden_states: Whether to return the encoder's hidden states.
+            output_attentions: Whether to return attention weights, where the encoder can.
+            return_dict: Whether to return a `ModelOutput` (default) or a tuple.
+
+        Returns:
+            Loss, prediction and reconstruction.
+
+        Raises:
+            ValueError: If the channels or a mask do not fit.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        outputs = self.simmim(
+            pixel_values,
+            bool_masked_pos=bool_masked_pos,
+            output_hidden_states=output_hidden_states or self.fusion is not None,
+            output_attentions=output_attentions,
+        )
+        features = outputs.feature_map
+        if self.fusion is not None:
+            features = self.fusion(features, outputs.hidden_states)
+        rows, columns = patch_grid((pixel_values.shape[2], pixel_values.shape[3]), self.target.stride)
+        prediction = self.head(features)[:, :, :rows, :columns]
+        loss: Any = None
+        if bool_masked_pos is not None and return_loss:
+            loss = self.masked_loss(prediction, pixel_values, bool_masked_pos, pixel_mask, num_items_in_batch)
+        reconstruction = None
+        if return_reconstruction or self.target.is_pixels:
+            reconstruction = self.target.decode(prediction, pixel_values)
+        return SimMIMMaskedImageModelingOutput(
+            loss=loss,
+            prediction=prediction,
+            reconstruction=reconstruction,
+            hidden_states=outputs.hidden_states if output_hidden_states else None,
+            attentions=outputs.attentions,
+        )
+
+    def masked_loss(
+        self,
+        prediction: torch.Tensor,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | float | None = None,
+        per_image: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """The config's loss between prediction and target, averaged over the pixels that count.
+
+        Args:
+            prediction: The head's output, of shape (B, K, h, w).
+            pixel_values: Whole, normalised images of shape (B, C, H, W).
+            bool_masked_pos: Mask of shape (B, N) or (B, h, w), True = masked.
+            pixel_mask: Mask of shape (B, H, W), False where a pixel is none.
+            num_items_in_batch: As in `forward`.
+            per_image: Whether to average over each image rather than the batch.
+
+        Returns:
+            float32 scalar; per image two tensors of shape (B,), the loss and the number of pixels that it is of.
+        """
+        target = self.target(pixel_values)
+        with torch.autocast(prediction.device.type, enabled=False):
+            distance = LOSSES[str(self.config.loss)].distance(prediction.float(), target, **self.config.options("loss"))
+            weights = self._pixel_weights(pixel_values, bool_masked_pos, pixel_mask)
+            if per_image:
+                return masked_mean_per_image(distance, weights)
+            return masked_mean(distance, weights, num_items_in_batch)
+
+    def num_hidden_pixels(
+        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor, pixel_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Number of pixels that the loss of a batch is averaged over, as a float32 scalar; arguments as in `forward`.
+
+        The sum over all parts of a batch, on all processes, is the `num_items_in_batch` of each of them. DDP averages
+        gradients over processes instead of adding them up: multiply each loss by their number, as Trainer does.
+        """
+        size = patch_grid((pixel_values.shape[2], pixel_values.shape[3]), self.target.stride)
+        return num_hidden_pixels(self._pixel_weights(pixel_values, bool_masked_pos, pixel_mask), size)
+
+    def _pixel_weights(
+        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor, pixel_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        patch_size = self.simmim.geometry.patch_size
+        mask = None
+        if self.config.loss_region == "masked":
+            mask = patch_mask(bool_masked_pos, pixel_values, patch_size)
+        if pixel_mask is not None:
+            expected = (pixel_values.shape[0], *pixel_values.shape[2:])
+            if tuple(pixel_mask.shape) != expected:
+                raise ValueError(f"pixel_mask has shape {tuple(pixel_mask.shape)}. These images need {expected}.")
+            pixel_mask = pixel_mask.bool()
+        return pixel_weights(
+            mask, patch_size, pixel_values.shape, self.target.stride, pixel_mask, device=pixel_values.device
+        )
+
+
+class SimMIMForImageClassification(SimMIMPreTrainedModel):
+    """Fine-tuning: the encoder, the mean of its tokens, a norm and a linear layer.
+
+    The norm is that of the encoder where it ends in one, as Swin does, and a fresh one behind the mean where it does
+    not, as the paper's ViT. From a pre-training checkpoint `from_pretrained` makes what the paper fine-tunes, at any
+    image size and window: see `SimMIMConfig.for_fine_tuning`.
+
+    Under the unmodified Trainer the loss of a step is the mean over all its images, however they are spread over
+    processes and accumulated batches.
+
+    Args:
+        config: The SimMIM config, with `num_labels`, and `problem_type` and `class_weights` if wanted.
+    """
+
+    # Trainer tells forward how many labels the whole batch has.
+    accepts_loss_kwargs = True
+    _keys_to_ignore_on_load_unexpected = SimMIMModel._keys_to_ignore_on_load_unexpected
+
+    def __init__(self, config: SimMIMConfig):
+        # What was set after the config was made is not checked yet.
+        config.validate_class_weights()
+        super().__init__(config)
+        weights = config.class_weights
+        if weights is not None and len(weights) != config.num_labels:
+            raise ValueError(
+                f"class_weights has {len(weights)} numbers and the model {config.num_labels} labels. Give one for each."
+            )
+        self.simmim = SimMIMModel(config, use_mask_token=False)
+        ends_in_norm = encoder_layers(config).ends_in_norm
+        epsilon = getattr(config.encoder_config, "layer_norm_eps", 1e-6)
+        self.norm = nn.Identity() if ends_in_norm else nn.LayerNorm(config.hidden_size, eps=epsilon)
+        self.classifier = nn.Linear(config.hidden_size, int(config.num_labels or 0))
+        self.post_init()
+        self._no_split_modules = self.simmim._no_split_modules
+
+    @classmethod
+    def _for_loading(cls, config: SimMIMConfig, stored: SimMIMConfig) -> SimMIMConfig:
+        # A classifier that was saved keeps the structure that it has.
+        return config if cls.__name__ in (stored.architectures or ()) else config.for_fine_tuning()
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Initialise what no checkpoint gave; the ViT's classifier begins near zero, as released."""
+        super().initialize_weights()
+        self._init_classifier()
+
+    def _init_classifier(self) -> None:
+        if self.config.encoder_config.model_type == "beit":
+            # A thousandth of what the released code draws.
+            init.trunc_normal_(self.classifier.weight, std=self.config.initializer_range / 1000)
+
+    @torch.no_grad()
+    def reset_classifier(self) -> None:
+        """Draw the last layer anew, for classes that have nothing to do with those it was trained for."""
+        self.classifier = nn.Linear(self.classifier.in_features, self.classifier.out_features).to(
+            self.classifier.weight
+        )
+        self._init_weights(self.classifier)
+        self._init_classifier()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | float | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ImageClassifierOutput:
+        """Classify images.
+
+        Args:
+            pixel_values: Normalised images of shape (B, C, H, W).
+            labels: As in `classification_loss`: classes (B,), probabilities or several labels (B, K), or numbers.
+            num_items_in_batch: As in `classification_loss`.
+            output_hidden_states: Whether to return the encoder's hidden states.
+            output_attentions: Whether to return attention weights, where the encoder can.
+            return_dict: Whether to return a `ModelOutput` (default) or a tuple.
+
+        Returns:
+            Loss, which is None without labels, logits of shape (B, K), and what else was asked for.
+
+        Raises:
+            ValueError: If the channels or the labels do not fit.
+        """
+        outputs = self.simmim(
+            pixel_values, output_hidden_states=output_hidden_states, output_attentions=output_attentions
+        )
+        logits = self.classifier(self.norm(outputs.pooler_output))
+        loss: Any = None
+        if labels is not None:
+            loss = classification_loss(
+                logits, labels, self.config.problem_type, self.config.class_weights, num_items_in_batch
+            )
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+NUM_PYRAMID_MAPS = 4
+
+_unused: dict[tuple[str, ...], list[str]] = {}
+
+
+class SimMIMBackbone(BackboneMixin, SimMIMPreTrainedModel):
+    """The encoder without a mask token, returning the maps of its stages.
+
+    The last stage is the encoder's feature map with its pre-trained final norm. Each other stage that is returned gets
+    a LayerNorm of its own, a fresh one, unless the encoder is normalised by batches throughout. What no returned map
+    depends on is frozen: DDP waits for every parameter that asks for a gradient.
+
+    `AutoBackbone.from_pretrained` of transformers takes names on the Hub only. For folders use the one of this class.
+
+    Args:
+        config: The SimMIM config; `out_features` or `out_indices` name the stages, `backbone_pyramid` asks for maps
+            of four strides of an encoder of one. Stages that are not named are set in it.
+
+    Raises:
+        ValueError: If the encoder returns no hidden states, or the pyramid does not fit it.
+
+    Source: norms as in SwinTransformer/Swin-Transformer-Semantic-Segmentation, which has one for each stage.
+    """
+
+    # Of a pre-trained model.
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
+        *SimMIMPreTrainedModel._keys_to_ignore_on_load_unexpected,
+        r"^(head|fusion)\.",
+        r"mask_token$",
+    ]
+
+    def __init__(self, config: SimMIMConfig):
+        if config.out_features is None:
+            config.out_features = usual_features(config)
+        super().__init__(config)
+        known = stages(config)
+        self.num_features = [stage.state.channels for stage in known]
+        self.stages = [stage for stage in known if stage.name in self.out_features]
+        self.simmim = SimMIMModel(config, use_mask_token=False)
+        if self.simmim.geometry.route == "own":
+            self.simmim.encoder.before_merging = True  # type: ignore[assignment]
+        has_norms = any(isinstance(module, nn.LayerNorm) for module in self.simmim.encoder.modules())
+        self.norms = nn.ModuleDict(
+            {
+                stage.name: nn.LayerNorm(stage.state.channels) if has_norms else nn.Identity()
+                for stage in self.stages
+                if stage.hidden_state is not None
+            }
+        )
+        self.pyramid = FeaturePyramid(config, self.stages) if config.backbone_pyramid else None
+        self.freeze_unused()
+        self.post_init()
+        # After post_init, as in SimMIMModel.
+        self._no_split_modules = self.simmim._no_split_modules
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, (nn.ConvTranspose2d, nn.BatchNorm2d)):
+            PreTrainedModel._init_weights(self, module)
+        else:
+            super()._init_weights(module)
+
+    def freeze_unused(self) -> None:
+        """Freeze the parameters that no returned map depends on."""
+        self.simmim.freeze_unused()
+        if self.stages[-1].hidden_state is not None:
+            for name in unused_parameters(self.config, self.stages):
+                self.simmim.get_parameter(name).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "SimMIMBackbone":
+        """As in torch, and freeze again: loading makes all trainable, in a model around this one too, and ends here."""
+        super().train(mode)
+        self.freeze_unused()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The encoder's patch embedding."""
+        return self.simmim.get_input_embeddings()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BackboneOutput:
+        """Encode images.
+
+        Args:
+            pixel_values: Normalised images of shape (B, C, H, W).
+            output_hidden_states: Whether to return the encoder's hidden states; those of our Swin are the patch
+                embedding and the output of each stage before patch merging.
+            output_attentions: Whether to return attention weights, where the encoder can.
+            return_dict: Whether to return a `BackboneOutput` (default) or a tuple.
+
+        Returns:
+            `feature_maps`, one of shape (B, D_i, ceil(H / stride_i), ceil(W / stride_i)) for each of `out_features`.
+        """
+        outputs = self.simmim(pixel_values, output_hidden_states=True, output_attentions=output_attentions)
+        size = (pixel_values.shape[2], pixel_values.shape[3])
+        padded = whole(size, self.simmim.geometry.stride)
+        feature_maps: Any = []
+        for stage in self.stages:
+            if stage.hidden_state is None:
+                feature_maps.append(outputs.feature_map)
+                continue
+            stride = stage.state.stride
+            grid_size = (padded[0] // stride, padded[1] // stride)
+            tokens = as_map(stage.state, outputs.hidden_states[stage.hidden_state], grid_size)
+            feature_map = self.norms[stage.name](tokens).permute(0, 3, 1, 2)
+            rows, columns = whole(size, stride)
+            feature_maps.append(feature_map[:, :, : rows // stride, : columns // stride])
+        if self.pyramid is not None:
+            feature_maps = self.pyramid(feature_maps, size)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        return BackboneOutput(
+            feature_maps=tuple(feature_maps),
+            hidden_states=outputs.hidden_states if output_hidden_states else None,
+            attentions=outputs.attentions,
+        )
+
+
+class FeaturePyramid(nn.Module):
+    """Brings four maps of one stride to a quarter, a half, once and twice that stride.
+
+    Args:
+        config: The SimMIM config.
+        chosen: The stages of the maps.
+
+    Raises:
+        ValueError: If the maps are not four, or have several strides already.
+
+    Source: semantic_segmentation/backbone/beit.py of microsoft/unilm, which takes the layers without norms.
+    """
+
+    def __init__(self, config: Any, chosen: list[Stage]):
+        super().__init__()
+        name = config.encoder_config.model_type
+        if not is_single_scale(config):
+            raise ValueError(
+                f"backbone_pyramid=True: the encoder {name!r} has maps of several strides already. Leave it out."
+            )
+        if len(chosen) != NUM_PYRAMID_MAPS:
+            names = ", ".join(config.stage_names)
+            remedy = f"Name {NUM_PYRAMID_MAPS} with out_features, of: {names}."
+            if len(config.stage_names) < NUM_PYRAMID_MAPS:
+                remedy = f"It has no more than {names}: use a deeper encoder."
+            raise ValueError(
+                f"backbone_pyramid=True takes {NUM_PYRAMID_MAPS} stages, and {len(chosen)} are named of the encoder"
+                f" {name!r}. {remedy}"
+            )
+        dim = chosen[0].state.channels
+        self.stride = chosen[0].state.stride
+        self.to_quarter = nn.Sequential(
+            nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2),
+            nn.BatchNorm2d(dim),
+            nn.GELU(),
+            nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2),
+        )
+        self.to_half = nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2)
+
+    def forward(self, feature_maps: list[torch.Tensor], size: tuple[int, int]) -> list[torch.Tensor]:
+        """Four maps (B, D, h, w) of images of a size (H, W), each at its stride, without what is padding only."""
+        first, second, third, fourth = feature_maps
+        larger = []
+        for feature_map, scale in ((self.to_quarter(first), 4), (self.to_half(second), 2)):
+            rows, columns = (-(-side * scale // self.stride) for side in size)
+            larger.append(feature_map[:, :, :rows, :columns])
+        return [*larger, third, F.max_pool2d(fourth, kernel_size=2, stride=2, ceil_mode=True)]
+
+
+def unused_parameters(config: Any, chosen: list[Stage]) -> list[str]:
+    """Names of the parameters of `SimMIMModel` that no map depends on, by a run without memory; measured once.
+
+    Args:
+        config: The SimMIM config.
+        chosen: The stages of the maps, each with the index of a hidden state.
+
+    Returns:
+        The names.
+    """
+    key = (settings_key(config.encoder_config), *(stage.name for stage in chosen))
+    with MEASURING:
+        if key not in _unused:
+            plain = copy.deepcopy(config)
+            plain.encoder_config._attn_implementation = "eager"
+            with torch.inference_mode(False):
+                _unused[key] = _measure_unused(plain, chosen)
+        return _unused[key]
+
+
+def _measure_unused(config: Any, chosen: list[Stage]) -> list[str]:
+    with torch.device("meta"):
+        model = SimMIMModel(config, use_mask_token=False).eval()
+        pixel_values = torch.zeros(1, config.num_channels, *model.geometry.image_size, dtype=model.dtype)
+    if model.geometry.route == "own":
+        model.encoder.before_merging = True
+    # On the CPU, as the other measurements.
+    with torch.device("cpu"), torch.enable_grad():
+        states = model(pixel_values, output_hidden_states=True).hidden_states
+        torch.stack([states[stage.hidden_state].sum() for stage in chosen]).sum().backward()
+    return [name for name, parameter in model.named_parameters() if parameter.grad is None]

@@ -1,0 +1,566 @@
+"""Swin Transformer for masked image modelling.
+
+Computes what the released code computes, for any height and width, without state that a forward changes. Tokens stay in
+window order through a stage: changing between plain and shifted windows is one permutation, and only there. Parameter
+names are those of transformers' Swin checkpoints, so weights pass between the two without conversion.
+
+Source: models/swin_transformer.py of microsoft/SimMIM.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+# The released code hides tokens of other regions by adding this to the attention logits, not minus infinity.
+OTHER_REGION_LOGIT = -100.0
+
+
+class WindowLayout(NamedTuple):
+    """How a grid of tokens is cut into windows. L tokens after padding, N tokens a window, W windows an image."""
+
+    grid_size: tuple[int, int]  # the real tokens
+    padded_size: tuple[int, int]  # a whole number of windows
+    window_size: int
+    relative_index: torch.Tensor  # N, N: row of the bias table for each pair of tokens
+    to_shifted: torch.Tensor | None  # L: plain window order -> shifted window order; None if windows never shift
+    to_plain: torch.Tensor | None  # L: the inverse
+    region_mask: torch.Tensor | None  # W, 1, N, N: logits that keep the regions of a shifted window apart
+    is_real: torch.Tensor | None  # L, 1 in plain window order: 1 for tokens, 0 for padding; None without padding
+    coordinates: torch.Tensor | None = None  # rows of the bias table, 2: distances, where the bias is made from them
+
+
+def window_layout(
+    grid_size: tuple[int, int], table_window: int, device: torch.device, dtype: torch.dtype
+) -> WindowLayout:
+    """Lay windows over a grid.
+
+    Args:
+        grid_size: (h, w) in tokens.
+        table_window: Window that the relative position table was made for, in tokens. On a grid that is smaller the
+            window shrinks to the grid and uses the middle of the table.
+        device: Where the index tensors are made.
+        dtype: Type of the float tensors.
+
+    Returns:
+        The layout. Windows shift by half a window unless one window spans the shorter side, as in the released code.
+    """
+    height, width = grid_size
+    window = min(table_window, height, width)
+    shift = 0 if min(height, width) <= table_window else window // 2
+    padded_height, padded_width = math.ceil(height / window) * window, math.ceil(width / window) * window
+
+    offsets = torch.arange(window, device=device)
+    rows, columns = (axis.flatten() for axis in torch.meshgrid(offsets, offsets, indexing="ij"))
+    row_distance = rows[:, None] - rows[None, :] + table_window - 1  # N, N
+    column_distance = columns[:, None] - columns[None, :] + table_window - 1
+    relative_index = row_distance * (2 * table_window - 1) + column_distance
+
+    to_shifted = to_plain = region_mask = is_real = None
+    if shift:
+        order = torch.arange(padded_height * padded_width, device=device).view(1, -1, 1)
+        order = from_windows(order, window, (padded_height, padded_width))  # each position's place in window order
+        to_shifted = to_windows(order.roll((-shift, -shift), dims=(1, 2)), window).flatten()
+        to_plain = to_windows(order.roll((shift, shift), dims=(1, 2)), window).flatten()
+        region_rows = _regions(padded_height, window, shift, device)
+        region_columns = _regions(padded_width, window, shift, device)
+        regions = (region_rows[:, None] * 3 + region_columns[None, :]).view(1, padded_height, padded_width, 1)
+        regions = to_windows(regions, window).view(-1, window * window)  # W, N
+        differ = regions[:, None, :] != regions[:, :, None]  # W, N, N
+        region_mask = torch.zeros(differ.shape, device=device, dtype=dtype).masked_fill(differ, OTHER_REGION_LOGIT)
+        region_mask = region_mask[:, None]  # W, 1, N, N
+    if (padded_height, padded_width) != (height, width):
+        real = torch.ones(1, height, width, 1, device=device, dtype=dtype)
+        is_real = to_windows(F.pad(real, (0, 0, 0, padded_width - width, 0, padded_height - height)), window)[0]
+    return WindowLayout(
+        grid_size, (padded_height, padded_width), window, relative_index, to_shifted, to_plain, region_mask, is_real
+    )
+
+
+def _regions(length: int, window: int, shift: int, device: torch.device) -> torch.Tensor:
+    """Region 0, 1 or 2 of each position along one axis of the rolled grid."""
+    positions = torch.arange(length, device=device)
+    return (positions >= length - window).long() + (positions >= length - shift).long()
+
+
+def to_windows(tokens: torch.Tensor, window: int) -> torch.Tensor:
+    """(B, H, W, C) in reading order to (B, H * W, C) window by window."""
+    batch_size, height, width, channels = tokens.shape
+    tokens = tokens.view(batch_size, height // window, window, width // window, window, channels)
+    return tokens.transpose(2, 3).reshape(batch_size, height * width, channels)
+
+
+def from_windows(tokens: torch.Tensor, window: int, size: tuple[int, int]) -> torch.Tensor:
+    """(B, H * W, C) window by window to (B, H, W, C) in reading order."""
+    batch_size, _, channels = tokens.shape
+    height, width = size
+    tokens = tokens.view(batch_size, height // window, width // window, window, window, channels)
+    return tokens.transpose(2, 3).reshape(batch_size, height, width, channels)
+
+
+class Permute(torch.autograd.Function):
+    """Reorder tokens; the gradient is a gather with the inverse order, where autograd would scatter."""
+
+    @staticmethod
+    def forward(tokens: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+        return tokens.index_select(1, order)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (inverse,) = ctx.saved_tensors
+        return grad_output.index_select(1, inverse), None, None
+
+
+class SwinDropPath(nn.Module):
+    """Stochastic depth: drop a residual branch for whole images, and scale up the rest.
+
+    Args:
+        drop_prob: Share of images whose branch is dropped in training.
+    """
+
+    def __init__(self, drop_prob: float):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, branch: torch.Tensor) -> torch.Tensor:
+        if self.drop_prob == 0.0 or not self.training:
+            return branch
+        keep = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.drop_prob
+        return branch * (keep.to(branch.dtype) / (1.0 - self.drop_prob))
+
+    def extra_repr(self) -> str:
+        return f"drop_prob={self.drop_prob}"
+
+
+class WindowSelfAttention(nn.Module):
+    """Attention inside each window; subclasses say how queries meet keys and what bias relative positions get.
+
+    Args:
+        config: Config of the encoder.
+        dim: Channels of the stage.
+        num_heads: Heads of the stage.
+        window_size: Window of the stage, in tokens.
+    """
+
+    has_key_bias = True  # where queries and values have one
+
+    def __init__(self, config: PreTrainedConfig, dim: int, num_heads: int, window_size: int):
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"The stage of {dim} channels cannot be split over num_heads={num_heads}.")
+        self.num_heads = num_heads
+        self.dropout = config.attention_probs_dropout_prob
+        self.query = nn.Linear(dim, dim, bias=config.qkv_bias)
+        self.key = nn.Linear(dim, dim, bias=config.qkv_bias and self.has_key_bias)
+        self.value = nn.Linear(dim, dim, bias=config.qkv_bias)
+
+    def bias_table(self, layout: WindowLayout) -> torch.Tensor:
+        """Bias of each head (columns) for each relative position (rows)."""
+        raise NotImplementedError
+
+    def attend(self, qkv: torch.Tensor, bias: torch.Tensor, dropout: float) -> torch.Tensor:
+        """Projections (B, W, N, 3, heads, d) and bias, as `biased_attention` takes it, to (B, W, heads, N, d)."""
+        raise NotImplementedError
+
+    def forward(self, tokens: torch.Tensor, layout: WindowLayout, region_mask: torch.Tensor | None) -> torch.Tensor:
+        batch_size, length, dim = tokens.shape
+        window_area = layout.window_size**2
+        qkv = project_jointly(tokens, (self.query, self.key, self.value))
+        qkv = qkv.view(batch_size, length // window_area, window_area, 3, self.num_heads, dim // self.num_heads)
+        # Fused kernels refuse a bias that is not contiguous in its last dimension.
+        bias = F.embedding(layout.relative_index, self.bias_table(layout)).permute(2, 0, 1).contiguous()
+        if region_mask is not None:
+            bias = bias + region_mask  # heads, N, N -> W, heads, N, N
+        context = self.attend(qkv, bias, self.dropout if self.training else 0.0)
+        return context.transpose(2, 3).reshape(batch_size, length, dim)
+
+
+def project_jointly(tokens: torch.Tensor, projections: tuple[nn.Module, ...]) -> torch.Tensor:
+    """Tokens (..., D) through several layers from D to D channels, side by side: (..., D * number of layers)."""
+    if not all(type(projection) is nn.Linear for projection in projections):
+        # Adapters and quantisation replace the layers by their own.
+        return torch.cat([projection(tokens) for projection in projections], dim=-1)
+    # One GEMM for all, whose parameters stay apart for the sake of their names.
+    weight = torch.cat([projection.weight for projection in projections])  # type: ignore[misc]
+    biases = [projection.bias for projection in projections]
+    shift = None
+    if any(bias is not None for bias in biases):
+        shift = torch.cat([weight.new_zeros(tokens.shape[-1]) if bias is None else bias for bias in biases])  # type: ignore[misc]
+    return F.linear(tokens, weight, shift)
+
+
+class SwinSelfAttention(WindowSelfAttention):
+    """Attention inside each window, with a learned bias for each relative position."""
+
+    def __init__(self, config: PreTrainedConfig, dim: int, num_heads: int, window_size: int):
+        super().__init__(config, dim, num_heads, window_size)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
+
+    def bias_table(self, layout: WindowLayout) -> torch.Tensor:
+        return self.relative_position_bias_table
+
+    def attend(self, qkv: torch.Tensor, bias: torch.Tensor, dropout: float) -> torch.Tensor:
+        query, key, value = (part.transpose(2, 3) for part in qkv.unbind(3))  # B, W, heads, N, d
+        return biased_attention(query, key, value, bias, dropout, scale=query.shape[-1] ** -0.5)
+
+
+def biased_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, dropout: float, scale: float
+) -> torch.Tensor:
+    """Attention inside windows, with a bias that all images share and that is never copied for each of them.
+
+    Args:
+        query: Tensor of shape (B, W, heads, N, d), of the type of `value` or a wider one.
+        key: Tensor of the same shape and type.
+        value: Tensor of the same shape.
+        bias: Added to the logits, of shape (heads, N, N) if all windows share it, else (W, heads, N, N).
+        dropout: Share of the attention weights that are dropped.
+        scale: Factor of the products of queries and keys.
+
+    Returns:
+        Tensor of the shape of `query`.
+    """
+    if bias.requires_grad and bias.device.type == "cpu":
+        # The fused function has no kernel here that gives the bias a gradient. What it does instead, also in the type
+        # of the parameters, is slower than this.
+        with torch.autocast("cpu", enabled=False):
+            query, key, value = (part.to(bias.dtype) for part in (query, key, value))
+            logits = torch.add(bias, query @ key.transpose(3, 4), alpha=scale)
+            return F.dropout(logits.softmax(dim=-1), dropout) @ value
+    shape = query.shape
+    # Windows join the images where they share the bias, else the heads: either way one bias serves the whole batch.
+    first = 0 if bias.dim() == 3 else 1
+    query, key, value = (part.to(value.dtype).flatten(first, first + 1) for part in (query, key, value))
+    bias = (bias if first == 0 else bias.flatten(0, 1))[None].to(value.dtype)
+    context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale)
+    return context.view(shape)
+
+
+class SwinDense(nn.Module):
+    """A linear layer and dropout under the name that checkpoints give it."""
+
+    def __init__(self, dim_in: int, dim_out: int, dropout: float = 0.0):
+        super().__init__()
+        self.dense = nn.Linear(dim_in, dim_out)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.dense(tokens))
+
+
+class SwinAttention(nn.Module):
+    """Windowed attention and its output projection."""
+
+    def __init__(self, config: PreTrainedConfig, dim: int, self_attention: WindowSelfAttention):
+        super().__init__()
+        self.self = self_attention
+        self.output = SwinDense(dim, dim, config.hidden_dropout_prob)
+
+    def forward(self, tokens: torch.Tensor, layout: WindowLayout, region_mask: torch.Tensor | None) -> torch.Tensor:
+        return self.output(self.self(tokens, layout, region_mask))
+
+
+class SwinBlock(GradientCheckpointingLayer):
+    """Attention and MLP, each normalised before and with stochastic depth on its residual branch."""
+
+    attention_class: type[WindowSelfAttention] = SwinSelfAttention
+    norm_class: type[nn.LayerNorm] = nn.LayerNorm
+
+    def __init__(self, config: PreTrainedConfig, dim: int, num_heads: int, window_size: int, drop_path: float):
+        super().__init__()
+        hidden_dim = int(config.mlp_ratio * dim)
+        self.layernorm_before = self.norm_class(dim, eps=config.layer_norm_eps)
+        self.attention = SwinAttention(config, dim, self.attention_class(config, dim, num_heads, window_size))
+        self.drop_path = SwinDropPath(drop_path)
+        self.layernorm_after = self.norm_class(dim, eps=config.layer_norm_eps)
+        self.intermediate = SwinDense(dim, hidden_dim)
+        self.activation = ACT2FN[config.hidden_act]
+        self.output = SwinDense(hidden_dim, dim, config.hidden_dropout_prob)
+
+    def mlp(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, L, C) through the two dense layers."""
+        return self.output(self.activation(self.intermediate(tokens)))
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        layout: WindowLayout,
+        region_mask: torch.Tensor | None,
+        is_real: torch.Tensor | None,
+    ) -> torch.Tensor:
+        normalised = self.layernorm_before(tokens)
+        if is_real is not None:
+            normalised = normalised * is_real
+        tokens = tokens + self.drop_path(self.attention(normalised, layout, region_mask))
+        return tokens + self.drop_path(self.mlp(self.layernorm_after(tokens)))
+
+
+class SwinPatchMerging(nn.Module):
+    """Halve the grid: the four tokens of each 2x2 square become one of twice the channels."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.reduction(self.norm(join_squares(tokens)))
+
+
+def join_squares(tokens: torch.Tensor) -> torch.Tensor:
+    """(B, h, w, C) to (B, ceil(h / 2), ceil(w / 2), 4 C): the channels of each 2x2 square in a row."""
+    batch_size, height, width, dim = tokens.shape
+    if height % 2 or width % 2:
+        tokens = F.pad(tokens, (0, 0, 0, width % 2, 0, height % 2))
+        height, width = height + height % 2, width + width % 2
+    squares = tokens.view(batch_size, height // 2, 2, width // 2, 2, dim)
+    # The released order of the four: down a column, then the next column.
+    return squares.permute(0, 1, 3, 4, 2, 5).reshape(batch_size, height // 2, width // 2, 4 * dim)
+
+
+class SwinStage(nn.Module):
+    """Blocks at one resolution, then the step down to the next.
+
+    Args:
+        config: Config of the encoder.
+        stage: Index of the stage, from 0.
+        window_size: Window of the stage, in tokens.
+        drop_paths: Rate of stochastic depth of each block.
+    """
+
+    block_class: type[SwinBlock] = SwinBlock
+    merging_class: type[nn.Module] = SwinPatchMerging
+
+    def __init__(self, config: PreTrainedConfig, stage: int, window_size: int, drop_paths: list[float]):
+        super().__init__()
+        dim = config.embed_dim * 2**stage
+        num_heads = config.num_heads[stage]
+        self.window_size = window_size
+        self.blocks = nn.ModuleList(self.block_class(config, dim, num_heads, window_size, rate) for rate in drop_paths)
+        self.downsample = self.merging_class(dim) if stage < len(config.depths) - 1 else None
+
+    def layout(self, grid_size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> WindowLayout:
+        """How the windows of this stage lie on a grid of (h, w) tokens."""
+        return window_layout(grid_size, self.window_size, device, dtype)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens of shape (B, h, w, C) to the stage's output of the same shape, before `downsample`."""
+        height, width = tokens.shape[1:3]
+        layout = self.layout((height, width), tokens.device, tokens.dtype)
+        padded_height, padded_width = layout.padded_size
+        if layout.is_real is not None:
+            tokens = F.pad(tokens, (0, 0, 0, padded_width - width, 0, padded_height - height))
+        tokens = to_windows(tokens, layout.window_size)  # B, L, C
+        is_shifted = False
+        for index, block in enumerate(self.blocks):
+            shift = index % 2 == 1 and layout.to_shifted is not None
+            if shift != is_shifted:
+                tokens = _reorder(tokens, layout, shift)
+                is_shifted = shift
+            is_real = layout.is_real
+            if is_real is not None and shift:
+                is_real = is_real[layout.to_shifted]
+            tokens = block(tokens, layout, layout.region_mask if shift else None, is_real)
+        if is_shifted:
+            tokens = _reorder(tokens, layout, False)
+        tokens = from_windows(tokens, layout.window_size, layout.padded_size)
+        return tokens[:, :height, :width]
+
+
+def _reorder(tokens: torch.Tensor, layout: WindowLayout, shift: bool) -> torch.Tensor:
+    orders = (layout.to_shifted, layout.to_plain) if shift else (layout.to_plain, layout.to_shifted)
+    return Permute.apply(tokens, *orders)
+
+
+class SwinPatchEmbeddings(nn.Module):
+    """Non-overlapping patches to tokens, by a linear map."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        patch_size = config.patch_size
+        self.patch_size = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+        self.projection = nn.Conv2d(
+            config.num_channels, config.embed_dim, kernel_size=self.patch_size, stride=self.patch_size
+        )
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        height, width = pixel_values.shape[2:]
+        pad_height, pad_width = -height % self.patch_size[0], -width % self.patch_size[1]
+        if pad_height or pad_width:
+            pixel_values = F.pad(pixel_values, (0, pad_width, 0, pad_height))
+        return self.projection(pixel_values).permute(0, 2, 3, 1)  # B, h, w, D
+
+
+class SwinEmbeddings(nn.Module):
+    """Patch embedding, then the mask token where patches are hidden, then absolute positions if there are any."""
+
+    def __init__(self, config: PreTrainedConfig, grid_size: tuple[int, int], use_mask_token: bool):
+        super().__init__()
+        self.grid_size = grid_size
+        self.patch_embeddings = SwinPatchEmbeddings(config)
+        self.norm = nn.LayerNorm(config.embed_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim)) if use_mask_token else None
+        self.position_embeddings = None
+        if config.use_absolute_embeddings:
+            self.position_embeddings = nn.Parameter(torch.zeros(1, grid_size[0] * grid_size[1], config.embed_dim))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None) -> torch.Tensor:
+        tokens = self.norm(self.patch_embeddings(pixel_values))  # B, h, w, D
+        if bool_masked_pos is not None:
+            if self.mask_token is None:
+                raise ValueError("This model was built without a mask token. Use SimMIMForMaskedImageModeling.")
+            tokens = torch.where(bool_masked_pos[..., None], self.mask_token[:, :, None].to(tokens.dtype), tokens)
+        if self.position_embeddings is not None:
+            tokens = tokens + self._positions(tokens.shape[1:3])
+        return self.dropout(tokens)
+
+    def _positions(self, grid_size: tuple[int, int]) -> torch.Tensor:
+        positions = self.position_embeddings.view(1, *self.grid_size, -1)
+        if tuple(grid_size) == self.grid_size:
+            return positions
+        positions = positions.permute(0, 3, 1, 2)
+        positions = F.interpolate(positions, size=tuple(grid_size), mode="bicubic", align_corners=False)
+        return positions.permute(0, 2, 3, 1)
+
+
+def stage_grids(config: Any) -> list[tuple[int, int]]:
+    """(h, w) of each stage in tokens, for images of a config's size, padded to whole steps of the last stage."""
+    image_size = (config.image_size,) * 2 if isinstance(config.image_size, int) else tuple(config.image_size)
+    patch_size = (config.patch_size,) * 2 if isinstance(config.patch_size, int) else tuple(config.patch_size)
+    num_stages = len(config.depths)
+    rows, columns = (math.ceil(image_size[i] / (patch_size[i] * 2 ** (num_stages - 1))) for i in range(2))
+    return [(rows * 2**steps, columns * 2**steps) for steps in reversed(range(num_stages))]
+
+
+def stage_windows(config: Any) -> list[int]:
+    """Side of the windows of each stage in tokens: the config's, shrunk to the grids that are smaller."""
+    return [min(config.window_size, *grid) for grid in stage_grids(config)]
+
+
+class SwinStages(nn.Module):
+    """The stages, under the name that checkpoints give them."""
+
+    def __init__(self, config: PreTrainedConfig, stage_class: type[SwinStage]):
+        super().__init__()
+        depth = sum(config.depths)
+        rates = [config.drop_path_rate * index / max(depth - 1, 1) for index in range(depth)]
+        self.layers = nn.ModuleList()
+        for stage, (stage_depth, window_size) in enumerate(zip(config.depths, stage_windows(config), strict=True)):
+            first = sum(config.depths[:stage])
+            self.layers.append(stage_class(config, stage, window_size, rates[first : first + stage_depth]))
+
+    def forward(
+        self, tokens: torch.Tensor, before_merging: bool = False
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Run the stages.
+
+        Args:
+            tokens: Patch embedding of shape (B, h, w, C).
+            before_merging: Whether the hidden states are the outputs of stages before their patch merging.
+
+        Returns:
+            The last stage's output, and (B, N, C) for the embedding and what each stage passes on.
+        """
+        hidden_states: list[torch.Tensor] = []
+
+        def keep(tokens: torch.Tensor) -> torch.Tensor:
+            # Every step goes on from the tensor that is returned, so that a gradient can be asked of it.
+            hidden_states.append(tokens.flatten(1, 2))
+            return hidden_states[-1].view(tokens.shape)
+
+        tokens = keep(tokens)
+        for stage in self.layers:
+            tokens = stage(tokens)
+            if stage.downsample is None:
+                tokens = keep(tokens)
+            elif before_merging:
+                tokens = stage.downsample(keep(tokens))  # type: ignore[operator]
+            else:
+                tokens = keep(stage.downsample(tokens))  # type: ignore[operator]
+        return tokens, tuple(hidden_states)
+
+
+class Swin(nn.Module):
+    """Swin encoder.
+
+    Args:
+        config: A `SwinConfig`. Windows larger than a stage's grid are clamped to it here, once.
+        use_mask_token: Whether to hold a mask token. A model that never masks must not have one: DDP refuses parameters
+            that a forward does not use.
+    """
+
+    stage_class: type[SwinStage] = SwinStage
+    # Of a backbone, whose stages pass on what they have before patch merging.
+    before_merging = False
+
+    def __init__(self, config: PreTrainedConfig, use_mask_token: bool = False):
+        super().__init__()
+        self.config = config
+        self.embeddings = SwinEmbeddings(config, stage_grids(config)[0], use_mask_token)
+        self.encoder = SwinStages(config, self.stage_class)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(
+        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Encode images, with the mask token in the place of hidden patches.
+
+        Args:
+            pixel_values: Images of shape (B, C, H, W).
+            bool_masked_pos: Bool mask of shape (B, h, w) on the patch grid, True = masked.
+
+        Returns:
+            The normalised feature map of shape (B, D, h', w'), and the hidden states of shape (B, N, C) each: the patch
+            embedding, then the output of each stage, after its patch merging unless `before_merging` is set.
+        """
+        tokens, hidden_states = self.encoder(self.embeddings(pixel_values, bool_masked_pos), self.before_merging)
+        feature_map = self.layernorm(tokens).permute(0, 3, 1, 2)
+        return feature_map, hidden_states
+
+
+def init_swin_weights(module: nn.Module, std: float) -> None:
+    """Initialise one module of Swin as the released code does.
+
+    Linear layers, relative position tables, absolute positions and the mask token are truncated normal, biases zero;
+    the patch embedding keeps the default of a convolution.
+
+    Args:
+        module: The module whose own parameters to set.
+        std: Standard deviation of the truncated normal.
+
+    Source: `SwinTransformer._init_weights` and `SwinTransformerForSimMIM` of microsoft/SimMIM.
+    """
+    if isinstance(module, nn.Linear):
+        init.trunc_normal_(module.weight, std=std)
+        if module.bias is not None:
+            init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        init.ones_(module.weight)
+        init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        init_convolution(module)
+    elif isinstance(module, SwinSelfAttention):
+        init.trunc_normal_(module.relative_position_bias_table, std=std)
+    elif isinstance(module, SwinEmbeddings):
+        for parameter in (module.mask_token, module.position_embeddings):
+            if parameter is not None:
+                init.trunc_normal_(parameter, std=std)
+
+
+def init_convolution(module: nn.Conv2d) -> None:
+    """Torch's own default for a convolution, which the released code leaves in place."""
+    init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+    if module.bias is not None:
+        bound = 1 / math.sqrt(module.weight[0].numel())
+        init.uniform_(module.bias, -bound, bound)

@@ -1,0 +1,1 @@
+"""Trainers, their arguments, optimizers, callbacks and the folder of a run."""

@@ -1,0 +1,305 @@
+"""Trainer callbacks: pictures and probes while a model trains."""
+
+import contextlib
+import importlib
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from PIL import Image
+from torch.utils.data import DataLoader, Subset
+from transformers import Trainer, TrainerCallback
+from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
+from transformers.trainer_callback import CallbackHandler
+from transformers.utils import logging
+
+from ..data.labelled_images import LabelledImageDataset
+from ..data.masked_images import collate
+from ..data.sampling import evenly_spaced
+from ..data.transforms import normalize
+from ..evaluation.probing import check_layers, extract_features, knn, linear_probe
+from ..evaluation.reconstruction import Reconstruction
+from ..model.masking import patch_mask
+from ..visualization.grids import reconstruction_grid
+from ..visualization.plots import plot_losses, plot_probe
+from .run_facts import best_step
+
+# Pixel values of the probe's images are kept in memory up to so many numbers.
+MAX_KEPT_NUMBERS = 2**26
+# Of the linear probe: always the same, so that evaluations compare, and one fit is enough.
+PENALTY = 1e-3
+
+
+class PictureCallback(TrainerCallback):
+    """Draws reconstructions of the same images with the same masks, and the loss curve, at every evaluation.
+
+    Writes `reconstructions/step-N.png`, and `reconstruction.png` and `loss_curve.png` that show the latest state, and
+    logs the reconstructions as `reconstruction` to TensorBoard, trackio and Weights & Biases where `report_to` names
+    them. Where the target cannot be decoded to pixels there is the loss curve only.
+
+    Args:
+        trainer: The trainer that it is added to; the images are spread evenly over its `eval_dataset`.
+        num_images: How many to draw.
+    """
+
+    def __init__(self, trainer: Trainer, num_images: int = 12):
+        self.trainer = trainer
+        dataset: Any = trainer.eval_dataset
+        self.batch = collate([dataset[index] for index in evenly_spaced(len(dataset), num_images)])
+        self.processor: Any = trainer.processing_class
+        self.trackers = TrackerImages(trainer.callback_handler)
+
+    def on_evaluate(self, args, state, control, model=None, **kwargs):
+        """Every process runs the model, for sharded ones need all; the first one draws."""
+        device = next(model.parameters()).device
+        mean, std = self.processor.image_mean, self.processor.image_std
+        pixel_values = normalize(self.batch["pixel_values"].to(device), mean, std, self.processor.rescale_factor)
+        mask = self.batch["bool_masked_pos"].to(device)
+        was_training = model.training
+        model.eval()
+        with torch.no_grad():
+            prediction = model(pixel_values, bool_masked_pos=mask, return_loss=False).reconstruction
+        model.train(was_training)
+        if not state.is_world_process_zero:
+            return
+        output_dir = Path(args.output_dir)
+        plot_losses(state.log_history, output_dir / "loss_curve.png")
+        if prediction is None:
+            return
+        patch_size = model.config.patch_size
+        patches: Any = patch_mask(mask, pixel_values, patch_size)
+        reconstruction = Reconstruction(
+            pixel_values=pixel_values.cpu(),
+            bool_masked_pos=patches.cpu(),
+            pixel_mask=self.batch.get("pixel_mask"),
+            prediction=prediction.float().cpu(),
+            image_mean=mean,
+            image_std=std,
+            patch_size=patch_size,
+        )
+        grid = reconstruction_grid(reconstruction)
+        # The best weights, which the end of training brings back, are those of an earlier step.
+        if best_step(self.trainer) is None:
+            (output_dir / "reconstructions").mkdir(exist_ok=True)
+            grid.save(output_dir / "reconstructions" / f"step-{state.global_step:07d}.png")
+        grid.save(output_dir / "reconstruction.png")
+        self.trackers.log("reconstruction", grid, state.global_step)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """The last training losses come after the last evaluation."""
+        if state.is_world_process_zero and state.log_history:
+            plot_losses(state.log_history, Path(args.output_dir) / "loss_curve.png")
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the training data set the epoch, and keeps what its workers draw apart.
+
+    accelerate tells the epoch too, but neither in the epoch that a resumed run goes on with nor where there are several
+    processes: every such epoch would be augmented like the last one that was told. And workers that live through
+    epochs draw a seed from the generator that stochastic depth draws from, once only: a resumed run would draw once
+    more than one that was not interrupted.
+    """
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        """Before the workers are given their first images."""
+        # accelerate's loader wraps torch's.
+        loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
+        if loader.generator is None:
+            loader.generator = torch.Generator()
+        if hasattr(train_dataloader.dataset, "set_epoch"):
+            train_dataloader.dataset.set_epoch(int(state.epoch or 0))
+
+
+class ProbeCallback(TrainerCallback):
+    """Measures at every evaluation what the features of the encoder are worth for classes that it is not trained on.
+
+    The loss of pre-training alone misleads: it compares runs only of the same masks and target, and a lower one need
+    not mean better features. Nearest neighbours and a linear classifier on frozen features of some labelled images are
+    measured before training and at evaluations, and logged as `probe_knn_accuracy` and `probe_linear_accuracy`; the
+    metrics of the evaluation have them as `eval_probe_...`, so that `metric_for_best_model` can name them. Draws
+    `probe.png`. The course of the training is the same as without.
+
+    Args:
+        trainer: The trainer that it is added to, which logs.
+        train_dataset: Labelled images to fit to, without augmentation.
+        test_dataset: Labelled images to measure on.
+        num_classes: Number of classes of their labels.
+        num_images: Images to use of each at most, spread evenly over it.
+        every: Measure at every such evaluation: 1 for all.
+        layer: Hidden state to take features of; None for the encoder's output.
+        pooling: How features are pooled, as in `extract_features`.
+        k: Number of neighbours.
+
+    Raises:
+        ValueError: If the layer or the pooling does not fit the encoder, or `every` is not positive.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        train_dataset: LabelledImageDataset,
+        test_dataset: LabelledImageDataset,
+        num_classes: int,
+        num_images: int = 2000,
+        every: int = 1,
+        layer: int | None = None,
+        pooling: str = "mean",
+        k: int = 20,
+    ):
+        if every < 1 or num_images < 1:
+            raise ValueError(f"every={every} and num_images={num_images} must be at least 1.")
+        check_layers(trainer.model.config, [layer], pooling)  # type: ignore[union-attr]
+        self.trainer = trainer
+        self.parts = [_ProbeImages(dataset, num_images) for dataset in (train_dataset, test_dataset)]
+        self.num_classes = num_classes
+        self.every = every
+        self.layer, self.pooling, self.k = layer, pooling, k
+        self.num_evaluations = 0
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        """What the encoder is worth before training, which has to improve on it."""
+        if state.global_step == 0:
+            untimed = getattr(self.trainer, "untimed", contextlib.nullcontext)
+            with untimed():
+                self._measure(args, state, model)
+
+    def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
+        """Every process runs the model on a part of the images; the first one fits the probes."""
+        self.num_evaluations += 1
+        if self.num_evaluations % self.every:
+            return
+        figures = self._measure(args, state, model)
+        if metrics is not None:
+            metrics.update({f"eval_{name}": value for name, value in figures.items()})
+
+    def _measure(self, args: Any, state: Any, model: Any) -> dict[str, float]:
+        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        features = [self._features(part, args, model, dtype) for part in self.parts]
+        results: list[dict[str, float]] = [{}]
+        if state.is_world_process_zero:
+            (train, test), (labels, test_labels) = features, (part.labels for part in self.parts)
+            data = (train, labels, test, test_labels, self.num_classes)
+            neighbours = knn(*data, k=self.k, device=args.device)
+            linear = linear_probe(*data, penalties=[PENALTY], device=args.device)
+            results = [{"probe_knn_accuracy": neighbours.accuracy, "probe_linear_accuracy": linear.accuracy}]
+        broadcast_object_list(results)
+        # A copy, for Trainer adds the epoch to what it logs.
+        self.trainer.log(dict(results[0]))
+        if state.is_world_process_zero:
+            plot_probe(state.log_history, Path(args.output_dir) / "probe.png")
+        return results[0]
+
+    def _features(self, part: "_ProbeImages", args: Any, model: Any, dtype: torch.dtype | None) -> torch.Tensor:
+        """Features (N, D) of all images of a part, on the first process at least."""
+        batches = part.batches(args)
+        own = extract_features(model, batches, self.layer, self.pooling, dtype=dtype, progress=False)
+        gathered = self.trainer.accelerator.gather(own.to(args.device))
+        everyone = [part.shard(rank, args.world_size) for rank in range(args.world_size)]
+        order = torch.tensor(list(itertools.chain.from_iterable(everyone)))
+        features = torch.empty(len(part.labels), own.shape[1])
+        features[order] = gathered.cpu()
+        return features
+
+
+class _ProbeImages:
+    """Some of the images of a data set, kept after they were first read if they are small."""
+
+    def __init__(self, dataset: LabelledImageDataset, num_images: int):
+        indices = evenly_spaced(len(dataset), num_images)
+        self.images = Subset(dataset, indices)
+        rows = dataset.images.select(indices)
+        self.labels = torch.tensor(list(rows.select_columns("label")["label"]))
+        self.is_kept = len(indices) * dataset.num_channels * math.prod(dataset.image_size) <= MAX_KEPT_NUMBERS
+        self.kept: list[torch.Tensor] = []
+
+    def shard(self, rank: int, world_size: int) -> list[int]:
+        """Positions of the images of a process; all have equally many, for sharded models run together."""
+        size = math.ceil(len(self.images) / world_size)
+        return [position % len(self.images) for position in range(rank * size, (rank + 1) * size)]
+
+    def batches(self, args: Any) -> Iterable[torch.Tensor]:
+        """The images of this process."""
+        if self.kept:
+            return self.kept
+        loader = DataLoader(
+            Subset(self.images, self.shard(args.process_index, args.world_size)),
+            batch_size=args.per_device_eval_batch_size,
+            num_workers=args.dataloader_num_workers,
+            collate_fn=_pixel_values,
+            # Else the loader draws from the generator that training draws from.
+            generator=torch.Generator(),
+        )
+        if self.is_kept:
+            self.kept = list(loader)
+        return self.kept or loader
+
+
+def _pixel_values(samples: list[dict[str, Any]]) -> torch.Tensor:
+    return torch.stack([sample["pixel_values"] for sample in samples])
+
+
+logger = logging.get_logger(__name__)
+
+
+class TrackerImages:
+    """Logs pictures to the trackers that `report_to` names: TensorBoard, trackio and Weights & Biases.
+
+    A tracker that fails is warned of once and tried again the next time; the training goes on.
+
+    Args:
+        callback_handler: That of the trainer, which holds the trackers' callbacks.
+    """
+
+    def __init__(self, callback_handler: CallbackHandler):
+        self.callback_handler = callback_handler
+        self.failed: set[str] = set()
+
+    def log(self, name: str, picture: Image.Image, step: int) -> None:
+        """Log a picture; to be called by the first process only, while the trackers' runs are open.
+
+        Args:
+            name: What it is called there.
+            picture: The picture.
+            step: Training step that it belongs to.
+        """
+        for callback in self.callback_handler.callbacks:
+            for kind, (tracker, send) in _TRACKERS.items():
+                if not isinstance(callback, kind):
+                    continue
+                try:
+                    send(callback, name, picture, step)
+                except Exception as error:  # of networks, disks and versions: each tracker has its own kinds
+                    if tracker not in self.failed:
+                        logger.warning(
+                            f"{tracker} did not take the picture {name!r} of step {step}"
+                            f" ({type(error).__name__}: {error}). The training goes on; this is said once."
+                        )
+                    self.failed.add(tracker)
+
+
+def _to_tensorboard(callback: Any, name: str, picture: Image.Image, step: int) -> None:
+    callback.tb_writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
+    callback.tb_writer.flush()
+
+
+def _to_wandb(callback: Any, name: str, picture: Image.Image, step: int) -> None:
+    wandb = importlib.import_module("wandb")
+    # The axis that transformers gives all its metrics; W&B's own step counts calls.
+    wandb.log({name: wandb.Image(picture), "train/global_step": step})
+
+
+def _to_trackio(callback: Any, name: str, picture: Image.Image, step: int) -> None:
+    trackio = importlib.import_module("trackio")
+    trackio.log({name: trackio.Image(picture), "train/global_step": step})
+
+
+_TRACKERS: dict[type, tuple[str, Callable[[Any, str, Image.Image, int], None]]] = {
+    TensorBoardCallback: ("TensorBoard", _to_tensorboard),
+    TrackioCallback: ("trackio", _to_trackio),
+    WandbCallback: ("Weights & Biases", _to_wandb),
+}

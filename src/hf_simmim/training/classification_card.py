@@ -1,0 +1,196 @@
+"""The model card of a fine-tuned classifier, and a Trainer that writes it."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard
+
+from ..hub.card import (
+    Table,
+    augmentation_table,
+    card_metadata,
+    citations,
+    encoder_table,
+    listed_classes,
+    millions,
+    pixels_table,
+    render_card,
+    result_entry,
+)
+from ..hub.provenance import Origin
+from .run_facts import (
+    emissions_entry,
+    hardware_table,
+    layer_decay,
+    measured_after,
+    optimization_table,
+    session_time,
+    start,
+    steps,
+    total_steps,
+    training_values,
+)
+
+# Figures by the names that metrics have here: title in the card, and type for the metadata where there is one.
+FIGURES = {
+    "accuracy": ("accuracy", "accuracy"),
+    "top5_accuracy": ("top-5 accuracy", "accuracy"),
+    "balanced_accuracy": ("balanced accuracy", "accuracy"),
+    "mean_average_precision": ("mean average precision", None),
+    "micro_f1": ("micro F1", "f1"),
+    "macro_f1": ("macro F1", "f1"),
+    "mae": ("mean absolute error", None),
+    "rmse": ("root of the mean squared error", None),
+    "r2": ("R²", None),
+    "loss": ("loss", None),
+}
+SHARES = ("accuracy", "top5_accuracy", "balanced_accuracy")
+OF_A_CLASS = "accuracy_"
+
+
+def classifier_card(trainer: Any) -> ModelCard:
+    """Render the card of a classifier, of what its training has done so far.
+
+    Args:
+        trainer: Its trainer, whose data sets are `LabelledImageDataset`.
+
+    Returns:
+        The card; `save` writes it.
+    """
+    arguments = trainer.args
+    model: Any = trainer.model
+    config = model.config
+    origin, kind = trainer.origin, config.problem_type or "single_label_classification"
+    values = training_values(trainer, config)
+    num_steps = total_steps(trainer)
+    metrics = _metrics(trainer)
+    names = [] if kind == "regression" else [str(name) for name in config.id2label.values()]
+    picture = Path(str(arguments.output_dir)) / "confusion.png"
+    return render_card(
+        "classifier",
+        card_metadata(
+            values["title"],
+            ["simmim", kind.replace("_", "-"), config.encoder_config.model_type],
+            pipeline_tag="image-classification",
+            images=origin.images,
+            base_model=origin.base_model,
+            weights_license=getattr(arguments, "hub_license", None),
+            eval_results=[] if kind == "regression" else _entries(metrics, origin),
+            co2_eq_emissions=emissions_entry(trainer, "fine-tuning"),
+        ),
+        **values,
+        auto_class="AutoModelForImageClassification",
+        num_parameters=millions(model.num_parameters()),
+        task=_task(kind, len(names)),
+        start=start(origin),
+        num_labels=config.num_labels,
+        class_names=names,
+        is_multi_label=kind == "multi_label_classification",
+        image_height=config.image_size[0],
+        image_width=config.image_size[1],
+        results_intro=_results_intro(trainer),
+        results=_results(metrics),
+        class_results={
+            key.removeprefix(OF_A_CLASS): f"{value:.1%}" for key, value in metrics.items() if key.startswith(OF_A_CLASS)
+        },
+        pictures=[
+            {
+                "file": picture.name,
+                "alt": "confusion matrix",
+                "caption": "Which class is taken for which: rows are the true classes, columns the answers.",
+            }
+        ]
+        * (not trainer.is_in_train and picture.exists()),
+        class_list=listed_classes(names),
+        model_rows=encoder_table(config, model),
+        data_rows=_data_table(trainer),
+        training_rows={
+            "steps": steps(trainer, num_steps),
+            "started from": origin.base_model or origin.checkpoint or "fresh weights",
+            **optimization_table(arguments, num_steps),
+            "layer decay": layer_decay(arguments),
+            **_changes(trainer),
+            **hardware_table(trainer, session_time(trainer)),
+        },
+        base_model=origin.base_model,
+        citations=citations(config),
+    )
+
+
+def _metrics(trainer: Any) -> dict[str, float]:
+    """What was measured last, by names without a prefix; figures that are no number are left out."""
+    metrics = trainer.final_metrics
+    if metrics is None:
+        evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+        metrics = {key.removeprefix("eval_"): value for key, value in evaluations[-1].items()} if evaluations else {}
+    return {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float)) and value == value}
+
+
+def _entries(metrics: dict[str, float], origin: Origin) -> list[EvalResult]:
+    if origin.evaluation is None:
+        return []
+    found = [(title, kind, metrics[key]) for key, (title, kind) in FIGURES.items() if kind and key in metrics]
+    return [result_entry(origin.evaluation, title, value, kind) for title, kind, value in found]
+
+
+def _task(kind: str, num_classes: int) -> str:
+    if kind == "regression":
+        return "estimates a number from an image"
+    if kind == "multi_label_classification":
+        return f"tells which of {num_classes:,} labels an image has"
+    return f"tells {num_classes:,} classes apart"
+
+
+def _results(metrics: dict[str, float]) -> Table:
+    return {
+        title: f"**{metrics[key]:.1%}**" if key in SHARES else f"{metrics[key]:.4g}"
+        for key, (title, _) in FIGURES.items()
+        if key in metrics
+    }
+
+
+def _results_intro(trainer: Any) -> str:
+    evaluation: Any = trainer.eval_dataset
+    source = trainer.origin.evaluation
+    where = f" ({source})" if source is not None else ""
+    number = f"{len(evaluation):,} images" if evaluation is not None else "images"
+    measured = any("eval_loss" in entry for entry in trainer.state.log_history)
+    # Of the final figures it is clear which weights they are of.
+    when = f", {measured_after(trainer, 'eval_loss')}" if measured and trainer.final_metrics is None else ""
+    return f"On {number} that were not trained on{where}{when}:"
+
+
+def _data_table(trainer: Any) -> Table:
+    dataset: Any = trainer.train_dataset
+    evaluation: Any = trainer.eval_dataset
+    origin = trainer.origin
+    augmentation = dataset.augmentation
+    where = f" ({origin.held_out})" if origin.held_out else ""
+    crops = augmentation_table(None, 0, 0)
+    if augmentation is not None:
+        crops = augmentation_table(augmentation.crop_scale, augmentation.flip, augmentation.vertical_flip)
+    return {
+        "images": str(origin.images) if origin.images else None,
+        "trained on": f"{len(dataset):,}",
+        "evaluated on": f"{len(evaluation):,}{where}" if evaluation is not None else "none",
+        **crops,
+        **pixels_table(trainer.processing_class, dataset.num_channels),
+    }
+
+
+def _changes(trainer: Any) -> Table:
+    """What is changed in images and labels while it trains."""
+    augmentation: Any = trainer.train_dataset.augmentation  # type: ignore[union-attr]
+    mixing: Any = trainer.data_collator
+    table: Table = {}
+    if augmentation is not None:
+        jitter = f"colour jitter of {augmentation.color_jitter:g}" if augmentation.color_jitter else None
+        table["colours"] = f"RandAugment `{augmentation.rand_augment}`" if augmentation.rand_augment else jitter
+        table["random erasing"] = f"{augmentation.random_erasing:.0%}" if augmentation.random_erasing else None
+    for title, name in (("mixup", "mixup_alpha"), ("CutMix", "cutmix_alpha"), ("label smoothing", "label_smoothing")):
+        value = getattr(mixing, name, None)
+        table[title] = f"{value:g}" if value else None
+    # What is pushed while it trains are the weights of a step.
+    average = None if trainer.is_in_train else getattr(trainer.args, "weight_average", None)
+    table["weights"] = f"a moving average over the steps, decay {average:g}" if average else None
+    return table

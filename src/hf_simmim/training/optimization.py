@@ -1,0 +1,338 @@
+"""Groups of parameters and schedules of the learning rate, as released: what `Trainer(optimizers=...)` takes.
+
+Source: optimizer.py and lr_scheduler.py of microsoft/SimMIM.
+"""
+
+import bisect
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import Trainer, TrainingArguments, get_scheduler
+
+from ..model.encoder_stages import encoder_layers
+
+# Schedules of the released code, beside those of transformers.
+RELEASED_SCHEDULES = ("released_cosine", "released_multistep")
+# What compiling and sharding put into the names of parameters.
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+
+def create_optimizers(
+    model: nn.Module,
+    arguments: TrainingArguments,
+    num_training_steps: int,
+    layer_decay: float = 1.0,
+    as_released: bool = True,
+) -> tuple[torch.optim.Optimizer, LRScheduler]:
+    """Make what `Trainer(optimizers=...)` takes.
+
+    Args:
+        model: A SimMIM model, or one that has a SimMIM model in it, such as UperNet with our backbone.
+        arguments: Their optimiser, learning rate, weight decay and schedule are used.
+        num_training_steps: Updates of the whole run, as `planned_steps` tells.
+        layer_decay: As in `parameter_groups`.
+        as_released: As in `parameter_groups`.
+
+    Returns:
+        Optimiser and schedule. The first group has the full learning rate, which is what Trainer logs.
+
+    Raises:
+        ValueError: If the schedule's options do not fit.
+    """
+    optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)  # type: ignore[arg-type]
+    groups = parameter_groups(model, options["lr"], arguments.weight_decay, layer_decay, as_released)
+    optimizer = optimizer_class(groups, **options)
+    return optimizer, create_schedule(optimizer, arguments, num_training_steps)
+
+
+def parameter_groups(
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    as_released: bool = True,
+) -> list[dict[str, Any]]:
+    """Groups of trained parameters by depth, each with a learning rate of its own.
+
+    Heads, and norms behind the last layer, get the learning rate as it is, the last layer `layer_decay` of it, the one
+    before `layer_decay ** 2`, and so on; patch embedding, positions and tokens are below the first layer.
+
+    Args:
+        model: A SimMIM model, or one that has a SimMIM model in it.
+        learning_rate: Peak of the rate of the heads.
+        weight_decay: Weight decay of the parameters that `decay_parameter_names` names; the others have none.
+        layer_decay: Factor in (0, 1] from each layer to the one below it; 1 for the same rate everywhere.
+        as_released: As in `decay_parameter_names`.
+
+    Returns:
+        Groups for a torch optimiser, from the heads down, with the keys `params`, `lr`, `lr_scale`, `weight_decay` and
+        `name`, such as `layer_3_decay`.
+
+    Raises:
+        ValueError: If `layer_decay` is out of range.
+
+    Source: appendix A.3 of the paper; `get_finetune_param_groups` in optimizer.py of microsoft/SimMIM.
+    """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay={layer_decay} must be in (0, 1], such as 0.9 for Swin-B.")
+    decayed = set(decay_parameter_names(model, as_released))
+    depths, top = _depths(model) if layer_decay < 1 else ({}, 0)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        depth, has_decay = _depth_of(_plain(name), depths, top), name in decayed
+        scale = layer_decay ** (top - depth)
+        group = groups.setdefault(
+            (depth, has_decay),
+            {
+                "name": f"layer_{depth}_{'decay' if has_decay else 'no_decay'}",
+                "params": [],
+                "lr": learning_rate * scale,
+                "lr_scale": scale,
+                "weight_decay": weight_decay if has_decay else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+    return [groups[key] for key in sorted(groups, reverse=True)]
+
+
+def _depths(model: nn.Module) -> tuple[dict[str, int], int]:
+    """Depth of each parameter of the SimMIM encoders in a model, and that of all others."""
+    depths: dict[str, int] = {}
+    top = 1
+    models = _simmim_models(model)
+    if not models:
+        raise ValueError(
+            f"{type(model).__name__} has no SimMIM encoder in it, so its layers are not known. Use layer_decay=1, or a"
+            " model of this package."
+        )
+    for module_name, module in models:
+        layers = encoder_layers(module.config)
+        top = max(top, len(layers.names) + 1)
+        prefix = f"{module_name}." if module_name else ""
+        depths |= {f"{prefix}encoder.{name}": depth for name, depth in layers.depths.items()}
+        if getattr(module, "mask_token", None) is not None:
+            depths[f"{prefix}mask_token"] = 0
+    return depths, top
+
+
+def _simmim_models(model: nn.Module) -> list[tuple[str, Any]]:
+    """The modules of a model that hold an encoder of ours, with their names."""
+    return [
+        (_plain(f"{name}.").rstrip("."), module)
+        for name, module in model.named_modules()
+        if getattr(getattr(module, "config", None), "model_type", None) == "simmim" and hasattr(module, "encoder")
+    ]
+
+
+def _depth_of(name: str, depths: dict[str, int], top: int) -> int:
+    """Depth of a parameter; of one that was added to a module of the encoder, as adapters are, that of the module."""
+    if name in depths:
+        return depths[name]
+    owner = name.rpartition(".")[0]
+    while owner:
+        around = {depth for known, depth in depths.items() if known.startswith(f"{owner}.")}
+        if around:
+            return around.pop() if len(around) == 1 else top
+        owner = owner.rpartition(".")[0]
+    return top
+
+
+def decay_parameter_names(model: nn.Module, as_released: bool = True) -> list[str]:
+    """Names of the parameters that weight decay pulls on: the weights of linear layers and convolutions.
+
+    Biases, norms, tokens, positions, relative position tables and what stands in their place have none.
+
+    Args:
+        model: Any model.
+        as_released: Whether to decay what the released code decays by mistake, too: in pre-training relative position
+            tables, SwinV2's logit scales and its MLP of positions, and the mask token of the ViT, for the names that
+            were to be spared have a prefix too many; in fine-tuning the ViT's relative position tables. The published
+            results were got this way.
+
+    Returns:
+        The names, as `model.named_parameters()` has them.
+
+    Source: `get_pretrain_param_groups`, and `no_weight_decay_keywords` of the models, of microsoft/SimMIM.
+    """
+    embeddings = {
+        f"{name}.weight" if name else "weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding)
+    }
+    is_pretraining = any(_plain(name).endswith("mask_token") for name, _ in model.named_parameters())
+    kinds = {module.config.encoder_config.model_type for _, module in _simmim_models(model)} if as_released else set()
+    names = []
+    for name, parameter in model.named_parameters():
+        last = name.rpartition(".")[2]
+        is_spared = parameter.ndim <= 1 or not last.endswith("weight") or name in embeddings
+        if "continuous_position_bias_mlp" in name:
+            is_spared = True
+        if as_released and parameter.ndim > 1 and last != "bias":
+            is_table = last == "relative_position_bias_table"
+            if is_pretraining:
+                is_scale = last == "logit_scale" or "continuous_position_bias_mlp" in name
+                is_spared = is_spared and not (is_table or is_scale or (last == "mask_token" and "beit" in kinds))
+            else:
+                is_spared = is_spared and not (is_table and "beit" in kinds)
+        if not is_spared:
+            names.append(name)
+    return names
+
+
+def _plain(name: str) -> str:
+    """A parameter's name without what wrappers put into it."""
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+class ReleasedSchedule(LRScheduler):
+    """The released schedules, update by update.
+
+    A linear warm-up from `warmup_lr`, then a cosine to `min_lr`, or steps. The warm-up is part of the cosine, so that
+    the rate falls below its peak when it ends. `warmup_lr` and `min_lr` are the same for all groups.
+
+    Args:
+        optimizer: The optimiser, whose groups have their peak rates.
+        kind: "released_cosine" or "released_multistep".
+        num_training_steps: Updates of the whole run.
+        num_warmup_steps: Updates of the warm-up.
+        warmup_lr: Rate that the warm-up begins with.
+        min_lr: Rate that the cosine ends with.
+        milestones: Updates from which on the stepped rate is multiplied with `gamma` once more.
+        gamma: That factor.
+
+    Source: lr_scheduler.py of microsoft/SimMIM and `CosineLRScheduler` of timm 0.4.12.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        kind: str,
+        num_training_steps: int,
+        num_warmup_steps: int,
+        warmup_lr: float,
+        min_lr: float = 0.0,
+        milestones: tuple[int, ...] = (),
+        gamma: float = 0.1,
+    ):
+        self.kind = kind
+        self.num_training_steps = num_training_steps
+        self.num_warmup_steps = num_warmup_steps
+        self.warmup_lr = warmup_lr
+        self.min_lr = min_lr
+        self.milestones = milestones
+        self.gamma = gamma
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """The rates of all groups for the next update."""
+        return [self._rate(self.last_epoch, float(peak)) for peak in self.base_lrs]
+
+    def _rate(self, step: int, peak: float) -> float:
+        if step < self.num_warmup_steps:
+            return self.warmup_lr + step * (peak - self.warmup_lr) / self.num_warmup_steps
+        if self.kind == "released_multistep":
+            return peak * self.gamma ** bisect.bisect_right(self.milestones, step)
+        if step >= self.num_training_steps:
+            return self.min_lr
+        return self.min_lr + 0.5 * (peak - self.min_lr) * (1 + math.cos(math.pi * step / self.num_training_steps))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the schedule is; its shape is the run's, which may be continued for longer."""
+        return {key: getattr(self, key) for key in ("last_epoch", "_step_count", "_last_lr")}
+
+
+def create_schedule(
+    optimizer: torch.optim.Optimizer, arguments: TrainingArguments, num_training_steps: int
+) -> LRScheduler:
+    """The schedule that training arguments name: one of the released code, or one of transformers.
+
+    Args:
+        optimizer: The optimiser, whose groups have their peak rates.
+        arguments: `lr_scheduler_type`, which may be one of `RELEASED_SCHEDULES`, `warmup_steps` (updates, or a share of
+            all below 1), `learning_rate` and `lr_scheduler_kwargs`. Those of the released ones are `warmup_lr_rate`
+            (0.005) and `min_lr_rate` (0.05), shares of the learning rate, and `milestones` ([0.875]), shares of the
+            run, and `gamma` (0.1).
+        num_training_steps: Updates of the whole run.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: If an option is unknown or out of range.
+    """
+    kind = getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)
+    options: dict[str, Any] = dict(arguments.lr_scheduler_kwargs or {})  # type: ignore[arg-type]
+    warmup_steps = warmup_updates(arguments, num_training_steps)
+    if kind not in RELEASED_SCHEDULES:
+        try:
+            return get_scheduler(kind, optimizer, warmup_steps, num_training_steps, options)
+        except TypeError as error:
+            raise ValueError(
+                f"lr_scheduler_kwargs={options} do not fit lr_scheduler_type={kind!r} ({error}). Set those that it has,"
+                " or {} for none."
+            ) from error
+    shape: dict[str, Any] = {"warmup_lr_rate": 0.005}
+    shape |= {"min_lr_rate": 0.05} if kind == "released_cosine" else {"milestones": [0.875], "gamma": 0.1}
+    for name in options:
+        if name not in shape:
+            raise ValueError(
+                f"lr_scheduler_kwargs has {name!r}. Those of {kind} are: {', '.join(shape)}. Set these, or {{}} for"
+                " their defaults."
+            )
+    shape |= options
+    milestones = shape.get("milestones", [])
+    shares = {"warmup_lr_rate": shape["warmup_lr_rate"], "min_lr_rate": shape.get("min_lr_rate", 0.0)}
+    shares |= {f"milestones[{i}]": share for i, share in enumerate(milestones)}
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"lr_scheduler_kwargs: {name}={share} must be a share between 0 and 1.")
+    peak = arguments.learning_rate
+    return ReleasedSchedule(
+        optimizer,
+        kind,
+        num_training_steps,
+        warmup_steps,
+        warmup_lr=peak * shape["warmup_lr_rate"],
+        min_lr=peak * shares["min_lr_rate"],
+        milestones=tuple(sorted(round(share * num_training_steps) for share in milestones)),
+        gamma=shape.get("gamma", 0.1),
+    )
+
+
+def warmup_updates(arguments: TrainingArguments, num_training_steps: int) -> int:
+    """Updates of the warm-up, of which `warmup_steps` below 1 is a share."""
+    # Rounded: Trainer rounds up, and makes 4 steps of 0.1 of 30.
+    steps = arguments.warmup_steps
+    return round(steps * num_training_steps) if 0 < steps < 1 else int(steps)
+
+
+def images_per_step(arguments: TrainingArguments) -> int:
+    """Global batch: over devices, processes and accumulation."""
+    return arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
+
+
+def planned_steps(arguments: TrainingArguments, num_images: int) -> int:
+    """Updates that Trainer is going to make.
+
+    Args:
+        arguments: Training arguments.
+        num_images: Length of the training set.
+
+    Returns:
+        `max_steps` if set, else the updates of all epochs.
+    """
+    if arguments.max_steps > 0:
+        return arguments.max_steps
+    batches = num_images / arguments.train_batch_size
+    whole = math.floor(batches) if arguments.dataloader_drop_last else math.ceil(batches)
+    share = whole / arguments.world_size
+    share = math.floor(share) if arguments.dataloader_drop_last else math.ceil(share)
+    updates = max(math.ceil(share / arguments.gradient_accumulation_steps), 1)
+    return math.ceil(arguments.num_train_epochs * updates)

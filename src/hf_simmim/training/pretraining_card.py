@@ -1,0 +1,267 @@
+"""The model card of a pre-training run, from what the run really did, at its end or while it goes on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard
+
+from ..hub.card import (
+    Table,
+    augmentation_table,
+    average_mask_distance,
+    card_metadata,
+    citations,
+    counted,
+    encoder_table,
+    listed,
+    millions,
+    pixels_table,
+    render_card,
+    result_entry,
+)
+from ..hub.provenance import Origin, hub_id, last_part
+from ..model.masking import span
+from ..visualization.grids import DRAWN_COLUMNS
+from .callbacks import ProbeCallback
+from .optimization import images_per_step
+from .run_facts import (
+    emissions_entry,
+    hardware_table,
+    hours,
+    measured_after,
+    optimization_table,
+    session_time,
+    steps,
+    total_steps,
+    training_values,
+)
+
+COLUMN_MEANINGS = {
+    "original": "the image",
+    "masked": "what the encoder sees of it",
+    "prediction": "all that the model puts out, though it is trained on hidden patches only",
+    "composite": "the prediction in the hidden patches, the image itself in the others",
+}
+# Options of components that have no room in a table.
+LONG_OPTIONS = ("centers", "model_config", "image_mean", "image_std")
+PROBES = {"probe_linear_accuracy": "linear probe", "probe_knn_accuracy": "k-NN"}
+
+
+def training_card(trainer: Any) -> ModelCard:
+    """Render the card of a run, of what it has done so far.
+
+    Args:
+        trainer: The trainer, after `train()`, before or within. Its `origin` says what it does not know.
+
+    Returns:
+        The card; `save` writes it.
+    """
+    arguments, model = trainer.args, trainer.model
+    config: Any = model.config
+    origin, log = trainer.origin, trainer.state.log_history
+    values = training_values(trainer, config)
+    # A trainer that was not told knows at least what its model was loaded from.
+    base_model = origin.base_model or (None if origin.checkpoint else hub_id(config.name_or_path or None))
+    num_steps = total_steps(trainer)
+    masking = _masking_table(trainer)
+    card_data = card_metadata(
+        values["title"],
+        ["simmim", "masked-image-modeling", "self-supervised", config.encoder_config.model_type],
+        images=origin.images,
+        base_model=base_model,
+        weights_license=getattr(arguments, "hub_license", None),
+        eval_results=probe_results(log, origin),
+        co2_eq_emissions=emissions_entry(trainer, "pre-training"),
+    )
+    return render_card(
+        "pretrained",
+        card_data,
+        **values,
+        auto_class="AutoModel",
+        num_parameters=millions(model.simmim.num_parameters()),
+        target=config.target,
+        hidden_size=config.hidden_size,
+        image_height=config.image_size[0],
+        image_width=config.image_size[1],
+        pipeline_options=", pool=True",
+        has_head=True,
+        reconstruction=_reconstruction(trainer),
+        results=_results(trainer),
+        results_intro=_results_intro(trainer),
+        pictures=_pictures(Path(str(arguments.output_dir))),
+        model_rows=encoder_table(config, model) | _prediction_table(model) | masking,
+        data_rows=_data_table(trainer),
+        training_rows={
+            "steps": steps(trainer, num_steps),
+            "started from": base_model or origin.checkpoint or "fresh weights",
+            **optimization_table(arguments, num_steps),
+            **hardware_table(trainer, _training_time(log, images_per_step(arguments)) or session_time(trainer)),
+            "speed": speed(log),
+        },
+        base_model=base_model,
+        citations=citations(config),
+    )
+
+
+def _training_time(log: Sequence[dict[str, Any]], batch: int) -> str | None:
+    """Time of all steps that were logged, also of those before a resumption; without evaluations."""
+    seconds, last = 0.0, 0
+    for entry in log:
+        if entry.get("images_per_second"):
+            seconds += (entry["step"] - last) * batch / entry["images_per_second"]
+            last = entry["step"]
+    return f"{hours(seconds)}, without evaluations" if seconds else None
+
+
+def speed(log: Sequence[dict[str, Any]]) -> str | None:
+    """The median of the speeds that were logged."""
+    speeds = sorted(entry["images_per_second"] for entry in log if entry.get("images_per_second"))
+    return f"{speeds[len(speeds) // 2]:,g} images/s (median), over all devices" if speeds else None
+
+
+def probe_results(log: Sequence[dict[str, Any]], origin: Origin) -> list[EvalResult]:
+    """Entries of the model index: the last accuracies of the probes."""
+    if origin.evaluation is None:
+        return []
+    last = {key: last_entry(log, key) for key in PROBES}
+    return [
+        result_entry(origin.evaluation, name, last[key][key]) for key, name in PROBES.items() if last[key] is not None
+    ]
+
+
+def last_entry(log: Sequence[dict[str, Any]], key: str) -> Any:
+    """The last entry of a log that has a key, if any."""
+    return next((entry for entry in reversed(log) if key in entry), None)
+
+
+def _prediction_table(model: Any) -> Table:
+    """What is predicted, and how."""
+    config = model.config
+
+    def described(component: str) -> str:
+        options = {
+            key: value
+            for key, value in getattr(config, f"{component}_options").items()
+            if value is not None and key not in LONG_OPTIONS
+        }
+        if "model" in options:
+            # Maybe by the way to a folder.
+            options["model"] = hub_id(options["model"]) or last_part(options["model"])
+        if component == "target" and config.target == "color_clusters":
+            options["clusters"] = len(config.target_options["centers"])
+        detail = ", ".join(f"{key} {listed(value)}" for key, value in options.items())
+        return f"`{getattr(config, component)}`" + (f" ({detail})" if detail else "")
+
+    stride = model.target.stride
+    return {
+        "target": f"{described('target')} for {'every pixel' if stride == 1 else f'every {stride} px'}",
+        "prediction head": described("head"),
+        "loss": f"{described('loss')} on {config.loss_region} pixels",
+    }
+
+
+def _masking_table(trainer: Any) -> Table:
+    dataset = trainer.train_dataset
+    side = dataset.unit_size * dataset.patch_size
+    return {
+        "masks": f"`{trainer.processing_class.mask_strategy}`, a ratio of {span(dataset.mask_ratio)}:"
+        f" {span(dataset.num_masked_units)} of {dataset.num_units} squares of {side} px",
+        "AvgDist of the masks": f"{average_mask_distance(dataset):.3g} px: the mean distance of hidden pixels from the"
+        " nearest visible one",
+    }
+
+
+def _data_table(trainer: Any) -> Table:
+    dataset, evaluation, origin = trainer.train_dataset, trainer.eval_dataset, trainer.origin
+    unreadable = len(trainer.unreadable_images.reasons)
+    where = f" ({origin.held_out})" if origin.held_out else ""
+    return {
+        "images": str(origin.images) if origin.images else None,
+        "trained on": f"{len(dataset):,}",
+        "held out": f"{len(evaluation):,}{where}" if evaluation is not None else "none",
+        "not readable": f"{counted(unreadable, 'image')}, in whose place others were taken" if unreadable else None,
+        **augmentation_table(dataset.crop_scale, dataset.flip, dataset.vertical_flip),
+        **pixels_table(trainer.processing_class, dataset.num_channels),
+    }
+
+
+def _results(trainer: Any) -> Table:
+    log = trainer.state.log_history
+    training, evaluation = last_entry(log, "loss"), last_entry(log, "eval_loss")
+    table: Table = {}
+    if training is not None:
+        error = training.get("masked_l1")
+        pixels = f", masked l1 {error:.2f} of 255" if error is not None and error == error else ""
+        table["training loss"] = f"{training['loss']:.4g}{pixels}, up to step {training['step']:,}"
+    if evaluation is not None:
+        error = evaluation.get("eval_masked_l1")
+        pixels = f", masked l1 **{error:.2f}** of 255" if error is not None and error == error else ""
+        table["held-out loss"] = f"{evaluation['eval_loss']:.4g}{pixels}, {measured_after(trainer, 'eval_loss')}"
+    for key, name in PROBES.items():
+        last = last_entry(log, key)
+        if last is None:
+            continue
+        first = next((entry for entry in log if key in entry and entry["step"] == 0), None)
+        before = f", before training {first[key]:.1%}" if first is not None and last is not first else ""
+        table[f"{name}, accuracy"] = f"**{last[key]:.1%}** {measured_after(trainer, key)}{before}"
+    return table
+
+
+def _results_intro(trainer: Any) -> str:
+    """What the figures mean."""
+    table = _results(trainer)
+    parts = []
+    if any("masked l1" in str(text) for text in table.values()):
+        parts.append("Masked l1 is the mean absolute error of hidden pixels on the scale of 0 to 255.")
+        if trainer.model.target.borrowed:
+            parts.append(f"It is measured with the {trainer.model.target.borrowed} of the original.")
+    if any("loss" in title for title in table):
+        parts.append(
+            "Losses compare runs of the same images, masks and target; they do not say how well the features serve a"
+            " task."
+        )
+    callback = next((part for part in trainer.callback_handler.callbacks if isinstance(part, ProbeCallback)), None)
+    if callback is not None and any("accuracy" in title for title in table):
+        train, test = (len(part.labels) for part in callback.parts)
+        source = trainer.origin.evaluation
+        named = f" ({source})" if source is not None else ""
+        layer = "the encoder's output" if callback.layer is None else f"hidden state {callback.layer}"
+        parts.append(
+            f"The probes tell {callback.num_classes} classes apart by frozen features ({layer}, pooling"
+            f" `{callback.pooling}`): fitted to {train:,} labelled images, measured on {test:,} others{named}. Of"
+            f" balanced classes chance is {1 / callback.num_classes:.1%}; the k-NN asks {callback.k} neighbours. No"
+            " label trained the encoder."
+        )
+    return " ".join(parts)
+
+
+def _reconstruction(trainer: Any) -> dict[str, str] | None:
+    is_drawn = trainer.model.target.is_decodable and trainer.eval_dataset is not None
+    if not is_drawn or not (Path(str(trainer.args.output_dir)) / "reconstruction.png").exists():
+        return None
+    meanings = [f"{name} ({COLUMN_MEANINGS[name]})" for name in DRAWN_COLUMNS]
+    evaluation = last_entry(trainer.state.log_history, "eval_loss")
+    when = f" {measured_after(trainer, 'eval_loss')}" if evaluation is not None else ""
+    borrowed = trainer.model.target.borrowed
+    helped = f" Predictions are drawn with the {borrowed} of the original, and look better for it." if borrowed else ""
+    return {
+        "alt": " | ".join(DRAWN_COLUMNS),
+        "caption": f"Held-out images{when}, from left to right: {', '.join(meanings)}.{helped}",
+    }
+
+
+def _pictures(output_dir: Path) -> list[dict[str, str]]:
+    pictures = [
+        (
+            "probe.png",
+            "accuracies of the probes over steps",
+            "What frozen features are worth for classes while the encoder trains.",
+        ),
+        ("loss_curve.png", "loss over steps", "Training loss, held-out loss with fixed masks, and the learning rate."),
+    ]
+    return [
+        {"file": file, "alt": alt, "caption": caption}
+        for file, alt, caption in pictures
+        if (output_dir / file).exists()
+    ]

@@ -1,0 +1,252 @@
+"""Tables of a model card on a training: rates as they were, machine, time and energy, and how far it has come."""
+
+import math
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainingArguments
+
+from ..hub.card import Table, counted, family, place, versions_table
+from ..hub.provenance import Origin
+from .optimization import ReleasedSchedule, create_schedule, images_per_step, planned_steps, warmup_updates
+
+
+def total_steps(trainer: Any) -> int:
+    """Steps of a whole training, also before it has begun."""
+    return trainer.state.max_steps or planned_steps(trainer.args, len(trainer.train_dataset))
+
+
+def training_values(trainer: Any, config: Any) -> dict[str, Any]:
+    """What the template asks for of every training.
+
+    Args:
+        trainer: The trainer, with an `origin`.
+        config: The SimMIM config of its model, or of the backbone in it.
+
+    Returns:
+        The values by name.
+    """
+    repository, origin = trainer.hub_model_id or trainer.args.hub_model_id, trainer.origin
+    title, location = place(repository, str(trainer.args.output_dir))
+    return {
+        "title": title,
+        "location": location,
+        "is_on_hub": repository,
+        "progress": progress(trainer, total_steps(trainer)),
+        "family": family(config),
+        "num_images": f"{len(trainer.train_dataset):,}",
+        "num_channels": config.num_channels,
+        "data_name": origin.images.name if origin.images else None,
+        "command": origin.command,
+        "versions": versions_table(),
+    }
+
+
+def optimization_table(arguments: TrainingArguments, num_steps: int) -> Table:
+    """Optimiser, batch and rates as they were in effect.
+
+    Args:
+        arguments: Of the training.
+        num_steps: Planned updates.
+
+    Returns:
+        The table.
+    """
+    batch = images_per_step(arguments)
+    optimizer = str(getattr(arguments.optim, "value", arguments.optim))
+    if "adam" in optimizer:
+        optimizer += (
+            f", betas {arguments.adam_beta1:g} and {arguments.adam_beta2:g}, epsilon {arguments.adam_epsilon:g}"
+        )
+    clip = arguments.max_grad_norm
+    on_each = arguments.per_device_train_batch_size
+    devices = batch // (on_each * arguments.gradient_accumulation_steps)
+    accumulated = counted(arguments.gradient_accumulation_steps, "accumulated batch", "es")
+    return {
+        "batch": f"{batch} images a step: {on_each} x {counted(devices, 'device')} x {accumulated}",
+        "optimizer": optimizer,
+        "weight decay": f"{arguments.weight_decay:g}",
+        "gradients": f"clipped to a norm of {clip:g}" if clip else "not clipped",
+        "learning rate": _learning_rate(arguments, batch),
+        "schedule": _schedule(arguments, num_steps),
+        "precision": _precision(arguments),
+        "seed": str(arguments.seed),
+    }
+
+
+def _learning_rate(arguments: Any, batch: int) -> str:
+    peak = float(arguments.learning_rate)
+    base, base_batch = getattr(arguments, "base_learning_rate", None), getattr(arguments, "base_batch_size", 0)
+    if base is None or not math.isclose(peak, base * batch / base_batch, rel_tol=1e-9):
+        return f"{peak:.4g}, as given: not scaled by the batch"
+    return f"{peak:.4g} = {base:g} x {batch} / {base_batch} (base rate x images a step / {base_batch})"
+
+
+def _schedule(arguments: Any, num_steps: int) -> str:
+    """Name, warm-up and the rates at both ends, asked of the schedule itself."""
+    name = str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type))
+    peak, warmup = float(arguments.learning_rate), warmup_updates(arguments, num_steps)
+    schedule: Any = create_schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=peak), arguments, num_steps)
+    start = end = milestones = None
+    if isinstance(schedule, ReleasedSchedule):
+        start = schedule.warmup_lr
+        end = schedule.min_lr if schedule.kind == "released_cosine" else None
+        milestones = schedule.milestones if schedule.kind == "released_multistep" else None
+    elif isinstance(schedule, LambdaLR):
+        start, end = (peak * float(schedule.lr_lambdas[0](step)) for step in (0, num_steps))
+    parts = [f"`{name}`"]
+    if warmup:
+        parts.append(f"warm-up of {counted(warmup, 'step')}" + (f" from {start:.4g}" if start is not None else ""))
+    if milestones:
+        parts.append(f"times {schedule.gamma:g} at step {' and '.join(f'{step:,}' for step in milestones)}")
+    if end is not None:
+        parts.append(f"down to {end:.4g}" if end < peak else "level to the end")
+    return ", ".join(parts)
+
+
+def _precision(arguments: Any) -> str:
+    precision = "bfloat16 autocast" if arguments.bf16 else "float16 autocast" if arguments.fp16 else "float32"
+    extras = [
+        ("tf32", "TF32 matrix products"),
+        ("torch_compile", "compiled"),
+        ("gradient_checkpointing", "gradient checkpointing"),
+    ]
+    return ", ".join([precision, *(text for key, text in extras if getattr(arguments, key, None))])
+
+
+def hardware_table(trainer: Any, time: str | None) -> Table:
+    """Machine, time in words, and energy."""
+    return {
+        "hardware": _hardware(trainer.args),
+        "training time": time,
+        "energy": _energy(trainer),
+    }
+
+
+def _hardware(arguments: TrainingArguments) -> str:
+    device, count = arguments.device, arguments.world_size * max(1, arguments.n_gpu)
+    if device.type == "cuda":
+        return f"{count} x {torch.cuda.get_device_name(device)}"
+    if device.type != "cpu":
+        return f"{count} x {device.type} ({platform.machine()})"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = counted(torch.get_num_threads(), "thread")
+    return f"{_cpu_name()}, {counted(cores, 'core')}, {counted(count, 'process', 'es')} of {threads}"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names and names[0] else platform.processor() or f"CPU ({platform.machine()})"
+
+
+def _emissions(trainer: Any) -> Any:
+    """What codecarbon measured of a training that it followed to the end; None otherwise."""
+    trackers = (getattr(callback, "tracker", None) for callback in trainer.callback_handler.callbacks)
+    found = (getattr(tracker, "final_emissions_data", None) for tracker in trackers)
+    return next((data for data in found if data is not None and getattr(data, "energy_consumed", None)), None)
+
+
+def _energy(trainer: Any) -> str | None:
+    data = _emissions(trainer)
+    if data is None:
+        return None
+    start = getattr(trainer, "_initial_global_step", 0)
+    since = f", from step {start:,} on" if start else ""
+    return (
+        f"{data.energy_consumed:.3g} kWh, {data.emissions:.3g} kg CO2-equivalent, as codecarbon estimates for the"
+        f" machine of the first process{since}"
+    )
+
+
+def hours(seconds: float) -> str:
+    """A time in hours, a short one in seconds, too."""
+    return f"{seconds / 3600:.3g} h" + (f" ({seconds:.3g} s)" if seconds < 600 else "")
+
+
+def emissions_entry(trainer: Any, training_type: str) -> dict[str, Any] | None:
+    """What codecarbon measured as the metadata of the Hub has it: in grams."""
+    data = _emissions(trainer)
+    if data is None:
+        return None
+    return {
+        "emissions": round(1000 * float(data.emissions), 4),
+        "source": "codecarbon",
+        "training_type": training_type,
+        **({"geographical_location": data.country_name} if getattr(data, "country_name", None) else {}),
+    }
+
+
+def progress(trainer: Any, num_steps: int) -> str | None:
+    """A sentence on a training that has not made all its steps; None of one that has."""
+    state = trainer.state
+    if state.global_step >= num_steps:
+        return None
+    epochs = f" (epoch {state.epoch:.3g})" if state.epoch else ""
+    verb = "It was stopped at" if trainer.control.should_training_stop else "So far it has made"
+    return f"{verb} step {state.global_step:,} of {num_steps:,}{epochs}.".replace("made step", "reached step")
+
+
+def best_step(trainer: Any) -> int | None:
+    """The step whose weights the model has got back at the end of training; None if it has those of the last one."""
+    if trainer.is_in_train or not trainer.args.load_best_model_at_end:
+        return None
+    return trainer.state.best_global_step or None
+
+
+def measured_after(trainer: Any, key: str) -> str:
+    """Which weights the last entry of the log with a key measures.
+
+    Args:
+        trainer: The trainer.
+        key: Of a figure that is in the log.
+    """
+    measured = [entry["step"] for entry in trainer.state.log_history if key in entry]
+    best = best_step(trainer)
+    # The weights that were brought back are measured once more, at the last step.
+    again = measured.count(measured[-1]) > 1
+    return f"with the weights of step {best:,}" if best is not None and again else f"after step {measured[-1]:,}"
+
+
+def steps(trainer: Any, num_steps: int) -> str:
+    """Steps and epochs that were made, and of which of them the weights are."""
+    state = trainer.state
+    done = f"{state.global_step:,}" + (f" of {num_steps:,}" if state.global_step < num_steps else "")
+    epochs = f", {state.epoch:.4g} epoch{'s' if state.epoch != 1 else ''}" if state.epoch else ""
+    best = best_step(trainer)
+    chosen = ""
+    if best is not None and best != state.global_step:
+        chosen = f"; the weights are those of step {best:,}, the best by `{trainer.args.metric_for_best_model}`"
+    return done + epochs + chosen
+
+
+def start(origin: Origin) -> str:
+    """A sentence on the weights that a fine-tuning began with."""
+    if origin.base_model is not None:
+        return f"It was fine-tuned from [{origin.base_model}](https://huggingface.co/{origin.base_model})."
+    if origin.checkpoint is not None:
+        return f"It was fine-tuned from the checkpoint `{origin.checkpoint}`."
+    return "It was trained from fresh weights, without any pre-training."
+
+
+def layer_decay(arguments: Any) -> str | None:
+    """Layer-wise decay of the learning rate, where there is one."""
+    decay = getattr(arguments, "layer_decay", None)
+    if not decay or decay == 1:
+        return None
+    return f"{decay:g}: the factor of the learning rate from each layer to the one below"
+
+
+def session_time(trainer: Any) -> str | None:
+    """Trainer's own figure, which is of this session."""
+    seconds = next((entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry), None)
+    first = getattr(trainer, "_initial_global_step", 0)
+    return f"{hours(seconds)}, with evaluations{f', from step {first:,} on' if first else ''}" if seconds else None

@@ -1,0 +1,474 @@
+"""Trainer for masked image modelling: transformers' own, fed with raw pixels and reporting in units one can read."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import CommitInfo
+from torch import nn
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SaveStrategy, TrainOutput
+from transformers.utils import logging
+
+from ..data.masked_images import MaskedImageDataset
+from ..data.reading import UnreadableImages
+from ..data.sampling import EpochSampler
+from ..data.transforms import normalize
+from ..evaluation.reconstruction import Reconstruction
+from ..hub.provenance import Origin
+from ..hub.pushes import HubPushes
+from ..hub.snapshots import Push
+from ..model.losses import classification_loss
+from ..model.masking import patch_mask
+from ..model.modeling_simmim import SimMIMForMaskedImageModeling
+from .classification_card import classifier_card
+from .optimization import create_schedule, decay_parameter_names, images_per_step, planned_steps
+from .segmentation_card import segmentation_card
+
+logger = logging.get_logger(__name__)
+
+
+class PushingTrainer(Trainer):
+    """`transformers.Trainer` with other pushes to the Hub, for the same options.
+
+    A push that fails in mid-training is a warning and is tried again in the background; every commit holds weights,
+    configuration, processor, code, card and pictures of one moment. Trainer's own would upload files while training
+    writes them, in several commits, and forget those that failed.
+
+    Args:
+        hub_pushes: Where to push to, if it is known already; else as the arguments say.
+    """
+
+    # Of the first process, where there is something to push to.
+    hub_pushes: HubPushes | None
+    args: Any
+
+    def __init__(self, *args, hub_pushes: HubPushes | None = None, **kwargs):
+        self.hub_pushes = hub_pushes
+        super().__init__(*args, **kwargs)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository; one that cannot be reached is made by a later push.
+
+        Raises:
+            ValueError: If it can never be pushed to.
+        """
+        if not self.is_world_process_zero():
+            return
+        if self.hub_pushes is None:
+            self.hub_pushes = HubPushes.from_arguments(self.args, token, private)
+        self._note_repository()
+
+    def _note_repository(self) -> None:
+        if self.hub_pushes is not None:
+            name = self.hub_pushes.repo_id
+            self.hub_model_id = name  # type: ignore[assignment]
+            if "/" in name:
+                # The card tells by this name how to load the model.
+                self.args.hub_model_id = name
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            # Every process writes its random state into the checkpoint.
+            self.accelerator.wait_for_everyone()
+        if self.hub_pushes is None or self.args.hub_strategy == HubStrategy.END:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.write_card()
+        checkpoint = Path(checkpoint_folder)
+        folder = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: checkpoint.name}
+        step = self.state.global_step
+        # The best one may come several times in an epoch.
+        moment = f"epoch {int(self.state.epoch)}" if self.args.save_strategy == SaveStrategy.EPOCH else f"step {step}"
+        try:
+            push = Push.of_checkpoint(
+                checkpoint,
+                f"Training in progress, {moment}",
+                folder.get(self.args.hub_strategy),
+                revision=self.args.hub_revision,
+            )
+        except OSError as error:
+            self.hub_pushes.num_failed += 1
+            logger.warning(
+                f"Could not prepare a push of {checkpoint} ({error}). Training goes on, and the next one stands for it."
+            )
+            return
+        if push.paths():
+            self.hub_pushes.submit(push)
+        else:
+            logger.warning_once("Checkpoints of this run are sharded: the model is pushed at the end only.")
+
+    def _finish_current_push(self) -> None:
+        """Trainer ends training with it."""
+        if self.hub_pushes is not None:
+            self.hub_pushes.settle()
+
+    def write_card(self, **kwargs) -> None:
+        """Write the model card; one that cannot be written is a warning, for it stops neither training nor pushes.
+
+        Args:
+            **kwargs: Passed to `create_model_card`.
+        """
+        self._note_repository()
+        try:
+            self.create_model_card(**kwargs)
+        except Exception as error:
+            # A model without a new card is better than none.
+            logger.warning(f"Could not write the model card ({type(error).__name__}: {error}).")
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ) -> "CommitInfo | Future[CommitInfo | None] | None":
+        """Save to `output_dir` and push what of it belongs into a repository; all processes must call it.
+
+        Args:
+            commit_message: Of the commit.
+            blocking: Whether to wait until it is through or given up.
+            token: Instead of that of the arguments, from now on.
+            revision: Branch; that of the arguments if None.
+            private: Whether the repository is made private, if it is made by this call.
+            **kwargs: Passed to `create_model_card`.
+
+        Returns:
+            The commit; None if the push did not get through, which is logged with what to do, and in other processes.
+            Without `blocking`, a future of that.
+
+        Raises:
+            ValueError: If there is no repository yet, and it can never be pushed to.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if self.hub_pushes is None:
+            return None
+        if token is not None:
+            self.hub_pushes.token = token
+        self.write_card(**kwargs)
+        push = Push.of_run(
+            Path(str(self.args.output_dir)),
+            commit_message or "End of training",
+            revision=revision or self.args.hub_revision,
+        )
+        self.hub_pushes.submit(push)
+        return self.hub_pushes.wait(push) if blocking else push.result
+
+    def finish_pushes(self) -> None:
+        """Push what a script has made; training succeeded, so that a push that fails is reported, but is no error.
+
+        Raises:
+            SystemExit: If the waiting for the Hub is interrupted.
+        """
+        try:
+            commit = self.push_to_hub()
+        except KeyboardInterrupt:
+            # As a shell has it for what is interrupted; what to do has been told.
+            raise SystemExit(130) from None
+        if isinstance(commit, CommitInfo) and self.hub_pushes is not None:
+            failed = self.hub_pushes.num_failed
+            repeated = f" ({failed} failed push{'es' if failed > 1 else ''} made up for)" if failed else ""
+            print(f"{commit.commit_url}  everything, on the Hub{repeated}")
+
+
+class WholeEvaluation(Trainer):
+    """`transformers.Trainer` that drops incomplete batches of training only, and draws nothing in evaluations.
+
+    Trainer's own `dataloader_drop_last` drops the last batch of evaluations too, and with it part of the images: all of
+    them if they are fewer than a batch. The workers of its first evaluation take a seed from the generator that
+    stochastic depth draws from; those of later ones are still there and take none, but in a resumed run.
+    """
+
+    def _get_dataloader(
+        self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
+    ):
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training
+        try:
+            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """Evaluate as Trainer does; torch's generator is afterwards as it was before."""
+        with torch.random.fork_rng(devices=[]):
+            return super().evaluate(*args, **kwargs)
+
+
+class SimMIMTrainer(WholeEvaluation, PushingTrainer):
+    """`transformers.Trainer` for the batches of `MaskedImageDataset`.
+
+    Besides the loss it reports `masked_l1`, the mean absolute error of hidden pixels on the scale of 0 to 255
+    (rescaled pixels times 255), where the target can be decoded to pixels (in training only where it is the pixels),
+    `images_per_second` over all processes, and `eta_seconds`. The loss of a step is the mean over its hidden pixels,
+    whatever part of them each process and each accumulated batch holds.
+
+    Args:
+        unreadable_images: Where images that could not be read are counted.
+        **kwargs: Passed to `PushingTrainer` and Trainer; `processing_class` must be a SimMIM image processor.
+    """
+
+    model: SimMIMForMaskedImageModeling
+    train_dataset: MaskedImageDataset
+    eval_dataset: MaskedImageDataset | None
+    # For the model card; whoever knows sets it.
+    origin: Origin = Origin()
+
+    def __init__(self, *args, unreadable_images: UnreadableImages, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.unreadable_images = unreadable_images
+        # The loss is divided by the hidden pixels of all parts of a step together, see `_get_num_items_in_batch`.
+        self.model_accepts_loss_kwargs = True
+        self._training_error = _RunningMean()
+        self._evaluation: list[torch.Tensor] = []
+        self._is_finite: torch.Tensor | bool = True
+        self._clock = (time.perf_counter(), 0)
+
+    def _get_train_sampler(self, train_dataset=None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochSampler(len(dataset), seed)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = dict(inputs)
+        self.unreadable_images.record(inputs.pop("unreadable", []))
+        inputs = super()._prepare_inputs(inputs)
+        processor = self.processing_class
+        inputs["pixel_values"] = normalize(
+            inputs["pixel_values"], processor.image_mean, processor.image_std, processor.rescale_factor
+        )
+        return inputs
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
+        """Hidden pixels of all batches of a step: processes and micro-batches may hold different numbers of them."""
+        if not batch_samples or self.args.n_gpu > 1:
+            return None
+        keys = ("pixel_values", "bool_masked_pos", "pixel_mask")
+        count = torch.stack(
+            [
+                self.model.num_hidden_pixels(**{key: batch[key] for key in keys if key in batch}).to(device)
+                for batch in batch_samples
+            ]
+        ).sum()
+        if self.args.average_tokens_across_devices:
+            count = self.accelerator.reduce(count, reduction="sum")
+        return count
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The model's loss; in training the error in pixel values is noted on the way."""
+        if model.training:
+            inputs = inputs | {"return_reconstruction": False}
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if model.training:
+            error = self._error_per_image(outputs, inputs)
+            if error is not None:
+                self._training_error.add(*error)
+            self._is_finite = self._is_finite & loss.detach().isfinite()
+        return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def _error_per_image(self, outputs, inputs) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Mean absolute error of hidden pixels from 0 to 255, and their number, (B,) each; None without pictures."""
+        reconstruction = outputs.get("reconstruction")
+        if reconstruction is None:
+            return None
+        pixel_values, patch_size = inputs["pixel_values"], self.model.simmim.geometry.patch_size
+        mask: Any = patch_mask(inputs["bool_masked_pos"], pixel_values, patch_size)
+        processor = self.processing_class
+        return Reconstruction(
+            pixel_values,
+            mask,
+            inputs.get("pixel_mask"),
+            reconstruction,
+            processor.image_mean,
+            processor.image_std,
+            patch_size,
+        ).error_per_image()
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Evaluate a batch, image by image: the images that even out the last batch of all processes do not count."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            # The loss of the whole batch would make the target a second time, maybe with a large network.
+            outputs = model(**inputs, return_loss=False)
+            losses: Any = self.model.masked_loss(outputs["prediction"], **inputs, per_image=True)
+        figures = [losses, self._error_per_image(outputs, inputs)]
+        # Of each figure and each image: the figure, and how many pixels it is of.
+        table = torch.stack([torch.stack(figure, dim=1) for figure in figures if figure is not None], dim=1)
+        self._evaluation.append(self.accelerator.gather_for_metrics(table))
+        return losses[0].mean(), None, None
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Names of the parameters that weight decay pulls on, as `decay_parameter_names` tells."""
+        return decay_parameter_names(model, getattr(self.args, "as_released", True))
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """The schedule that the arguments name, which may be a released one."""
+        if self.lr_scheduler is None:
+            optimizer = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = create_schedule(optimizer, self.args, num_training_steps)  # type: ignore[assignment, arg-type]
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def train(self, *args, **kwargs):
+        """Train as Trainer does; throughput counts from here. A run that is finished gets its weights back only."""
+        self._clock = (time.perf_counter(), -1)
+        checkpoint = kwargs.get("resume_from_checkpoint", args[0] if args else None)
+        # Else Trainer restores it, or says what is wrong with it.
+        if isinstance(checkpoint, str) and any(Path(checkpoint).glob("model*.safetensors")):
+            state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+            if state.global_step >= planned_steps(self.args, len(self.train_dataset)):
+                best = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+                is_best_kept = self.args.load_best_model_at_end and best.is_dir()
+                self._load_from_checkpoint(str(best) if is_best_kept else checkpoint)
+                # Written by the first process.
+                state.is_world_process_zero = self.is_world_process_zero()
+                state.is_local_process_zero = self.is_local_process_zero()
+                self.state = state
+                return TrainOutput(state.global_step, float("nan"), {})
+        return super().train(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the readable figures to what Trainer logs.
+
+        Raises:
+            RuntimeError: If the training loss is no longer finite.
+            NoReadableImageError: If too many images cannot be read.
+        """
+        if "loss" in logs:
+            self._stop_unless_finite()
+            if self.model.target.is_pixels:
+                logs["masked_l1"] = self._training_error.drain(self.accelerator)
+            self._add_speed(logs)
+            self.unreadable_images.share(self.is_world_process_zero())
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model, trial):
+        # Before the good checkpoints rotate out.
+        self._stop_unless_finite()
+        super()._save_checkpoint(model, trial)
+
+    def _stop_unless_finite(self) -> None:
+        flag = torch.as_tensor(self._is_finite, dtype=torch.float32, device=self.accelerator.device)
+        if self.accelerator.reduce(flag, reduction="sum").item() < self.accelerator.num_processes:
+            raise RuntimeError(
+                f"The training loss is no longer finite at step {self.state.global_step}. The newest checkpoint in"
+                f" {self.args.output_dir} is from before that. A run that goes on keeps its rate: begin a new"
+                " --output_dir with that as --checkpoint and a lower --learning_rate, or with --bf16 instead of --fp16."
+            )
+
+    def _add_speed(self, logs: dict[str, float]) -> None:
+        now, step = time.perf_counter(), self.state.global_step
+        then, last_step = self._clock
+        if last_step < 0:
+            last_step = self._initial_global_step
+        self._clock = (now, step)
+        if step > last_step and now > then:
+            steps_per_second = (step - last_step) / (now - then)
+            logs["images_per_second"] = round(steps_per_second * images_per_step(self.args), 1)
+            logs["eta_seconds"] = round((self.state.max_steps - step) / steps_per_second, 1)
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """Evaluate as Trainer does, with `eval_masked_l1` beside `eval_loss` where there are pictures."""
+        with self.untimed():
+            return super().evaluate(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def untimed(self) -> Iterator[None]:
+        """What happens within is not the training's time."""
+        started = time.perf_counter()
+        yield
+        self._clock = (self._clock[0] + time.perf_counter() - started, self._clock[1])
+
+    def evaluation_loop(self, *args, **kwargs):
+        """Trainer's loop; its metrics become exact means over images, whatever the number of processes."""
+        self._evaluation = []
+        output = super().evaluation_loop(*args, **kwargs)
+        figures, num_pixels = torch.cat(self._evaluation).cpu().double().unbind(dim=2)
+        # Images of which nothing counts, such as crops without a real pixel, have no figure.
+        counts = (num_pixels > 0).double()
+        means = ((figures * counts).sum(dim=0) / counts.sum(dim=0)).tolist()
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        metrics = dict(zip((f"{prefix}_loss", f"{prefix}_masked_l1"), means, strict=False))
+        self.unreadable_images.share(self.is_world_process_zero())
+        return output._replace(metrics={**(output.metrics or {}), **metrics})
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Write our card, also where Trainer would write its own."""
+        from .pretraining_card import training_card
+
+        if self.is_world_process_zero():
+            training_card(self).save(Path(str(self.args.output_dir)) / "README.md")
+
+
+class _RunningMean:
+    """Mean of figures of single images, summed on the device and read only when it is logged."""
+
+    def __init__(self):
+        self.total: torch.Tensor | None = None
+
+    def add(self, figures: torch.Tensor, num_pixels: torch.Tensor) -> None:
+        """Add figures of images (B,), but those of no pixels."""
+        counts = (num_pixels > 0).to(figures.dtype)
+        term = torch.stack([(figures * counts).sum(), counts.sum()])
+        self.total = term if self.total is None else self.total + term
+
+    def drain(self, accelerator) -> float:
+        """The mean over all processes since the last time; NaN if there was nothing."""
+        total = self.total if self.total is not None else torch.zeros(2, device=accelerator.device)
+        self.total = None
+        figure, count = accelerator.reduce(total, reduction="sum").tolist()
+        return figure / count if count else float("nan")
+
+
+class ClassifierTrainer(WholeEvaluation, PushingTrainer):
+    """transformers' Trainer, which writes a model card that tells more and pushes in a way that never stops it.
+
+    The loss of an evaluation is the mean over images. Set `origin` to what it does not know, and `final_metrics` to
+    what was measured after the training.
+    """
+
+    origin: Origin = Origin()
+    final_metrics: dict[str, float] | None = None
+
+    def evaluation_loop(self, *args, **kwargs):
+        """Trainer's loop; its loss becomes the exact mean over images, whatever the number of processes."""
+        output = super().evaluation_loop(*args, **kwargs)
+        if isinstance(output.predictions, np.ndarray) and isinstance(output.label_ids, np.ndarray):
+            # Trainer takes the mean of batches, some of which hold images twice, to be as many on all processes.
+            model: Any = self.model
+            logits, labels = torch.from_numpy(output.predictions), torch.from_numpy(output.label_ids)
+            loss = classification_loss(logits, labels, model.config.problem_type, model.config.class_weights)
+            name = f"{kwargs.get('metric_key_prefix', 'eval')}_loss"
+            output = output._replace(metrics={**(output.metrics or {}), name: loss.item()})
+        return output
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Write our card, also where Trainer would write its own."""
+        if self.is_world_process_zero():
+            classifier_card(self).save(Path(str(self.args.output_dir)) / "README.md")
+
+
+class SegmentationTrainer(WholeEvaluation, PushingTrainer):
+    """transformers' Trainer, which evaluates every image, writes a card that tells more, and never stops at a push.
+
+    Set `origin` to what it does not know.
+    """
+
+    origin: Origin = Origin()
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Write our card, also where Trainer would write its own."""
+        if self.is_world_process_zero():
+            segmentation_card(self).save(Path(str(self.args.output_dir)) / "README.md")

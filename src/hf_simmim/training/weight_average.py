@@ -1,0 +1,116 @@
+"""A moving average of the weights, kept while Trainer trains, and what the model ends with."""
+
+import os
+from pathlib import Path
+
+import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+AVERAGE_FILE = "weight_average.safetensors"
+
+
+class WeightAverageCallback(TrainerCallback):
+    """Averages parameters and buffers of floats exponentially over the steps, and puts them into the model at the end.
+
+    Until the end the model trains, and is evaluated and saved, with the weights of its steps; then evaluations and
+    `save_model` are of the average. Each checkpoint gets the average in `weight_average.safetensors`, and a resumed run
+    goes on with it: from the checkpoint of that step in the output folder, or the one that
+    `TrainingArguments.resume_from_checkpoint` names.
+
+    Args:
+        decay: Share of the average that is kept at each step, in [0, 1).
+        warmup: Whether to keep less at first, (1 + steps) / (10 + steps), so that the first weights are soon forgotten.
+
+    Raises:
+        ValueError: If there is no such share; at the start of training, if Trainer is to load the best model at its
+            end, splits the weights over processes or searches hyperparameters, or a checkpoint has no such average.
+    """
+
+    def __init__(self, decay: float = 0.9999, warmup: bool = True):
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay={decay} must be in [0, 1), such as 0.9999.")
+        self.decay = decay
+        self.warmup = warmup
+        self.average: dict[str, torch.Tensor] = {}
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        """Start with the model's weights, or go on with a checkpoint's average."""
+        if args.load_best_model_at_end:
+            raise ValueError(
+                "load_best_model_at_end=True would replace the average by the weights of one step. Set it to False, or"
+                " leave WeightAverageCallback out."
+            )
+        if state.is_hyper_param_search:
+            raise ValueError("WeightAverageCallback does not work in a search of hyperparameters. Leave it out there.")
+        weights = averaged_tensors(model)
+        is_split = AcceleratorState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        # A DTensor has a mesh.
+        if is_split or any(hasattr(tensor, "device_mesh") for tensor in weights.values()):
+            raise ValueError(
+                "WeightAverageCallback needs whole weights in each process, and FSDP or DeepSpeed splits them. Train"
+                " without these, or leave it out."
+            )
+        if state.global_step:
+            self.average = self._read(args, state.global_step, weights)
+        else:
+            self.average = {name: tensor.detach().float().clone() for name, tensor in weights.items()}
+
+    @torch.no_grad()
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        """Move the average towards the weights."""
+        decay = self.decay
+        if self.warmup:
+            decay = min(decay, (1 + state.global_step) / (10 + state.global_step))
+        weights = averaged_tensors(model)
+        # In float32: a share of 0.0001 is lost in less.
+        current = [weights[name].detach().float() for name in self.average]
+        torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
+
+    def on_push_begin(self, args, state, control, **kwargs):
+        """A checkpoint is pushed before it is said to be saved."""
+        self.on_save(args, state, control)
+
+    def on_save(self, args, state, control, **kwargs):
+        """Write the average beside the weights."""
+        path = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", AVERAGE_FILE)
+        if args.should_save and self.average and path.parent.is_dir():
+            # Whole or not at all, for the run may be killed here.
+            partial = path.with_suffix(".partial")
+            save_file({name: tensor.contiguous() for name, tensor in self.average.items()}, partial)
+            os.replace(partial, path)
+
+    @torch.no_grad()
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        """Give the model the average."""
+        for name, tensor in averaged_tensors(model).items():
+            tensor.copy_(self.average[name])
+        self.average = {}
+
+    def _read(self, args, step: int, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        folder = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+        if isinstance(args.resume_from_checkpoint, str) and Path(args.resume_from_checkpoint).is_dir():
+            folder = Path(args.resume_from_checkpoint)
+        path = folder / AVERAGE_FILE
+        if not path.is_file():
+            raise ValueError(
+                f"{path} does not exist: the checkpoint was written without WeightAverageCallback, or lies elsewhere."
+                " Name its folder in TrainingArguments.resume_from_checkpoint, resume from an earlier checkpoint, or"
+                " leave the callback out."
+            )
+        average = load_file(path)
+        if {name: tensor.shape for name, tensor in average.items()} != {
+            name: tensor.shape for name, tensor in weights.items()
+        }:
+            raise ValueError(f"{path} holds other weights than the model has. Resume with the model that was trained.")
+        return {name: average[name].to(tensor.device) for name, tensor in weights.items()}
+
+
+def averaged_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers of floats, by name."""
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}

@@ -1,0 +1,320 @@
+"""Grids of pictures: reconstructions, segmentations, nearest neighbors, and a 2-D map of features."""
+
+import colorsys
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from .pictures import ERROR_LIMIT, error_pictures, font_for
+
+SEGMENTATION_COLUMNS = ("image", "annotation", "prediction")
+NO_CLASS_GREY = 160
+
+
+def class_colours(count: int) -> np.ndarray:
+    """A colour for each class, uint8 (count, 3): hues a golden angle apart, in turns bright and dark."""
+    colours = [
+        colorsys.hsv_to_rgb(0.618034 * index % 1, (0.85, 0.55)[index // 2 % 2], (1.0, 0.65)[index % 2])
+        for index in range(count)
+    ]
+    return (np.array(colours) * 255).round().astype(np.uint8)
+
+
+def draw_segmentations(
+    pictures: Sequence[np.ndarray],
+    annotations: Sequence[np.ndarray],
+    predictions: Sequence[np.ndarray],
+    class_names: Sequence[str],
+    side: int = 224,
+) -> Image.Image:
+    """Draw image | annotation | prediction, one image a row, above the colours of the classes that are seen.
+
+    Args:
+        pictures: uint8 arrays (h, w, 3).
+        annotations: Class ids (H, W); what is no class is grey, in the prediction too.
+        predictions: Class ids (H, W).
+        class_names: Name of each class.
+        side: Longer side of a drawn image in pixels.
+
+    Returns:
+        The picture.
+    """
+    colours = np.vstack([class_colours(len(class_names)), np.full((1, 3), NO_CLASS_GREY, np.uint8)])
+    gap, header = 6, 22
+    font = font_for(class_names, 13)
+    rows, seen = [], set()
+    for picture, annotation, prediction in zip(pictures, annotations, predictions, strict=True):
+        is_class = (annotation >= 0) & (annotation < len(class_names))
+        height, width = annotation.shape
+        zoom = side / max(height, width)
+        size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
+        cells = [Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR)]
+        for ids in (annotation, prediction):
+            shown = np.where(is_class, ids, len(class_names))
+            seen |= set(np.unique(shown).tolist())
+            cells.append(Image.fromarray(colours[shown]).resize(size, Image.Resampling.NEAREST))
+        rows.append(cells)
+    names = [*class_names, "no class"]
+    legend = [(names[index], tuple(colours[index].tolist())) for index in sorted(seen)]
+    total_width = len(SEGMENTATION_COLUMNS) * (side + gap) + gap
+    entry = max(math.ceil(font.getlength(name)) for name, _ in legend) + 30
+    columns = max(1, total_width // entry)
+    height = header + sum(cells[0].height + gap for cells in rows) + math.ceil(len(legend) / columns) * header
+    canvas = Image.new("RGB", (max(total_width, entry), height), "white")
+    draw = ImageDraw.Draw(canvas)
+    for column, title in enumerate(SEGMENTATION_COLUMNS):
+        draw.text((gap + column * (side + gap) + side / 2, header / 2), title, fill="black", font=font, anchor="mm")
+    top = header
+    for cells in rows:
+        for column, cell in enumerate(cells):
+            canvas.paste(cell, (gap + column * (side + gap), top))
+        top += cells[0].height + gap
+    for number, (name, colour) in enumerate(legend):
+        left, middle = gap + number % columns * entry, top + number // columns * header + header / 2
+        draw.rectangle((left, middle - 6, left + 12, middle + 6), fill=colour)
+        draw.text((left + 18, middle), name, fill="black", font=font, anchor="lm")
+    return canvas
+
+
+# Longer side in pixels that small images are enlarged to at least, and large ones reduced to.
+SMALLEST_SIDE, LARGEST_SIDE = 96, 384
+
+# Of `Reconstruction`, what is drawn unless something else is asked for.
+DRAWN_COLUMNS = ("original", "masked", "prediction", "composite")
+
+
+def reconstruction_grid(
+    reconstruction: Any,
+    columns: Sequence[str] = DRAWN_COLUMNS,
+    names: Sequence[str] | None = None,
+    show_figures: bool = False,
+    rows_together: int = 1,
+) -> Image.Image:
+    """Draw what a model makes of hidden patches, one image a row, in as many groups of rows as look well.
+
+    Args:
+        reconstruction: A `Reconstruction`, that is images, masks and predictions; or those of several models by name,
+            of the same images and masks, whose columns then stand side by side.
+        columns: What to draw, as in `Reconstruction.pictures`. An error map has its scale below.
+        names: A line to write above each image.
+        show_figures: Whether to write masked l1 and AvgDist below each image.
+        rows_together: Of so many rows none goes to another group alone, such as those of one image.
+
+    Returns:
+        The picture.
+    """
+    models = reconstruction if isinstance(reconstruction, Mapping) else {"": reconstruction}
+    first = next(iter(models.values()))
+    shared = [column for column in columns if column in ("original", "masked")]
+    table = [_Column(column, first.pictures(column)) for column in shared]
+    if show_figures and table:
+        table[-1].captions = [f"AvgDist {_figure(value)} px" for value in first.average_distance.tolist()]
+    for name, model in models.items():
+        predicted = [_Column(column, model.pictures(column), name) for column in columns if column not in shared]
+        if show_figures and predicted:
+            predicted[0].captions = [f"masked l1 {_figure(value)}" for value in model.masked_l1.tolist()]
+        table += predicted
+    return _draw_table(table, names, rows_together, _error_scale if "error" in columns else None)
+
+
+@dataclass
+class _Column:
+    """Pictures (B, H, W, 3) below each other, with a title, the model they are of, and a line below each."""
+
+    title: str
+    pictures: np.ndarray
+    model: str = ""
+    captions: Sequence[str] = ()
+
+
+def _figure(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1f}"
+
+
+def _draw_table(
+    table: Sequence[_Column],
+    names: Sequence[str] | None,
+    rows_together: int,
+    draw_scale: Callable[[ImageFont.FreeTypeFont], Image.Image] | None,
+) -> Image.Image:
+    """Draw columns, in groups of rows side by side, with what `draw_scale` draws for this font below them."""
+    batch_size, height, width, _ = table[0].pictures.shape
+    zoom = max(1, math.ceil(SMALLEST_SIDE / max(height, width)))
+    if max(height, width) > LARGEST_SIDE:
+        zoom = LARGEST_SIDE / max(height, width)
+    cell_width, cell_height = max(1, round(width * zoom)), max(1, round(height * zoom))
+    resample = Image.Resampling.NEAREST if zoom >= 1 else Image.Resampling.LANCZOS
+    texts = [column.title for column in table] + [text for column in table for text in column.captions]
+    written = [*texts, *(names or ()), *(column.model for column in table)]
+    font = font_for(written, max(13, max(cell_width, cell_height) // 15))
+    line, gap = round(font.size * 1.4), max(6, font.size // 3)
+    column_width = max(cell_width, math.ceil(max(map(font.getlength, texts))))
+    has_models, has_captions = any(column.model for column in table), any(column.captions for column in table)
+    header = line * (2 if has_models else 1) + gap // 2
+    row_height = cell_height + gap + line * ((names is not None) + has_captions)
+    group_width = len(table) * (column_width + gap)
+    groups = min(
+        range(1, batch_size + 1),
+        key=lambda number: abs(math.log(number * group_width / (math.ceil(batch_size / number) * row_height) / 1.5)),
+    )
+    rows = math.ceil(batch_size / groups / rows_together) * rows_together
+    groups = math.ceil(batch_size / rows)
+    canvas_width, canvas_height = groups * group_width + (groups - 1) * 2 * gap + gap, header + rows * row_height
+    scale = draw_scale(font) if draw_scale is not None else None
+    if scale is not None:
+        canvas_width, canvas_height = max(canvas_width, scale.width + 2 * gap), canvas_height + scale.height + gap
+    canvas = Image.new("RGB", (canvas_width, canvas_height), "white")
+    pen = ImageDraw.Draw(canvas)
+
+    def write(place: tuple[float, float], text: str, room: float, anchor: str = "mm") -> None:
+        pen.text(place, _shortened_title(text, font, room), fill="black", font=font, anchor=anchor)
+
+    for index in range(batch_size):
+        group, row = divmod(index, rows)
+        left, top = gap + group * (group_width + 2 * gap), header + row * row_height
+        if names is not None:
+            write((left, top + line / 2), names[index], group_width - gap, "lm")
+            top += line
+        for number, column in enumerate(table):
+            middle = left + number * (column_width + gap) + column_width / 2
+            if row == 0:
+                write((middle, header - gap / 2 - line / 2), column.title, column_width)
+                if column.model:
+                    write((middle, line / 2), column.model, column_width)
+            picture = Image.fromarray(column.pictures[index]).resize((cell_width, cell_height), resample)
+            canvas.paste(picture, (round(middle - cell_width / 2), top))
+            if column.captions:
+                write((middle, top + cell_height + line / 2), column.captions[index], column_width)
+    if scale is not None:
+        canvas.paste(scale, (gap, canvas_height - scale.height - gap))
+    return canvas
+
+
+def _shortened_title(text: str, font: Any, room: float) -> str:
+    """A text that fits, without its middle if it must be."""
+    kept = len(text)
+    short = text
+    while font.getlength(short) > room and kept > 2:
+        kept -= 1
+        short = text[: kept // 2] + "…" + text[len(text) - (kept - kept // 2) :]
+    return short
+
+
+def _error_scale(font: Any) -> Image.Image:
+    """The colours of an error map from 0 to ERROR_LIMIT, in a line of text."""
+    before, after = "error of hidden pixels, of 255:  0 ", f" {ERROR_LIMIT} and more"
+    start, length = math.ceil(font.getlength(before)), font.size * 10
+    scale = Image.new("RGB", (start + length + math.ceil(font.getlength(after)), round(font.size * 1.4)), "white")
+    colors = error_pictures(torch.linspace(0, ERROR_LIMIT, length).expand(1, scale.height, -1))[0]
+    scale.paste(Image.fromarray(colors), (start, 0))
+    pen = ImageDraw.Draw(scale)
+    for place, text in ((0, before), (start + length, after)):
+        pen.text((place, scale.height / 2), text, fill="black", font=font, anchor="lm")
+    return scale
+
+
+MAX_COLORS = 10
+OTHER_COLOR = (0, 0, 0)
+GAP = 6
+
+
+def draw_neighbours(
+    queries: Sequence[np.ndarray],
+    neighbours: Sequence[Sequence[np.ndarray]],
+    similarities: torch.Tensor,
+    cell: int = 96,
+) -> Image.Image:
+    """Draw images and beside each those that are most like it.
+
+    Args:
+        queries: Pictures, uint8 arrays (H, W, 3).
+        neighbours: Of each the nearest pictures.
+        similarities: Their cosine similarities (Q, k).
+        cell: Longer side of a picture in pixels.
+
+    Returns:
+        The picture, a row for each query.
+    """
+    thumbnails = [
+        [_thumbnail(array, cell) for array in (query, *row)] for query, row in zip(queries, neighbours, strict=True)
+    ]
+    width, height = thumbnails[0][0].size
+    font, caption, header = ImageFont.load_default(13), 18, 24
+    columns = max(len(row) for row in thumbnails)
+    canvas = Image.new(
+        "RGB", (columns * (width + GAP) + 3 * GAP, header + len(thumbnails) * (height + caption)), "white"
+    )
+    draw = ImageDraw.Draw(canvas)
+    draw.text((GAP, header / 2), "image", fill="black", font=font, anchor="lm")
+    if columns > 1:
+        left = width + 3 * GAP
+        draw.text((left, header / 2), "most alike (cosine similarity)", fill="black", font=font, anchor="lm")
+    for row, pictures in enumerate(thumbnails):
+        top = header + row * (height + caption)
+        for column, picture in enumerate(pictures):
+            left = GAP + column * (width + GAP) + (GAP if column else 0)
+            canvas.paste(picture, (left, top))
+            if column:
+                text = f"{similarities[row, column - 1]:.3f}"
+                draw.text(
+                    (left + width / 2, top + height + caption / 2 - 2), text, fill="black", font=font, anchor="mm"
+                )
+    return canvas
+
+
+def draw_map(
+    points: np.ndarray, pictures: Sequence[np.ndarray], labels: Sequence[str] | None = None, side: int = 1600
+) -> Image.Image:
+    """Draw images where they lie on a map, framed in the colours of their labels.
+
+    Args:
+        points: Positions (N, 2) in 0 to 1.
+        pictures: uint8 arrays (H, W, 3).
+        labels: Of each; the most frequent ones have a colour.
+        side: Of the map in pixels.
+
+    Returns:
+        The picture, with a legend below it where there are labels.
+    """
+    from matplotlib import colormaps
+
+    cell = round(min(64, max(24, side / max(len(points), 1) ** 0.5)))
+    frequent = [label for label, _ in Counter(labels or ()).most_common(MAX_COLORS)]
+    palette = [tuple(round(255 * part) for part in color) for color in colormaps["tab10"].colors]  # type: ignore[attr-defined]
+    colors = dict(zip(sorted(frequent), palette, strict=False))
+    font, line = font_for(frequent, 20), 30
+    entries = [*colors.items()]
+    if labels is not None and len(set(labels)) > len(frequent):
+        entries.append(("other", OTHER_COLOR))
+    legend_columns = 4
+    legend = GAP + line * -(-len(entries) // legend_columns) if entries else 0
+    canvas = Image.new("RGB", (side + 2 * GAP, side + 2 * GAP + legend), "white")
+    draw = ImageDraw.Draw(canvas)
+    for index, (x, y) in enumerate(points):
+        picture = _thumbnail(pictures[index], cell)
+        left, top = GAP + round(x * (side - cell)), GAP + round((1 - y) * (side - cell))
+        canvas.paste(picture, (left, top))
+        if labels is not None:
+            box = (left, top, left + picture.width - 1, top + picture.height - 1)
+            draw.rectangle(box, outline=colors.get(labels[index], OTHER_COLOR), width=3)
+    for index, (name, color) in enumerate(entries):
+        left = GAP + (index % legend_columns) * side // legend_columns
+        top = side + 2 * GAP + line * (index // legend_columns)
+        draw.rectangle((left, top, left + 18, top + 18), fill=color)
+        shown = name if len(name) <= 30 else f"{name[:29]}…"
+        draw.text((left + 26, top + 9), shown, fill="black", font=font, anchor="lm")
+    return canvas
+
+
+def _thumbnail(array: np.ndarray, side: int) -> Image.Image:
+    """A picture whose longer side has so many pixels; small ones keep their pixels sharp."""
+    picture = Image.fromarray(array)
+    scale = side / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC)

@@ -1,0 +1,265 @@
+"""Plots: losses, probes, layers, comparisons and confusion matrices."""
+
+import statistics
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+# Apart for readers who see no colours, too.
+ARM_COLORS = {"pre-trained": "#0072b2", "from scratch": "#d55e00"}
+ARM_MARKERS = {"pre-trained": "o", "from scratch": "s"}
+
+
+def plot_comparison(scores: Mapping[int, Mapping[str, Mapping[int, float]]], path: Path, title: str = "") -> None:
+    """Draw accuracy over the number of labels: a point for each seed, the mean of each arm, and its spread.
+
+    Args:
+        scores: Labelled images in all, to arm, to seed, to accuracy.
+        path: Of the picture.
+        title: Above it.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    budgets = sorted(scores)
+    arms = tuple(scores[budgets[0]])
+    columns = {arm: [[100 * value for value in scores[budget][arm].values()] for budget in budgets] for arm in arms}
+    means = {arm: [statistics.fmean(column) for column in columns[arm]] for arm in arms}
+    for arm, other, shift in ((arms[0], arms[1], -0.07), (arms[1], arms[0], 0.07)):
+        spreads = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns[arm]]
+        # Beside each other, so that no arm hides the other.
+        places = [index + shift for index in range(len(budgets))]
+        axes.errorbar(places, means[arm], yerr=spreads, color=ARM_COLORS[arm], capsize=5, linewidth=2, label=arm)
+        for index, (place, column) in enumerate(zip(places, columns[arm], strict=True)):
+            axes.scatter(
+                [place] * len(column), column, s=25, color=ARM_COLORS[arm], marker=ARM_MARKERS[arm], alpha=0.45
+            )
+            mean, theirs = means[arm][index], means[other][index]
+            is_above = mean > theirs or (mean == theirs and arm == arms[0])
+            reach = (mean + spreads[index], *column) if is_above else (mean - spreads[index], *column)
+            axes.annotate(
+                f"{mean:.1f}",
+                (place, max(reach) if is_above else min(reach)),
+                xytext=(0, 9 if is_above else -9),
+                textcoords="offset points",
+                ha="center",
+                va="bottom" if is_above else "top",
+                color=ARM_COLORS[arm],
+                fontweight="bold",
+                bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+            )
+    # Evenly, for budgets may be close to each other and far from others.
+    axes.set_xticks(range(len(budgets)), [f"{budget:,}" for budget in budgets])
+    axes.set_xlim(-0.5, len(budgets) - 0.5)
+    axes.margins(y=0.15)
+    axes.set_xlabel("labelled images")
+    axes.set_ylabel("accuracy on held-out images, %")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best", frameon=False, title="mean ± standard deviation of the seeds", title_fontsize=8)
+    axes.set_title(textwrap.fill(title, 85), fontsize=10, loc="left")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def plot_losses(log_history: Sequence[dict[str, float]], path: Path) -> None:
+    """Draw training and evaluation loss, and the learning rate, over steps.
+
+    Args:
+        log_history: `TrainerState.log_history`.
+        path: PNG file to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(*_over_steps(log_history, "loss"), label="training", color="tab:blue")
+    evaluation = _over_steps(log_history, "eval_loss")
+    if evaluation[0]:
+        axes.plot(*evaluation, label="evaluation (fixed masks)", color="tab:orange", marker="o", markersize=3)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.grid(alpha=0.3)
+    rates = axes.twinx()
+    rates.plot(*_over_steps(log_history, "learning_rate"), color="tab:grey", linestyle=":", label="learning rate")
+    rates.set_ylabel("learning rate")
+    rates.set_ylim(bottom=0)
+    lines = [*axes.get_lines(), *rates.get_lines()]
+    axes.legend(lines, [str(line.get_label()) for line in lines])
+    figure.savefig(path, dpi=120)
+
+
+def plot_probe(log_history: Sequence[dict[str, float]], path: Path) -> None:
+    """Draw the accuracies of the probes over steps, and those before training as horizontal lines.
+
+    Args:
+        log_history: `TrainerState.log_history`.
+        path: PNG file to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for key, name, color in (
+        ("probe_linear_accuracy", "linear probe", "tab:blue"),
+        ("probe_knn_accuracy", "nearest neighbours", "tab:orange"),
+    ):
+        steps, values = _over_steps(log_history, key)
+        axes.plot(steps, values, label=name, color=color, marker="o", markersize=3)
+        if 0 in steps:
+            before = values[steps.index(0)]
+            axes.axhline(before, color=color, linestyle=":", linewidth=1, label=f"{name}, before training")
+    axes.set_xlabel("step")
+    axes.set_ylabel("accuracy of frozen features")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _over_steps(log_history: Sequence[dict[str, float]], key: str) -> tuple[list[float], list[float]]:
+    """Steps and the first figure of each: a second one may be of the best weights, which the end brings back."""
+    points: dict[float, float] = {}
+    for entry in log_history:
+        if key in entry:
+            points.setdefault(entry["step"], entry[key])
+    return list(points), list(points.values())
+
+
+def plot_layers(layers: Sequence[str], series: dict[str, list[list[float]]], path: Path, title: str = "") -> None:
+    """Draw accuracies of the layers of an encoder.
+
+    Args:
+        layers: Their names.
+        series: By name, accuracies of each layer: one for each seed; the mean is drawn, with the standard deviation.
+        path: PNG file to write.
+        title: Of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    positions = [float(index) for index in range(len(layers))]
+    for index, (name, accuracies) in enumerate(series.items()):
+        means = [float(np.mean(values)) for values in accuracies]
+        spreads = [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in accuracies]
+        # The two probes keep their colours; what is drawn after the first two is the control.
+        line, marker = ("-", "o") if index < 2 else (":", "s")
+        axes.errorbar(
+            positions,
+            means,
+            spreads,
+            label=name,
+            capsize=3,
+            color=f"C{index % 2}",
+            linestyle=line,
+            marker=marker,
+        )
+    axes.set_xticks(positions, layers)
+    axes.set_xlabel("layer")
+    axes.set_ylabel("accuracy of frozen features")
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    # Beside the picture: the bars leave no room in it.
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+# More classes than these have no room for numbers in the picture.
+MAX_NUMBERED_CLASSES = 20
+MAX_NAMED_CLASSES = 60
+NAMED_PAIRS = 20
+
+
+def most_confused(matrix: np.ndarray, limit: int = NAMED_PAIRS) -> list[tuple[int, int, float]]:
+    """Pairs of different classes, those first of which the largest share is mistaken.
+
+    Args:
+        matrix: Confusion matrix (K, K), rows are true classes.
+        limit: Number of pairs at most.
+
+    Returns:
+        True class, predicted class, and the share of the true class that is predicted so.
+    """
+    shares = row_shares(matrix)
+    np.fill_diagonal(shares, 0)
+    order = np.argsort(-shares, axis=None, kind="stable")[:limit]
+    rows, columns = np.unravel_index(order, shares.shape)
+    pairs = zip(rows.tolist(), columns.tolist(), strict=True)
+    return [(row, column, float(shares[row, column])) for row, column in pairs if shares[row, column] > 0]
+
+
+def row_shares(matrix: np.ndarray) -> np.ndarray:
+    """Each row of a matrix (K, K) divided by its sum; rows without counts stay 0."""
+    matrix = np.asarray(matrix, dtype=np.float64)
+    return matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+
+
+def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -> None:
+    """Draw a confusion matrix: colours are shares of the true class.
+
+    Up to 20 classes the counts stand in the cells; of more classes the most confused pairs are listed beside.
+
+    Args:
+        matrix: Confusion matrix (K, K), rows are true classes.
+        class_names: Name of each class.
+        path: PNG file to write.
+
+    Raises:
+        ValueError: If the names do not fit the matrix.
+    """
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    matrix = np.asarray(matrix)
+    num_classes = len(class_names)
+    if matrix.shape != (num_classes, num_classes):
+        raise ValueError(f"The matrix has shape {matrix.shape} for {num_classes} class names. Give one for each row.")
+    shares = row_shares(matrix)
+    names = [_shortened(str(name)) for name in class_names]
+    is_numbered = num_classes <= MAX_NUMBERED_CLASSES
+    side = min(8.0, max(4.0, 0.5 * num_classes)) + 0.075 * max(map(len, names))
+    figure = Figure(figsize=(side + (1.2 if is_numbered else 4.5), side), layout="constrained")
+    panels = figure.subplots(
+        1, 1 if is_numbered else 2, squeeze=False, width_ratios=[1] if is_numbered else [side, 4.0]
+    )
+    axes = panels[0, 0]
+    # Mistakes are few; the root makes them visible beside the diagonal.
+    picture = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+    figure.colorbar(picture, ax=axes, fraction=0.046, pad=0.02, label="share of the true class")
+    if is_numbered:
+        for row in range(num_classes):
+            for column in range(num_classes):
+                if matrix[row, column]:
+                    axes.text(
+                        *(column, row, f"{matrix[row, column]:,}"),
+                        ha="center",
+                        va="center",
+                        fontsize=8,
+                        color="white" if shares[row, column] > 0.4 else "black",
+                    )
+    if num_classes <= MAX_NAMED_CLASSES:
+        size = 9 if is_numbered else 6
+        axes.set_xticks(range(num_classes), names, rotation=90 if num_classes > 5 else 0, fontsize=size)
+        axes.set_yticks(range(num_classes), names, fontsize=size)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    total = int(matrix.sum())
+    accuracy = np.trace(matrix) / max(total, 1)
+    axes.set_title(f"{accuracy:.1%} of {total:,} are right", fontsize=11)
+    if not is_numbered:
+        pairs = most_confused(matrix)
+        lines = [f"{share:.0%}  {names[row]} → {names[column]}" for row, column, share in pairs]
+        panels[0, 1].axis("off")
+        panels[0, 1].set_title("most confused: true → predicted", fontsize=11, loc="left")
+        panels[0, 1].text(0, 1, "\n".join(lines), va="top", fontsize=9, linespacing=1.9)
+    # Long names reach out of what the layout leaves for them.
+    figure.savefig(path, dpi=120, bbox_inches="tight", pad_inches=0.1)
+
+
+def _shortened(name: str, limit: int = 26) -> str:
+    return name if len(name) <= limit else f"{name[: limit - 1]}…"
