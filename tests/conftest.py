@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hub_server import HubServer
+from fake_hub.server import HubServer
 from torchvision_import import import_torchvision
 
 # At import: the test modules import transformers.

@@ -12,9 +12,9 @@ import pytest
 import tifffile
 from docs_code import ENCODER, Block, Page, blocks_of
 from matplotlib.figure import Figure
+from paths import FIXTURES, ROOT
 from photos import random_photo
 from PIL import Image
-from scripts import ROOT
 from segmentation_scenes import write_scenes
 from tiny import VIT_SIZES
 from transformers import Dinov2Config, Dinov2Model, SwinConfig, SwinModel, Trainer, ViTConfig
@@ -63,7 +63,7 @@ def world(tmp_path_factory):
             image_mean=[0.5] * encoder.num_channels,
             image_std=[0.25] * encoder.num_channels,
         ).save_pretrained(folder / name)
-    released = ROOT / "tests" / "fixtures" / "swin_pretrain.pth"
+    released = FIXTURES / "swin_pretrain.pth"
     shutil.copy(released, folder / "simmim_pretrain__swin_base__img192_window6__800ep.pth")
     return folder
 

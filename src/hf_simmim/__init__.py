@@ -1,4 +1,8 @@
-"""SimMIM for transformers: masked image modelling with any vision encoder."""
+"""SimMIM for transformers: masked image modeling with any vision encoder.
+
+Models, config and image processor, which the Auto classes of transformers know as soon as this is imported, and the
+commands as Python calls.
+"""
 
 from transformers import (
     AutoBackbone,
@@ -10,6 +14,7 @@ from transformers import (
 )
 from transformers.utils import is_torchvision_available
 
+from .calls import compare, embed, finetune, pretrain, probe, reconstruct, segment
 from .model import masking
 from .model.configuration_simmim import ENCODER_PRESETS, SimMIMConfig
 from .model.image_processing_simmim import SimMIMImageProcessor, SimMIMImageProcessorPil
@@ -35,7 +40,14 @@ __all__ = [
     "SimMIMModel",
     "SimMIMModelOutput",
     "SimMIMPreTrainedModel",
+    "compare",
+    "embed",
+    "finetune",
     "masking",
+    "pretrain",
+    "probe",
+    "reconstruct",
+    "segment",
 ]
 
 _processors: dict[str, type] = {"pil": SimMIMImageProcessorPil}

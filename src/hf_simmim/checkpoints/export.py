@@ -47,7 +47,7 @@ TASKS: dict[str, ExportTask] = {
 }
 
 
-class Program(nn.Module):
+class ExportProgram(nn.Module):
     """A model as a function of tensors to tensors, which is what can be exported.
 
     Args:
@@ -102,7 +102,7 @@ class ExportedFile(NamedTuple):
     outputs: dict[str, tuple[str | int, ...]]
 
 
-def load_program(checkpoint: str, task: str | None = None, image_size: tuple[int, int] | None = None) -> Program:
+def load_program(checkpoint: str, task: str | None = None, image_size: tuple[int, int] | None = None) -> ExportProgram:
     """Load a checkpoint for export.
 
     Args:
@@ -132,7 +132,7 @@ def load_program(checkpoint: str, task: str | None = None, image_size: tuple[int
         )
     geometry = {} if image_size is None else {"image_size": tuple(image_size)}
     load = model_class.from_pretrained if is_ours else model_class.from_encoder
-    return Program(load(checkpoint, dtype=torch.float32, **geometry), task)
+    return ExportProgram(load(checkpoint, dtype=torch.float32, **geometry), task)
 
 
 def check_packages(formats: Collection[str]) -> None:
@@ -150,7 +150,7 @@ def check_packages(formats: Collection[str]) -> None:
 
 
 def export_program(
-    program: Program,
+    program: ExportProgram,
     output_dir: str | Path,
     formats: Sequence[str] = ("onnx",),
     dynamic_batch: bool = True,
@@ -213,7 +213,9 @@ def export_program(
     return written
 
 
-def trace(program: Program, dynamic_batch: bool = True, dynamic_size: bool = False) -> torch.export.ExportedProgram:
+def trace(
+    program: ExportProgram, dynamic_batch: bool = True, dynamic_size: bool = False
+) -> torch.export.ExportedProgram:
     """The program as a graph.
 
     Args:
@@ -256,7 +258,7 @@ def trace(program: Program, dynamic_batch: bool = True, dynamic_size: bool = Fal
             raise ValueError(f"torch.export cannot trace this model: {_first_line(error)}{remedy}") from error
 
 
-def _other_sizes(program: Program) -> tuple[tuple[int, int], ...]:
+def _other_sizes(program: ExportProgram) -> tuple[tuple[int, int], ...]:
     """Sizes (height, width) to check a program with that is for many: the smallest, and a larger one."""
     stride, (height, width) = program.model.config.encoder_stride, program.image_size
     return (2 * stride, 3 * stride), (height + stride, width + 2 * stride)
@@ -264,7 +266,7 @@ def _other_sizes(program: Program) -> tuple[tuple[int, int], ...]:
 
 def differences_from_model(
     run: Callable[..., Sequence[torch.Tensor]],
-    program: Program,
+    program: ExportProgram,
     batch_sizes: Sequence[int],
     image_sizes: Sequence[tuple[int, int]],
     name: str,
@@ -315,7 +317,7 @@ def differences_from_model(
 
 def _write_onnx(
     traced: torch.export.ExportedProgram,
-    program: Program,
+    program: ExportProgram,
     path: Path,
     inputs: dict[str, tuple[str | int, ...]],
     opset: int | None,
@@ -351,7 +353,7 @@ def _onnx_runner(path: Path) -> Callable[..., list[torch.Tensor]]:
 
 
 def _shapes(
-    program: Program, dynamic_batch: bool, dynamic_size: bool
+    program: ExportProgram, dynamic_batch: bool, dynamic_size: bool
 ) -> tuple[dict[str, tuple[str | int, ...]], dict[str, tuple[str | int, ...]]]:
     """Shapes of inputs and outputs by name, with names for the sizes that are open."""
     inputs = program.random_inputs(1, seed=0)

@@ -1,7 +1,7 @@
-"""A page in the browser: hide patches of a picture, and see what a model predicts there.
+"""A page in the browser: mask patches of a picture, and see what a model predicts there.
 
-    python examples/app.py --checkpoint runs/demo
-    python examples/app.py --checkpoint runs/demo runs/longer --compare runs/other --examples my_photos
+    hf-simmim app --checkpoint runs/demo
+    hf-simmim app --checkpoint runs/demo runs/longer --compare runs/other --examples my_photos
 
 A masking strategy with its settings, or a mask painted by hand: the page shows the original, what is left of it, the
 prediction, both put together and the error, with numbers, for one checkpoint or for two below each other. It needs no
@@ -9,14 +9,15 @@ network, and no picture leaves the machine unless --share is given. It needs gra
 """
 
 import html
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hf_simmim.cli.app_page import (
+from ..data.sources import embedded_data
+from ..model.masking import MASK_STRATEGIES
+from .app_page import (
     CANVAS,
     PAINTED,
     MaskSettings,
@@ -28,16 +29,14 @@ from hf_simmim.cli.app_page import (
     picture_of,
     reconstruct,
 )
-from hf_simmim.cli.recipes import parse_with_recipe
-from hf_simmim.model.masking import MASK_STRATEGIES
+from .command import Command, in_words
+from .recipes import CommandError
 
 try:
     import gradio as gr
 except ImportError as error:
-    raise SystemExit('error: the page needs gradio. Install it with: pip install "hf-simmim[app]"') from error
+    raise CommandError('the page needs gradio. Install it with: pip install "hf-simmim[app]"') from error
 
-EXAMPLES = Path(__file__).parent
-EMBEDDED_DATA = EXAMPLES / "data" / "fashion_mnist_7k" / "test.parquet"
 NO_MODEL = "none"
 TITLE = "# Hide patches, see what the model predicts\nPick a picture, or drop your own. Everything updates at once."
 MEANING = (
@@ -347,10 +346,11 @@ def theme() -> gr.themes.Base:
     )
 
 
-def run(arguments: AppArguments) -> None:
+def serve(arguments: AppArguments) -> None:
     """Load everything and serve the page until it is interrupted."""
     models = Models([*arguments.checkpoint, *arguments.compare], arguments.device)
-    pictures = Pictures(arguments.examples or EMBEDDED_DATA, models[models.given[0]])
+    examples = arguments.examples or Path(embedded_data("--examples"), "test.parquet")
+    pictures = Pictures(examples, models[models.given[0]])
     loading = not arguments.share if arguments.loading is None else arguments.loading
     build_page(models, pictures, arguments.compare[0] if arguments.compare else None, loading).launch(
         server_name=arguments.host,
@@ -362,21 +362,17 @@ def run(arguments: AppArguments) -> None:
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the page."""
-    (arguments,) = parse_with_recipe(
-        (AppArguments,),
-        sys.argv[1:] if argv is None else argv,
-        EXAMPLES / "recipes" / "app",
-        lambda given: None,
-        usage="%(prog)s --checkpoint NAME [--compare NAME] [--examples FOLDER] [options]",
-        description=__doc__,
-    )
-    try:
-        run(arguments)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+def run(arguments: AppArguments) -> None:
+    """Show the page until it is interrupted."""
+    with in_words(" ".join(arguments.checkpoint)):
+        serve(arguments)
 
 
-if __name__ == "__main__":
-    main()
+COMMAND = Command(
+    name="app",
+    usage="--checkpoint NAME [NAME ...] [--compare NAME] [--examples FOLDER] [options]",
+    description=__doc__,
+    kinds=(AppArguments,),
+    run=run,
+    common=("checkpoint", "compare", "examples", "host", "port", "share", "loading", "device"),
+)

@@ -1,43 +1,37 @@
 """Does pre-training help on your images? Pre-trains once, then trains from the checkpoint and from scratch, and judges.
 
-    accelerate launch examples/compare.py --checkpoint runs/demo                 on the embedded data
-    accelerate launch examples/compare.py --train_dir labelled_photos --unlabelled_dir all_photos
-    accelerate launch examples/compare.py --checkpoint runs/photos --train_dir labelled_photos --labels_per_class 5 20 0
+    hf-simmim compare --train_dir labelled_photos --unlabelled_dir all_photos
+    hf-simmim compare --checkpoint runs/photos --train_dir labelled_photos --labels_per_class 5 20 0
+    accelerate launch -m hf_simmim compare --checkpoint runs/demo           on the demo's images, in a checkout
 
 Both arms get the same images, steps and settings, and the same choice of learning rates and layer-wise decays, of which
-each takes what does best in a cross-validation on its few labelled images: the images that decide are seen only once,
-at the end.
-Started again it goes on where it stopped.
+each takes what does best in a cross-validation on its few labelled images: the test set is seen only once, at the end.
+Started again, it resumes where it stopped.
 """
 
-import argparse
 import contextlib
 import itertools
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import run_image_classification
-import run_mim
 from accelerate import PartialState
 from datasets import disable_progress_bars, enable_progress_bars
-from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import logging
 
-from hf_simmim.cli.image_options import LabelledSourceArguments
-from hf_simmim.cli.recipes import options_of, parse_with_recipe
-from hf_simmim.data.reading import ImageDataset, check_images
-from hf_simmim.evaluation.comparison import ARMS, Verdict, conclusion, judge, table
-from hf_simmim.training.arguments import json_object
-from hf_simmim.training.run_folder import NotedRun, digest, model_digest
-from hf_simmim.visualization.plots import plot_comparison
-
-EXAMPLES = Path(__file__).parent
+from ..data.reading import ImageDataset, check_images
+from ..evaluation.comparison import ARMS, Verdict, conclusion, judge, table
+from ..training.arguments import json_object
+from ..training.run_folder import NotedRun, digest, model_digest
+from ..visualization.plots import plot_comparison
+from . import finetune, pretrain
+from .command import Command, existing, in_words, make_folder
+from .image_options import LabelledSourceArguments
+from .recipes import options_of
 
 
 @dataclass
@@ -74,14 +68,13 @@ class CompareArguments(LabelledSourceArguments):
     tuning_folds: int = field(
         default=5, metadata={"help": "Folds of the labelled images of the first seed, by which these are chosen."}
     )
-    pretrain_recipe: str | None = field(default=None, metadata={"help": "Recipe of run_mim.py."})
+    pretrain_recipe: str | None = field(default=None, metadata={"help": "Recipe of pretrain."})
     pretrain_options: dict | str | None = field(
-        default=None, metadata={"help": 'More options of run_mim.py, as JSON, such as {"num_train_epochs": 100}.'}
+        default=None,
+        metadata={"help": 'More options of pretrain, as JSON, such as {"num_train_epochs": 100}.'},
     )
-    finetune_recipe: str | None = field(default=None, metadata={"help": "Recipe of run_image_classification.py."})
-    finetune_options: dict | str | None = field(
-        default=None, metadata={"help": "More options of run_image_classification.py, as JSON."}
-    )
+    finetune_recipe: str | None = field(default=None, metadata={"help": "Recipe of finetune."})
+    finetune_options: dict | str | None = field(default=None, metadata={"help": "More options of finetune, as JSON."})
     output_dir: str = field(default="runs/comparison", metadata={"help": "Folder of all runs, figures and the plot."})
 
     def __post_init__(self):
@@ -115,12 +108,12 @@ class CompareArguments(LabelledSourceArguments):
                 )
 
     def labelled_source(self) -> dict[str, Any]:
-        """Options of run_image_classification.py that name the images."""
+        """Options of `hf-simmim finetune` that name the images."""
         return {name: value for name, value in asdict(self).items() if name in _LABELLED and value is not None}
 
     @property
     def choices(self) -> list[dict[str, float]]:
-        """Options of run_image_classification.py that each arm chooses from; a single one is no choice."""
+        """Options of `hf-simmim finetune` that each arm chooses from; a single one is no choice."""
         given = {"learning_rate": self.learning_rates, "layer_decay": self.layer_decays}
         grid = {name: values for name, values in given.items() if values}
         return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
@@ -135,7 +128,7 @@ class CompareArguments(LabelledSourceArguments):
         return source | {"num_folds": self.tuning_folds}
 
     def unlabelled_source(self) -> dict[str, Any]:
-        """Options of run_mim.py that name the images; it holds out some of them itself, for those that decide wait."""
+        """Options of `hf-simmim pretrain` that name the images; it holds out some itself, for the test set waits."""
         if self.unlabelled_dir is not None:
             return {"train_dir": self.unlabelled_dir}
         left_out = ("label_column", "holdout", "holdout_seed", "validation_dir", "validation_split", "max_eval_samples")
@@ -149,89 +142,61 @@ _LABELLED = (
 )
 
 
-def parse_arguments(argv: list[str]) -> CompareArguments:
-    """Command line over recipe over defaults; without any images it is the embedded data.
-
-    Raises:
-        SystemExit: If an option or a key of the recipe is unknown; the message names the nearest valid one.
-    """
-
-    def usual_recipe(given: argparse.Namespace) -> str | None:
-        return None if given.train_dir or given.dataset_name or given.data_files else "demo"
-
-    return parse_with_recipe(
-        (CompareArguments,),
-        argv,
-        EXAMPLES / "recipes" / "compare",
-        usual_recipe,
-        usage="%(prog)s [--checkpoint FOLDER] [--train_dir FOLDER] [--output_dir FOLDER] [options]",
-        description=__doc__,
-    )[0]
-
-
-def deciding_images(arguments: CompareArguments) -> tuple[list[str], str]:
-    """Whether all runs can be made, before a long pre-training.
+def check_runs(arguments: CompareArguments) -> tuple[list[str], str]:
+    """Check that all runs can be made, before a long pre-training.
 
     Returns:
-        Names of the images that decide, and a short text that differs if any of the labelled images are others.
+        Names of the images of the test set, and a short text that differs if any of the labelled images are others.
 
     Raises:
-        SystemExit: If a run cannot be made; the message says why and what to do.
+        ValueError, OSError: If a run cannot be made; the message says why and what to do.
     """
     sources = [arguments.labelled_source()]
     if len(arguments.choices) > 1:
         sources.append(arguments.tuning_source())
-    deciding: Any = None
+    test_set: Any = None
     images = ""
     for budget in arguments.labels_per_class:
         for source in sources:
             options = _usual_options(arguments) | source | {"seeds": arguments.seeds[:1]}
             if budget:
                 options["labels_per_class"] = budget
-            try:
-                parsed = run_image_classification.parse_arguments(options_of(options))
-                run = run_image_classification.plan_runs(parsed)[0]
-                if not images:
-                    parts = [part for part in run_image_classification.load_splits(parsed.data) if part is not None]
-                    images = "; ".join(digest(part.rows) for part in parts)
-            except (ValueError, OSError) as error:
-                raise SystemExit(f"error: {error}") from error
-            if run.train.problem_type != "single_label_classification":
-                raise SystemExit("error: accuracy is compared, and the labels are not one class for each image.")
-            if run.evaluation is None:
-                raise SystemExit(f"error: holdout={arguments.holdout:g} leaves no images that decide. Use 0.2.")
+            parsed = finetune.FineTuningOptions(*finetune.COMMAND.parse(options_of(options)))
+            planned = finetune.plan_runs(parsed)[0]
+            if not images:
+                parts = [part for part in finetune.load_splits(parsed.data) if part is not None]
+                images = "; ".join(digest(part.rows) for part in parts)
+            if planned.train.problem_type != "single_label_classification":
+                raise ValueError("accuracy is compared, and the labels are not one class for each image.")
+            if planned.evaluation is None:
+                raise ValueError(f"holdout={arguments.holdout:g} leaves no images for the test set. Use 0.2.")
             if source is sources[0]:
-                if run.fold is not None:
-                    raise SystemExit("error: the recipe has num_folds, and one set of images decides. Leave it out.")
-                deciding = run.evaluation
-    try:
-        # Without one that cannot be read others would be held out, and the pre-training would have seen some of them.
-        dataset = ImageDataset(deciding.rows, (8, 8), num_channels(arguments))
-        check_images([dataset], 0.0, len(dataset))
-    except StrictDataclassError as error:
-        raise SystemExit(f"error: {error.__cause__ or error}") from error
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    return list(deciding.rows["name"]), images
+                if planned.fold is not None:
+                    raise ValueError("the recipe has num_folds, and a comparison has one test set. Leave it out.")
+                test_set = planned.evaluation
+    # Without one that cannot be read others would be held out, and the pre-training would have seen some of them.
+    dataset = ImageDataset(test_set.rows, (8, 8), num_channels(arguments))
+    check_images([dataset], 0.0, len(dataset))
+    return list(test_set.rows["name"]), images
 
 
 def num_channels(arguments: CompareArguments) -> int:
     """Channels of the model that is compared."""
     if arguments.checkpoint is not None:
-        return run_mim.build_config(run_mim.ModelArguments(checkpoint=arguments.checkpoint)).num_channels
-    parsed = run_mim.parse_arguments(options_of(pretraining_options(arguments)))
-    return run_mim.build_config(parsed[1]).num_channels
+        return pretrain.build_config(pretrain.ModelArguments(checkpoint=arguments.checkpoint)).num_channels
+    _, model, _ = pretrain.COMMAND.parse(options_of(pretraining_options(arguments)))
+    return pretrain.build_config(model).num_channels
 
 
 def pretraining_options(arguments: CompareArguments) -> dict[str, Any]:
-    """Options of run_mim.py."""
+    """Options of `hf-simmim pretrain`."""
     options = arguments.unlabelled_source() | _options(arguments.pretrain_options)
     if arguments.pretrain_recipe is not None:
         options["recipe"] = arguments.pretrain_recipe
     return options | {"output_dir": str(Path(arguments.output_dir, "pretrained"))}
 
 
-def pretrain(arguments: CompareArguments, left_out: list[str], images: str) -> str:
+def pretrained_checkpoint(arguments: CompareArguments, left_out: list[str], images: str) -> str:
     """Pre-train if no checkpoint is named.
 
     Args:
@@ -248,14 +213,14 @@ def pretrain(arguments: CompareArguments, left_out: list[str], images: str) -> s
     folder = Path(options["output_dir"])
     path = Path(arguments.output_dir, "deciding_images.json")
     options["leave_out"] = str(path)
-    run = NotedRun(folder, options, {"images": images})
-    if run.results is None:
+    record = NotedRun(folder, options, {"images": images})
+    if record.results is None:
         with PartialState().main_process_first():
             if PartialState().is_main_process:
                 path.write_text(json.dumps(left_out, indent=2), encoding="utf-8")
-        run_mim.main(options_of(options))
+        pretrain.run(*pretrain.COMMAND.parse(options_of(options)))
         if PartialState().is_main_process:
-            run.note({})
+            record.note({})
     return str(folder)
 
 
@@ -270,7 +235,7 @@ def fine_tune(
 
     Args:
         arguments: Where the images are.
-        options: Options of run_image_classification.py.
+        options: Options of `hf-simmim finetune`.
         folder: Where everything goes.
         inputs: What tells images and weights from others of the same names.
         keeps_weights: Whether the trained models are kept; checkpoints are not.
@@ -279,23 +244,25 @@ def fine_tune(
         What `results.json` holds.
     """
     options = _usual_options(arguments) | options | {"output_dir": str(folder)}
-    run = NotedRun(folder, options, inputs)
-    done = run.results
+    record = NotedRun(folder, options, inputs)
+    done = record.results
     if done is None:
-        is_begun, is_main = run.is_begun, PartialState().is_main_process
+        is_begun, is_main = record.is_begun, PartialState().is_main_process
         # Every process has read it before the first one writes.
         PartialState().wait_for_everyone()
         folder.mkdir(parents=True, exist_ok=True)
         if is_main and not is_begun:
             # What other options, images or weights have left there is nothing to go on with.
             _delete_checkpoints(folder)
-            run.note(None)
+            record.note(None)
         PartialState().wait_for_everyone()
         with _quiet(folder / "log.txt"):
             # Trainer would have the other processes warn, whatever is set here.
-            done = run_image_classification.main(options_of({"log_level_replica": "error"} | options))
+            parsed = finetune.COMMAND.parse(options_of({"log_level_replica": "error"} | options))
+            result = finetune.run(*parsed)
+            done = {"summary": result.summary, "runs": result.runs}
         if is_main:
-            run.note(done)
+            record.note(done)
             # They are of use to an interrupted run only, and those of a comparison would fill a disk.
             _delete_checkpoints(folder)
             for path in () if keeps_weights else list(folder.rglob("*.safetensors")):
@@ -313,7 +280,7 @@ def _options(given: Any) -> dict[str, Any]:
 
 
 def _usual_options(arguments: CompareArguments) -> dict[str, Any]:
-    """Options of run_image_classification.py that all runs have."""
+    """Options of `hf-simmim finetune` that all runs have."""
     # Bars of many short runs would hide what comes out; what Trainer prints instead is in the log. And the images that
     # decide are not looked at before the end.
     options = {"disable_tqdm": True, "eval_strategy": "no"} | _options(arguments.finetune_options)
@@ -344,7 +311,7 @@ def choose_rates(
     """Learning rate and layer-wise decay of one arm at one budget, by cross-validation on its labelled images alone.
 
     Returns:
-        Options of run_image_classification.py; none of what there is no choice of.
+        Options of `hf-simmim finetune`; none of what there is no choice of.
     """
     choices = arguments.choices
     if len(choices) == 1:
@@ -365,7 +332,7 @@ def described(choice: dict[str, float]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in choice.items())
 
 
-def compare(
+def run_arms(
     arguments: CompareArguments, checkpoint: str, images: str
 ) -> tuple[dict[int, dict[str, dict[int, float]]], int]:
     """Run both arms at every budget.
@@ -428,19 +395,49 @@ def report(scores: dict[int, dict[str, dict[int, float]]], num_images: int, outp
     return verdicts
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the comparison."""
-    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
-    try:
-        Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SystemExit(
-            f"error: output_dir={arguments.output_dir} cannot be written ({error}). Name another folder."
-        ) from error
-    names, images = deciding_images(arguments)
-    checkpoint = pretrain(arguments, names, images)
-    report(*compare(arguments, checkpoint, images), Path(arguments.output_dir))
+@dataclass(frozen=True)
+class ComparisonResult:
+    """What a comparison found.
+
+    Args:
+        conclusion: The answer in a sentence.
+        verdicts: What the runs at each label budget say.
+        scores: Accuracies in [0, 1]: number of labelled images, to arm, to seed.
+        checkpoint: The pre-trained model.
+        output_dir: Folder of all runs.
+        pictures: Path of `comparison`.
+    """
+
+    conclusion: str
+    verdicts: list[Verdict]
+    scores: dict[int, dict[str, dict[int, float]]]
+    checkpoint: str
+    output_dir: Path
+    pictures: dict[str, Path]
 
 
-if __name__ == "__main__":
-    main()
+def run(arguments: CompareArguments) -> ComparisonResult:
+    """Pre-train unless there is a checkpoint, fine-tune all arms, and judge."""
+    with in_words(arguments.checkpoint):
+        output_dir = make_folder(arguments.output_dir)
+        names, images = check_runs(arguments)
+    checkpoint = pretrained_checkpoint(arguments, names, images)
+    scores, num_images = run_arms(arguments, checkpoint, images)
+    verdicts = report(scores, num_images, output_dir)
+    pictures = existing(output_dir, "comparison.png")
+    return ComparisonResult(conclusion(verdicts), verdicts, scores, checkpoint, output_dir, pictures)
+
+
+COMMAND = Command(
+    name="compare",
+    usage="[--checkpoint FOLDER] [--train_dir FOLDER] [--output_dir FOLDER] [options]",
+    description=__doc__,
+    kinds=(CompareArguments,),
+    run=run,
+    common=(
+        *("train_dir", "validation_dir", "unlabelled_dir", "checkpoint", "output_dir", "recipe", "labels_per_class"),
+        *("seeds", "learning_rates", "layer_decays", "pretrain_recipe", "pretrain_options", "finetune_recipe"),
+        "finetune_options",
+    ),
+    demo=True,
+)

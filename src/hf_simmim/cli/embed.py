@@ -1,15 +1,15 @@
-"""Write the features of images to a parquet file, and draw which images they hold to be alike.
+"""Write the features of images to a parquet file, and draw nearest neighbors and a 2-D map.
 
-    python examples/embed.py --checkpoint runs/photos --image_dir photos --output_dir runs/features
-    python examples/embed.py --checkpoint NAME --dataset_name DATA --layer 8 --pooling mean_std
-    python examples/embed.py --checkpoint runs/demo                                   the embedded images
+    hf-simmim embed --checkpoint runs/photos --image_dir photos --output_dir runs/features
+    hf-simmim embed --checkpoint NAME --dataset_name DATA --layer 8 --pooling mean_std
+    hf-simmim embed --checkpoint runs/demo                                  the demo's images, in a checkout
 
 features.parquet has a row for each image: its name, its label if it has one (that of --label_column, or the sub-folder
 that it lies in), and its features. neighbours.png shows some images and those most like them; map.png shows images
-where t-SNE puts them, framed in the colours of their labels.
+where t-SNE puts them, framed in the colors of their labels.
 """
 
-import sys
+import importlib.metadata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset
-from safetensors import SafetensorError
 
-import hf_simmim
-from hf_simmim.checkpoints.loading import load_encoder, pixel_settings
-from hf_simmim.cli.recipes import parse_with_recipe
-from hf_simmim.data.labelled_images import WholeImageDataset
-from hf_simmim.data.sampling import evenly_spaced
-from hf_simmim.data.sources import check_one_source, find_image_column, image_rows, load_images, load_table
-from hf_simmim.evaluation.features import nearest_rows, project, read_features, write_features
-from hf_simmim.evaluation.probing import POOLINGS, check_layers
-from hf_simmim.visualization.grids import draw_map, draw_neighbours
-from hf_simmim.visualization.pictures import to_pictures
+from ..checkpoints.loading import load_encoder, pixel_settings
+from ..data.labelled_images import WholeImageDataset
+from ..data.sampling import evenly_spaced
+from ..data.sources import check_one_source, embedded_data, find_image_column, image_rows, load_images, load_table
+from ..evaluation.features import nearest_rows, project, read_features, write_features
+from ..evaluation.probing import POOLINGS, check_layers
+from ..visualization.grids import draw_map, draw_neighbours
+from ..visualization.pictures import to_pictures
+from .command import Command, existing, in_words, make_folder
 
-EXAMPLES = Path(__file__).parent
-EMBEDDED_DATA = EXAMPLES / "data" / "fashion_mnist_7k"
 TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -62,7 +58,7 @@ class ImageArguments:
             if value is not None and self.image_dir is not None:
                 raise ValueError(f"{name}={value!r} does nothing in a folder. Leave it out.")
         if self.image_dir is None and self.dataset_name is None and self.data_files is None:
-            self.dataset_name, self.split = str(EMBEDDED_DATA), self.split or "test"
+            self.dataset_name, self.split = embedded_data("--image_dir"), self.split or "test"
             self.label_column = self.label_column or "label"
         check_one_source(self.image_dir, self.dataset_name, self.data_files)
 
@@ -189,10 +185,36 @@ def draw(
         print(f"{output_dir / 'map.png'}  {len(chosen):,} images where {arguments.map} puts them")
 
 
-def run(images: ImageArguments, arguments: FeatureArguments) -> None:
-    """Compute, write and draw."""
-    checkpoint, output_dir = str(arguments.checkpoint), Path(arguments.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
+@dataclass(frozen=True)
+class EmbeddingResult:
+    """Features of images.
+
+    Args:
+        path: Parquet file of a row for each image: `name`, `label` if there are labels, and `features`.
+        names: Names of the images, row by row.
+        unreadable: Names of the images that were left out, with reasons.
+        output_dir: Folder of everything.
+        pictures: Paths of `neighbors` and `map`, those that were drawn.
+    """
+
+    path: Path
+    names: list[str]
+    unreadable: dict[str, str]
+    output_dir: Path
+    pictures: dict[str, Path]
+
+    def features(self) -> torch.Tensor:
+        """Read all features, as a float32 tensor of shape (N, D)."""
+        return read_features(self.path)
+
+
+def embed_all(images: ImageArguments, arguments: FeatureArguments) -> EmbeddingResult:
+    """Compute, write and draw.
+
+    Raises:
+        ValueError, OSError: If the checkpoint or the images cannot be used; the message says why and what to do.
+    """
+    checkpoint, output_dir = str(arguments.checkpoint), make_folder(arguments.output_dir)
     size = arguments.image_size
     geometry = {} if size is None else {"image_size": (size[0], size[-1])}
     model = load_encoder(checkpoint, **geometry)
@@ -206,7 +228,7 @@ def run(images: ImageArguments, arguments: FeatureArguments) -> None:
     description: dict[str, Any] = {
         **{name: getattr(arguments, name) for name in ("checkpoint", "layer", "pooling", "precision")},
         "image_size": list(config.image_size),
-        "version": hf_simmim.__version__,
+        "version": importlib.metadata.version("hf-simmim"),
     }
     written, unreadable = write_features(
         *(model, dataset, path, labels, arguments.layer, arguments.pooling),
@@ -223,25 +245,24 @@ def run(images: ImageArguments, arguments: FeatureArguments) -> None:
         print(f"{len(unreadable)} of {len(dataset)} images cannot be read and are left out.")
     print(f"{path}  features of {len(written):,} images: columns name, {'label, ' if labels else ''}features")
     draw(path, dataset, written, labels, arguments)
+    names = [rows[row]["name"] for row in written]
+    return EmbeddingResult(path, names, dict(unreadable), output_dir, existing(output_dir, "neighbours.png", "map.png"))
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the script."""
-    images, arguments = parse_with_recipe(
-        (ImageArguments, FeatureArguments),
-        sys.argv[1:] if argv is None else argv,
-        EXAMPLES / "recipes" / "embed",
-        lambda given: None,
-        usage="%(prog)s --checkpoint NAME [--image_dir FOLDER] [--output_dir FOLDER] [options]",
-        description=__doc__,
-    )
-    try:
-        run(images, arguments)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    except SafetensorError as error:
-        raise SystemExit(f"error: the weights of {arguments.checkpoint} are damaged ({error}).") from error
+def run(images: ImageArguments, arguments: FeatureArguments) -> EmbeddingResult:
+    """Compute the features of all images."""
+    with in_words(arguments.checkpoint):
+        return embed_all(images, arguments)
 
 
-if __name__ == "__main__":
-    main()
+COMMAND = Command(
+    name="embed",
+    usage="--checkpoint NAME [--image_dir FOLDER] [--output_dir FOLDER] [options]",
+    description=__doc__,
+    kinds=(ImageArguments, FeatureArguments),
+    run=run,
+    common=(
+        *("checkpoint", "image_dir", "dataset_name", "split", "label_column", "max_images", "output_dir"),
+        *("image_size", "layer", "pooling", "precision", "batch_size", "map"),
+    ),
+)

@@ -1,40 +1,38 @@
 """Export a checkpoint to ONNX, and to a program of torch.export, that run without this package.
 
-    python examples/export_model.py --checkpoint runs/demo --output_dir exported
-    python examples/export_model.py --checkpoint runs/classifier --output_dir exported --image_size 224 --format both
+    hf-simmim export --checkpoint runs/demo --output_dir exported
+    hf-simmim export --checkpoint runs/classifier --output_dir exported --image_size 224 --format both
 
-Of a fine-tuned classifier the logits are exported, of everything else the features: tokens, their mean, and the feature
-map. What is written is read back and compared with the model on random batches; what does not compute the same is not
-kept. Beside it lie the image processor with its code, and the config, with the names of the classes.
+A fine-tuned classifier is exported with its logits as output, everything else with its features: tokens, their mean,
+and the feature map. What is written is read back and compared with the model on random batches; an export that does
+not compute the same is not kept. Beside it lie the image processor with its code, and the config, with the names of
+the classes.
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoImageProcessor
 from transformers.utils import logging
 
-from hf_simmim import SimMIMImageProcessor
-from hf_simmim.checkpoints.convert import check_output_dir
-from hf_simmim.checkpoints.export import (
+from ..checkpoints.convert import check_output_dir
+from ..checkpoints.export import (
     TASKS,
     TOLERANCE,
     TRACED_BATCH,
     ExportedFile,
-    Program,
+    ExportProgram,
     check_packages,
     export_program,
     load_program,
 )
-from hf_simmim.cli.recipes import parse_with_recipe
+from ..model.image_processing_simmim import SimMIMImageProcessor
+from .command import Command, in_words
 
 logger = logging.get_logger(__name__)
 
-EXAMPLES = Path(__file__).parent
 FORMATS = {"onnx": ("onnx",), "torch": ("torch",), "both": ("onnx", "torch")}
 RUN = {
     "onnx": """\
@@ -99,7 +97,7 @@ class ExportArguments:
             raise ValueError(f"output_dir={self.output_dir!r} is the checkpoint, which stays as it is. Name another.")
 
 
-def load_processor(checkpoint: str, program: Program) -> Any:
+def load_processor(checkpoint: str, program: ExportProgram) -> Any:
     """The checkpoint's image processor, for images of the program's size; None if there is none."""
     height, width = program.image_size
     try:
@@ -125,7 +123,9 @@ def describe(shapes: dict[str, tuple[str | int, ...]]) -> str:
     return ", ".join(f"{name} ({', '.join(map(str, shape))})" for name, shape in shapes.items())
 
 
-def print_report(files: list[ExportedFile], program: Program, arguments: ExportArguments, has_processor: bool) -> None:
+def print_report(
+    files: list[ExportedFile], program: ExportProgram, arguments: ExportArguments, has_processor: bool
+) -> None:
     """What was written, what was checked, and how it is run."""
     config = program.model.config
     parameters = sum(parameter.numel() for parameter in program.model.parameters())
@@ -151,7 +151,20 @@ def print_report(files: list[ExportedFile], program: Program, arguments: ExportA
             print(f"\n{RUN[name].format(folder=arguments.output_dir, options=options, outputs=outputs)}")
 
 
-def run(arguments: ExportArguments) -> None:
+@dataclass(frozen=True)
+class ExportResult:
+    """What was exported.
+
+    Args:
+        files: The programs, with what was checked of each.
+        output_dir: Folder of everything.
+    """
+
+    files: list[ExportedFile]
+    output_dir: Path
+
+
+def export_all(arguments: ExportArguments) -> ExportResult:
     """Export, and say what was written."""
     formats = FORMATS[arguments.format]
     checkpoint, size = str(arguments.checkpoint), arguments.image_size
@@ -168,26 +181,24 @@ def run(arguments: ExportArguments) -> None:
     if processor is not None:
         processor.save_pretrained(arguments.output_dir)
     print_report(files, program, arguments, processor is not None)
+    return ExportResult(files, Path(arguments.output_dir))
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the export."""
-    (arguments,) = parse_with_recipe(
-        (ExportArguments,),
-        sys.argv[1:] if argv is None else argv,
-        EXAMPLES / "recipes" / "export",
-        lambda given: None,
-        usage="%(prog)s --checkpoint NAME --output_dir FOLDER [options]",
-        description=__doc__,
-    )
+def run(arguments: ExportArguments) -> ExportResult:
+    """Export the checkpoint."""
     logging.disable_progress_bar()
-    try:
-        run(arguments)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    except SafetensorError as error:
-        raise SystemExit(f"error: the weights of {arguments.checkpoint} are damaged ({error}).") from error
+    with in_words(arguments.checkpoint):
+        return export_all(arguments)
 
 
-if __name__ == "__main__":
-    main()
+COMMAND = Command(
+    name="export",
+    usage="--checkpoint NAME --output_dir FOLDER [options]",
+    description=__doc__,
+    kinds=(ExportArguments,),
+    run=run,
+    common=(
+        *("checkpoint", "output_dir", "format", "task", "image_size", "dynamic_batch", "dynamic_size", "opset"),
+        "overwrite",
+    ),
+)

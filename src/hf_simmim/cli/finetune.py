@@ -1,20 +1,18 @@
-"""Fine-tune a pre-trained encoder to classify your labelled images, and see what the pre-training was worth.
+"""Fine-tune a pre-trained encoder to classify your labelled images, and evaluate the benefit of pre-training.
 
-    accelerate launch examples/run_image_classification.py --checkpoint runs/photos --train_dir labelled_photos
-    accelerate launch examples/run_image_classification.py --checkpoint runs/photos --train_dir labelled_photos \\
-        --from_scratch --output_dir runs/control                                the same without the pre-training
-    accelerate launch examples/run_image_classification.py --recipe swin_base__img224_window7__100ep ...
+    hf-simmim finetune --checkpoint runs/photos --train_dir labelled_photos
+    hf-simmim finetune --checkpoint runs/photos --train_dir labelled_photos \\
+        --from_scratch --output_dir runs/control                        the same without the pre-training
+    accelerate launch -m hf_simmim finetune --recipe swin_base__img224_window7__100ep ...
 
 A folder has one sub-folder for each class. The recipe is the paper's unless you say otherwise: layer-wise decay of the
 learning rate, mixup and cutmix, RandAugment, random erasing, label smoothing, stochastic depth. With several --seeds or
 --num_folds there is a run for each, and their mean and spread. transformers' own Trainer does the training.
 """
 
-import argparse
 import copy
 import hashlib
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,38 +20,47 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import disable_progress_bars
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import IntervalStrategy, set_seed
 
-from hf_simmim import SimMIMConfig, SimMIMForImageClassification, SimMIMImageProcessor
-from hf_simmim.cli.image_options import LabelledSourceArguments, PixelArguments, load_labelled_splits
-from hf_simmim.cli.model_options import EncoderArguments
-from hf_simmim.cli.recipes import parse_with_recipe
-from hf_simmim.data.augmentation import BACKENDS, Augmentation
-from hf_simmim.data.label_splits import few_labels, folds, holdout
-from hf_simmim.data.labelled_images import LabelledImageDataset, LabelledImages
-from hf_simmim.data.mixing import MixingCollator
-from hf_simmim.data.reading import check_images
-from hf_simmim.data.sampling import evenly_spaced
-from hf_simmim.evaluation.metrics import ConfusionMatrix, classification_metrics
-from hf_simmim.hub.card import check_license
-from hf_simmim.hub.provenance import Origin, evaluation_source, held_out, hub_id, image_source, last_part, safe_command
-from hf_simmim.hub.pushes import open_hub
-from hf_simmim.training.arguments import ReleasedTrainingArguments
-from hf_simmim.training.callbacks import EpochCallback
-from hf_simmim.training.optimization import RELEASED_SCHEDULES, create_optimizers, images_per_step, planned_steps
-from hf_simmim.training.run_folder import begin_run, check_same_run, digest, prepare_output_dir, settings_before
-from hf_simmim.training.trainers import ClassifierTrainer
-from hf_simmim.training.weight_average import WeightAverageCallback
-from hf_simmim.visualization.plots import plot_confusion
+from ..data.augmentation import BACKENDS, Augmentation
+from ..data.label_splits import few_labels, folds, holdout
+from ..data.labelled_images import LabelledImageDataset, LabelledImages
+from ..data.mixing import MixingCollator
+from ..data.reading import check_images
+from ..data.sampling import evenly_spaced
+from ..evaluation.metrics import ConfusionMatrix, classification_metrics
+from ..hub.card import check_license
+from ..hub.provenance import RunOrigin, evaluation_source, held_out
+from ..hub.pushes import open_hub
+from ..model.configuration_simmim import SimMIMConfig
+from ..model.image_processing_simmim import SimMIMImageProcessor
+from ..model.modeling_simmim import SimMIMForImageClassification
+from ..training.arguments import ReleasedTrainingArguments
+from ..training.callbacks import EpochCallback
+from ..training.optimization import RELEASED_SCHEDULES, create_optimizers, images_per_step, planned_steps
+from ..training.run_folder import (
+    begin_run,
+    check_same_run,
+    digest,
+    prepare_output_dir,
+    settings_before,
+    stable_settings,
+)
+from ..training.trainers import ClassifierTrainer
+from ..training.weight_average import WeightAverageCallback
+from ..visualization.plots import plot_confusion
+from .command import Command, existing, in_words, print_files, print_titled
+from .image_options import LabelledSourceArguments, PixelArguments, load_labelled_splits
+from .model_options import EncoderArguments
 
-EXAMPLES = Path(__file__).parent
-EMBEDDED_DATA = EXAMPLES / "data" / "fashion_mnist_7k"
 # Share of the images that is held out where no others are named and there are no folds.
 DEFAULT_HOLDOUT = 0.2
-# Of a config: what saving and loading change.
-VOLATILE_KEYS = ("architectures", "dtype", "transformers_version", "_name_or_path")
+# What a run writes into its folder for people to look at.
+FILES = {
+    "results.json": "all figures of all runs",
+    "confusion.png": "confusion matrix",
+    "model.safetensors": "weights, with config.json and preprocessor_config.json for from_pretrained",
+}
 # What the table at the end shows, the first of them that a task has.
 HEADLINES = ("accuracy", "mean_average_precision", "mae")
 
@@ -192,7 +199,7 @@ class FineTuningArguments(ReleasedTrainingArguments):
 
 
 @dataclass
-class Run:
+class FineTuningRun:
     """One training: its images, where it goes, and what is drawn."""
 
     train: LabelledImages
@@ -203,38 +210,13 @@ class Run:
 
 
 @dataclass
-class Options:
+class FineTuningOptions:
     """All that a run is told."""
 
     data: DataArguments
     augmentation: AugmentationArguments
     model: ModelArguments
     training: FineTuningArguments
-    argv: list[str] = field(default_factory=list)
-
-
-def parse_arguments(argv: list[str]) -> Options:
-    """Command line over recipe over defaults; without any images it is the embedded data.
-
-    Raises:
-        SystemExit: If an option or a key of the recipe is unknown; the message names the nearest valid one.
-    """
-
-    def usual_recipe(given: argparse.Namespace) -> str | None:
-        return None if given.train_dir or given.dataset_name or given.data_files else "demo"
-
-    options = Options(
-        *parse_with_recipe(
-            (DataArguments, AugmentationArguments, ModelArguments, FineTuningArguments),
-            argv,
-            EXAMPLES / "recipes" / "finetune",
-            usual_recipe,
-            usage="%(prog)s --checkpoint FOLDER --train_dir FOLDER [--output_dir FOLDER] [--recipe FILE] [options]",
-            description=__doc__,
-        )
-    )
-    options.argv = list(argv)
-    return options
 
 
 def load_splits(arguments: DataArguments) -> tuple[LabelledImages, LabelledImages | None]:
@@ -245,10 +227,10 @@ def load_splits(arguments: DataArguments) -> tuple[LabelledImages, LabelledImage
             f"num_folds={arguments.num_folds} divides the training images, and there are others to evaluate on."
             " Leave one out."
         )
-    return load_labelled_splits(arguments, arguments.label_column, EMBEDDED_DATA, needs_validation=not folded)
+    return load_labelled_splits(arguments, arguments.label_column, needs_validation=not folded)
 
 
-def plan_runs(options: Options) -> list[Run]:
+def plan_runs(options: FineTuningOptions) -> list[FineTuningRun]:
     """The images of each run.
 
     Raises:
@@ -293,7 +275,7 @@ def plan_runs(options: Options) -> list[Run]:
                 evaluation = evaluation.select(evenly_spaced(len(evaluation), data.max_eval_samples))
             names = [f"seed-{seed}"] * (training.seeds is not None) + [f"fold-{fold}"] * (num_folds is not None)
             output_dir = Path(str(training.output_dir), "-".join(names))
-            runs.append(Run(train, evaluation, output_dir, seed, fold if num_folds is not None else None))
+            runs.append(FineTuningRun(train, evaluation, output_dir, seed, fold if num_folds is not None else None))
     return runs
 
 
@@ -373,7 +355,7 @@ def build_model(arguments: ModelArguments, config: SimMIMConfig) -> SimMIMForIma
     return model
 
 
-def describe_origin(options: Options, run: Run) -> Origin:
+def describe_origin(options: FineTuningOptions, run: FineTuningRun) -> RunOrigin:
     """What the trainer does not know, for the model card."""
     data = options.data
     checkpoint = None if options.model.from_scratch else options.model.checkpoint
@@ -382,17 +364,11 @@ def describe_origin(options: Options, run: Run) -> Origin:
     else:
         share = DEFAULT_HOLDOUT if data.holdout is None else data.holdout
         where = held_out(data, share, default_split="test") or ""
-    return Origin(
-        images=image_source(data, EMBEDDED_DATA),
-        held_out=where or None,
-        evaluation=evaluation_source(data, EMBEDDED_DATA, default_split=None if data.num_folds else "test"),
-        checkpoint=last_part(checkpoint) if checkpoint is not None else None,
-        base_model=hub_id(checkpoint),
-        command=safe_command("examples/run_image_classification.py", options.argv),
-    )
+    source = evaluation_source(data, default_split=None if data.num_folds else "test")
+    return RunOrigin.from_options(data, checkpoint, options.training.command, where or None, source)
 
 
-def build_trainer(options: Options, run: Run) -> tuple[ClassifierTrainer, Path | None]:
+def build_trainer(options: FineTuningOptions, run: FineTuningRun) -> tuple[ClassifierTrainer, Path | None]:
     """Everything that can go wrong before a run starts.
 
     Returns:
@@ -417,7 +393,7 @@ def build_trainer(options: Options, run: Run) -> tuple[ClassifierTrainer, Path |
     pixels = copy.copy(data)
     statistics = pixels.settle(options.model.checkpoint, config.num_channels, run.train.rows, before)
     settings = {
-        "encoder": {key: value for key, value in config.encoder_config.to_dict().items() if key not in VOLATILE_KEYS},
+        "encoder": stable_settings(config.encoder_config),
         "classes": run.train.class_names,
         "from_scratch": options.model.from_scratch,
         "checkpoint": options.model.checkpoint,
@@ -497,7 +473,9 @@ def build_trainer(options: Options, run: Run) -> tuple[ClassifierTrainer, Path |
     return trainer, checkpoint
 
 
-def print_plan(trainer: ClassifierTrainer, options: Options, run: Run, checkpoint: Path | None) -> None:
+def print_plan(
+    trainer: ClassifierTrainer, options: FineTuningOptions, run: FineTuningRun, checkpoint: Path | None
+) -> None:
     """Say in a few lines what is about to happen."""
     arguments: Any = trainer.args
     model: Any = trainer.model
@@ -519,21 +497,22 @@ def print_plan(trainer: ClassifierTrainer, options: Options, run: Run, checkpoin
         "Rates": f"up to {max(rates):.3g} for the head and {min(rates):.3g} for the patch embedding",
         "Output": f"{run.output_dir}" + (f", going on from {checkpoint.name}" if checkpoint else ""),
     }
-    print("\n".join(f"{title:<8} {text}" for title, text in lines.items()))
+    print_titled(lines)
 
 
-def execute(options: Options, run: Run) -> tuple[dict[str, Any], np.ndarray | None]:
+def execute(
+    options: FineTuningOptions, run: FineTuningRun
+) -> tuple[ClassifierTrainer, dict[str, Any], np.ndarray | None]:
     """Train and evaluate.
 
     Returns:
-        What `results.json` of the run holds, and the confusion matrix if there is one.
+        The trainer, what `results.json` of the run holds, and the confusion matrix if there is one.
     """
     trainer, checkpoint = build_trainer(options, run)
     if trainer.args.should_log:
         print_plan(trainer, options, run, checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    # Internal, else it is pushed before it is evaluated.
-    trainer.save_model(_internal_call=True)
+    trainer.save_final_model()
     trainer.save_state()
     results: dict[str, Any] = {
         "seed": run.seed,
@@ -561,7 +540,7 @@ def execute(options: Options, run: Run) -> tuple[dict[str, Any], np.ndarray | No
     trainer.write_card()
     if trainer.args.push_to_hub:
         trainer.finish_pushes()
-    return results, matrix
+    return trainer, results, matrix
 
 
 def write_results(results: dict[str, Any], folder: Path) -> None:
@@ -570,7 +549,7 @@ def write_results(results: dict[str, Any], folder: Path) -> None:
     (folder / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
 
 
-def summarise(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def summarize(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Mean and standard deviation over runs of each figure that all of them have."""
     keys = [key for key in results[0]["metrics"] if all(key in result["metrics"] for result in results)]
     columns = {key: [result["metrics"][key] for result in results] for key in keys}
@@ -587,48 +566,73 @@ def print_summary(summary: dict[str, dict[str, float]], num_runs: int, output_di
     for key, figures in summary.items():
         deviation = f" ± {figures['std']:.4f}" if num_runs > 1 else ""
         print(f"  {key:<28} {figures['mean']:.4f}{deviation}")
-    for name, meaning in (
-        ("results.json", "all figures of all runs"),
-        ("confusion.png", "which class is taken for which"),
-        ("model.safetensors", "weights, with config.json and preprocessor_config.json for from_pretrained"),
-    ):
-        if (output_dir / name).exists():
-            print(f"{output_dir / name}  {meaning}")
+    print_files(output_dir, FILES)
 
 
-def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Run the fine-tuning; returns what `results.json` holds."""
-    options = parse_arguments(sys.argv[1:] if argv is None else argv)
-    arguments = options.training
+@dataclass(frozen=True)
+class FineTuningResult:
+    """What a fine-tuning computed.
+
+    Args:
+        model: The trained model; that of the last run where there are several seeds or folds.
+        processor: The image processor that goes with it.
+        summary: Each metric, by name: mean and standard deviation over the runs.
+        runs: What `results.json` holds of each run: seed, fold, numbers of images, metrics.
+        output_dir: Folder of the results; with several runs each has a folder in it.
+        pictures: Path of `confusion`, if it was drawn.
+    """
+
+    model: SimMIMForImageClassification
+    processor: SimMIMImageProcessor
+    summary: dict[str, dict[str, float]]
+    runs: list[dict[str, Any]]
+    output_dir: Path
+    pictures: dict[str, Path]
+
+
+def run(
+    data: DataArguments,
+    augmentation: AugmentationArguments,
+    model_arguments: ModelArguments,
+    arguments: FineTuningArguments,
+) -> FineTuningResult:
+    """Fine-tune and evaluate, once for each seed and fold."""
+    options = FineTuningOptions(data, augmentation, model_arguments, arguments)
     if not arguments.should_log:
         disable_progress_bars()
     results, matrices = [], []
-    try:
+    trainer: Any = None
+    with in_words(model_arguments.checkpoint):
         # One process reads first; the others find what it cached.
         with arguments.main_process_first(desc="loading images"):
             runs = plan_runs(options)
-        for run in runs:
-            result, matrix = execute(options, run)
+        for planned in runs:
+            trainer, result, matrix = execute(options, planned)
             results.append(result)
             if matrix is not None:
                 matrices.append(matrix)
-    except StrictDataclassError as error:
-        raise SystemExit(f"error: {error.__cause__ or error}") from error
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    except SafetensorError as error:
-        raise SystemExit(f"error: the weights of {options.model.checkpoint} are damaged ({error}).") from error
     output_dir = Path(str(arguments.output_dir))
-    summary = summarise(results)
-    everything = {"summary": summary, "runs": results}
+    summary = summarize(results)
     if arguments.should_save:
-        write_results(everything, output_dir)
+        write_results({"summary": summary, "runs": results}, output_dir)
         if len(matrices) > 1:
             plot_confusion(np.sum(matrices, axis=0), runs[0].train.class_names or [], output_dir / "confusion.png")
     if arguments.should_log:
         print_summary(summary, len(results), output_dir)
-    return everything
+    pictures = existing(output_dir, "confusion.png")
+    return FineTuningResult(trainer.model, trainer.processing_class, summary, results, output_dir, pictures)
 
 
-if __name__ == "__main__":
-    main()
+COMMAND = Command(
+    name="finetune",
+    usage="--checkpoint FOLDER --train_dir FOLDER [--output_dir FOLDER] [--recipe NAME] [options]",
+    description=__doc__,
+    kinds=(DataArguments, AugmentationArguments, ModelArguments, FineTuningArguments),
+    run=run,
+    common=(
+        *("checkpoint", "train_dir", "validation_dir", "output_dir", "recipe", "from_scratch", "labels_per_class"),
+        *("num_folds", "seeds", "image_size", "num_train_epochs", "per_device_train_batch_size"),
+        *("base_learning_rate", "class_weights"),
+    ),
+    demo=True,
+)

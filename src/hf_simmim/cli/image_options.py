@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -13,6 +12,7 @@ from transformers.utils import logging
 from ..checkpoints.loading import inherited_pixels
 from ..data.image_statistics import channel_statistics
 from ..data.labelled_images import LabelledImages, load_labelled_images
+from ..data.sources import embedded_data
 from ..model.images import keeps_deep_pictures
 
 logger = logging.get_logger(__name__)
@@ -209,15 +209,14 @@ class LabelledSourceArguments(SourceArguments):
 
 
 def load_labelled_splits(
-    arguments: SourceArguments, label_column: str | None, embedded_data: str | Path, needs_validation: bool = True
+    arguments: SourceArguments, label_column: str | None, needs_validation: bool = True
 ) -> tuple[LabelledImages, LabelledImages | None]:
-    """Labelled images to train on, and those to evaluate on if they are named.
+    """Labelled images to train on, and those to evaluate on if they are named; the embedded ones if none are named.
 
     Args:
         arguments: Where they are.
         label_column: Column of the labels.
-        embedded_data: Data set that is used where none is named; its test split is evaluated on.
-        needs_validation: Whether that split is wanted, too.
+        needs_validation: Whether the test split of the embedded images is wanted.
 
     Returns:
         Both, with the same classes.
@@ -243,7 +242,7 @@ def load_labelled_splits(
     }
     validation_split = arguments.validation_split
     if not arguments.names_images:
-        source["dataset_name"] = str(embedded_data)
+        source["dataset_name"] = embedded_data()
         if needs_validation:
             validation_split = validation_split or "test"
     train = load_labelled_images(**source, split=arguments.train_split)

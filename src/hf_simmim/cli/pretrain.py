@@ -1,59 +1,63 @@
 """Pre-train a vision encoder with SimMIM on your own images.
 
-    accelerate launch examples/run_mim.py                                   the demo, on the embedded data
-    accelerate launch examples/run_mim.py --train_dir photos --output_dir runs/photos
-    accelerate launch examples/run_mim.py --recipe my_recipe.json --num_train_epochs 200
+    hf-simmim pretrain --train_dir photos --output_dir runs/photos
+    hf-simmim pretrain --train_dir photos --recipe swin_base__img192_window6__100ep
+    accelerate launch -m hf_simmim pretrain --train_dir photos              on many GPUs
+    hf-simmim pretrain                                                      the demo, in a checkout
 
-The same command runs on one CPU, one GPU or many GPUs (run `accelerate config` once, or give `accelerate launch` its
---num_processes). It goes on by itself from the newest whole checkpoint in --output_dir. A recipe is a JSON file with
-any of the options below as keys; what is given on the command line wins over it.
+The same options run on one CPU, one GPU or many GPUs (run `accelerate config` once, or give `accelerate launch` its
+--num_processes). A run resumes automatically from the newest complete checkpoint in --output_dir. A recipe is a JSON
+file with any of the options as keys; what is given on the command line wins over it.
 
-With --push_to_hub every save goes to the Hub in the background, a whole model each time. A Hub that fails never stops
-the training: what could not be pushed in the end is told, with the command to do it by hand, and the exit status is 0.
+With --push_to_hub every save goes to the Hub in the background, a complete model each time. A Hub that fails never
+stops the training: at the end the pushes that failed are listed, with the command to repeat them, and the exit status
+is 0.
 """
 
-import argparse
 import json
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, disable_progress_bars
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoConfig, IntervalStrategy, set_seed
 from transformers.utils import logging
 
-from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
-from hf_simmim.cli.image_options import PixelArguments
-from hf_simmim.cli.model_options import EncoderArguments
-from hf_simmim.cli.probe_options import ProbeArguments, add_probe, load_probe, probe_source
-from hf_simmim.cli.recipes import parse_with_recipe
-from hf_simmim.data.image_statistics import fit_color_clusters
-from hf_simmim.data.masked_images import MaskedImageDataset, collate
-from hf_simmim.data.reading import UnreadableImages, check_images
-from hf_simmim.data.sampling import evenly_spaced
-from hf_simmim.data.sources import load_images
-from hf_simmim.hub.card import check_license
-from hf_simmim.hub.provenance import Origin, held_out, hub_id, image_source, last_part, safe_command
-from hf_simmim.hub.pushes import open_hub
-from hf_simmim.model.heads import HEADS
-from hf_simmim.model.losses import LOSS_REGIONS, LOSSES
-from hf_simmim.model.masking import MASK_STRATEGIES, span
-from hf_simmim.model.targets import TARGETS
-from hf_simmim.training.arguments import ReleasedTrainingArguments, json_object
-from hf_simmim.training.callbacks import EpochCallback, PictureCallback
-from hf_simmim.training.optimization import images_per_step
-from hf_simmim.training.run_folder import begin_run, check_same_run, digest, prepare_output_dir, settings_before
-from hf_simmim.training.trainers import SimMIMTrainer
+from ..data.image_statistics import fit_color_clusters
+from ..data.masked_images import MaskedImageDataset, collate
+from ..data.reading import UnreadableImages, check_images
+from ..data.sampling import evenly_spaced
+from ..data.sources import embedded_data, load_images
+from ..hub.card import check_license
+from ..hub.provenance import RunOrigin, held_out
+from ..hub.pushes import open_hub
+from ..model.configuration_simmim import TARGETS, SimMIMConfig
+from ..model.heads import HEADS
+from ..model.image_processing_simmim import SimMIMImageProcessor
+from ..model.losses import LOSS_REGIONS, LOSSES
+from ..model.masking import MASK_STRATEGIES, span
+from ..model.modeling_simmim import SimMIMForMaskedImageModeling
+from ..training.arguments import ReleasedTrainingArguments, json_object
+from ..training.callbacks import EpochCallback, PictureCallback
+from ..training.optimization import images_per_step
+from ..training.run_folder import (
+    begin_run,
+    check_same_run,
+    digest,
+    prepare_output_dir,
+    settings_before,
+    stable_settings,
+)
+from ..training.trainers import SimMIMTrainer
+from .command import Command, existing, in_words, print_files, print_titled
+from .image_options import PixelArguments
+from .model_options import EncoderArguments
+from .probe_options import ProbeArguments, add_probe, load_probe, probe_source
 
 logger = logging.get_logger(__name__)
 
-EXAMPLES = Path(__file__).parent
-EMBEDDED_DATA = EXAMPLES / "data" / "fashion_mnist_7k"
 # Seed of the evaluation masks, the same in every run, so that evaluation losses compare.
 EVALUATION_SEED = 0
 # Fields of a config that say what is predicted, and how.
@@ -64,8 +68,13 @@ COMPONENTS = (
 )
 # Stands for colours, which are 0 or more, until they are fitted to the images.
 UNFITTED = [[-1.0], [-1.0]]
-# Of a config: what saving and loading change.
-VOLATILE_KEYS = ("architectures", "dtype", "transformers_version", "_name_or_path")
+# What a run writes into its folder for people to look at.
+FILES = {
+    "model.safetensors": "weights, with config.json and preprocessor_config.json for from_pretrained",
+    "reconstruction.png": "original | masked | prediction | composite",
+    "loss_curve.png": "loss and learning rate",
+    "probe.png": "accuracy of frozen features over steps",
+}
 
 
 @dataclass
@@ -181,26 +190,6 @@ class PretrainingArguments(ReleasedTrainingArguments):
         super().__post_init__()
 
 
-def parse_arguments(argv: list[str]) -> tuple[DataArguments, ModelArguments, PretrainingArguments]:
-    """Command line over recipe over defaults; without any images it is the demo.
-
-    Raises:
-        SystemExit: If an option or a key of the recipe is unknown; the message names the nearest valid one.
-    """
-
-    def usual_recipe(given: argparse.Namespace) -> str | None:
-        return None if given.train_dir or given.dataset_name or given.data_files else "demo"
-
-    return parse_with_recipe(  # type: ignore[return-value]
-        (DataArguments, ModelArguments, PretrainingArguments),
-        argv,
-        EXAMPLES / "recipes" / "pretrain",
-        usual_recipe,
-        usage="%(prog)s [--train_dir FOLDER] [--output_dir FOLDER] [--recipe FILE] [options]",
-        description=__doc__,
-    )
-
-
 def build_config(arguments: ModelArguments) -> SimMIMConfig:
     """The model's config from a preset, a file, JSON text or the Hub, with the geometry asked for."""
     if arguments.checkpoint is not None:
@@ -284,7 +273,7 @@ def load_splits(arguments: DataArguments, output_dir: str):
     validation_split = arguments.validation_split
     arguments.check_source()
     if not arguments.names_images:
-        source["dataset_name"] = str(EMBEDDED_DATA)
+        source["dataset_name"] = embedded_data()
         validation_split = validation_split or "test"
     # What a run writes into its own training folder, and the images to evaluate on, are not trained on.
     exclude = [path for path in (arguments.validation_dir, output_dir) if path is not None]
@@ -347,7 +336,7 @@ def build_trainer(
     # One process reads first; the others find what it cached.
     with arguments.main_process_first(desc="loading images"):
         train_images, validation_images = load_splits(data_arguments, arguments.output_dir)
-        probe = load_probe(data_arguments, str(EMBEDDED_DATA))
+        probe = load_probe(data_arguments)
     # Every process computes the same, so none has to wait for another.
     before = settings_before(Path(arguments.output_dir)) if checkpoint is not None else {}
     statistics = data_arguments.settle(model_arguments.checkpoint, config.num_channels, train_images, before)
@@ -356,7 +345,7 @@ def build_trainer(
     processor = build_processor(config, data_arguments, model_arguments, statistics)
     changes = {key: getattr(data_arguments, key) for key in ("crop_scale", "flip", "vertical_flip")}
     settings = {
-        "encoder": {key: value for key, value in config.encoder_config.to_dict().items() if key not in VOLATILE_KEYS},
+        "encoder": stable_settings(config.encoder_config),
         **{key: getattr(config, key) for key in COMPONENTS},
         **{key: getattr(model_arguments, key) for key in ("mask_strategy", "mask_patch_size", "mask_ratio")},
         "num_clusters": model_arguments.num_clusters if config.target == "color_clusters" else None,
@@ -424,18 +413,6 @@ def build_trainer(
     return trainer, checkpoint
 
 
-def describe_origin(data: DataArguments, checkpoint: str | None, argv: list[str]) -> Origin:
-    """What the trainer does not know, for the model card."""
-    return Origin(
-        images=image_source(data, EMBEDDED_DATA),
-        held_out=held_out(data, data.holdout, default_split="test"),
-        evaluation=probe_source(data, EMBEDDED_DATA),
-        checkpoint=last_part(checkpoint) if checkpoint is not None else None,
-        base_model=hub_id(checkpoint),
-        command=safe_command("examples/run_mim.py", argv),
-    )
-
-
 def final_metrics(trainer: SimMIMTrainer) -> dict[str, float]:
     """Evaluation of the weights that were saved; not repeated if the last step was evaluated already."""
     if trainer.eval_dataset is None:
@@ -470,7 +447,7 @@ def print_plan(trainer: SimMIMTrainer, checkpoint: Path | None, weights: str | N
         f" on {arguments.world_size} x {arguments.device}",
         "Output": f"{arguments.output_dir}" + (f", going on from {checkpoint.name}" if checkpoint else ""),
     }
-    print("\n".join(f"{title:<9} {text}" for title, text in lines.items()))
+    print_titled(lines)
 
 
 def describe_prediction(config: SimMIMConfig, stride: int) -> str:
@@ -486,49 +463,59 @@ def describe_prediction(config: SimMIMConfig, stride: int) -> str:
 
 
 def print_results(trainer: SimMIMTrainer, metrics: dict[str, float]) -> None:
-    """Say where everything is."""
-    output_dir = Path(str(trainer.args.output_dir))
+    """Say what came out, and where everything is."""
     if metrics:
         error = metrics.get("eval_masked_l1")
         pixels = "" if error is None else f", masked l1 {error:.2f} of 255"
         print(f"On held-out images: loss {metrics['eval_loss']:.4f}{pixels}")
-    for name, meaning in (
-        ("model.safetensors", "weights, with config.json and preprocessor_config.json for from_pretrained"),
-        ("reconstruction.png", "original | masked | prediction | composite"),
-        ("loss_curve.png", "loss and learning rate"),
-        ("probe.png", "what the frozen features are worth for classes"),
-    ):
-        if (output_dir / name).exists():
-            print(f"{output_dir / name}  {meaning}")
+    print_files(Path(str(trainer.args.output_dir)), FILES)
     unreadable = trainer.unreadable_images
     if unreadable.reasons:
         count = len(unreadable.reasons)
         print(f"{unreadable.path}  {count} image{'s' if count > 1 else ''} that could not be read, and were skipped")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the pre-training."""
-    argv = sys.argv[1:] if argv is None else argv
-    data_arguments, model_arguments, arguments = parse_arguments(argv)
+@dataclass(frozen=True)
+class PretrainingResult:
+    """What a pre-training computed.
+
+    Args:
+        model: The trained model.
+        processor: The image processor that goes with it.
+        metrics: Those of the last evaluation, such as `eval_loss`, `eval_masked_l1` (0 to 255) and the probe's.
+        log: All that was logged, in order: `TrainerState.log_history`.
+        output_dir: Folder of the run, which `from_pretrained` reads.
+        pictures: Paths of `reconstruction`, `loss_curve` and `probe`, those that were drawn.
+    """
+
+    model: SimMIMForMaskedImageModeling
+    processor: SimMIMImageProcessor
+    metrics: dict[str, float]
+    log: list[dict[str, float]]
+    output_dir: Path
+    pictures: dict[str, Path]
+
+
+def run(
+    data_arguments: DataArguments, model_arguments: ModelArguments, arguments: PretrainingArguments
+) -> PretrainingResult:
+    """Pre-train, evaluate, draw, and write the model and its card."""
     if not arguments.should_log:
         disable_progress_bars()
-    try:
+    checkpoint_name = model_arguments.checkpoint
+    with in_words(checkpoint_name):
         trainer, checkpoint = build_trainer(data_arguments, model_arguments, arguments)
-    except StrictDataclassError as error:
-        raise SystemExit(f"error: {error.__cause__ or error}") from error
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    except SafetensorError as error:
-        raise SystemExit(f"error: the weights of {model_arguments.checkpoint} are damaged ({error}).") from error
-    trainer.origin = describe_origin(data_arguments, model_arguments.checkpoint, argv)
+    trainer.origin = RunOrigin.from_options(
+        data_arguments,
+        checkpoint_name,
+        arguments.command,
+        held_out(data_arguments, data_arguments.holdout, default_split="test"),
+        probe_source(data_arguments),
+    )
     if arguments.should_log:
-        print_plan(trainer, checkpoint, model_arguments.checkpoint)
+        print_plan(trainer, checkpoint, checkpoint_name)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if trainer.is_fsdp_enabled:
-        # Whatever the checkpoints are: what people load is whole.
-        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    # Internal, else it is pushed before it is evaluated.
-    trainer.save_model(_internal_call=True)
+    trainer.save_final_model()
     metrics = final_metrics(trainer)
     trainer.save_state()
     if metrics:
@@ -538,7 +525,22 @@ def main(argv: list[str] | None = None) -> None:
         print_results(trainer, metrics)
     if arguments.push_to_hub:
         trainer.finish_pushes()
+    output_dir = Path(str(arguments.output_dir))
+    pictures = existing(output_dir, *(name for name in FILES if name.endswith(".png")))
+    processor: Any = trainer.processing_class
+    return PretrainingResult(trainer.model, processor, metrics, trainer.state.log_history, output_dir, pictures)
 
 
-if __name__ == "__main__":
-    main()
+COMMAND = Command(
+    name="pretrain",
+    usage="[--train_dir FOLDER] [--output_dir FOLDER] [--recipe NAME] [options]",
+    description=__doc__,
+    kinds=(DataArguments, ModelArguments, PretrainingArguments),
+    run=run,
+    common=(
+        *("train_dir", "output_dir", "recipe", "encoder", "checkpoint", "image_size", "num_channels"),
+        *("num_train_epochs", "per_device_train_batch_size", "mask_ratio", "validation_dir", "probe_dir"),
+        *("rescale_factor", "push_to_hub"),
+    ),
+    demo=True,
+)

@@ -1,39 +1,35 @@
-"""Measure what the features of a frozen encoder are worth, with a linear classifier and nearest neighbours.
+"""Measure what the features of a frozen encoder are worth, with a linear classifier and nearest neighbors.
 
-    python examples/run_probe.py --checkpoint runs/demo --random_init               on the embedded data
-    python examples/run_probe.py --checkpoint runs/photos --train_dir train --validation_dir test
-    python examples/run_probe.py --checkpoint NAME --dataset_name DATA --validation_split test --layers 4 8 12 last
+    hf-simmim probe --checkpoint runs/photos --train_dir train --validation_dir test
+    hf-simmim probe --checkpoint NAME --dataset_name DATA --validation_split test --layers 4 8 12 last
+    hf-simmim probe --checkpoint runs/demo --random_init                    on the demo's images, in a checkout
 
-Prints a table of accuracies, and writes results.json and a plot to --output_dir. Nothing of the encoder is trained:
-minutes instead of the hours of fine-tuning. SimMIM's features are better after fine-tuning than such probes tell, and
-those of its middle layers are often better than its last.
+Prints a table of accuracies, and writes results.json and a plot to --output_dir. The encoder is not trained: minutes
+instead of the hours of fine-tuning. SimMIM's features are better after fine-tuning than such probes tell, and those of
+its middle layers are often better than its last.
 """
 
 import dataclasses
 import json
 import statistics
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 
-from hf_simmim import SimMIMModel
-from hf_simmim.checkpoints.loading import load_encoder, pixel_settings
-from hf_simmim.cli.image_options import LabelledSourceArguments, load_labelled_splits
-from hf_simmim.cli.recipes import parse_with_recipe
-from hf_simmim.data.label_splits import few_labels, holdout
-from hf_simmim.data.labelled_images import LabelledImages, WholeImageDataset
-from hf_simmim.data.sampling import evenly_spaced
-from hf_simmim.evaluation.probing import POOLINGS, ProbeResult, check_layers, extract_layers, knn, linear_probe
-from hf_simmim.visualization.plots import plot_layers
+from ..checkpoints.loading import load_encoder, pixel_settings
+from ..data.label_splits import few_labels, holdout
+from ..data.labelled_images import LabelledImages, WholeImageDataset
+from ..data.sampling import evenly_spaced
+from ..evaluation.probing import POOLINGS, ProbeResult, check_layers, extract_layers, knn, linear_probe
+from ..model.modeling_base import SimMIMModel
+from ..visualization.plots import plot_layers
+from .command import Command, existing, in_words, make_folder
+from .image_options import LabelledSourceArguments, load_labelled_splits
 
-EXAMPLES = Path(__file__).parent
-EMBEDDED_DATA = EXAMPLES / "data" / "fashion_mnist_7k"
 SETTINGS = ("checkpoint", "layers", "pooling", "k", "labels_per_class", "seeds")
 PROBES = {"linear": "linear probe", "knn": "nearest neighbours"}
 
@@ -117,7 +113,7 @@ def layer_number(name: str) -> int | None:
 
 def load_images(arguments: DataArguments) -> list[LabelledImages]:
     """Images to fit to, and images to test on."""
-    train, test = load_labelled_splits(arguments, arguments.label_column, EMBEDDED_DATA)
+    train, test = load_labelled_splits(arguments, arguments.label_column)
     if train.problem_type != "single_label_classification":
         raise ValueError("The labels must be one class for each image. Name another --label_column.")
     parts = [train, test]
@@ -246,10 +242,28 @@ def print_table(series: dict[str, dict[str, list[list[float]]]], layers: list[st
         print("  ".join([layer.rjust(5), *cells]))
 
 
-def run(data: DataArguments, arguments: ProbeArguments) -> None:
-    """Measure, print and write everything."""
-    output_dir = Path(arguments.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
+@dataclass(frozen=True)
+class ProbingResult:
+    """What the probes found.
+
+    Args:
+        results: What `results.json` holds: settings, and under `results` a row of figures for each layer and seed.
+        output_dir: Folder of results and plot.
+        pictures: Path of `accuracy`.
+    """
+
+    results: dict[str, Any]
+    output_dir: Path
+    pictures: dict[str, Path]
+
+
+def measure_all(data: DataArguments, arguments: ProbeArguments) -> ProbingResult:
+    """Measure, print and write everything.
+
+    Raises:
+        ValueError, OSError: If the checkpoint or the images cannot be used; the message says why and what to do.
+    """
+    output_dir = make_folder(arguments.output_dir)
     checkpoint = str(arguments.checkpoint)
     model = load_encoder(checkpoint)
     config = model.config
@@ -292,25 +306,23 @@ def run(data: DataArguments, arguments: ProbeArguments) -> None:
     plotted = {f"{PROBES[probe]}, {weights}": series[weights][probe] for weights in series for probe in PROBES}
     plot_layers(arguments.layers, plotted, output_dir / "accuracy.png", title)
     print(f"{path}  every figure\n{output_dir / 'accuracy.png'}  accuracy of each layer")
+    return ProbingResult(results, output_dir, existing(output_dir, "accuracy.png"))
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the probe."""
-    data, arguments = parse_with_recipe(
-        (DataArguments, ProbeArguments),
-        sys.argv[1:] if argv is None else argv,
-        EXAMPLES / "recipes" / "probe",
-        lambda given: None,
-        usage="%(prog)s --checkpoint NAME [--train_dir FOLDER] [--validation_dir FOLDER] [options]",
-        description=__doc__,
-    )
-    try:
-        run(data, arguments)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    except SafetensorError as error:
-        raise SystemExit(f"error: the weights of {arguments.checkpoint} are damaged ({error}).") from error
+def run(data: DataArguments, arguments: ProbeArguments) -> ProbingResult:
+    """Measure the features of the checkpoint."""
+    with in_words(arguments.checkpoint):
+        return measure_all(data, arguments)
 
 
-if __name__ == "__main__":
-    main()
+COMMAND = Command(
+    name="probe",
+    usage="--checkpoint NAME [--train_dir FOLDER] [--validation_dir FOLDER] [options]",
+    description=__doc__,
+    kinds=(DataArguments, ProbeArguments),
+    run=run,
+    common=(
+        *("checkpoint", "train_dir", "validation_dir", "dataset_name", "label_column", "output_dir", "layers"),
+        *("pooling", "k", "labels_per_class", "seeds", "random_init", "device"),
+    ),
+)

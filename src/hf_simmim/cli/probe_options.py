@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ..data.label_splits import holdout, readable_images
 from ..data.labelled_images import LabelledImageDataset, LabelledImages, load_labelled_images
@@ -49,12 +48,11 @@ class ProbeArguments(SourceArguments):
     )
 
 
-def load_probe(arguments: ProbeArguments, embedded_data: str) -> list[LabelledImages] | None:
+def load_probe(arguments: ProbeArguments) -> list[LabelledImages] | None:
     """Labelled images to fit the probe to and to test it on.
 
     Args:
         arguments: The options.
-        embedded_data: Data set that is used where none is named.
 
     Returns:
         Both; None if no labels are named.
@@ -78,7 +76,7 @@ def load_probe(arguments: ProbeArguments, embedded_data: str) -> list[LabelledIm
         # What pre-training is evaluated on need not have labels.
         labelled = copy.copy(arguments)
         labelled.validation_dir = None
-        images, test = load_labelled_splits(labelled, arguments.probe_label_column, embedded_data)
+        images, test = load_labelled_splits(labelled, arguments.probe_label_column)
     if images.problem_type != "single_label_classification":
         raise ValueError("The probe's labels must be one class for each image. Name another column.")
     if test is not None:
@@ -86,12 +84,11 @@ def load_probe(arguments: ProbeArguments, embedded_data: str) -> list[LabelledIm
     return [images.select(part) for part in holdout(images.labels, PROBE_TEST_SHARE, 0, images.class_names)]
 
 
-def probe_source(arguments: ProbeArguments, embedded_data: str | Path) -> ImageSource | None:
+def probe_source(arguments: ProbeArguments) -> ImageSource | None:
     """Where the labelled images come from that the probe is tested on; None if there are none.
 
     Args:
         arguments: The options.
-        embedded_data: Data set that is used where none is named.
     """
     if arguments.probe_dir is not None:
         return ImageSource(last_part(arguments.probe_dir), "imagefolder")
@@ -99,7 +96,7 @@ def probe_source(arguments: ProbeArguments, embedded_data: str | Path) -> ImageS
         return None
     labelled = copy.copy(arguments)
     labelled.validation_dir = None
-    return evaluation_source(labelled, embedded_data, default_split="test")
+    return evaluation_source(labelled, default_split="test")
 
 
 def add_probe(trainer: SimMIMTrainer, images: list[LabelledImages], arguments: ProbeArguments) -> None:

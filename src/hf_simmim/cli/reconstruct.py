@@ -1,17 +1,16 @@
-"""See what a checkpoint makes of hidden patches: original | masked | prediction | composite, and how far off it is.
+"""See what a checkpoint predicts for masked patches: original | masked | prediction | composite, and the error.
 
-    python examples/visualize_reconstruction.py --checkpoint runs/demo              pictures of the embedded data
-    python examples/visualize_reconstruction.py --checkpoint runs/photos --images cat.jpg dogs 'birds/*.png' --error_map
-    python examples/visualize_reconstruction.py --checkpoint runs/photos --images cat.jpg --mask_ratio 0.2 0.4 0.6 0.8
-    python examples/visualize_reconstruction.py --checkpoint runs/early runs/late --images cat.jpg --mask painted.png
+    hf-simmim reconstruct --checkpoint runs/photos --images cat.jpg dogs 'birds/*.png' --error_map
+    hf-simmim reconstruct --checkpoint runs/photos --images cat.jpg --mask_ratio 0.2 0.4 0.6 0.8
+    hf-simmim reconstruct --checkpoint runs/early runs/late --images cat.jpg --mask painted.png
+    hf-simmim reconstruct --checkpoint runs/demo                            the demo's images, in a checkout
 
-Draws a picture (--output), and prints of every image the mean absolute error of its hidden pixels, of 255 (masked l1),
-and how far they are from visible ones on average, in pixels (AvgDist). The prediction is all that the model puts out;
-the composite shows it where the image was hidden, and the image elsewhere.
+Draws a picture (--output), and prints for every image the mean absolute error of its masked pixels, of 255 (masked l1),
+and their mean distance from the nearest visible pixel (AvgDist). The prediction is the whole output of the model; the
+composite shows it where the image was masked, and the image elsewhere.
 """
 
 import glob
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,18 +25,15 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from hf_simmim.cli.recipes import parse_with_recipe
-from hf_simmim.data.reading import describe, open_row
-from hf_simmim.data.sampling import evenly_spaced
-from hf_simmim.data.sources import folder_rows, image_paths, load_images
-from hf_simmim.data.transforms import center_box, crop_and_resize, upright_size
-from hf_simmim.evaluation.reconstruction import RECONSTRUCTION_COLUMNS as COLUMNS
-from hf_simmim.evaluation.reconstruction import Reconstruction, Reconstructor, mask_from_painting
-from hf_simmim.model.masking import MASK_STRATEGIES, ratio_range, to_pixels
-from hf_simmim.visualization.grids import reconstruction_grid
-
-EXAMPLES = Path(__file__).parent
-EMBEDDED_DATA = EXAMPLES / "data" / "fashion_mnist_7k"
+from ..data.reading import describe, open_row
+from ..data.sampling import evenly_spaced
+from ..data.sources import embedded_data, folder_rows, image_paths, load_images
+from ..data.transforms import center_box, crop_and_resize, upright_size
+from ..evaluation.reconstruction import RECONSTRUCTION_COLUMNS as COLUMNS
+from ..evaluation.reconstruction import Reconstruction, Reconstructor, mask_from_painting
+from ..model.masking import MASK_STRATEGIES, ratio_range, to_pixels
+from ..visualization.grids import reconstruction_grid
+from .command import Command, in_words
 
 
 @dataclass
@@ -151,7 +147,7 @@ def find_images(sources: Sequence[str] | None) -> Dataset:
         ValueError: If there are no images of that name.
     """
     if sources is None:
-        return load_images(dataset_name=str(EMBEDDED_DATA), split="test")
+        return load_images(dataset_name=embedded_data("--images"), split="test")
     paths: list[str] = []
     for source in sources:
         if Path(source).is_dir():
@@ -263,8 +259,86 @@ def check_same_masks(results: dict[str, Reconstruction]) -> None:
             )
 
 
-def run(arguments: PictureArguments) -> None:
-    """Predict, print and draw everything."""
+class FigureTable:
+    """Figures of every image.
+
+    Args:
+        models: Names of the models.
+        names: Names of the images.
+        variants: What is said of each way in which an image is hidden, if there are several.
+    """
+
+    def __init__(self, models: list[str], names: list[str], variants: list[str]):
+        self.models, self.names = models, names
+        self.variants = variants if len(variants) > 1 else [""]
+        self.distances: list[list[float]] = [[] for _ in self.variants]
+        self.errors: list[dict[str, list[float]]] = [{name: [] for name in models} for _ in self.variants]
+
+    def add(self, part: int, results: dict[str, Reconstruction]) -> None:
+        """Take the figures of a batch that was hidden in one of the ways."""
+        self.distances[part] += next(iter(results.values())).average_distance.tolist()
+        for name, result in results.items():
+            self.errors[part][name] += result.masked_l1.tolist()
+
+    def masked_l1(self) -> dict[str, float]:
+        """Mean of the error of masked pixels over all images, 0 to 255, by model."""
+        return {
+            name: torch.tensor([value for part in self.errors for value in part[name]]).nanmean().item()
+            for name in self.models
+        }
+
+    def label(self, index: int, part: int, short: bool = False) -> str:
+        """What is written of an image, with the folders of its file or without."""
+        name = self.names[index]
+        name = name.replace("\\", "/").rsplit("/", 1)[-1] if short else name
+        return ", ".join(filter(None, (name, self.variants[part])))
+
+    def print(self) -> None:
+        """Print a line for each image, and the means."""
+        titles = ["AvgDist", *(f"masked l1{f' of {name}' if len(self.models) > 1 else ''}" for name in self.models)]
+        lines = []
+        for index in range(len(self.names)):
+            for part in range(len(self.variants)):
+                errors = self.errors[part]
+                figures = [self.distances[part][index], *(errors[name][index] for name in self.models)]
+                lines.append((self.label(index, part), figures))
+        for part, variant in enumerate(self.variants):
+            series = [self.distances[part], *(self.errors[part][name] for name in self.models)]
+            means = [torch.tensor(values).nanmean().item() for values in series]
+            lines.append((", ".join(filter(None, (f"mean of {len(self.names)}", variant))), means))
+        width = max(len(label) for label, _ in lines)
+        print("  ".join([" " * width, *titles]))
+        for label, figures in lines:
+            cells = [f"{value:.2f}".rjust(len(title)) for value, title in zip(figures, titles, strict=True)]
+            print("  ".join([label.ljust(width), *cells]))
+
+
+@dataclass(frozen=True)
+class ReconstructionResult:
+    """What the models predict.
+
+    Args:
+        reconstructions: By checkpoint, the images that were drawn, with masks and predictions; each draws itself in a
+            notebook.
+        names: Names of these images.
+        masked_l1: By checkpoint, the mean absolute error of masked pixels over all images, 0 to 255.
+        path: The picture.
+        pictures: The same by its name.
+    """
+
+    reconstructions: dict[str, Reconstruction]
+    names: list[str]
+    masked_l1: dict[str, float]
+    path: Path
+    pictures: dict[str, Path]
+
+
+def reconstruct_all(arguments: PictureArguments) -> ReconstructionResult:
+    """Predict, print and draw everything.
+
+    Raises:
+        ValueError: If a checkpoint, an image or a mask cannot be used; the message says why and what to do.
+    """
     models = load_models(arguments)
     first, *others = models.values()
     rows = find_images(arguments.images)
@@ -279,7 +353,7 @@ def run(arguments: PictureArguments) -> None:
         masks = read_mask(arguments.mask, [first, *others], arguments.whole_images)
     drawn = set(evenly_spaced(len(rows), arguments.num_drawn))
     kept: dict[str, dict[int, list[Reconstruction]]] = {name: defaultdict(list) for name in models}
-    table = Table(list(models), rows["name"][:], [f"{ratio:g} hidden" for ratio in arguments.mask_ratio or ()])
+    table = FigureTable(list(models), rows["name"][:], [f"{ratio:g} hidden" for ratio in arguments.mask_ratio or ()])
     with tqdm(total=len(rows), desc="predicting", unit="image", leave=False, disable=None) as progress:
         for start in range(0, len(rows), arguments.batch_size):
             indices = range(start, min(start + arguments.batch_size, len(rows)))
@@ -320,72 +394,26 @@ def run(arguments: PictureArguments) -> None:
     )
     grid.save(arguments.output)
     print(f"{arguments.output}  {' | '.join(arguments.drawn_columns)}")
+    path = Path(arguments.output)
+    return ReconstructionResult(pictures, labels, table.masked_l1(), path, {path.stem: path})
 
 
-class Table:
-    """Figures of every image.
-
-    Args:
-        models: Names of the models.
-        names: Names of the images.
-        variants: What is said of each way in which an image is hidden, if there are several.
-    """
-
-    def __init__(self, models: list[str], names: list[str], variants: list[str]):
-        self.models, self.names = models, names
-        self.variants = variants if len(variants) > 1 else [""]
-        self.distances: list[list[float]] = [[] for _ in self.variants]
-        self.errors: list[dict[str, list[float]]] = [{name: [] for name in models} for _ in self.variants]
-
-    def add(self, part: int, results: dict[str, Reconstruction]) -> None:
-        """Take the figures of a batch that was hidden in one of the ways."""
-        self.distances[part] += next(iter(results.values())).average_distance.tolist()
-        for name, result in results.items():
-            self.errors[part][name] += result.masked_l1.tolist()
-
-    def label(self, index: int, part: int, short: bool = False) -> str:
-        """What is written of an image, with the folders of its file or without."""
-        name = self.names[index]
-        name = name.replace("\\", "/").rsplit("/", 1)[-1] if short else name
-        return ", ".join(filter(None, (name, self.variants[part])))
-
-    def print(self) -> None:
-        """Print a line for each image, and the means."""
-        titles = ["AvgDist", *(f"masked l1{f' of {name}' if len(self.models) > 1 else ''}" for name in self.models)]
-        lines = []
-        for index in range(len(self.names)):
-            for part in range(len(self.variants)):
-                errors = self.errors[part]
-                figures = [self.distances[part][index], *(errors[name][index] for name in self.models)]
-                lines.append((self.label(index, part), figures))
-        for part, variant in enumerate(self.variants):
-            series = [self.distances[part], *(self.errors[part][name] for name in self.models)]
-            means = [torch.tensor(values).nanmean().item() for values in series]
-            lines.append((", ".join(filter(None, (f"mean of {len(self.names)}", variant))), means))
-        width = max(len(label) for label, _ in lines)
-        print("  ".join([" " * width, *titles]))
-        for label, figures in lines:
-            cells = [f"{value:.2f}".rjust(len(title)) for value, title in zip(figures, titles, strict=True)]
-            print("  ".join([label.ljust(width), *cells]))
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Run the script."""
-    (arguments,) = parse_with_recipe(
-        (PictureArguments,),
-        sys.argv[1:] if argv is None else argv,
-        EXAMPLES / "recipes" / "pictures",
-        lambda given: None,
-        usage="%(prog)s --checkpoint NAME [NAME ...] [--images PATH ...] [options]",
-        description=__doc__,
-    )
+def run(arguments: PictureArguments) -> ReconstructionResult:
+    """Predict what is masked, and draw it."""
     logging.disable_progress_bar()
     disable_progress_bars()
-    try:
-        run(arguments)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    with in_words(" ".join(arguments.checkpoint or ())):
+        return reconstruct_all(arguments)
 
 
-if __name__ == "__main__":
-    main()
+COMMAND = Command(
+    name="reconstruct",
+    usage="--checkpoint NAME [NAME ...] [--images PATH ...] [options]",
+    description=__doc__,
+    kinds=(PictureArguments,),
+    run=run,
+    common=(
+        *("checkpoint", "images", "num_images", "output", "mask_ratio", "mask_patch_size", "mask_strategy", "mask"),
+        *("seed", "error_map", "whole_images", "image_size", "device"),
+    ),
+)

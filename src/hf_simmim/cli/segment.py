@@ -1,15 +1,15 @@
 """Fine-tune a pre-trained encoder to give every pixel a class, with UperNet.
 
-    accelerate launch examples/run_semantic_segmentation.py --checkpoint runs/mim --train_dir fields
-    accelerate launch examples/run_semantic_segmentation.py --checkpoint runs/mim --dataset_name owner/name
+    hf-simmim segment --checkpoint runs/mim --train_dir fields
+    accelerate launch -m hf_simmim segment --checkpoint runs/mim --dataset_name owner/name
 
-fields holds `images` and `masks`, files of the same names but for suffixes. Masks are maps of class ids: PNG (grey or
-palette), TIFF or .npy. The names of the classes are read from fields/classes.txt, one a line, if it is there. It goes
-on by itself from the newest whole checkpoint in --output_dir. A recipe is a JSON file with any of the options as keys.
+The folder holds `images` and `masks`, files of the same names but for suffixes. Masks are maps of class ids: PNG (gray
+or palette), TIFF or .npy. The names of the classes are read from classes.txt in the folder, one a line, if it is there.
+A run resumes automatically from the newest complete checkpoint in --output_dir. A recipe is a JSON file with any of the
+options as keys.
 """
 
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import disable_progress_bars
-from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     Trainer,
@@ -27,12 +26,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from hf_simmim import SimMIMBackbone, SimMIMConfig, SimMIMImageProcessor, SimMIMModel
-from hf_simmim.checkpoints.loading import load_config
-from hf_simmim.cli.image_options import PixelArguments, SourceArguments
-from hf_simmim.cli.recipes import parse_with_recipe
-from hf_simmim.data.sampling import evenly_spaced, sample_generator
-from hf_simmim.data.segmentation import (
+from ..checkpoints.loading import load_config
+from ..data.sampling import evenly_spaced, sample_generator
+from ..data.segmentation import (
     CollatePairs,
     Labels,
     Pairs,
@@ -42,23 +38,41 @@ from hf_simmim.data.segmentation import (
     load_columns,
     load_folder,
 )
-from hf_simmim.evaluation.segmentation import SegmentationMetrics, classes_of_annotations, forget_evaluation_keys
-from hf_simmim.hub.card import check_license
-from hf_simmim.hub.provenance import Origin, evaluation_source, held_out, hub_id, image_source, last_part, safe_command
-from hf_simmim.hub.pushes import open_hub
-from hf_simmim.model.encoder_stages import is_single_scale
-from hf_simmim.training.arguments import SCHEDULES, ReleasedTrainingArguments
-from hf_simmim.training.callbacks import EpochCallback
-from hf_simmim.training.optimization import create_optimizers, images_per_step, planned_steps, warmup_updates
-from hf_simmim.training.run_folder import begin_run, check_same_run, digest, prepare_output_dir, settings_before
-from hf_simmim.training.trainers import SegmentationTrainer
-from hf_simmim.visualization.grids import draw_segmentations
-from hf_simmim.visualization.pictures import to_pictures
+from ..evaluation.segmentation import SegmentationMetrics, classes_of_annotations, forget_evaluation_keys
+from ..hub.card import check_license
+from ..hub.provenance import RunOrigin, evaluation_source, held_out, hub_id, last_part
+from ..hub.pushes import open_hub
+from ..model.configuration_simmim import SimMIMConfig
+from ..model.encoder_stages import is_single_scale
+from ..model.image_processing_simmim import SimMIMImageProcessor
+from ..model.modeling_base import SimMIMModel
+from ..model.modeling_simmim import SimMIMBackbone
+from ..training.arguments import SCHEDULES, ReleasedTrainingArguments
+from ..training.callbacks import EpochCallback
+from ..training.optimization import create_optimizers, images_per_step, planned_steps, warmup_updates
+from ..training.run_folder import (
+    begin_run,
+    check_same_run,
+    digest,
+    prepare_output_dir,
+    settings_before,
+    stable_settings,
+)
+from ..training.trainers import SegmentationTrainer
+from ..visualization.grids import draw_segmentations
+from ..visualization.pictures import to_pictures
+from .command import Command, existing, in_words, print_files, print_titled
+from .image_options import PixelArguments, SourceArguments
 
 logger = logging.get_logger(__name__)
 
-EXAMPLES = Path(__file__).parent
 RECIPE_WARMUP = 1500
+# What a run writes into its folder for people to look at.
+FILES = {
+    "model.safetensors": "weights, with config.json and preprocessor_config.json for from_pretrained",
+    "results.json": "IoU of every class",
+    "segmentation.png": "image | annotation | prediction",
+}
 # The deepest features but one feed UperNet's auxiliary head.
 AUXILIARY_MAP = 2
 
@@ -360,7 +374,7 @@ def build_trainer(
     pixels = Pixels(config.num_channels, numbers.rescale, nodata=numbers.nodata, **statistics)
     labels = build_labels(data, train, validation, pixels)
     settings = {
-        "encoder": {key: value for key, value in config.encoder_config.to_dict().items() if key != "dtype"},
+        "encoder": stable_settings(config.encoder_config),
         "checkpoint": model_arguments.checkpoint,
         **{key: getattr(model_arguments, key) for key in ("from_scratch", "decoder_channels", "auxiliary_weight")},
         **{key: getattr(data, key) for key in ("crop", "side", "scales", "max_class_share")},
@@ -421,19 +435,6 @@ def build_trainer(
     return trainer, checkpoint
 
 
-def describe_origin(data: DataArguments, model: ModelArguments, argv: list[str]) -> Origin:
-    """What the trainer does not know, for the model card."""
-    checkpoint = None if model.from_scratch else model.checkpoint
-    return Origin(
-        images=image_source(data, ""),
-        held_out=held_out(data, data.holdout),
-        evaluation=evaluation_source(data, ""),
-        checkpoint=last_part(checkpoint) if checkpoint is not None else None,
-        base_model=hub_id(checkpoint),
-        command=safe_command("examples/run_semantic_segmentation.py", argv),
-    )
-
-
 @torch.no_grad()
 def draw_examples(trainer: Trainer, count: int = 6) -> None:
     """Write `segmentation.png`: some held-out images with annotation and prediction."""
@@ -486,7 +487,7 @@ def print_plan(trainer: Trainer, checkpoint: Path | None, weights: str) -> None:
         f" {arguments.warmup_steps:g} of warm-up, on {arguments.world_size} x {arguments.device}",
         "Output": f"{arguments.output_dir}" + (f", going on from {checkpoint.name}" if checkpoint else ""),
     }
-    print("\n".join(f"{title:<9} {text}" for title, text in lines.items()))
+    print_titled(lines)
 
 
 def report(trainer: Trainer, metrics: dict[str, float], weights: str) -> None:
@@ -507,44 +508,50 @@ def report(trainer: Trainer, metrics: dict[str, float], weights: str) -> None:
     }
     output_dir = Path(str(trainer.args.output_dir))
     (output_dir / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False), encoding="utf-8")
-    for name, meaning in (
-        ("model.safetensors", "weights, with config.json and preprocessor_config.json for from_pretrained"),
-        ("results.json", "IoU of every class"),
-        ("segmentation.png", "image | annotation | prediction"),
-    ):
-        if (output_dir / name).exists():
-            print(f"{output_dir / name}  {meaning}")
+    print_files(output_dir, FILES)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the fine-tuning."""
-    argv = sys.argv[1:] if argv is None else argv
-    data, numbers, model_arguments, arguments = parse_with_recipe(
-        (DataArguments, NumberArguments, ModelArguments, SegmentationArguments),
-        argv,
-        EXAMPLES / "recipes" / "segmentation",
-        lambda given: None,
-        usage="%(prog)s --checkpoint MODEL --train_dir FOLDER [--output_dir FOLDER] [options]",
-        description=__doc__,
-    )
+@dataclass(frozen=True)
+class SegmentationResult:
+    """What the training of a segmentation model computed.
+
+    Args:
+        model: The trained model.
+        processor: The image processor that goes with it.
+        metrics: Those of the last evaluation, such as `eval_mean_iou` and `eval_pixel_accuracy`.
+        iou: IoU of each class, NaN where neither annotations nor predictions have it.
+        output_dir: Folder of the run, which `from_pretrained` reads.
+        pictures: Path of `segmentation`, if it was drawn.
+    """
+
+    model: UperNetForSemanticSegmentation
+    processor: SimMIMImageProcessor
+    metrics: dict[str, float]
+    iou: dict[str, float]
+    output_dir: Path
+    pictures: dict[str, Path]
+
+
+def run(
+    data: DataArguments, numbers: NumberArguments, model_arguments: ModelArguments, arguments: SegmentationArguments
+) -> SegmentationResult:
+    """Fine-tune, evaluate, draw, and write the model and its card."""
     if not arguments.should_log:
         disable_progress_bars()
-    try:
+    with in_words(model_arguments.checkpoint):
         trainer, checkpoint = build_trainer(data, numbers, model_arguments, arguments)
-    except StrictDataclassError as error:
-        raise SystemExit(f"error: {error.__cause__ or error}") from error
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    trainer.origin = describe_origin(data, model_arguments, argv)
     name, begins = str(model_arguments.checkpoint), "fresh, architecture of" if model_arguments.from_scratch else "from"
+    trainer.origin = RunOrigin.from_options(
+        data,
+        None if model_arguments.from_scratch else name,
+        arguments.command,
+        held_out(data, data.holdout),
+        evaluation_source(data),
+    )
     if arguments.should_log:
         print_plan(trainer, checkpoint, f"{begins} {name}")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if trainer.is_fsdp_enabled:
-        # Whatever the checkpoints are: what people load is whole.
-        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    # Internal, else it is pushed before it is evaluated.
-    trainer.save_model(_internal_call=True)
+    trainer.save_final_model()
     metrics = trainer.evaluate()
     draw_examples(trainer)
     trainer.save_state()
@@ -554,7 +561,27 @@ def main(argv: list[str] | None = None) -> None:
         report(trainer, metrics, f"{begins} {hub_id(name) or last_part(name)}")
     if arguments.push_to_hub:
         trainer.finish_pushes()
+    output_dir = Path(str(arguments.output_dir))
+    model, processor, counted = trainer.model, trainer.processing_class, trainer.compute_metrics
+    return SegmentationResult(
+        model,  # type: ignore[arg-type]
+        processor,  # type: ignore[arg-type]
+        metrics,
+        dict(counted.iou),  # type: ignore[union-attr]
+        output_dir,
+        existing(output_dir, "segmentation.png"),
+    )
 
 
-if __name__ == "__main__":
-    main()
+COMMAND = Command(
+    name="segment",
+    usage="--checkpoint MODEL --train_dir FOLDER [--output_dir FOLDER] [--recipe NAME] [options]",
+    description=__doc__,
+    kinds=(DataArguments, NumberArguments, ModelArguments, SegmentationArguments),
+    run=run,
+    common=(
+        *("checkpoint", "train_dir", "validation_dir", "output_dir", "recipe", "class_names", "ignore_index"),
+        *("crop_size", "short_side", "from_scratch", "num_train_epochs", "per_device_train_batch_size"),
+        *("base_learning_rate", "rescale_factor"),
+    ),
+)

@@ -26,6 +26,29 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
+EMBEDDED_NAME = "fashion_mnist_7k"
+
+
+def embedded_data(option: str = "--train_dir") -> str:
+    """Folder of the demo's images, 7,000 of Fashion-MNIST with labels, which a checkout holds.
+
+    Args:
+        option: Option that names other images, for the message.
+
+    Returns:
+        The folder, which `datasets.load_dataset` reads.
+
+    Raises:
+        ValueError: If the package runs from somewhere else.
+    """
+    folder = Path(__file__).parents[3] / "examples" / "data" / EMBEDDED_NAME
+    if not folder.is_dir():
+        raise ValueError(
+            f"No images are named. Give a folder with {option}. The demo's own images come with a clone of the"
+            " repository, not with the installed package: run `make demo` there."
+        )
+    return str(folder)
+
 
 def load_images(
     folder: str | Path | None = None,

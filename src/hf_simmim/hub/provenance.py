@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..data.sources import EMBEDDED_NAME
+
 # An absolute path in a longer text, such as JSON: what a slash or a drive begins that is no part of a word or URL.
 ABSOLUTE_PATH = re.compile(r"""(?<![\w.:/\\~])(?:~|[A-Za-z]:)?[\\/](?:[^\s"'\\/]+[\\/]+)*([^\s"'\\/]*)""")
 # Options whose value is nobody's business.
@@ -46,7 +48,7 @@ class ImageSource:
 
 
 @dataclasses.dataclass(frozen=True)
-class Origin:
+class RunOrigin:
     """What the trainer of a run does not know about it.
 
     Args:
@@ -56,7 +58,7 @@ class Origin:
             evaluated on.
         checkpoint: Name of the checkpoint that the run started from, without the way there.
         base_model: Its name on the Hub, if it is there.
-        command: The script and its arguments, without paths and secrets.
+        command: The command line, without paths and secrets.
     """
 
     images: ImageSource | None = None
@@ -66,13 +68,36 @@ class Origin:
     base_model: str | None = None
     command: str | None = None
 
+    @classmethod
+    def from_options(
+        cls,
+        data: Any,
+        checkpoint: str | None,
+        command: str | None,
+        held_out: str | None,
+        evaluation: ImageSource | None,
+    ) -> "RunOrigin":
+        """What the options of a command say.
 
-def image_source(arguments: Any, embedded_data: str | Path, split: str | None = None) -> ImageSource:
+        Args:
+            data: A `SourceArguments`.
+            checkpoint: The weights that the run starts from, if any: a folder or a name on the Hub.
+            command: As in the class, like the next two.
+            held_out: Where the images to evaluate on come from.
+            evaluation: The source of the labelled images that are evaluated on.
+
+        Returns:
+            The origin, without the way to folders.
+        """
+        name = last_part(checkpoint) if checkpoint is not None else None
+        return cls(image_source(data), held_out, evaluation, name, hub_id(checkpoint), command)
+
+
+def image_source(arguments: Any, split: str | None = None) -> ImageSource:
     """The source that options name.
 
     Args:
         arguments: A `SourceArguments`.
-        embedded_data: Data set that is used where none is named.
         split: Split of the data set; that to train on if None.
 
     Returns:
@@ -82,19 +107,19 @@ def image_source(arguments: Any, embedded_data: str | Path, split: str | None = 
         return ImageSource(last_part(arguments.train_dir), "imagefolder")
     if arguments.data_files:
         return _files(arguments.data_files)
-    name = arguments.dataset_name or str(embedded_data)
-    found = hub_id(name)
+    name = arguments.dataset_name or EMBEDDED_NAME
+    # The name of the embedded data could be one on the Hub.
+    found = hub_id(arguments.dataset_name)
     return ImageSource(
         found or last_part(name), hub_id=found, config=arguments.dataset_config, split=split or arguments.train_split
     )
 
 
-def evaluation_source(arguments: Any, embedded_data: str | Path, default_split: str | None = None) -> ImageSource:
+def evaluation_source(arguments: Any, default_split: str | None = None) -> ImageSource:
     """The source of the images that are evaluated on, for the metadata of a card.
 
     Args:
         arguments: A `SourceArguments`.
-        embedded_data: Data set that is used where none is named.
         default_split: Split that is evaluated on if no images are named at all.
 
     Returns:
@@ -103,7 +128,7 @@ def evaluation_source(arguments: Any, embedded_data: str | Path, default_split: 
     if arguments.validation_dir is not None:
         return ImageSource(last_part(arguments.validation_dir), "imagefolder")
     split = arguments.validation_split or (None if arguments.names_images else default_split)
-    source = image_source(arguments, embedded_data, split)
+    source = image_source(arguments, split)
     return source if split else dataclasses.replace(source, split=None)
 
 
@@ -153,12 +178,12 @@ def hub_id(name: str | Path | None) -> str | None:
     return name
 
 
-def safe_command(script: str, argv: Sequence[str]) -> str:
+def safe_command(command: Sequence[str], argv: Sequence[str]) -> str:
     """A command line without what is only this machine's: tokens, and the way to files.
 
     Args:
-        script: Path of the script from the top of the repository.
-        argv: Its arguments.
+        command: The program, and its command.
+        argv: The options.
 
     Returns:
         The command, quoted as a shell takes it.
@@ -174,7 +199,7 @@ def safe_command(script: str, argv: Sequence[str]) -> str:
             hides_next = is_option and "=" not in part
             continue
         shown.append(_without_paths(part))
-    return shlex.join(["python", script, *shown])
+    return shlex.join([*command, *shown])
 
 
 @lru_cache(maxsize=1)

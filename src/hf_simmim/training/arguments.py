@@ -109,6 +109,8 @@ class ReleasedTrainingArguments(TrainingArguments):
         return other
 
     def __post_init__(self):
+        # The command line for the model card, without paths and secrets; whoever parsed it sets it.
+        self.command: str | None = None
         self.remove_unused_columns = False
         self.logging_nan_inf_filter = False
         self.dataloader_persistent_workers = self.dataloader_num_workers > 0

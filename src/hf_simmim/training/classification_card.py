@@ -17,7 +17,7 @@ from ..hub.card import (
     render_card,
     result_entry,
 )
-from ..hub.provenance import Origin
+from ..hub.provenance import RunOrigin
 from .run_facts import (
     emissions_entry,
     hardware_table,
@@ -126,7 +126,7 @@ def _metrics(trainer: Any) -> dict[str, float]:
     return {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float)) and value == value}
 
 
-def _entries(metrics: dict[str, float], origin: Origin) -> list[EvalResult]:
+def _entries(metrics: dict[str, float], origin: RunOrigin) -> list[EvalResult]:
     if origin.evaluation is None:
         return []
     found = [(title, kind, metrics[key]) for key, (title, kind) in FIGURES.items() if kind and key in metrics]

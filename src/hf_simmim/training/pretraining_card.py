@@ -20,7 +20,7 @@ from ..hub.card import (
     render_card,
     result_entry,
 )
-from ..hub.provenance import Origin, hub_id, last_part
+from ..hub.provenance import RunOrigin, hub_id, last_part
 from ..model.masking import span
 from ..visualization.grids import DRAWN_COLUMNS
 from .callbacks import ProbeCallback
@@ -120,7 +120,7 @@ def speed(log: Sequence[dict[str, Any]]) -> str | None:
     return f"{speeds[len(speeds) // 2]:,g} images/s (median), over all devices" if speeds else None
 
 
-def probe_results(log: Sequence[dict[str, Any]], origin: Origin) -> list[EvalResult]:
+def probe_results(log: Sequence[dict[str, Any]], origin: RunOrigin) -> list[EvalResult]:
     """Entries of the model index: the last accuracies of the probes."""
     if origin.evaluation is None:
         return []

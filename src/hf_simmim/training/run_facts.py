@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments
 
 from ..hub.card import Table, counted, family, place, versions_table
-from ..hub.provenance import Origin
+from ..hub.provenance import RunOrigin
 from .optimization import ReleasedSchedule, create_schedule, images_per_step, planned_steps, warmup_updates
 
 
@@ -228,7 +228,7 @@ def steps(trainer: Any, num_steps: int) -> str:
     return done + epochs + chosen
 
 
-def start(origin: Origin) -> str:
+def start(origin: RunOrigin) -> str:
     """A sentence on the weights that a fine-tuning began with."""
     if origin.base_model is not None:
         return f"It was fine-tuned from [{origin.base_model}](https://huggingface.co/{origin.base_model})."

@@ -16,6 +16,8 @@ from ..hub.snapshots import RESULTS
 from .arguments import ReleasedTrainingArguments
 
 RUN_FILE = "run.json"
+# Config keys that saving rewrites; ignored when runs are compared.
+VOLATILE_KEYS = ("architectures", "dtype", "transformers_version", "_name_or_path")
 
 
 def check_same_run(settings: dict[str, Any], output_dir: Path, resuming: bool) -> None:
@@ -42,6 +44,11 @@ def check_same_run(settings: dict[str, Any], output_dir: Path, resuming: bool) -
                 f"{output_dir} holds a run with another {key}: {then} then, {now} now. Name another --output_dir, or"
                 " add --restart to delete that run and begin anew."
             )
+
+
+def stable_settings(config: Any) -> dict[str, Any]:
+    """The settings of a config that do not change when it is saved and loaded."""
+    return {key: value for key, value in config.to_dict().items() if key not in VOLATILE_KEYS}
 
 
 def begin_run(arguments: ReleasedTrainingArguments, settings: dict[str, Any], pictures: Sequence[str] = ()) -> None:

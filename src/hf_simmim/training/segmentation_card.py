@@ -19,7 +19,7 @@ from ..hub.card import (
     render_card,
     result_entry,
 )
-from ..hub.provenance import Origin
+from ..hub.provenance import RunOrigin
 from .run_facts import (
     emissions_entry,
     hardware_table,
@@ -101,7 +101,7 @@ def segmentation_card(trainer: Any) -> ModelCard:
     )
 
 
-def _entries(metrics: dict[str, float], origin: Origin) -> list[EvalResult]:
+def _entries(metrics: dict[str, float], origin: RunOrigin) -> list[EvalResult]:
     if origin.evaluation is None:
         return []
     return [

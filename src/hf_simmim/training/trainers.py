@@ -21,7 +21,7 @@ from ..data.reading import UnreadableImages
 from ..data.sampling import EpochSampler
 from ..data.transforms import normalize
 from ..evaluation.reconstruction import Reconstruction
-from ..hub.provenance import Origin
+from ..hub.provenance import RunOrigin
 from ..hub.pushes import HubPushes
 from ..hub.snapshots import Push
 from ..model.losses import classification_loss
@@ -165,6 +165,13 @@ class PushingTrainer(Trainer):
         self.hub_pushes.submit(push)
         return self.hub_pushes.wait(push) if blocking else push.result
 
+    def save_final_model(self) -> None:
+        """Save the whole model to `output_dir` without pushing it, for it is evaluated first; all processes call it."""
+        if self.is_fsdp_enabled:
+            # However the checkpoints are sharded, people load a whole model.
+            self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+        self.save_model(_internal_call=True)
+
     def finish_pushes(self) -> None:
         """Push what a script has made; training succeeded, so that a push that fails is reported, but is no error.
 
@@ -223,7 +230,7 @@ class SimMIMTrainer(WholeEvaluation, PushingTrainer):
     train_dataset: MaskedImageDataset
     eval_dataset: MaskedImageDataset | None
     # For the model card; whoever knows sets it.
-    origin: Origin = Origin()
+    origin: RunOrigin = RunOrigin()
 
     def __init__(self, *args, unreadable_images: UnreadableImages, **kwargs):
         super().__init__(*args, **kwargs)
@@ -439,7 +446,7 @@ class ClassifierTrainer(WholeEvaluation, PushingTrainer):
     what was measured after the training.
     """
 
-    origin: Origin = Origin()
+    origin: RunOrigin = RunOrigin()
     final_metrics: dict[str, float] | None = None
 
     def evaluation_loop(self, *args, **kwargs):
@@ -466,7 +473,7 @@ class SegmentationTrainer(WholeEvaluation, PushingTrainer):
     Set `origin` to what it does not know.
     """
 
-    origin: Origin = Origin()
+    origin: RunOrigin = RunOrigin()
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Write our card, also where Trainer would write its own."""

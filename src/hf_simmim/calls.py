@@ -1,0 +1,139 @@
+"""The commands as Python calls: options are keyword arguments, and what a command computed is returned.
+
+    result = hf_simmim.pretrain(train_dir="photos", output_dir="runs/photos", encoder="swin-tiny", num_train_epochs=100)
+    result.model, result.metrics, result.pictures["reconstruction"]
+
+Options are those of the command line: `hf-simmim pretrain --help-all` shows them. None leaves one at its default.
+Random states, environment variables and progress bars are afterwards as they were before. In a notebook with several
+GPUs: `accelerate.notebook_launcher(lambda: hf_simmim.pretrain(...), num_processes=2)`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .cli.compare import ComparisonResult
+    from .cli.embed import EmbeddingResult
+    from .cli.finetune import FineTuningResult
+    from .cli.pretrain import PretrainingResult
+    from .cli.probe import ProbingResult
+    from .cli.reconstruct import ReconstructionResult
+    from .cli.segment import SegmentationResult
+
+
+def _command(name: str) -> Any:
+    # When it is called: models and processors alone are imported without trainers, plots and data sets.
+    return importlib.import_module(f".cli.{name}", __package__).COMMAND
+
+
+def pretrain(**options: Any) -> "PretrainingResult":
+    """Pre-train an encoder with SimMIM on images without labels.
+
+    Args:
+        **options: Those of `hf-simmim pretrain`: `train_dir`, `output_dir`, `encoder`, `image_size` (pixels),
+            `num_train_epochs`, `mask_ratio` (0 to 1), `recipe` and many more.
+
+    Returns:
+        The trained model, its processor, metrics, log, folder and pictures.
+
+    Raises:
+        TypeError: If an option is unknown; the message names the nearest valid one.
+        ValueError: If the options or the images cannot be used; the message says why and what to do.
+    """
+    return _command("pretrain")(**options)
+
+
+def finetune(**options: Any) -> "FineTuningResult":
+    """Train a classifier on labelled images, from a checkpoint or from scratch.
+
+    Args:
+        **options: Those of `hf-simmim finetune`: `checkpoint`, `train_dir`, `output_dir`, `labels_per_class`, ...
+
+    Returns:
+        The trained model, its processor, metrics of all runs, folder and pictures.
+
+    Raises:
+        TypeError: If an option is unknown; the message names the nearest valid one.
+        ValueError: If the options or the images cannot be used; the message says why and what to do.
+    """
+    return _command("finetune")(**options)
+
+
+def segment(**options: Any) -> "SegmentationResult":
+    """Train a segmentation model on annotated images.
+
+    Args:
+        **options: Those of `hf-simmim segment`: `checkpoint`, `train_dir`, `output_dir`, `crop_size` (pixels), ...
+
+    Returns:
+        The trained model, its processor, metrics, IoU of each class, folder and pictures.
+
+    Raises:
+        TypeError: If an option is unknown; the message names the nearest valid one.
+        ValueError: If the options or the images cannot be used; the message says why and what to do.
+    """
+    return _command("segment")(**options)
+
+
+def probe(**options: Any) -> "ProbingResult":
+    """Measure what the features of a frozen encoder are worth, with a linear classifier and nearest neighbors.
+
+    Args:
+        **options: Those of `hf-simmim probe`: `checkpoint`, `train_dir`, `validation_dir`, `layers`, `seeds`, ...
+
+    Returns:
+        Accuracies of each layer and seed, folder and picture.
+
+    Raises:
+        TypeError: If an option is unknown; the message names the nearest valid one.
+        ValueError: If the options or the images cannot be used; the message says why and what to do.
+    """
+    return _command("probe")(**options)
+
+
+def compare(**options: Any) -> "ComparisonResult":
+    """Find out whether pre-training helps on some images.
+
+    Args:
+        **options: Those of `hf-simmim compare`: `train_dir`, `unlabelled_dir`, `checkpoint`, `labels_per_class`, ...
+
+    Returns:
+        The answer in words, verdicts and accuracies at each label budget, folder and picture.
+
+    Raises:
+        TypeError: If an option is unknown; the message names the nearest valid one.
+        ValueError: If the options or the images cannot be used; the message says why and what to do.
+    """
+    return _command("compare")(**options)
+
+
+def embed(**options: Any) -> "EmbeddingResult":
+    """Compute the features of images.
+
+    Args:
+        **options: Those of `hf-simmim embed`: `checkpoint`, `image_dir`, `output_dir`, `layer`, `pooling`, ...
+
+    Returns:
+        The file of features, names of the images, folder and pictures.
+
+    Raises:
+        TypeError: If an option is unknown; the message names the nearest valid one.
+        ValueError: If the options or the images cannot be used; the message says why and what to do.
+    """
+    return _command("embed")(**options)
+
+
+def reconstruct(**options: Any) -> "ReconstructionResult":
+    """See what a checkpoint predicts for masked patches.
+
+    Args:
+        **options: Those of `hf-simmim reconstruct`: `checkpoint`, `images`, `output`, `mask_ratio` (0 to 1), ...
+
+    Returns:
+        Reconstructions and masked l1 by checkpoint, and the picture.
+
+    Raises:
+        TypeError: If an option is unknown; the message names the nearest valid one.
+        ValueError: If the options or the images cannot be used; the message says why and what to do.
+    """
+    return _command("reconstruct")(**options)

@@ -1,0 +1,275 @@
+"""What all commands have in common: options, help, errors in words, plans, and calls from Python."""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import random
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import HfArgumentParser
+from transformers.utils import logging
+
+from ..hub.provenance import safe_command
+from ..training.arguments import ReleasedTrainingArguments
+from .recipes import CommandError, nearest, options_of, recipe_names, recipe_options
+
+PROGRAM = "hf-simmim"
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The description as it is written, and every default."""
+
+
+class _Parser(HfArgumentParser):
+    """A parser that raises instead of ending the process: commands are called from Python, too."""
+
+    def error(self, message: str) -> Any:
+        raise CommandError(f"{message}.")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: `hf-simmim NAME` in a shell, `hf_simmim.NAME(...)` in Python.
+
+    Args:
+        name: What it is called.
+        usage: Its command line in short, for the help.
+        description: What it does, for the help.
+        kinds: Dataclasses whose fields are the options.
+        run: What it does with one object of each kind.
+        common: The options that people use; `--help` shows these, and `--help-all` all.
+        positional: Options that may be given without their names, first and in this order.
+        demo: Whether the recipe `demo` is used where no images and no recipe are named.
+    """
+
+    name: str
+    usage: str
+    description: str | None
+    kinds: Sequence[type]
+    run: Callable[..., Any]
+    common: Sequence[str]
+    positional: Sequence[str] = ()
+    demo: bool = False
+
+    def main(self, argv: Sequence[str] | None = None) -> Any:
+        """Run the command as a shell asks for it.
+
+        Args:
+            argv: The command line after the name of the command; that of the process if None.
+
+        Returns:
+            What the command computed.
+
+        Raises:
+            SystemExit: If it cannot be done; the message says why and what to do.
+        """
+        argv = list(sys.argv[1:] if argv is None else argv)
+        try:
+            if {"-h", "--help", "--help-all"} & set(argv):
+                print(self.help(everything="--help-all" in argv))
+                return None
+            return self.run(*self.parse(argv))
+        except CommandError as error:
+            raise SystemExit(f"error: {error}") from error
+
+    def __call__(self, **options: Any) -> Any:
+        """Run the command from Python.
+
+        Args:
+            **options: As on the command line; None leaves an option at its default.
+
+        Returns:
+            What the command computed.
+
+        Raises:
+            TypeError: If an option is unknown; the message names the nearest valid one.
+            CommandError: If it cannot be done; the message says why and what to do.
+        """
+        known = self.option_names()
+        for name in options:
+            if name not in known:
+                raise TypeError(f"{self.name}() has no option {name!r}.{nearest(name, known)}")
+        with process_as_it_was():
+            return self.run(*self.parse(options_of(options)))
+
+    def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
+        """Command line over recipe over defaults.
+
+        Args:
+            argv: The command line after the name of the command.
+
+        Returns:
+            One object of each kind.
+
+        Raises:
+            CommandError: If an option or a key of the recipe is unknown, or a value is refused; the message says why.
+        """
+        parser, argv = self._parser(), self._with_names(list(argv))
+        known = self.option_names() - {"recipe"}
+        named, _ = parser.parse_known_args(argv)
+        recipe = named.recipe
+        if recipe is None and self.demo and not (named.train_dir or named.dataset_name or named.data_files):
+            recipe = "demo"
+        # Before the command line, so that it wins, and through the parser, so that the values are checked alike.
+        options = [] if recipe is None else recipe_options(recipe, known, self.name)
+        arguments, unknown = parser.parse_known_args([*options, *argv])
+        if unknown:
+            option = unknown[0].split("=")[0]
+            raise CommandError(f"unknown option {option}.{nearest(option.lstrip('-'), known, '--')}")
+        values = vars(arguments)
+        with in_words():
+            parsed = tuple(
+                kind(**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.init})
+                for kind in self.kinds
+            )
+        for part in parsed:
+            if isinstance(part, ReleasedTrainingArguments):
+                part.command = safe_command([PROGRAM, self.name], argv)
+        return parsed
+
+    def option_names(self) -> set[str]:
+        """Names of all options."""
+        names = {field.name for kind in self.kinds for field in dataclasses.fields(kind) if field.init}
+        return names | {"recipe"}
+
+    def help(self, everything: bool = False) -> str:
+        """The help: usage, description, and the options that people use, or all."""
+        parser = self._parser()
+        if everything:
+            return parser.format_help()
+        actions = {action.dest: action for action in parser._actions}
+        lines = [f"usage: {PROGRAM} {self.name} {self.usage}", "", (self.description or "").strip(), "", "options:"]
+        for name in self.common:
+            text = _in_short(actions[name])
+            lines += textwrap.wrap(
+                text, 110, initial_indent=f"  --{name:<28} ", subsequent_indent=" " * 33, break_on_hyphens=False
+            )
+        lines += ["", f"{PROGRAM} {self.name} --help-all shows all {len(actions) - 1} options in full."]
+        return "\n".join(lines)
+
+    def _parser(self) -> _Parser:
+        parser = _Parser(
+            self.kinds,  # type: ignore[arg-type]
+            prog=f"{PROGRAM} {self.name}",
+            usage=f"%(prog)s {self.usage}",
+            description=self.description,
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+        )
+        # argparse by itself takes -3.4e+38, which is what many rasters have for missing pixels, for an option.
+        parser._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
+        names = recipe_names(self.name)
+        parser.add_argument(
+            "--recipe", help="JSON file of options" + (f", or one of: {', '.join(names)}." if names else ".")
+        )
+        return parser
+
+    def _with_names(self, argv: list[str]) -> list[str]:
+        """Give values at the beginning of a command line the names of the positional options."""
+        named: list[str] = []
+        for name in self.positional:
+            if argv and not argv[0].startswith("-"):
+                named += [f"--{name}", argv.pop(0)]
+        return [*named, *argv]
+
+
+def _in_short(action: argparse.Action) -> str:
+    """The first sentence of an option's help, and its default."""
+    sentence = re.split(r"(?<=[.;]) (?=[A-Za-z])", str(action.help), maxsplit=1)[0].rstrip(".;")
+    default = action.default
+    if isinstance(default, list):
+        default = " ".join(map(str, default))
+    is_told = default in (None, False, "") or "if unset" in sentence
+    return sentence + ("" if is_told else f" (default: {default})")
+
+
+@contextlib.contextmanager
+def in_words(checkpoint: Any = None) -> Iterator[None]:
+    """Turn errors of what a user passed into a `CommandError`.
+
+    Args:
+        checkpoint: Name of the weights that are read meanwhile, for the message.
+
+    Raises:
+        CommandError: If anything is refused, cannot be read, or cannot be written.
+    """
+    try:
+        yield
+    except CommandError:
+        raise
+    except StrictDataclassError as error:
+        raise CommandError(str(error.__cause__ or error)) from error
+    except (ValueError, OSError) as error:
+        raise CommandError(str(error)) from error
+    except SafetensorError as error:
+        raise CommandError(f"the weights of {checkpoint} are damaged ({error}).") from error
+
+
+@contextlib.contextmanager
+def process_as_it_was() -> Iterator[None]:
+    """Leave random states, environment, progress bars and accelerate's state as a caller in Python had them."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    environment = dict(os.environ)
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    data_bars = datasets.are_progress_bars_disabled()
+    was_started = bool(PartialState._shared_state)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
+        logging.set_verbosity(verbosity)
+        (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
+        (datasets.disable_progress_bars if data_bars else datasets.enable_progress_bars)()
+        # A notebook may launch several processes afterwards, which accelerate refuses where a state is left.
+        if not was_started and PartialState._shared_state and PartialState().num_processes == 1:
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def print_titled(lines: Mapping[str, str]) -> None:
+    """Print lines with their titles in a column, such as a plan."""
+    width = max(map(len, lines)) + 1
+    print("\n".join(f"{title:<{width}} {text}" for title, text in lines.items()))
+
+
+def print_files(folder: Path, meanings: Mapping[str, str]) -> None:
+    """Say what the files of a folder are, those that exist."""
+    for name, meaning in meanings.items():
+        if (folder / name).exists():
+            print(f"{folder / name}  {meaning}")
+
+
+def existing(folder: Path, *names: str) -> dict[str, Path]:
+    """Paths of the pictures that a command drew, by name without the suffix."""
+    return {Path(name).stem: folder / name for name in names if (folder / name).exists()}
+
+
+def make_folder(path: str | Path) -> Path:
+    """Make the folder that results are written to.
+
+    Raises:
+        ValueError: If it cannot be made.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output_dir={folder} cannot be written ({error}). Name another folder.") from error
+    return folder

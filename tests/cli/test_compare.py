@@ -1,0 +1,271 @@
+"""The script that tells whether pre-training helps, on small folders of pictures."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scripts import command_line
+from tiny import swin_config
+
+from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
+from hf_simmim.cli import compare
+from hf_simmim.training.run_folder import model_digest
+
+ENCODER = swin_config().to_dict() | {"image_size": 32}
+
+
+@pytest.fixture(scope="module")
+def script():
+    return compare
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Pictures of two colours, which is what they are labelled with."""
+    folder = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for index in range(40):
+        color = np.array([(200, 40, 40), (40, 40, 200)][index % 2])
+        pixels = np.clip(color + generator.integers(-40, 40, (32, 32, 3)), 0, 255).astype(np.uint8)
+        path = folder / ("red", "blue")[index % 2] / f"{index:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return folder
+
+
+FINE_TUNING = {
+    **{"num_train_epochs": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "use_cpu": True},
+    **{"eval_strategy": "no", "save_strategy": "no", "dataloader_num_workers": 0, "report_to": "none"},
+}
+PRETRAINING = FINE_TUNING | {"encoder": json.dumps(ENCODER), "mask_patch_size": 8, "image_size": 32}
+
+
+def options(pictures, output_dir, **kwargs) -> list[str]:
+    settings = {
+        "train_dir": pictures,
+        "output_dir": output_dir,
+        "pretrain_options": json.dumps(PRETRAINING),
+        "finetune_options": json.dumps(FINE_TUNING),
+        "tuning_folds": 2,
+    } | kwargs
+    return [*command_line(settings), "--seeds", "0", "1", "--labels_per_class", "4", "0"]
+
+
+def test_from_pictures_to_a_verdict(script, pictures, tmp_path, capsys, monkeypatch):
+    run = options(pictures, tmp_path)
+    script.main(run)
+    results = json.loads((tmp_path / "comparison.json").read_text())
+    # Eight images are held out.
+    assert set(results["accuracies"]) == {"8", "32"}
+    for arms in results["accuracies"].values():
+        assert {name: set(seeds) for name, seeds in arms.items()} == {
+            "pre-trained": {"0", "1"},
+            "from scratch": {"0", "1"},
+        }
+    assert [verdict["num_labels"] for verdict in results["verdicts"]] == [8, 32]
+    assert Image.open(tmp_path / "comparison.png").size[0] > 500
+    printed = capsys.readouterr().out
+    assert results["conclusion"] in printed
+    assert results["conclusion"] in (tmp_path / "comparison.md").read_text()
+
+    # Both arms: the same images and settings, seed by seed.
+    for budget in ("4-labels", "all-labels"):
+        runs = [json.loads((tmp_path / budget / arm / "seed-1" / "run.json").read_text()) for arm in ARM_FOLDERS]
+        different = {key for key in runs[0] if runs[0][key] != runs[1][key]}
+        assert different <= {"from_scratch"}
+
+    # Started again it does nothing but report, and other options are other runs.
+    monkeypatch.setattr(script.run_mim, "main", None)
+    monkeypatch.setattr(script.run_image_classification, "main", None)
+    script.main(run)
+    assert json.loads((tmp_path / "comparison.json").read_text()) == results
+    with pytest.raises(TypeError):
+        script.main([*run, "--finetune_options", json.dumps(FINE_TUNING | {"num_train_epochs": 2})])
+
+
+def test_fewer_images_are_of_all_classes(script, pictures):
+    """Those of a folder are sorted by class."""
+    classification = script.run_image_classification
+    settings = {"train_dir": pictures, "max_train_samples": 10, "max_eval_samples": 4}
+    run = classification.plan_runs(classification.parse_arguments(command_line(settings)))[0]
+    assert sorted(run.train.labels) == [0] * 5 + [1] * 5
+    assert sorted(run.evaluation.labels) == [0, 0, 1, 1]
+
+
+ARM_FOLDERS = ("pre-trained", "from-scratch")
+
+
+def test_tuning_never_sees_the_images_that_decide(script, pictures, tmp_path, monkeypatch):
+    """What the runs and their cross-validation are asked for, and which images that gives."""
+    seen = plan_only(script, monkeypatch)
+    torch.manual_seed(0)
+    SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=swin_config())).save_pretrained(tmp_path / "checkpoint")
+    run = options(pictures, tmp_path / "run", checkpoint=tmp_path / "checkpoint", pretrain_options=None)
+    script.main([*run, "--learning_rates", "0.001", "0.002", "--layer_decays", "0.5", "1.0"])
+    deciding = set.union(*(evaluation for _, evaluation in seen["deciding"]))
+    assert len(deciding) == 8
+    for train, evaluation in seen["tuning"]:
+        assert not (train | evaluation) & deciding
+    few = [train | evaluation for train, evaluation in seen["tuning"] if len(train) == 4]
+    assert len(seen["tuning"]) == 2 * 2 * 4 * 2  # budgets, arms, choices, folds
+    # The labelled images of the first seed.
+    assert {frozenset(images) for images in few} == {frozenset(seen["deciding"][0][0])}
+
+
+def plan_only(script, monkeypatch) -> dict[str, list]:
+    """What the runs would train on and evaluate on."""
+    seen: dict[str, list] = {"tuning": [], "deciding": []}
+    classification = script.run_image_classification
+
+    def plan(argv):
+        runs = classification.plan_runs(classification.parse_arguments(argv))
+        for run in runs:
+            kind = "tuning" if run.fold is not None else "deciding"
+            seen[kind].append((set(run.train.rows["name"]), set(run.evaluation.rows["name"])))
+        metrics = {"accuracy": 0.5}
+        results = [
+            {"seed": run.seed, "metrics": metrics, "num_train_images": len(run.train), "num_eval_images": 8}
+            for run in runs
+        ]
+        return {"summary": {"accuracy": {"mean": 0.5}}, "runs": results}
+
+    monkeypatch.setattr(classification, "main", plan)
+    return seen
+
+
+def test_embedded_data_are_tuned_on_the_labels_of_the_first_seed(script, tmp_path, monkeypatch):
+    seen = plan_only(script, monkeypatch)
+    config = SimMIMConfig(encoder_config=swin_config(num_channels=1))
+    SimMIMForMaskedImageModeling(config).save_pretrained(tmp_path / "checkpoint")
+    where = ["--checkpoint", str(tmp_path / "checkpoint"), "--output_dir", str(tmp_path / "run")]
+    script.main([*where, "--labels_per_class", "5", "--seeds", "3", "4", "--learning_rates", "0.001", "0.002"])
+    assert {frozenset(train | evaluation) for train, evaluation in seen["tuning"]} == {
+        frozenset(seen["deciding"][0][0])
+    }
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_images_that_decide_are_not_pre_trained_on(script, pictures, tmp_path, monkeypatch, is_named):
+    """Whether the images to pre-train on are the labelled ones, or a folder that has those, too."""
+    trained: list[set] = []
+
+    def load_only(argv):
+        data, _, _ = script.run_mim.parse_arguments(argv)
+        trained.append({Path(name).name for part in script.run_mim.load_splits(data, "") for name in part["name"]})
+
+    seen = plan_only(script, monkeypatch)
+    monkeypatch.setattr(script.run_mim, "main", load_only)
+    link = tmp_path / "link"
+    link.symlink_to(pictures)
+    (tmp_path / "run" / "pretrained").mkdir(parents=True)
+    script.main(options(pictures, tmp_path / "run", unlabelled_dir=link if is_named else None))
+    deciding = {Path(name).name for name in seen["deciding"][0][1]}
+    assert len(deciding) == 8
+    assert not deciding & trained[0]
+    assert len(trained[0]) == 32
+
+
+def test_finished_runs_leave_no_checkpoints(script, pictures, tmp_path, monkeypatch):
+    def train(argv):
+        folder = Path(argv[argv.index("--output_dir") + 1])
+        (folder / "seed-0" / "checkpoint-9").mkdir(parents=True)
+        (folder / "seed-0" / "model.safetensors").touch()
+        return {}
+
+    monkeypatch.setattr(script.run_image_classification, "main", train)
+    arguments = script.parse_arguments(options(pictures, tmp_path))
+    for keeps in (True, False):
+        folder = tmp_path / str(keeps)
+        script.fine_tune(arguments, {}, folder, {}, keeps)
+        assert not list(folder.rglob("checkpoint-*"))
+        assert (folder / "seed-0" / "model.safetensors").exists() == keeps
+
+
+def test_other_options_images_or_weights_are_other_runs(script, pictures, tmp_path, monkeypatch):
+    """Neither results nor checkpoints of an interrupted run are those of what is asked for now."""
+    found: list[list[str]] = []
+
+    def train(argv):
+        folder = Path(argv[argv.index("--output_dir") + 1], "seed-0")
+        found.append(sorted(path.name for path in folder.glob("checkpoint-*")))
+        (folder / f"checkpoint-{len(found)}").mkdir(parents=True)
+        if len(found) < 4:
+            raise KeyboardInterrupt
+        return {"number": len(found)}
+
+    monkeypatch.setattr(script.run_image_classification, "main", train)
+    arguments = script.parse_arguments(options(pictures, tmp_path))
+    for given, inputs in (({"weight_decay": 0.1}, {"images": "a"}), ({}, {"images": "a"}), ({}, {"images": "b"})):
+        with pytest.raises(KeyboardInterrupt):
+            script.fine_tune(arguments, given, tmp_path, inputs)
+    assert script.fine_tune(arguments, {}, tmp_path, {"images": "b"}) == {"number": 4}
+    assert found == [[], [], [], ["checkpoint-3"]]
+    assert script.fine_tune(arguments, {}, tmp_path, {"images": "b"}) == {"number": 4}
+    assert script.fine_tune(arguments, {}, tmp_path, {"images": "c"}) == {"number": 5}
+
+
+def test_runs_know_the_images_and_the_weights(script, pictures, tmp_path):
+    """A checkpoint that is trained on, or pictures that are added, in folders of the same names."""
+    images = tmp_path / "images"
+    shutil.copytree(pictures, images)
+    arguments = script.parse_arguments(options(images, tmp_path / "run"))
+    names, before = script.deciding_images(arguments)
+    assert len(names) == 8
+    shutil.copy(images / "red" / "00.png", images / "red" / "again.png")
+    assert script.deciding_images(arguments)[1] != before
+    model = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=swin_config()))
+    digests = []
+    for change in (0, 1):
+        torch.nn.init.constant_(model.head.projection.bias, change)
+        model.save_pretrained(tmp_path / "model")
+        digests.append([model_digest(str(tmp_path / "model"), with_weights) for with_weights in (True, False)])
+    assert digests[0][0] != digests[1][0]
+    # From scratch it is the same.
+    assert digests[0][1] == digests[1][1]
+    assert model_digest("org/name", True) is None
+
+
+def test_images_that_decide_can_all_be_read(script, pictures, tmp_path, monkeypatch):
+    """Found before the pre-training; mended afterwards, others would decide."""
+    images = tmp_path / "images"
+    shutil.copytree(pictures, images)
+    run = options(images, tmp_path / "run")
+    names, _ = script.deciding_images(script.parse_arguments(run))
+    Path(names[5]).write_bytes(b"none")
+    monkeypatch.setattr(script.run_mim, "main", None)
+    with pytest.raises(SystemExit, match=f"1 of 8 images.*{Path(names[5]).name}"):
+        script.main(run)
+
+
+def test_images_that_decide_do_not_choose_among_pre_trainings(script, pictures):
+    """The pre-training is not evaluated on them, and so no weights are chosen by them."""
+    arguments = script.parse_arguments(options(pictures, "run", validation_dir=pictures, max_eval_samples=4))
+    assert set(arguments.unlabelled_source()) == {"train_dir", "train_split", "max_unreadable"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"checkpoint": "somewhere"}, "pre-trained already"),
+        ({"finetune_options": '{"eval_strategy": "epoch"}'}, "are seen once, at the end"),
+        ({"finetune_options": '{"seeds": 1}'}, "has 'seeds', which this script decides"),
+        ({"finetune_options": '{"holdout": 0.1}'}, "has 'holdout', which this script decides"),
+        ({"finetune_options": "{"}, "not valid JSON"),
+        ({"finetune_options": '{"layer_deca": 1}'}, "Did you mean --layer_decay"),
+        ({"trian_dir": "x"}, "Did you mean --train_dir"),
+        ({"layer_decays": 1.5}, r"layer_decays=\[1\.5\] must be in \(0, 1\]"),
+        ({"learning_rates": 0}, "must be more than 0"),
+        ({"output_dir": Path(__file__, "x")}, "cannot be written .* Name another folder"),
+        ({"holdout": 0}, "leaves no images that decide"),
+        ({"train_dir": "nowhere"}, "does not exist"),
+    ],
+)
+def test_mistakes_are_refused(script, pictures, tmp_path, change, message, monkeypatch):
+    # Before any pre-training.
+    monkeypatch.setattr(script.run_mim, "main", None)
+    with pytest.raises(SystemExit, match=message):
+        script.main(options(pictures, change.pop("output_dir", tmp_path), **change))
