@@ -13,18 +13,17 @@ import torch
 from paths import ROOT
 from PIL import Image, ImageDraw
 
-sys.path.insert(0, str(ROOT / "benchmarks"))  # as for a script that is run from there
+sys.path.insert(0, str(ROOT))  # as for `python -m` that is run from there
 
-import ablation
-import fetch_study_data
-from ablation_cost import _peak_resident
-from ablation_data import augment, load_images, stratified_sample
-from ablation_grid import Row, scratch_row, study_tables
-from ablation_results import RESULTS, Result, read_results
-from ablation_settings import ENCODERS, study_settings
-from ablation_train import build_model, pretrain, run_row
-from ablation_verdicts import Noise, judge, pooled_noise, scores_of, student_quantile, verdicts
-from clip_art import is_blank, prepare_clip_art, stratified_split, without_duplicates
+from benchmarks.ablation import fetch, study
+from benchmarks.ablation.clip_art import is_blank, prepare_clip_art, stratified_split, without_duplicates
+from benchmarks.ablation.cost import _peak_resident
+from benchmarks.ablation.data import augment, load_images, stratified_sample
+from benchmarks.ablation.grid import Row, scratch_row, study_tables
+from benchmarks.ablation.results import RESULTS, Result, read_results
+from benchmarks.ablation.settings import ENCODERS, study_settings
+from benchmarks.ablation.train import build_model, pretrain, run_row
+from benchmarks.ablation.verdicts import Noise, judge, pooled_noise, scores_of, student_quantile, verdicts
 
 
 def tiny_settings(scale="cpu", encoder="vit"):
@@ -57,7 +56,7 @@ def images():
 
 def run(output, *arguments):
     fixed = ["--scale", "cpu", "--data", "embedded", "--dtype", "float32", "--device", "cpu", "--workers", "1"]
-    ablation.main([*fixed, "--output", str(output), *arguments], make_settings=tiny_settings)
+    study.main([*fixed, "--output", str(output), *arguments], make_settings=tiny_settings)
 
 
 def read_lines(output):
@@ -68,14 +67,14 @@ def read_lines(output):
 @pytest.fixture(autouse=True)
 def less_work(monkeypatch, images):
     """The images are read once, and the linear probe, which takes longest on tiny models, has no choice."""
-    monkeypatch.setattr(ablation, "load_images", lambda *args: images)
-    monkeypatch.setattr("ablation_train.PROBE_PENALTIES", (1e-2,))
+    monkeypatch.setattr(study, "load_images", lambda *args: images)
+    monkeypatch.setattr("benchmarks.ablation.train.PROBE_PENALTIES", (1e-2,))
 
 
 def test_the_study_from_end_to_end(tmp_path, monkeypatch):
     """Rows of two tables, once; then the report with costs, plot and a verdict on every claim."""
     memory = iter([1e6, 1.1e6, 2e6, 3.5e6])
-    monkeypatch.setattr("ablation_cost._peak_memory", lambda *args: next(memory))
+    monkeypatch.setattr("benchmarks.ablation.cost._peak_memory", lambda *args: next(memory))
     heads = study_tables(tiny_settings())["heads"]
     run(tmp_path, "--seeds", "3", "--tables", "heads", "masking", "--rows", *heads, "block 4 px 0.6", "random 8 px 0.8")
     names = [line["row"] for line in read_lines(tmp_path)]
@@ -103,7 +102,7 @@ def test_a_killed_study_goes_on(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return run_row(name, row, seed, **state)
 
-    monkeypatch.setattr(ablation, "run_row", count)
+    monkeypatch.setattr(study, "run_row", count)
     arguments = ["--tables", "region", "--seeds", "0", "1"]
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, *arguments)
@@ -120,7 +119,7 @@ def test_a_killed_study_goes_on(tmp_path, monkeypatch):
     assert len(ran) == 7
     report = (tmp_path / "README.md").read_text()
     (tmp_path / "README.md").unlink()
-    ablation.main(["--report_only", "--output", str(tmp_path)])
+    study.main(["--report_only", "--output", str(tmp_path)])
     assert (tmp_path / "README.md").read_text() == report
 
 
@@ -150,7 +149,7 @@ def test_two_processes_measure_what_one_does(tmp_path, images):
     found = []
     for workers in (1, 2):
         (tmp_path / str(workers)).mkdir()
-        results = ablation.run_study(rows, [0], settings, images, torch.float32, tmp_path / str(workers), workers)
+        results = study.run_study(rows, [0], settings, images, torch.float32, tmp_path / str(workers), workers)
         found.append({result.row: (result.fine_tune, result.knn, result.loss, result.avg_dist) for result in results})
     assert found[0] == found[1]
 
@@ -158,7 +157,7 @@ def test_two_processes_measure_what_one_does(tmp_path, images):
 def test_rows_that_cannot_be_built_stop_the_study_at_once(images):
     rows = {"baseline": Row(8), "new": Row(8, head="transformer"), "odd": Row(6), "other": Row(8, strategy="spiral")}
     with pytest.raises(ValueError, match=r"(?s)3 of 4 rows.*new: .*transformer.*odd: .*6 px.*other: .*spiral"):
-        ablation.check_rows(rows, tiny_settings(), images)
+        study.check_rows(rows, tiny_settings(), images)
     with pytest.raises(ValueError, match="no row mpl"):
         run("nowhere", "--rows", "mpl")
 
@@ -175,8 +174,8 @@ def test_pretraining_learns_from_the_images_alone(images):
 @pytest.mark.parametrize(("scale", "encoder"), [(scale, encoder) for scale in ENCODERS for encoder in ENCODERS[scale]])
 def test_settings_fit_their_encoders(scale, encoder, images, monkeypatch):
     """Every row can be built, and the inverse Swins have the shares of parameters that the report tells."""
-    monkeypatch.setattr("ablation_train.DISTANCE_MASKS", 2)
-    monkeypatch.setattr("ablation_train._color_centers", lambda data, count: [[0.0], [1.0]])
+    monkeypatch.setattr("benchmarks.ablation.train.DISTANCE_MASKS", 2)
+    monkeypatch.setattr("benchmarks.ablation.train._color_centers", lambda data, count: [[0.0], [1.0]])
     settings = study_settings(scale, encoder)
     tables = study_tables(settings)
     assert all("baseline" in table for table in tables.values())
@@ -185,7 +184,7 @@ def test_settings_fit_their_encoders(scale, encoder, images, monkeypatch):
         encoder
     ]
     shallow = replace(settings, encoder=settings.encoder | depth)
-    ablation.check_rows({name: row for table in tables.values() for name, row in table.items()}, shallow, images)
+    study.check_rows({name: row for table in tables.values() for name, row in table.items()}, shallow, images)
     light, heavy = (settings.inverse_swin[size] for size in ("light", "heavy"))
     assert 0.25 < blocks_size(light) / encoder_size(settings.encoder) < 0.45
     assert 0.9 < blocks_size(heavy) / encoder_size(settings.encoder) < 1.2
@@ -330,7 +329,7 @@ def test_duplicates_and_blank_pictures_are_left_out():
 
 
 def test_clip_art_becomes_arrays(tmp_path, monkeypatch):
-    monkeypatch.setattr("clip_art.MIN_PICTURES", 5)
+    monkeypatch.setattr("benchmarks.ablation.clip_art.MIN_PICTURES", 5)
     for name, count in (("animals", 10), ("rare", 2), ("tools", 5), ("unsorted", 6)):
         for index in range(count):
             path = tmp_path / "usr" / "png" / name / "deep" / f"{index}.png"
@@ -369,7 +368,7 @@ def write_deb(path, files, compression="xz"):
 @pytest.mark.parametrize("compression", ["xz", "gz"])
 def test_a_package_is_unpacked_without_dpkg(tmp_path, compression):
     write_deb(tmp_path / "a.deb", {"./usr/share/one.txt": b"one", "./usr/two.txt": b"two"}, compression)
-    fetch_study_data.extract_deb(tmp_path / "a.deb", tmp_path / "files")
+    fetch.extract_deb(tmp_path / "a.deb", tmp_path / "files")
     assert (tmp_path / "files" / "usr" / "share" / "one.txt").read_bytes() == b"one"
     assert (tmp_path / "files" / "usr" / "two.txt").read_bytes() == b"two"
 
@@ -377,33 +376,33 @@ def test_a_package_is_unpacked_without_dpkg(tmp_path, compression):
 def test_packages_that_are_none_or_reach_out_are_refused(tmp_path):
     (tmp_path / "b.deb").write_bytes(b"<html>")
     with pytest.raises(ValueError, match="no ar archive"):
-        fetch_study_data.extract_deb(tmp_path / "b.deb", tmp_path)
+        fetch.extract_deb(tmp_path / "b.deb", tmp_path)
     write_deb(tmp_path / "c.deb", {"../outside.txt": b"out"})
     with pytest.raises(tarfile.OutsideDestinationError):
-        fetch_study_data.extract_deb(tmp_path / "c.deb", tmp_path / "files")
+        fetch.extract_deb(tmp_path / "c.deb", tmp_path / "files")
     assert not (tmp_path / "outside.txt").exists()
 
 
 def test_a_changed_download_is_refused(tmp_path, monkeypatch):
-    package = replace(fetch_study_data.PACKAGES["fashion"], path="pool/a.deb", size=3, sha256="0" * 64)
+    package = replace(fetch.PACKAGES["fashion"], path="pool/a.deb", size=3, sha256="0" * 64)
     (tmp_path / "mirror" / "pool").mkdir(parents=True)
     (tmp_path / "mirror" / "pool" / "a.deb").write_bytes(b"bad")
-    monkeypatch.setattr(fetch_study_data, "MIRROR", (tmp_path / "mirror").as_uri() + "/")
-    monkeypatch.setattr(fetch_study_data.shutil, "which", lambda name: None)
+    monkeypatch.setattr(fetch, "MIRROR", (tmp_path / "mirror").as_uri() + "/")
+    monkeypatch.setattr(fetch.shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match="SHA256"):
-        fetch_study_data.download(package, tmp_path)
+        fetch.download(package, tmp_path)
     good = "3cf9a1a81f6bdeaf08a343c1e1c73e89cf44c06ac2427a892382cae825e7c9c1"
     with pytest.raises(ValueError, match="instead of"):
-        fetch_study_data.download(replace(package, sha256=good), tmp_path)
+        fetch.download(replace(package, sha256=good), tmp_path)
 
 
 def test_what_was_not_fetched_says_how(tmp_path):
-    with pytest.raises(ValueError, match=r"fetch_study_data\.py clipart"):
+    with pytest.raises(ValueError, match=r"benchmarks\.ablation\.fetch clipart"):
         load_images("clipart", 32, 10, 10, folder=tmp_path)
 
 
 def test_the_report_needs_results(tmp_path):
     with pytest.raises(ValueError, match="Run the study first"):
-        ablation.main(["--report_only", "--output", str(tmp_path)])
+        study.main(["--report_only", "--output", str(tmp_path)])
     assert read_results(tmp_path) == []
     (tmp_path / "settings.json").write_text(json.dumps({}))

@@ -1,8 +1,6 @@
 """Checkpoints of the authors' code and of mmpretrain, converted to ours."""
 
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,8 +17,8 @@ from hf_simmim.checkpoints.pth_files import read_pth
 from hf_simmim.checkpoints.pth_settings import literals
 from hf_simmim.model.remote_code import code_files
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "convert_checkpoint.py"
 MMPRETRAIN_CLASSIFIERS = ["mmpretrain_swin_classifier", "mmpretrain_swinv2_classifier"]
+
 MMPRETRAIN_CLASSIFIERS += ["mmpretrain_swinv2_finetuned_window"]
 
 
@@ -342,17 +340,3 @@ def test_a_checkpoint_that_changes_on_the_way_is_not_left_behind(tmp_path, path,
     with pytest.raises(RuntimeError, match="does not compute what was converted"):
         save_conversion(conversion, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
-
-
-def test_script(tmp_path, path):
-    command = [sys.executable, str(SCRIPT), str(write(path, without_masks())), str(tmp_path / "out")]
-    failed = subprocess.run(command, capture_output=True, text=True)
-    assert failed.returncode == 1
-    assert (
-        failed.stderr.strip() == "error: The file does not tell the size of its images. Give --image_size, in pixels."
-    )
-    done = subprocess.run([*command, "--image_size", "32"], capture_output=True, text=True, check=True)
-    assert "layers.0" not in done.stdout
-    for text in ("sha256", "microsoft/Swin-Transformer", "3 x 32 x 32 px", "SimMIMModel", "bit for bit"):
-        assert text in done.stdout
-    assert (tmp_path / "out" / "model.safetensors").exists()

@@ -1,7 +1,7 @@
 """The page: the functions behind it, and what a person does with it in a real browser.
 
-`python tests/test_app.py --screenshot docs/app.png --checkpoint runs/demo` takes the picture of the documentation;
-options after the file are those of the page.
+`PYTHONPATH=tests/support python tests/cli/test_app.py --screenshot docs/app.png --checkpoint runs/demo` takes the
+picture of the documentation; options after the file are those of the page.
 """
 
 import base64
@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_lines import command_line
 from paths import ROOT
 from PIL import Image
-from scripts import command_line
 from tiny import swin_config, vit_config
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
@@ -289,21 +289,21 @@ def test_small_pictures_are_sent_as_they_are_and_names_are_no_html(page, checkpo
 
 def test_command_line(app, checkpoints, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="error: No checkpoint is named"):
-        app.main([])
+        app.COMMAND.main([])
     with pytest.raises(SystemExit, match="error: .*nothing"):
-        app.main(["--checkpoint", str(tmp_path / "nothing")])
+        app.COMMAND.main(["--checkpoint", str(tmp_path / "nothing")])
     with pytest.raises(SystemExit, match="error: .*does not exist"):
-        app.main(["--checkpoint", checkpoints[0], "--examples", str(tmp_path / "nowhere")])
+        app.COMMAND.main(["--checkpoint", checkpoints[0], "--examples", str(tmp_path / "nowhere")])
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
         with pytest.raises(SystemExit, match=f"error: .*{port}"):
-            app.main(["--checkpoint", checkpoints[0], "--port", port])
+            app.COMMAND.main(["--checkpoint", checkpoints[0], "--port", port])
     launched = []
     monkeypatch.setattr(app.gr.Blocks, "launch", lambda blocks, **kwargs: launched.append((blocks, kwargs)))
     for options, visible in (([], True), (["--share"], False), (["--share", "--loading", "true"], True)):
-        app.main(["--checkpoint", *checkpoints, "--compare", checkpoints[1], *options])
+        app.COMMAND.main(["--checkpoint", *checkpoints, "--compare", checkpoints[1], *options])
         blocks, settings = launched.pop()
         parts = {part.elem_id: part for part in blocks.blocks.values()}
         assert parts["other"].visible is visible

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_lines import command_line
 from PIL import Image
-from scripts import command_line
 from tiny import swin_config
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
@@ -57,7 +57,7 @@ def options(pictures, output_dir, **kwargs) -> list[str]:
 
 def test_from_pictures_to_a_verdict(script, pictures, tmp_path, capsys, monkeypatch):
     run = options(pictures, tmp_path)
-    script.main(run)
+    script.COMMAND.main(run)
     results = json.loads((tmp_path / "comparison.json").read_text())
     # Eight images are held out.
     assert set(results["accuracies"]) == {"8", "32"}
@@ -81,10 +81,10 @@ def test_from_pictures_to_a_verdict(script, pictures, tmp_path, capsys, monkeypa
     # Started again it does nothing but report, and other options are other runs.
     monkeypatch.setattr(script.run_mim, "main", None)
     monkeypatch.setattr(script.run_image_classification, "main", None)
-    script.main(run)
+    script.COMMAND.main(run)
     assert json.loads((tmp_path / "comparison.json").read_text()) == results
     with pytest.raises(TypeError):
-        script.main([*run, "--finetune_options", json.dumps(FINE_TUNING | {"num_train_epochs": 2})])
+        script.COMMAND.main([*run, "--finetune_options", json.dumps(FINE_TUNING | {"num_train_epochs": 2})])
 
 
 def test_fewer_images_are_of_all_classes(script, pictures):
@@ -105,7 +105,7 @@ def test_tuning_never_sees_the_images_that_decide(script, pictures, tmp_path, mo
     torch.manual_seed(0)
     SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=swin_config())).save_pretrained(tmp_path / "checkpoint")
     run = options(pictures, tmp_path / "run", checkpoint=tmp_path / "checkpoint", pretrain_options=None)
-    script.main([*run, "--learning_rates", "0.001", "0.002", "--layer_decays", "0.5", "1.0"])
+    script.COMMAND.main([*run, "--learning_rates", "0.001", "0.002", "--layer_decays", "0.5", "1.0"])
     deciding = set.union(*(evaluation for _, evaluation in seen["deciding"]))
     assert len(deciding) == 8
     for train, evaluation in seen["tuning"]:
@@ -142,7 +142,7 @@ def test_embedded_data_are_tuned_on_the_labels_of_the_first_seed(script, tmp_pat
     config = SimMIMConfig(encoder_config=swin_config(num_channels=1))
     SimMIMForMaskedImageModeling(config).save_pretrained(tmp_path / "checkpoint")
     where = ["--checkpoint", str(tmp_path / "checkpoint"), "--output_dir", str(tmp_path / "run")]
-    script.main([*where, "--labels_per_class", "5", "--seeds", "3", "4", "--learning_rates", "0.001", "0.002"])
+    script.COMMAND.main([*where, "--labels_per_class", "5", "--seeds", "3", "4", "--learning_rates", "0.001", "0.002"])
     assert {frozenset(train | evaluation) for train, evaluation in seen["tuning"]} == {
         frozenset(seen["deciding"][0][0])
     }
@@ -154,7 +154,7 @@ def test_images_that_decide_are_not_pre_trained_on(script, pictures, tmp_path, m
     trained: list[set] = []
 
     def load_only(argv):
-        data, _, _ = script.run_mim.parse_arguments(argv)
+        data, _, _ = script.run_mim.COMMAND.parse(argv)
         trained.append({Path(name).name for part in script.run_mim.load_splits(data, "") for name in part["name"]})
 
     seen = plan_only(script, monkeypatch)
@@ -162,7 +162,7 @@ def test_images_that_decide_are_not_pre_trained_on(script, pictures, tmp_path, m
     link = tmp_path / "link"
     link.symlink_to(pictures)
     (tmp_path / "run" / "pretrained").mkdir(parents=True)
-    script.main(options(pictures, tmp_path / "run", unlabelled_dir=link if is_named else None))
+    script.COMMAND.main(options(pictures, tmp_path / "run", unlabelled_dir=link if is_named else None))
     deciding = {Path(name).name for name in seen["deciding"][0][1]}
     assert len(deciding) == 8
     assert not deciding & trained[0]
@@ -177,7 +177,7 @@ def test_finished_runs_leave_no_checkpoints(script, pictures, tmp_path, monkeypa
         return {}
 
     monkeypatch.setattr(script.run_image_classification, "main", train)
-    arguments = script.parse_arguments(options(pictures, tmp_path))
+    arguments = script.COMMAND.parse(options(pictures, tmp_path))
     for keeps in (True, False):
         folder = tmp_path / str(keeps)
         script.fine_tune(arguments, {}, folder, {}, keeps)
@@ -198,7 +198,7 @@ def test_other_options_images_or_weights_are_other_runs(script, pictures, tmp_pa
         return {"number": len(found)}
 
     monkeypatch.setattr(script.run_image_classification, "main", train)
-    arguments = script.parse_arguments(options(pictures, tmp_path))
+    arguments = script.COMMAND.parse(options(pictures, tmp_path))
     for given, inputs in (({"weight_decay": 0.1}, {"images": "a"}), ({}, {"images": "a"}), ({}, {"images": "b"})):
         with pytest.raises(KeyboardInterrupt):
             script.fine_tune(arguments, given, tmp_path, inputs)
@@ -212,7 +212,7 @@ def test_runs_know_the_images_and_the_weights(script, pictures, tmp_path):
     """A checkpoint that is trained on, or pictures that are added, in folders of the same names."""
     images = tmp_path / "images"
     shutil.copytree(pictures, images)
-    arguments = script.parse_arguments(options(images, tmp_path / "run"))
+    arguments = script.COMMAND.parse(options(images, tmp_path / "run"))
     names, before = script.deciding_images(arguments)
     assert len(names) == 8
     shutil.copy(images / "red" / "00.png", images / "red" / "again.png")
@@ -234,16 +234,16 @@ def test_images_that_decide_can_all_be_read(script, pictures, tmp_path, monkeypa
     images = tmp_path / "images"
     shutil.copytree(pictures, images)
     run = options(images, tmp_path / "run")
-    names, _ = script.deciding_images(script.parse_arguments(run))
+    names, _ = script.deciding_images(script.COMMAND.parse(run))
     Path(names[5]).write_bytes(b"none")
     monkeypatch.setattr(script.run_mim, "main", None)
     with pytest.raises(SystemExit, match=f"1 of 8 images.*{Path(names[5]).name}"):
-        script.main(run)
+        script.COMMAND.main(run)
 
 
 def test_images_that_decide_do_not_choose_among_pre_trainings(script, pictures):
     """The pre-training is not evaluated on them, and so no weights are chosen by them."""
-    arguments = script.parse_arguments(options(pictures, "run", validation_dir=pictures, max_eval_samples=4))
+    arguments = script.COMMAND.parse(options(pictures, "run", validation_dir=pictures, max_eval_samples=4))
     assert set(arguments.unlabelled_source()) == {"train_dir", "train_split", "max_unreadable"}
 
 
@@ -268,4 +268,4 @@ def test_mistakes_are_refused(script, pictures, tmp_path, change, message, monke
     # Before any pre-training.
     monkeypatch.setattr(script.run_mim, "main", None)
     with pytest.raises(SystemExit, match=message):
-        script.main(options(pictures, change.pop("output_dir", tmp_path), **change))
+        script.COMMAND.main(options(pictures, change.pop("output_dir", tmp_path), **change))

@@ -7,8 +7,8 @@ import pyarrow.parquet
 import pytest
 import torch
 import torch.nn.functional as F
+from command_lines import command_line
 from PIL import Image
-from scripts import command_line
 from tiny import swin_config, vit_config
 from transformers import ViTModel
 
@@ -48,7 +48,7 @@ def photos(tmp_path):
 
 def run(script, checkpoint, output_dir, **settings) -> pyarrow.Table:
     usual = {"checkpoint": checkpoint, "output_dir": output_dir, "num_workers": 0, "device": "cpu", "batch_size": 3}
-    script.main(command_line(usual | settings))
+    script.COMMAND.main(command_line(usual | settings))
     return pyarrow.parquet.read_table(output_dir / "features.parquet")
 
 
@@ -97,7 +97,7 @@ def test_layer_pooling_size_and_half(script, checkpoint, photos, tmp_path):
     layer = run(script, checkpoint, tmp_path / "b", layer=0, pooling="max", image_size=48, **settings)
     width = plain.schema.field("features").type.list_size
     assert layer.schema.field("features").type.list_size != width
-    script.main([*command_line({"checkpoint": checkpoint, "output_dir": tmp_path / "c", **settings}), "--half"])
+    script.COMMAND.main([*command_line({"checkpoint": checkpoint, "output_dir": tmp_path / "c", **settings}), "--half"])
     half = pyarrow.parquet.read_table(tmp_path / "c" / "features.parquet")
     assert str(half.schema.field("features").type.value_type) == "halffloat"
     torch.testing.assert_close(
@@ -147,6 +147,6 @@ def test_broken_images_are_left_out_and_named(script, checkpoint, photos, tmp_pa
 )
 def test_errors(script, checkpoint, photos, tmp_path, settings, message):
     with pytest.raises(SystemExit, match=message):
-        script.main(
+        script.COMMAND.main(
             command_line({"checkpoint": checkpoint, "output_dir": tmp_path / "out", "image_dir": photos} | settings)
         )

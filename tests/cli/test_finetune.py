@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_lines import command_line
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from original_files import save, swin_weights
 from paths import FIXTURES, PACKAGE
 from PIL import Image
-from scripts import command_line
 from tiny import beit_config, swin_config
 from transformers import AutoModelForImageClassification, SwinModel, TrainerCallback
 
@@ -89,7 +89,7 @@ PLAIN = {"mixup": 0, "cutmix": 0, "rand_augment": "none", "color_jitter": 0, "ra
 
 def test_it_learns_and_leaves_what_a_user_needs(script, pictures, checkpoint, tmp_path, capsys):
     run = options(pictures, tmp_path, checkpoint=checkpoint, num_train_epochs=24, warmup_steps=0.1, **PLAIN)
-    results = script.main(run)
+    results = script.COMMAND.main(run)
     assert results["summary"]["accuracy"]["mean"] >= 0.9
     assert results["runs"][0]["num_train_images"] == 36
     assert json.loads((tmp_path / "results.json").read_text()) == results
@@ -105,7 +105,7 @@ def test_it_learns_and_leaves_what_a_user_needs(script, pictures, checkpoint, tm
 def test_the_papers_recipe_runs_with_all_its_parts(script, pictures, checkpoint, tmp_path):
     """Mixed soft labels, RandAugment, erasing, stochastic depth and an average of the weights, evaluated on classes."""
     run = options(pictures, tmp_path, checkpoint=checkpoint, drop_path_rate=0.2, weight_average=0.9, max_steps=3)
-    results = script.main(run)
+    results = script.COMMAND.main(run)
     assert 0 <= results["summary"]["accuracy"]["mean"] <= 1
     # Cross entropy of integers, not of the soft labels that were trained on.
     assert results["summary"]["loss"]["mean"] == pytest.approx(np.log(3), abs=0.5)
@@ -113,7 +113,7 @@ def test_the_papers_recipe_runs_with_all_its_parts(script, pictures, checkpoint,
 
 def test_few_labels_folds_and_seeds(script, pictures, checkpoint, tmp_path):
     run = options(pictures, tmp_path, checkpoint=checkpoint, labels_per_class=4, num_folds=2, holdout=None, max_steps=1)
-    results = script.main([*run, "--seeds", "0", "1"])
+    results = script.COMMAND.main([*run, "--seeds", "0", "1"])
     assert [(run["seed"], run["fold"]) for run in results["runs"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert {(run["num_train_images"], run["num_eval_images"]) for run in results["runs"]} == {(6, 6)}
     assert (tmp_path / "seed-1-fold-0" / "model.safetensors").exists()
@@ -124,7 +124,7 @@ def test_few_labels_folds_and_seeds(script, pictures, checkpoint, tmp_path):
 
 def test_the_budgets_of_a_seed_are_held_against_the_same_images(script, pictures, checkpoint):
     def plan(**kwargs):
-        return script.plan_runs(script.parse_arguments(options(pictures, "x", checkpoint=checkpoint, **kwargs)))[0]
+        return script.plan_runs(script.COMMAND.parse(options(pictures, "x", checkpoint=checkpoint, **kwargs)))[0]
 
     few, more, other = plan(labels_per_class=2), plan(labels_per_class=5), plan(labels_per_class=5, seed=1)
     assert few.evaluation.rows["name"] == more.evaluation.rows["name"] == other.evaluation.rows["name"]
@@ -136,7 +136,7 @@ def test_the_budgets_of_a_seed_are_held_against_the_same_images(script, pictures
 
 def test_the_control_arm_has_the_same_architecture_and_fresh_weights(script, pictures, checkpoint, tmp_path):
     def model(*more):
-        arguments = script.parse_arguments([*options(pictures, tmp_path / "x", checkpoint=checkpoint), *more])
+        arguments = script.COMMAND.parse([*options(pictures, tmp_path / "x", checkpoint=checkpoint), *more])
         trainer, _ = script.build_trainer(arguments, script.plan_runs(arguments)[0])
         return trainer.model.state_dict()
 
@@ -160,7 +160,7 @@ def test_other_checkpoints(script, pictures, tmp_path, source):
         SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=beit_config())).save_pretrained(tmp_path / "from")
     size = 32 if source == "vit" else 48
     run = options(pictures, tmp_path / "to", checkpoint=tmp_path / "from", image_size=size, max_steps=1)
-    script.main(run)
+    script.COMMAND.main(run)
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "to")
     assert model.config.image_size == (size, size)
     assert model.config.num_labels == 3
@@ -186,9 +186,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(script, pictures, checkpoint
             **{"drop_path_rate": 0.3, "dataloader_num_workers": 1, "eval_strategy": "steps", "eval_steps": 1},
         )
 
-    whole = script.parse_arguments(settings("whole"))
+    whole = script.COMMAND.parse(settings("whole"))
     expected, _ = script.execute(whole, script.plan_runs(whole)[0])
-    killed = script.parse_arguments(settings("killed"))
+    killed = script.COMMAND.parse(settings("killed"))
     trainer, _ = script.build_trainer(killed, script.plan_runs(killed)[0])
     trainer.add_callback(Kill())
     with pytest.raises(KeyboardInterrupt):
@@ -196,7 +196,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(script, pictures, checkpoint
     assert (tmp_path / "killed" / f"checkpoint-{save_steps}").exists()
     found, _ = script.execute(killed, script.plan_runs(killed)[0])
     assert found == expected
-    changed = script.parse_arguments([*settings("killed"), "--layer_decay", "0.5"])
+    changed = script.COMMAND.parse([*settings("killed"), "--layer_decay", "0.5"])
     with pytest.raises(ValueError, match="another layer_decay"):
         script.build_trainer(changed, script.plan_runs(changed)[0])
 
@@ -208,7 +208,7 @@ def test_several_labels_and_numbers(script, checkpoint, tmp_path):
     Dataset.from_dict({"image": images, "several": several, "numbers": numbers}).to_parquet(tmp_path / "data.parquet")
     for column, metric in (("several", "mean_average_precision"), ("numbers", "mae")):
         run = options(None, tmp_path / column, checkpoint=checkpoint, data_files=tmp_path / "data.parquet", max_steps=2)
-        results = script.main([*run, "--label_column", column])
+        results = script.COMMAND.main([*run, "--label_column", column])
         assert np.isfinite(results["summary"][metric]["mean"])
     config = AutoModelForImageClassification.from_pretrained(tmp_path / "several").config
     assert (config.problem_type, config.num_labels) == ("multi_label_classification", 3)
@@ -222,11 +222,11 @@ def test_balanced_class_weights(script, checkpoint, tmp_path):
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=["common", "rare"])})
     Dataset.from_dict({"image": images, "label": labels}, features=features).to_parquet(tmp_path / "data.parquet")
     run = options(None, tmp_path / "run", checkpoint=checkpoint, data_files=tmp_path / "data.parquet", holdout=0)
-    arguments = script.parse_arguments([*run, "--class_weights", "balanced"])
+    arguments = script.COMMAND.parse([*run, "--class_weights", "balanced"])
     trainer, _ = script.build_trainer(arguments, script.plan_runs(arguments)[0])
     assert trainer.model.config.class_weights == pytest.approx([16 / 24, 16 / 8])
     # Before the training, not when its end is to be saved.
-    arguments = script.parse_arguments([*run, "--class_weights", "1", "-2"])
+    arguments = script.COMMAND.parse([*run, "--class_weights", "1", "-2"])
     with pytest.raises(ValueError, match="must be numbers of 0 or more"):
         script.build_trainer(arguments, script.plan_runs(arguments)[0])
 
@@ -253,7 +253,7 @@ def test_balanced_class_weights(script, checkpoint, tmp_path):
 def test_mistakes_are_refused_with_the_remedy(script, pictures, checkpoint, tmp_path, change, message):
     settings = {"checkpoint": checkpoint} | change
     with pytest.raises(SystemExit, match=message):
-        script.main(options(pictures, tmp_path, **settings))
+        script.COMMAND.main(options(pictures, tmp_path, **settings))
     assert not list(tmp_path.glob("**/model.safetensors"))
 
 
@@ -316,10 +316,10 @@ def test_recipes_are_those_of_the_released_configs(kind):
 
 def test_every_recipe_is_accepted(script):
     for name in recipe_names(RECIPES / "finetune"):
-        arguments = script.parse_arguments(["--recipe", name, "--train_dir", "x", "--bf16", "false"])
+        arguments = script.COMMAND.parse(["--recipe", name, "--train_dir", "x", "--bf16", "false"])
         assert arguments.training.lr_scheduler_type == "released_cosine"
     for name in recipe_names(RECIPES / "pretrain"):
-        _, model, _ = run_mim.parse_arguments(["--recipe", name, "--train_dir", "x", "--bf16", "false"])
+        _, model, _ = run_mim.COMMAND.parse(["--recipe", name, "--train_dir", "x", "--bf16", "false"])
         config = run_mim.build_config(model)
         if "__img" in name:
             assert f"__img{config.image_size[0]}" in name
@@ -328,14 +328,14 @@ def test_every_recipe_is_accepted(script):
 
 def test_a_part_of_the_images_is_of_every_class(script, pictures, checkpoint):
     arguments = options(pictures, "x", checkpoint=checkpoint, max_train_samples=6, max_eval_samples=3)
-    run = script.plan_runs(script.parse_arguments(arguments))[0]
+    run = script.plan_runs(script.COMMAND.parse(arguments))[0]
     assert sorted(set(run.train.labels)) == sorted(set(run.evaluation.labels)) == [0, 1, 2]
     assert (len(run.train), len(run.evaluation)) == (6, 3)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant_with_warmup", "released_multistep"])
 def test_other_schedules_need_no_other_options(script, pictures, checkpoint, tmp_path, schedule):
-    arguments = script.parse_arguments(options(pictures, tmp_path, checkpoint=checkpoint, lr_scheduler_type=schedule))
+    arguments = script.COMMAND.parse(options(pictures, tmp_path, checkpoint=checkpoint, lr_scheduler_type=schedule))
     trainer, _ = script.build_trainer(arguments, script.plan_runs(arguments)[0])
     assert trainer.lr_scheduler.get_last_lr()[0] == (2e-3 * 2e-4 if schedule == "released_multistep" else 0.0)
 
@@ -354,7 +354,7 @@ def golden_rates(script, pictures, tmp_path, num_steps: int, **kwargs) -> tuple[
         *(pictures, tmp_path / "run"),
         **{"learning_rate": 0.005, "num_train_epochs": 100, "warmup_steps": None, "holdout": 0} | kwargs,
     )
-    arguments = script.parse_arguments(run)
+    arguments = script.COMMAND.parse(run)
     trainer, _ = script.build_trainer(arguments, script.plan_runs(arguments)[0])
     trainer.add_callback(StopAfter(num_steps))
     trainer.train()
@@ -379,7 +379,7 @@ def test_the_recipe_of_swin_b_from_a_converted_checkpoint(script, pictures, tmp_
     weights["encoder.mask_token"] = torch.randn(1, 1, 128) * 0.02
     weights["decoder.0.weight"], weights["decoder.0.bias"] = torch.randn(3072, 1024, 1, 1) * 0.02, torch.zeros(3072)
     save({"model": weights, "epoch": 99}, tmp_path / "pretrained.pth")
-    convert.main([str(tmp_path / "pretrained.pth"), str(tmp_path / "converted")])
+    convert.COMMAND.main([str(tmp_path / "pretrained.pth"), str(tmp_path / "converted")])
     table = "layers.0.blocks.0.attn.relative_position_bias_table"
     assert convert_checkpoint(tmp_path / "pretrained.pth").model.config.window_size == 6
     assert weights[f"encoder.{table}"].shape == (121, 4)
@@ -413,7 +413,7 @@ def test_other_classes_begin_with_another_head(script, pictures, tmp_path):
         config = SimMIMConfig(encoder_config=swin_config(), id2label=dict(enumerate(names)))
         trained = SimMIMForImageClassification(config)
         trained.save_pretrained(tmp_path / names[0])
-        arguments = script.parse_arguments(options(pictures, tmp_path / "run", checkpoint=tmp_path / names[0]))
+        arguments = script.COMMAND.parse(options(pictures, tmp_path / "run", checkpoint=tmp_path / names[0]))
         trainer, _ = script.build_trainer(arguments, script.plan_runs(arguments)[0])
         kept = torch.equal(trainer.model.classifier.weight, trained.classifier.weight)
         assert kept is (names == CLASSES)
@@ -423,11 +423,11 @@ def test_other_classes_begin_with_another_head(script, pictures, tmp_path):
 def test_one_checkpoint_is_not_that_of_several_runs(script, pictures, checkpoint, tmp_path):
     run = options(pictures, tmp_path, checkpoint=checkpoint, resume_from_checkpoint=checkpoint, num_folds=2)
     with pytest.raises(SystemExit, match="there are several runs"):
-        script.main(run)
+        script.COMMAND.main(run)
 
 
 def test_a_run_with_other_labels_is_another_one(script, pictures, checkpoint, tmp_path):
-    arguments = script.parse_arguments(
+    arguments = script.COMMAND.parse(
         options(pictures, tmp_path, checkpoint=checkpoint, max_steps=1, save_strategy="steps", save_steps=1)
     )
     run = script.plan_runs(arguments)[0]

@@ -16,12 +16,12 @@ import pytest
 import tifffile
 import torch
 from cards import check_card, table
+from command_lines import command_line
 from huggingface_hub import ModelCard
 from paths import ROOT
 from PIL import Image
 from pretraining import ENCODER, options, photos, read_log, run_mim
 from safetensors.torch import load_file
-from scripts import command_line
 from tiny import VIT_SIZES
 from transformers import (
     AutoImageProcessor,
@@ -47,7 +47,7 @@ def offline(monkeypatch):
 
 
 def test_a_run_leaves_everything_that_a_user_needs(run_mim, photos, tmp_path, capsys):
-    run_mim.main(options(photos, tmp_path))
+    run_mim.COMMAND.main(options(photos, tmp_path))
     model = AutoModelForMaskedImageModeling.from_pretrained(tmp_path)
     assert model.config.image_size == (32, 32)
     processor = AutoImageProcessor.from_pretrained(tmp_path)
@@ -83,7 +83,7 @@ def test_a_run_leaves_everything_that_a_user_needs(run_mim, photos, tmp_path, ca
 
 def test_killed_and_resumed_equals_uninterrupted(run_mim, photos, tmp_path, monkeypatch, capsys):
     settings = {"save_steps": 3, "save_strategy": "steps", "save_total_limit": 5}
-    run_mim.main(options(photos, tmp_path / "whole", **settings))
+    run_mim.COMMAND.main(options(photos, tmp_path / "whole", **settings))
 
     training_step, calls = SimMIMTrainer.training_step, []
 
@@ -96,12 +96,12 @@ def test_killed_and_resumed_equals_uninterrupted(run_mim, photos, tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(SimMIMTrainer, "training_step", dying_step)
         with pytest.raises(KeyboardInterrupt):
-            run_mim.main(options(photos, tmp_path / "killed", **settings))
+            run_mim.COMMAND.main(options(photos, tmp_path / "killed", **settings))
     # As if it had died while it wrote another one.
     weights = (tmp_path / "killed" / "checkpoint-6" / "model.safetensors").read_bytes()
     (tmp_path / "killed" / "checkpoint-8").mkdir()
     (tmp_path / "killed" / "checkpoint-8" / "model.safetensors").write_bytes(weights[:1000])
-    run_mim.main(options(photos, tmp_path / "killed", **settings, dataloader_num_workers=2))
+    run_mim.COMMAND.main(options(photos, tmp_path / "killed", **settings, dataloader_num_workers=2))
     assert "going on from checkpoint-6" in capsys.readouterr().out
 
     expected = load_file(tmp_path / "whole" / "model.safetensors")
@@ -114,9 +114,9 @@ def test_killed_and_resumed_equals_uninterrupted(run_mim, photos, tmp_path, monk
 
 
 def test_a_finished_run_is_not_run_again_and_another_one_is_refused(run_mim, photos, tmp_path):
-    run_mim.main(options(photos, tmp_path, num_train_epochs=2))
+    run_mim.COMMAND.main(options(photos, tmp_path, num_train_epochs=2))
     weights = (tmp_path / "model.safetensors").read_bytes()
-    run_mim.main(options(photos, tmp_path, num_train_epochs=2))
+    run_mim.COMMAND.main(options(photos, tmp_path, num_train_epochs=2))
     assert (tmp_path / "model.safetensors").read_bytes() == weights
     other = json.dumps(ENCODER | {"embed_dim": 32})
     for setting, message in (
@@ -125,13 +125,15 @@ def test_a_finished_run_is_not_run_again_and_another_one_is_refused(run_mim, pho
         ({"holdout_seed": 3}, "another training images"),
     ):
         with pytest.raises(SystemExit, match=f"{message}.*--restart"):
-            run_mim.main(options(photos, tmp_path, **({"num_train_epochs": 2} | setting)))
+            run_mim.COMMAND.main(options(photos, tmp_path, **({"num_train_epochs": 2} | setting)))
     # What is refused deletes nothing, and does not make another run of it.
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit, match="fewer than the 10000"):
-        run_mim.main([*options(photos, tmp_path, encoder=other, per_device_train_batch_size=10_000), "--restart"])
+        run_mim.COMMAND.main(
+            [*options(photos, tmp_path, encoder=other, per_device_train_batch_size=10_000), "--restart"]
+        )
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    run_mim.main([*options(photos, tmp_path, num_train_epochs=1, encoder=other), "--restart"])
+    run_mim.COMMAND.main([*options(photos, tmp_path, num_train_epochs=1, encoder=other), "--restart"])
     assert AutoModel.from_pretrained(tmp_path).config.hidden_size == 64
     # The longer run that was there before is not what a new start would go on from.
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-5"]
@@ -169,7 +171,7 @@ def component_options(components: dict, tmp_path) -> list[str]:
 def test_every_component_trains_resumes_and_reloads(run_mim, photos, tmp_path, components, capsys):
     settings = {"num_train_epochs": 2, "max_train_samples": 16, "save_total_limit": 5}
     wanted = component_options(components, tmp_path)
-    run_mim.main([*options(photos, tmp_path / "run", **settings), *wanted])
+    run_mim.COMMAND.main([*options(photos, tmp_path / "run", **settings), *wanted])
     printed = capsys.readouterr().out
     assert f"Predicts  {components['target']}" in printed
     model = AutoModelForMaskedImageModeling.from_pretrained(tmp_path / "run")
@@ -179,7 +181,7 @@ def test_every_component_trains_resumes_and_reloads(run_mim, photos, tmp_path, c
     # As if it had been killed after the first epoch.
     weights = load_file(tmp_path / "run" / "model.safetensors")
     shutil.rmtree(tmp_path / "run" / "checkpoint-4")
-    run_mim.main([*options(photos, tmp_path / "run", **settings), *wanted])
+    run_mim.COMMAND.main([*options(photos, tmp_path / "run", **settings), *wanted])
     resumed = load_file(tmp_path / "run" / "model.safetensors")
     assert resumed.keys() == weights.keys()
     for name, tensor in resumed.items():
@@ -208,7 +210,7 @@ def test_every_component_trains_resumes_and_reloads(run_mim, photos, tmp_path, c
 )
 def test_components_that_do_not_fit_are_refused(run_mim, offline, photos, tmp_path, settings, message):
     with pytest.raises(SystemExit, match=message):
-        run_mim.main([*options(photos, tmp_path / "run"), *settings])
+        run_mim.COMMAND.main([*options(photos, tmp_path / "run"), *settings])
 
 
 def test_results_inside_the_training_folder_are_not_trained_on(run_mim, photos, tmp_path):
@@ -216,7 +218,7 @@ def test_results_inside_the_training_folder_are_not_trained_on(run_mim, photos, 
     shutil.copytree(photos, folder)
     arguments = options(folder, folder / "run", num_train_epochs=1, validation_dir=folder / "day1", holdout=None)
     for _ in range(2):
-        run_mim.main(arguments)
+        run_mim.COMMAND.main(arguments)
     settings = json.loads((folder / "run" / "run.json").read_text())
     assert settings["training images"].startswith("24 images")
     assert settings["evaluation images"].startswith("24 images")
@@ -233,7 +235,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(run_mim, pho
 
     monkeypatch.setattr(SimMIMTrainer, "compute_loss", breaking_loss)
     with pytest.raises(RuntimeError, match="no longer finite at step 10"):
-        run_mim.main(options(photos, tmp_path, num_train_epochs=4, logging_steps=50))
+        run_mim.COMMAND.main(options(photos, tmp_path, num_train_epochs=4, logging_steps=50))
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-5"]
 
 
@@ -241,7 +243,7 @@ def test_evaluation_is_exact_whatever_the_batch(run_mim, photos, tmp_path):
     """Seven images in batches of 2, 3 and 7 have the same mean, though the last batch is smaller."""
     figures = []
     for size in (2, 3, 7):
-        run_mim.main(
+        run_mim.COMMAND.main(
             options(
                 photos,
                 tmp_path / str(size),
@@ -258,8 +260,8 @@ def test_evaluation_is_exact_whatever_the_batch(run_mim, photos, tmp_path):
 
 
 def test_a_run_can_start_from_a_checkpoint(run_mim, photos, tmp_path):
-    run_mim.main(options(photos, tmp_path / "first", num_train_epochs=1))
-    run_mim.main(
+    run_mim.COMMAND.main(options(photos, tmp_path / "first", num_train_epochs=1))
+    run_mim.COMMAND.main(
         options(photos, tmp_path / "second", num_train_epochs=1, encoder=None, checkpoint=tmp_path / "first", seed=1)
     )
     first, second = (
@@ -271,7 +273,7 @@ def test_a_run_can_start_from_a_checkpoint(run_mim, photos, tmp_path):
 def test_a_finished_run_started_again_trains_no_further(run_mim, photos, tmp_path):
     """Also where it ended in the middle of an epoch, where Trainer by itself adds a step each time."""
     for _ in range(2):
-        run_mim.main(options(photos, tmp_path, max_steps=3))
+        run_mim.COMMAND.main(options(photos, tmp_path, max_steps=3))
         assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
         assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 3
 
@@ -279,14 +281,14 @@ def test_a_finished_run_started_again_trains_no_further(run_mim, photos, tmp_pat
 def test_a_run_takes_weights_scale_and_size_from_a_checkpoint(run_mim, photos, tmp_path, capsys):
     """From a run at another size, and from a stock model; the numbers of pixels mean what they meant there."""
     numbers = ["--rescale_factor", "1/300", "--image_mean", "0.1", "0.2", "0.3", "--image_std", "0.3", "0.2", "0.1"]
-    run_mim.main([*options(photos, tmp_path / "first", max_steps=1), *numbers])
+    run_mim.COMMAND.main([*options(photos, tmp_path / "first", max_steps=1), *numbers])
     stock = AutoModel.from_config(ViTConfig(**VIT_SIZES))
     stock.save_pretrained(tmp_path / "stock")
     ViTImageProcessorPil(image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(tmp_path / "stock")
     capsys.readouterr()
     for name, mean, factor in (("first", [0.1, 0.2, 0.3], 1 / 300), ("stock", [0.5] * 3, 1 / 255)):
         second = {"encoder": None, "checkpoint": tmp_path / name, "max_steps": 1}
-        run_mim.main([*options(photos, tmp_path / f"from-{name}", **second), "--image_size", "48", "64"])
+        run_mim.COMMAND.main([*options(photos, tmp_path / f"from-{name}", **second), "--image_size", "48", "64"])
         assert f"Weights   from {tmp_path / name}" in capsys.readouterr().out
         processor = SimMIMImageProcessor.from_pretrained(tmp_path / f"from-{name}")
         assert list(processor.image_mean) == mean
@@ -297,10 +299,10 @@ def test_a_run_takes_weights_scale_and_size_from_a_checkpoint(run_mim, photos, t
         ({"encoder": None, "num_channels": 5}, "num_channels=5 is not that of the checkpoint, 3"),
     ):
         with pytest.raises(SystemExit, match=message):
-            run_mim.main(options(photos, tmp_path / "third", checkpoint=tmp_path / "first", **wrong))
+            run_mim.COMMAND.main(options(photos, tmp_path / "third", checkpoint=tmp_path / "first", **wrong))
     (tmp_path / "stock" / "model.safetensors").write_bytes(b"cut off")
     with pytest.raises(SystemExit, match="the weights of .* are damaged"):
-        run_mim.main(options(photos, tmp_path / "fourth", encoder=None, checkpoint=tmp_path / "stock"))
+        run_mim.COMMAND.main(options(photos, tmp_path / "fourth", encoder=None, checkpoint=tmp_path / "stock"))
 
 
 def test_evaluation_masks_do_not_depend_on_the_run(run_mim, photos, tmp_path):
@@ -308,7 +310,7 @@ def test_evaluation_masks_do_not_depend_on_the_run(run_mim, photos, tmp_path):
     losses = set()
     for run, workers in (("a", 0), ("b", 2)):
         settings = {"learning_rate": 0, "data_seed": workers, "dataloader_num_workers": workers}
-        run_mim.main(options(photos, tmp_path / run, **settings))
+        run_mim.COMMAND.main(options(photos, tmp_path / run, **settings))
         losses |= {entry["eval_loss"] for entry in read_log(tmp_path / run) if "eval_loss" in entry}
     assert len(losses) == 1
 
@@ -319,12 +321,12 @@ def test_bad_pictures_are_listed(run_mim, photos, tmp_path, capsys):
         (bad / path.parent.name).mkdir(parents=True, exist_ok=True)
         (bad / path.parent.name / path.name).write_bytes(path.read_bytes())
     (bad / "day0" / "04.png").write_bytes(b"")
-    run_mim.main(options(bad, tmp_path / "run", num_train_epochs=1, holdout=0))
+    run_mim.COMMAND.main(options(bad, tmp_path / "run", num_train_epochs=1, holdout=0))
     listed = (tmp_path / "run" / "unreadable_images.txt").read_text()
     assert listed.startswith(str(bad / "day0" / "04.png") + "\t")
     assert "1 image that could not be read" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"1 of 48 images .* 0\.01"):
-        run_mim.main(options(bad, tmp_path / "run2", num_train_epochs=1, max_unreadable=0.01))
+        run_mim.COMMAND.main(options(bad, tmp_path / "run2", num_train_epochs=1, max_unreadable=0.01))
     assert not list((tmp_path / "run2").glob("checkpoint-*"))
 
 
@@ -342,7 +344,7 @@ def bands(tmp_path_factory):
 
 def test_16_bit_bands_from_files_to_features(run_mim, bands, tmp_path, capsys):
     settings = {"num_channels": 5, "rescale_factor": "1/4095", "holdout": 8 / 24, "num_train_epochs": 1}
-    run_mim.main(options(bands, tmp_path, **settings))
+    run_mim.COMMAND.main(options(bands, tmp_path, **settings))
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     assert processor.rescale_factor == 1 / 4095
     # Of an even distribution from 0 to the largest number, and every band has half of the one before it.
@@ -363,21 +365,21 @@ def test_16_bit_bands_from_files_to_features(run_mim, bands, tmp_path, capsys):
     # Gone on with, it keeps its numbers whatever the files hold now.
     statistics = json.loads((tmp_path / "run.json").read_text())["image_mean"]
     with monkeypatched_statistics():
-        run_mim.main(options(bands, tmp_path, **settings | {"num_train_epochs": 2}))
+        run_mim.COMMAND.main(options(bands, tmp_path, **settings | {"num_train_epochs": 2}))
     assert list(AutoImageProcessor.from_pretrained(tmp_path).image_mean) == statistics
     for setting, message in (
         (["--rescale_factor", "1/255"], "another rescale_factor"),
         (["--image_mean", *["0.5"] * 5], "another image_mean"),
     ):
         with pytest.raises(SystemExit, match=f"{message}.*--restart"), monkeypatched_statistics():
-            run_mim.main([*options(bands, tmp_path, **settings), *setting])
+            run_mim.COMMAND.main([*options(bands, tmp_path, **settings), *setting])
 
 
 def test_masks_of_a_range_of_ratios_and_pixels_that_are_none(run_mim, bands, tmp_path, capsys):
     """What is asked for reaches the data sets, the processor and the plan, and must stay the same."""
     settings = {"num_channels": 5, "rescale_factor": "1/4095", "nodata": 7, "mask_strategy": "block"}
     command = [*options(bands, tmp_path, **settings), "--mask_ratio", "0.4", "0.7"]
-    trainer, _ = run_mim.build_trainer(*run_mim.parse_arguments(command))
+    trainer, _ = run_mim.build_trainer(*run_mim.COMMAND.parse(command))
     run_mim.print_plan(trainer, None, None)
     assert "7 to 12 of 16 squares of 8 px are hidden" in capsys.readouterr().out
     for dataset in (trainer.train_dataset, trainer.eval_dataset):
@@ -392,13 +394,13 @@ def test_masks_of_a_range_of_ratios_and_pixels_that_are_none(run_mim, bands, tmp
             check_same_run(run | {"mask_ratio": ratio, "nodata": nodata}, tmp_path, True)
     for ratio, message in ((["0.7", "0.4"], "falls"), (["0.4", "0.5", "0.6"], "3 values"), (["0.4", "1"], "outside")):
         with pytest.raises(SystemExit, match=message):
-            run_mim.main([*options(bands, tmp_path, num_channels=5), "--mask_ratio", *ratio])
+            run_mim.COMMAND.main([*options(bands, tmp_path, num_channels=5), "--mask_ratio", *ratio])
 
 
 def test_nodata_from_a_checkpoint_and_not_a_number(run_mim, bands, tmp_path, capsys):
     """What the checkpoint's numbers mean holds for the images that it is trained on further."""
     first = options(bands, tmp_path / "first", num_channels=5, rescale_factor="1/4095", nodata=0, max_steps=1)
-    run_mim.main(first)
+    run_mim.COMMAND.main(first)
     assert "; those of 0 are none" in capsys.readouterr().out
     settings = {"encoder": None, "checkpoint": tmp_path / "first"}
     for wanted, factor, expected in (
@@ -409,18 +411,18 @@ def test_nodata_from_a_checkpoint_and_not_a_number(run_mim, bands, tmp_path, cap
         ("nan", None, None),
     ):
         command = options(bands, tmp_path / "second", **settings, nodata=wanted, rescale_factor=factor)
-        trainer, _ = run_mim.build_trainer(*run_mim.parse_arguments(command))
+        trainer, _ = run_mim.build_trainer(*run_mim.COMMAND.parse(command))
         assert trainer.processing_class.nodata == trainer.train_dataset.nodata == expected
     # NaN was equal to nothing, not to itself either.
     for epochs in (1, 2):
-        run_mim.main(options(bands, tmp_path / "third", num_channels=5, nodata="nan", num_train_epochs=epochs))
+        run_mim.COMMAND.main(options(bands, tmp_path / "third", num_channels=5, nodata="nan", num_train_epochs=epochs))
 
 
 def test_negative_numbers_of_any_form(run_mim, tmp_path):
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps({"nodata": -3.4e38, "image_mean": [-1e-05, 0.5]}))
     for command in (["--recipe", str(recipe)], ["--nodata", "-3.4e+38", "--image_mean", "-1E-5", ".5"]):
-        data, _, _ = run_mim.parse_arguments(["--train_dir", "x", "--use_cpu", *command])
+        data, _, _ = run_mim.COMMAND.parse(["--train_dir", "x", "--use_cpu", *command])
         assert (data.nodata, data.image_mean) == (-3.4e38, [-1e-05, 0.5])
 
 
@@ -430,7 +432,7 @@ def test_components_of_a_checkpoint_are_kept(run_mim, photos, tmp_path):
     SimMIMForMaskedImageModeling(config).save_pretrained(tmp_path / "first")
     settings = options(photos, tmp_path / "run", encoder=None, checkpoint=tmp_path / "first")
     for wanted in ([], ["--head", "mlp", "--target_options", '{"num_bins": 8}', "--loss", "cross_entropy"]):
-        _, model, _ = run_mim.parse_arguments([*settings, *wanted])
+        _, model, _ = run_mim.COMMAND.parse([*settings, *wanted])
         config = run_mim.build_config(model)
         assert (config.head, config.target, config.loss_region) == ("mlp", "color_bins", "all")
     for key, value, kept in (
@@ -440,14 +442,14 @@ def test_components_of_a_checkpoint_are_kept(run_mim, photos, tmp_path):
         ("target_options", '{"num_bins": 4}', "{'num_bins': 8}"),
     ):
         with pytest.raises(SystemExit, match=f"{key}=.* is not that of the checkpoint, {kept}. Leave it out"):
-            run_mim.main([*settings, f"--{key}", value])
+            run_mim.COMMAND.main([*settings, f"--{key}", value])
 
 
 def test_another_number_of_clusters_is_another_run(run_mim, photos, tmp_path):
     settings = {"target": "color_clusters", "max_train_samples": 8}
-    run_mim.main(options(photos, tmp_path, **settings, num_clusters=4, max_steps=1))
+    run_mim.COMMAND.main(options(photos, tmp_path, **settings, num_clusters=4, max_steps=1))
     with pytest.raises(SystemExit, match="another num_clusters: 4 then, 5 now"):
-        run_mim.main(options(photos, tmp_path, **settings, num_clusters=5, max_steps=1))
+        run_mim.COMMAND.main(options(photos, tmp_path, **settings, num_clusters=5, max_steps=1))
 
 
 @contextmanager
@@ -470,7 +472,7 @@ def test_statistics_are_computed_where_none_are_known(run_mim, photos, tmp_path)
         ("grey", grey),
         ("given", grey | {"image_mean": 0.3}),
     ):
-        data, model, training = run_mim.parse_arguments(options(photos, tmp_path / "runs" / name, **settings))
+        data, model, training = run_mim.COMMAND.parse(options(photos, tmp_path / "runs" / name, **settings))
         trainer, _ = run_mim.build_trainer(data, model, training)
         processor = trainer.processing_class
         if name in expected:
@@ -526,7 +528,7 @@ def test_statistics_are_computed_where_none_are_known(run_mim, photos, tmp_path)
 def test_bad_input_is_refused_before_training(run_mim, offline, photos, tmp_path, settings, message):
     settings = {"mask_patch_size": 16 if "image_size" in settings else 8} | settings
     with pytest.raises(SystemExit, match=message):
-        run_mim.main(options(photos, **({"output_dir": tmp_path} | settings)))
+        run_mim.COMMAND.main(options(photos, **({"output_dir": tmp_path} | settings)))
 
 
 @pytest.mark.parametrize(
@@ -544,23 +546,23 @@ def test_bad_recipes_are_refused(run_mim, tmp_path, content, message):
     recipe = tmp_path / "recipe.json"
     recipe.write_text(content)
     with pytest.raises(SystemExit, match=message):
-        run_mim.parse_arguments(["--recipe", str(recipe)])
+        run_mim.COMMAND.parse(["--recipe", str(recipe)])
 
 
 def test_recipe_yields_to_the_command_line(run_mim, tmp_path):
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps({"mask_ratio": 0.5, "num_train_epochs": 7, "encoder": ENCODER, "bf16": False}))
-    data, model, training = run_mim.parse_arguments(
+    data, model, training = run_mim.COMMAND.parse(
         ["--recipe", str(recipe), "--mask_ratio", "0.7", "--output_dir", str(tmp_path), "--train_dir", "x"]
     )
     assert (model.mask_ratio, training.num_train_epochs, data.train_dir) == (0.7, 7, "x")
     assert run_mim.build_config(model).hidden_size == 32
     with pytest.raises(SystemExit, match="there is no recipe 'dem'"):
-        run_mim.parse_arguments(["--recipe", "dem"])
+        run_mim.COMMAND.parse(["--recipe", "dem"])
 
 
 def test_without_arguments_it_is_the_demo(run_mim):
-    data, model, training = run_mim.parse_arguments([])
+    data, model, training = run_mim.COMMAND.parse([])
     assert training.output_dir == "runs/demo"
     assert run_mim.build_config(model).num_channels == 1
     train, validation = run_mim.load_splits(data, training.output_dir)
@@ -571,23 +573,23 @@ def test_recipes_take_every_form_of_value(run_mim, tmp_path):
     recipe = tmp_path / "recipe.json"
     values = {"image_size": 64, "data_files": "x.parquet", "per_device_train_batch_size": 8, "bf16": False}
     recipe.write_text(json.dumps(values | {"lr_scheduler_type": "linear", "max_train_samples": None}))
-    data, model, training = run_mim.parse_arguments(["--recipe", str(recipe), "--use_cpu"])
+    data, model, training = run_mim.COMMAND.parse(["--recipe", str(recipe), "--use_cpu"])
     assert (data.data_files, model.image_size, training.bf16) == (["x.parquet"], [64], False)
     assert training.lr_scheduler_kwargs is None
 
 
 def test_learning_rate_scales_with_the_global_batch(run_mim):
     arguments = ["--train_dir", "x", "--per_device_train_batch_size", "64", "--gradient_accumulation_steps", "4"]
-    _, model, training = run_mim.parse_arguments([*arguments, "--base_learning_rate", "1e-4", "--use_cpu"])
+    _, model, training = run_mim.COMMAND.parse([*arguments, "--base_learning_rate", "1e-4", "--use_cpu"])
     assert training.learning_rate == pytest.approx(1e-4 * 256 / 512)
     assert run_mim.build_config(model).encoder_config.embed_dim == 128
-    _, _, training = run_mim.parse_arguments([*arguments, "--learning_rate", "3e-4", "--use_cpu"])
+    _, _, training = run_mim.COMMAND.parse([*arguments, "--learning_rate", "3e-4", "--use_cpu"])
     assert training.learning_rate == 3e-4
 
 
 def test_unknown_options_are_refused_with_the_nearest(run_mim):
     with pytest.raises(SystemExit, match=r"unknown option --mask_rato. Did you mean --mask_ratio\?"):
-        run_mim.parse_arguments(["--mask_rato", "0.5"])
+        run_mim.COMMAND.parse(["--mask_rato", "0.5"])
 
 
 @pytest.mark.parametrize("name", ["swin-tiny", "vit-base", "config", "folder", "simmim"])
@@ -609,7 +611,7 @@ def test_encoders_by_name(run_mim, tmp_path, name):
 
 def test_help_is_readable(run_mim, capsys):
     with pytest.raises(SystemExit) as exit_info:
-        run_mim.parse_arguments(["--help"])
+        run_mim.COMMAND.parse(["--help"])
     assert exit_info.value.code == 0
     text = capsys.readouterr().out
     assert text.splitlines()[0].startswith("usage: ")
@@ -629,7 +631,7 @@ def recording(self, key):
             file.write(f"{key}\\n")
     return read(self, key)
 masked_images.MaskedImageDataset.__getitem__ = recording
-pretrain.main()
+pretrain.COMMAND.main()
 """
 
 

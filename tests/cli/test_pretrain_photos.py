@@ -24,7 +24,7 @@ def test_swin_tiny_learns_from_mixed_photos(run_mim, tmp_path):  # noqa: F811
         "logging_steps": 5,
         "use_cpu": True,
     }
-    run_mim.main([part for key, value in arguments.items() for part in (f"--{key}", str(value))])
+    run_mim.COMMAND.main([part for key, value in arguments.items() for part in (f"--{key}", str(value))])
     losses = [entry["loss"] for entry in read_log(tmp_path / "run") if "loss" in entry]
     assert len(losses) == 10
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])

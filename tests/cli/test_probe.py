@@ -76,7 +76,7 @@ def options(checkpoint, images, output_dir, **kwargs) -> list[str]:
 
 
 def test_figures_are_those_of_the_probes(run_probe, checkpoint, images, tmp_path, capsys):
-    run_probe.main(options(checkpoint, images, tmp_path, layers=[1, "last"], pooling="mean_std"))
+    run_probe.COMMAND.main(options(checkpoint, images, tmp_path, layers=[1, "last"], pooling="mean_std"))
     results = json.loads((tmp_path / "results.json").read_text())
     assert [(row["weights"], row["layer"]) for row in results["results"]] == [
         ("pre-trained", "1"),
@@ -106,7 +106,7 @@ def test_figures_are_those_of_the_probes(run_probe, checkpoint, images, tmp_path
 
 
 def test_the_control_and_seeds(run_probe, checkpoint, images, tmp_path, capsys):
-    run_probe.main([*options(checkpoint, images, tmp_path, labels_per_class=4, seeds=[3, 5]), "--random_init"])
+    run_probe.COMMAND.main([*options(checkpoint, images, tmp_path, labels_per_class=4, seeds=[3, 5]), "--random_init"])
     results = json.loads((tmp_path / "results.json").read_text())
     rows = {(row["weights"], row["seed"]): row for row in results["results"]}
     assert list(rows) == [("pre-trained", 3), ("pre-trained", 5), ("untrained", 3), ("untrained", 5)]
@@ -115,7 +115,9 @@ def test_the_control_and_seeds(run_probe, checkpoint, images, tmp_path, capsys):
     assert "untrained linear probe" in printed
     assert printed.count(" ± ") == 4
     # Repeated, it is the same.
-    run_probe.main([*options(checkpoint, images, tmp_path / "b", labels_per_class=4, seeds=[3]), "--random_init"])
+    run_probe.COMMAND.main(
+        [*options(checkpoint, images, tmp_path / "b", labels_per_class=4, seeds=[3]), "--random_init"]
+    )
     again = json.loads((tmp_path / "b" / "results.json").read_text())["results"]
     assert again == [rows["pre-trained", 3], rows["untrained", 3]]
 
@@ -129,7 +131,7 @@ def test_without_images_it_is_the_embedded_data(run_probe, checkpoint):
 
 
 def test_a_part_is_held_out_of_a_folder_alone(run_probe, checkpoint, images, tmp_path):
-    run_probe.main(options(checkpoint, images, tmp_path, validation_dir=None, holdout=0.2))
+    run_probe.COMMAND.main(options(checkpoint, images, tmp_path, validation_dir=None, holdout=0.2))
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["num_train_images"], results["num_test_images"]) == (24, 6)
 
@@ -137,7 +139,7 @@ def test_a_part_is_held_out_of_a_folder_alone(run_probe, checkpoint, images, tmp
 def test_a_checkpoint_of_transformers(run_probe, images, tmp_path, caplog):
     torch.manual_seed(0)
     ViTModel(vit_config()).save_pretrained(tmp_path / "vit")
-    run_probe.main(options(tmp_path / "vit", images, tmp_path / "out", pooling="cls", layers=[-1, "last"]))
+    run_probe.COMMAND.main(options(tmp_path / "vit", images, tmp_path / "out", pooling="cls", layers=[-1, "last"]))
     first, last = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
     assert first["knn"] == last["knn"]  # the class token of the output is that of the last state
 
@@ -146,7 +148,7 @@ def test_other_channels_need_a_processor(run_probe, images, tmp_path):
     config = SimMIMConfig(encoder_config=swin_config(num_channels=4))
     SimMIMForMaskedImageModeling(config).save_pretrained(tmp_path / "four")
     with pytest.raises(SystemExit, match="no image processor.*4 channels.*preprocessor_config.json"):
-        run_probe.main(options(tmp_path / "four", images, tmp_path))
+        run_probe.COMMAND.main(options(tmp_path / "four", images, tmp_path))
 
 
 def test_unreadable_images_are_left_out(run_probe, checkpoint, images, tmp_path, capsys):
@@ -155,24 +157,24 @@ def test_unreadable_images_are_left_out(run_probe, checkpoint, images, tmp_path,
     expected = options(checkpoint, images, tmp_path / "a", train_dir=folder, max_unreadable=0.1)
     for name in ("red/00.png", "green/07.png"):
         (folder / name).unlink()
-    run_probe.main(expected)
+    run_probe.COMMAND.main(expected)
     for name in ("red/00.png", "green/07.png"):
         (folder / name).write_bytes(b"none")
     capsys.readouterr()
-    run_probe.main(options(checkpoint, images, tmp_path / "b", train_dir=folder, max_unreadable=0.1))
+    run_probe.COMMAND.main(options(checkpoint, images, tmp_path / "b", train_dir=folder, max_unreadable=0.1))
     assert "2 of 45 images cannot be read, the first is" in capsys.readouterr().out
     first, second = (json.loads((tmp_path / name / "results.json").read_text()) for name in "ab")
     assert first == second
     assert first["num_train_images"] == 28
     with pytest.raises(SystemExit, match=r"2 of 45 images cannot be read.*more than max_unreadable=0\.04"):
-        run_probe.main(options(checkpoint, images, tmp_path, train_dir=folder, max_unreadable=0.04))
+        run_probe.COMMAND.main(options(checkpoint, images, tmp_path, train_dir=folder, max_unreadable=0.04))
 
 
 def test_a_test_class_that_is_not_trained_on_is_refused(run_probe, checkpoint, images, tmp_path):
     write_images(tmp_path / "test", 3, seed=2)
     (tmp_path / "test" / "red").rename(tmp_path / "test" / "pink")
     with pytest.raises(SystemExit, match="pink"):
-        run_probe.main(options(checkpoint, images, tmp_path, validation_dir=tmp_path / "test"))
+        run_probe.COMMAND.main(options(checkpoint, images, tmp_path, validation_dir=tmp_path / "test"))
 
 
 @pytest.mark.parametrize(
@@ -198,7 +200,9 @@ def test_a_test_class_that_is_not_trained_on_is_refused(run_probe, checkpoint, i
 )
 def test_mistakes_are_refused_with_the_remedy(run_probe, checkpoint, images, tmp_path, settings, message):
     with pytest.raises(SystemExit, match=message):
-        run_probe.main(options(**({"checkpoint": checkpoint, "images": images, "output_dir": tmp_path} | settings)))
+        run_probe.COMMAND.main(
+            options(**({"checkpoint": checkpoint, "images": images, "output_dir": tmp_path} | settings))
+        )
 
 
 def test_damaged_weights_are_told(run_probe, checkpoint, images, tmp_path):
@@ -207,7 +211,7 @@ def test_damaged_weights_are_told(run_probe, checkpoint, images, tmp_path):
     content = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(SystemExit, match="damaged"):
-        run_probe.main(options(tmp_path, images, tmp_path / "out"))
+        run_probe.COMMAND.main(options(tmp_path, images, tmp_path / "out"))
 
 
 def test_a_model_that_has_diverged_is_told(run_probe, checkpoint, images, tmp_path):
@@ -217,4 +221,4 @@ def test_a_model_that_has_diverged_is_told(run_probe, checkpoint, images, tmp_pa
     weights["simmim.encoder.layernorm.weight"][:] = torch.nan
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(SystemExit, match="has diverged"):
-        run_probe.main(options(tmp_path, images, tmp_path / "out"))
+        run_probe.COMMAND.main(options(tmp_path, images, tmp_path / "out"))

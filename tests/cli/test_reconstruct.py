@@ -68,7 +68,7 @@ def run(script, tmp_path, capsys, monkeypatch):
 
     def run_script(*arguments) -> tuple[dict[str, list[float]], Reconstruction, np.ndarray]:
         output = tmp_path / "drawn.png"
-        script.main([*map(str, arguments), "--device", "cpu", "--output", str(output)])
+        script.COMMAND.main([*map(str, arguments), "--device", "cpu", "--output", str(output)])
         lines = re.findall(r"^(\S.*?)  +([\d. ]+)$", capsys.readouterr().out, re.MULTILINE)
         figures = {label: [float(value) for value in values.split()] for label, values in lines}
         return figures, drawn.pop(), np.asarray(Image.open(output))
@@ -124,7 +124,7 @@ def test_images_that_cannot_be_read_are_left_out(run, script, checkpoint, photos
     figures, drawn, _ = run("--checkpoint", checkpoint, "--images", folder)
     assert figures == expected
     assert len(drawn.pixel_values) == 5
-    script.main(["--checkpoint", checkpoint, "--images", str(folder), "--output", str(tmp_path / "drawn.png")])
+    script.COMMAND.main(["--checkpoint", checkpoint, "--images", str(folder), "--output", str(tmp_path / "drawn.png")])
     printed = capsys.readouterr().out
     assert f"left out: {folder / '2 broken.png'} cannot be read (UnidentifiedImageError" in printed
     assert "1 of 6 images cannot be read and are left out." in printed
@@ -182,7 +182,7 @@ def test_checkpoints_are_shown_the_same(run, checkpoint, photos, tmp_path):
 def test_a_model_that_is_helped_is_named(script, checkpoint, photos, tmp_path, capsys):
     helped = save(tmp_path / "helped", target="normalized_rgb")
     output = ["--images", str(photos), "--device", "cpu", "--output", str(tmp_path / "drawn.png")]
-    script.main(["--checkpoint", checkpoint, helped, *output])
+    script.COMMAND.main(["--checkpoint", checkpoint, helped, *output])
     lines = [line for line in capsys.readouterr().out.splitlines() if "of the original" in line]
     assert lines == [f"Pictures and masked l1 of {helped} have the local mean and contrast of the original."]
 
@@ -236,7 +236,7 @@ def test_what_cannot_be_drawn_is_refused(script, checkpoint, tmp_path, monkeypat
     images = () if "--images" in arguments else ("--images", "black.png")
     given = [checkpoint if part == "CHECKPOINT" else str(part) for part in (*arguments, *images)]
     with pytest.raises(SystemExit, match=message):
-        script.main(given)
+        script.COMMAND.main(given)
     assert not (tmp_path / "reconstruction.png").exists()
 
 

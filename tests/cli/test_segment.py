@@ -81,7 +81,7 @@ def parse(script, arguments: list[str]):
 
 
 def test_learns_to_segment(script, scenes, checkpoint, tmp_path, capsys):
-    script.main(options(checkpoint, scenes, tmp_path, num_train_epochs=18, layer_decay=0.9, max_eval_samples=4))
+    script.COMMAND.main(options(checkpoint, scenes, tmp_path, num_train_epochs=18, layer_decay=0.9, max_eval_samples=4))
     results = json.loads((tmp_path / "results.json").read_text())
     assert list(results["iou"]) == list(CLASS_NAMES)
     assert results["steps"] == 72
@@ -128,7 +128,7 @@ def test_learns_to_segment(script, scenes, checkpoint, tmp_path, capsys):
 def test_pushes_are_whole_and_tell_no_paths(script, scenes, checkpoint, tmp_path, hub, monkeypatch, capsys):
     pushed = {"push_to_hub": True, "hub_model_id": "org/scenes", "hub_always_push": True, "hub_license": "mit"}
     saves = {"num_train_epochs": 2, "max_train_samples": 16, "eval_strategy": "epoch", "save_strategy": "epoch"}
-    script.main(options(checkpoint, scenes, tmp_path, **pushed, **saves))
+    script.COMMAND.main(options(checkpoint, scenes, tmp_path, **pushed, **saves))
     assert hub.titles("org/scenes")[:-1] == ["End of training", *(f"Training in progress, epoch {i}" for i in (2, 1))]
     assert "/commit/" in capsys.readouterr().out.splitlines()[-1]
     repository = hub.store.get("models", "org/scenes")
@@ -164,16 +164,16 @@ def test_killed_and_resumed_equals_uninterrupted(script, scenes, checkpoint, tmp
         "save_total_limit": 9,
         "max_train_samples": 32,
     }
-    script.main(options(checkpoint, scenes, tmp_path / "whole", **settings))
+    script.COMMAND.main(options(checkpoint, scenes, tmp_path / "whole", **settings))
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     for path in (*(tmp_path / "killed").glob("checkpoint-[!3]*"), tmp_path / "killed" / "model.safetensors"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert [path.name for path in (tmp_path / "killed").glob("checkpoint-*")] == ["checkpoint-3"]
-    script.main(options(checkpoint, scenes, tmp_path / "killed", **settings))
+    script.COMMAND.main(options(checkpoint, scenes, tmp_path / "killed", **settings))
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(tensor, resumed[key]) for key, tensor in whole.items())
     with pytest.raises(SystemExit, match="holds a run with another max_class_share"):
-        script.main(options(checkpoint, scenes, tmp_path / "killed", max_class_share=0.5, **settings))
+        script.COMMAND.main(options(checkpoint, scenes, tmp_path / "killed", max_class_share=0.5, **settings))
 
 
 def test_pre_trained_weights_and_the_control(script, scenes, checkpoint, tmp_path):
@@ -218,7 +218,7 @@ def test_encoders_of_one_stride_get_a_pyramid(script, scenes, tmp_path, stock):
         ViTModel(encoder_config).save_pretrained(tmp_path / "vit")
     else:
         save_checkpoint(tmp_path / "vit", encoder_config)
-    script.main(
+    script.COMMAND.main(
         options(tmp_path / "vit", scenes, tmp_path / "out", "--bf16", max_steps=1, crop_size=64, max_eval_samples=2)
     )
     model = UperNetForSemanticSegmentation.from_pretrained(tmp_path / "out")
@@ -241,7 +241,7 @@ def test_many_channels_of_16_bits(script, tmp_path):
         array = rng.integers(0, 4000, (60, 52, 5), dtype=np.uint16)
         tifffile.imwrite(tmp_path / "data" / "images" / f"{index}.tif", array, planarconfig="contig")
         np.save(tmp_path / "data" / "masks" / f"{index}.npy", rng.integers(0, 3, (60, 52)))
-    script.main(options(tmp_path / "mim", tmp_path / "data", tmp_path / "out", max_steps=1, holdout=0.2))
+    script.COMMAND.main(options(tmp_path / "mim", tmp_path / "data", tmp_path / "out", max_steps=1, holdout=0.2))
     assert list(json.loads((tmp_path / "out" / "results.json").read_text())["iou"]) == ["class 0", "class 1", "class 2"]
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
     assert (processor.rescale_factor, tuple(processor.image_mean)) == (1e-4, (0.2,) * 5)
@@ -254,7 +254,7 @@ def test_columns_of_a_data_set(script, scenes, checkpoint, tmp_path):
     masks = [str(scenes / "masks" / f"{name}.png") for name in names]
     Dataset.from_dict({"image": images, "label": masks}, features=features).save_to_disk(str(tmp_path / "set"))
     (tmp_path / "ids.json").write_text(json.dumps({"id2label": {"0": "sky", "1": "sun", "2": "box"}}))
-    script.main(
+    script.COMMAND.main(
         options(
             *(checkpoint, None, tmp_path / "out"),
             dataset_name=tmp_path / "set",
@@ -316,4 +316,4 @@ def test_errors_before_work_is_lost(script, checkpoint, tmp_path, spoil, changes
     settings = {"checkpoint": checkpoint, "train_dir": folder} | changes
     arguments = options(settings.pop("checkpoint"), settings.pop("train_dir"), tmp_path / "out", **settings)
     with pytest.raises(SystemExit, match=message):
-        script.main(arguments)
+        script.COMMAND.main(arguments)

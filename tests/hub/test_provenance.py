@@ -7,6 +7,7 @@ import pytest
 from paths import ROOT
 
 from hf_simmim.cli.image_options import SourceArguments
+from hf_simmim.data.sources import EMBEDDED_NAME
 from hf_simmim.hub.provenance import (
     ImageSource,
     code_version,
@@ -52,7 +53,7 @@ def test_names_on_the_hub_are_told_from_folders(tmp_path, monkeypatch):
 
 def test_commands_hold_no_paths_and_no_secrets():
     command = safe_command(
-        "examples/run_mim.py",
+        ["hf-simmim", "pretrain"],
         [
             *("--train_dir", "/home/me/my photos", "--output_dir=/mnt/x/runs/a", "--hub_token", "hf_abcdefghijkl"),
             *("--hub-token", "secret123"),
@@ -81,7 +82,7 @@ def test_commands_hold_no_paths_and_no_secrets():
         ],
     )
     assert command == (
-        "python examples/run_mim.py --train_dir 'my photos' --output_dir=a"
+        "hf-simmim pretrain --train_dir 'my photos' --output_dir=a"
         """ --target_options '{"model": "teacher", "layer": 3}' --data_files https://host/a.parquet b.parquet"""
         " --mask_ratio 0.4 0.7 --nodata -9999 --rescale_factor 1/65535 --checkpoint org/m --validation_dir val"
         " --average_tokens_across_devices no"
@@ -115,14 +116,14 @@ FOLDER = ImageSource("cats", "imagefolder")
             HELD_OUT,
             ("a.parquet", None),
         ),
-        ({}, ImageSource("embedded", split="train"), "split test", ("embedded", "test")),
+        ({}, ImageSource(EMBEDDED_NAME, split="train"), "split test", (EMBEDDED_NAME, "test")),
     ],
 )
 def test_sources_are_named_without_the_way_to_them(options, source, where, evaluated_on):
     arguments = SourceArguments(**options)
-    assert image_source(arguments, "/x/embedded") == source
+    assert image_source(arguments) == source
     assert held_out(arguments, arguments.holdout, default_split="test") == where
-    evaluation = evaluation_source(arguments, "/x/embedded", default_split="test")
+    evaluation = evaluation_source(arguments, default_split="test")
     assert (evaluation.name, evaluation.split) == evaluated_on
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_lines import command_line
 from huggingface_hub import close_session
 from huggingface_hub.cli.hf import app
 from paths import ROOT, SUPPORT
 from PIL import Image
 from pretraining import PROGRAM
 from safetensors.torch import load, load_file
-from scripts import command_line
 from tiny import VIT_SIZES
 from transformers import AutoImageProcessor, AutoModel, AutoModelForMaskedImageModeling, TrainingArguments
 
@@ -29,19 +29,13 @@ from hf_simmim.hub import pushes as hub_pushes
 from hf_simmim.hub import snapshots
 from hf_simmim.hub.pushes import HubPushes
 from hf_simmim.hub.snapshots import Push
-from hf_simmim.training.trainers import PushingTrainer, SimMIMTrainer
+from hf_simmim.training.trainers import RunTrainer, SimMIMTrainer
 
 REPOSITORY = "org/tiny"
 # Without them nobody could load it, or know what it is.
 ESSENTIAL = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "training_args.bin"}
 ESSENTIAL |= {"modeling_simmim.py", "image_processing_simmim.py", "swin.py"}
 PICTURES = {"reconstruction.png", "loss_curve.png"}
-
-
-@pytest.fixture(scope="module")
-def run_mim():
-    """The command as a module."""
-    return pretrain
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +111,7 @@ def assert_whole(hub, output_dir: Path, name: str = REPOSITORY) -> None:
 
 def after_push(monkeypatch, number: int, action) -> None:
     """Do something in mid-training, when so many saves are pushed."""
-    push, calls = PushingTrainer._push_from_checkpoint, []
+    push, calls = RunTrainer._push_from_checkpoint, []
 
     def wrapped(self, checkpoint_folder):
         push(self, checkpoint_folder)
@@ -126,7 +120,7 @@ def after_push(monkeypatch, number: int, action) -> None:
             self.hub_pushes.settle()
             action()
 
-    monkeypatch.setattr(PushingTrainer, "_push_from_checkpoint", wrapped)
+    monkeypatch.setattr(RunTrainer, "_push_from_checkpoint", wrapped)
 
 
 # What somebody does who knows the names of the repository and of its commits, and has transformers only.
@@ -192,10 +186,10 @@ def test_two_processes_push_and_a_third_without_the_package_loads(hub, photos, t
 
 
 @pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
-def test_every_commit_is_whole(run_mim, hub, photos, tmp_path, strategy):
+def test_every_commit_is_whole(hub, photos, tmp_path, strategy):
     token = "hf_writes_secretly"
     hub.roles[token] = "write"
-    run_mim.main(options(photos, tmp_path, hub_strategy=strategy, hub_token=token))
+    pretrain.COMMAND.main(options(photos, tmp_path, hub_strategy=strategy, hub_token=token))
     repository = hub.store.get("models", REPOSITORY)
     history = commits(hub)
     assert [commit.title for commit in history][:-1] == (
@@ -228,24 +222,24 @@ def test_every_commit_is_whole(run_mim, hub, photos, tmp_path, strategy):
     assert (tmp_path / "unreadable_images.txt").exists()
 
 
-def test_a_hub_that_fails_half_of_the_time_gets_everything(run_mim, hub, photos, tmp_path, capsys):
+def test_a_hub_that_fails_half_of_the_time_gets_everything(hub, photos, tmp_path, capsys):
     hub.fail(status=500, share=0.35, seed=1)
     hub.fail(cut=0, share=0.25, seed=2)
-    run_mim.main(options(photos, tmp_path, save_total_limit=1))
+    pretrain.COMMAND.main(options(photos, tmp_path, save_total_limit=1))
     hub.recover()
     assert sum(request.fault is not None for request in hub.requests) > 0.3 * len(hub.requests)
     assert_whole(hub, tmp_path)
     assert commits(hub)[-1].oid in capsys.readouterr().out
 
 
-def test_the_best_of_an_epoch_are_told_apart(run_mim, hub, photos, tmp_path):
+def test_the_best_of_an_epoch_are_told_apart(hub, photos, tmp_path):
     settings = {"save_strategy": "best", "metric_for_best_model": "eval_loss", "max_steps": 3, "learning_rate": 0.01}
-    run_mim.main(options(photos, tmp_path, **settings))
+    pretrain.COMMAND.main(options(photos, tmp_path, **settings))
     assert hub.titles(REPOSITORY)[1:-1] == [f"Training in progress, step {step}" for step in (3, 2, 1)]
 
 
 @pytest.mark.parametrize("kind", ["gone", "token refused"])
-def test_training_ends_without_the_hub(run_mim, hub, photos, tmp_path, monkeypatch, caplog, kind):
+def test_training_ends_without_the_hub(hub, photos, tmp_path, monkeypatch, caplog, kind):
     def leave():
         hub.__exit__()
         # Else it goes on to be served.
@@ -253,7 +247,7 @@ def test_training_ends_without_the_hub(run_mim, hub, photos, tmp_path, monkeypat
 
     monkeypatch.setattr(hub_pushes, "PATIENCE", 0.3)
     after_push(monkeypatch, 1, leave if kind == "gone" else hub.roles.clear)
-    run_mim.main(options(photos, tmp_path, save_total_limit=2, max_steps=3))
+    pretrain.COMMAND.main(options(photos, tmp_path, save_total_limit=2, max_steps=3))
     assert len(commits(hub)) == 1
     AutoModelForMaskedImageModeling.from_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} >= ESSENTIAL | PICTURES | {"checkpoint-2", "checkpoint-3"}
@@ -265,27 +259,27 @@ def test_training_ends_without_the_hub(run_mim, hub, photos, tmp_path, monkeypat
     assert ("refused" if kind == "gone" else "401") in told[-1]
 
 
-def test_a_full_disk_does_not_stop_training(run_mim, hub, photos, tmp_path, monkeypatch, caplog):
+def test_a_full_disk_does_not_stop_training(hub, photos, tmp_path, monkeypatch, caplog):
     def full(source, target):
         target.write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(snapshots, "link_or_copy", full)
-    run_mim.main(options(photos, tmp_path))
+    pretrain.COMMAND.main(options(photos, tmp_path))
     assert caplog.text.count("No space left on device") == 2
     # The last push needs no copy.
     assert len(commits(hub)) == 1
     assert_whole(hub, tmp_path)
 
 
-def test_a_card_that_cannot_be_written_or_is_refused_stops_nothing(run_mim, hub, photos, tmp_path, monkeypatch, caplog):
+def test_a_card_that_cannot_be_written_or_is_refused_stops_nothing(hub, photos, tmp_path, monkeypatch, caplog):
     def broken(self, **kwargs):
         if self.state.global_step == 1:
             raise TypeError("no card today")
         (Path(self.args.output_dir) / "README.md").write_text("---\nlicense: 7\nmodel-index: x\n---\n")
 
     monkeypatch.setattr(SimMIMTrainer, "create_model_card", broken)
-    run_mim.main(options(photos, tmp_path))
+    pretrain.COMMAND.main(options(photos, tmp_path))
     assert "no card today" in caplog.text
     assert "refuses the model card" in caplog.text
     assert [("README.md" in commit.files, "model.safetensors" in commit.files) for commit in commits(hub)] == [
@@ -293,10 +287,10 @@ def test_a_card_that_cannot_be_written_or_is_refused_stops_nothing(run_mim, hub,
     ] * len(commits(hub))
 
 
-def test_defaults_private_and_revision(run_mim, hub, photos, tmp_path):
+def test_defaults_private_and_revision(hub, photos, tmp_path):
     output_dir = tmp_path / "my-model"
     settings = {"max_steps": 1, "hub_model_id": None, "hub_private_repo": True, "hub_revision": "trial"}
-    run_mim.main(options(photos, output_dir, **settings))
+    pretrain.COMMAND.main(options(photos, output_dir, **settings))
     assert hub.store.get("models", "user/my-model").settings["private"]
     assert set(hub.files("user/my-model")) == {".gitattributes"}
     assert load(hub.files("user/my-model", "trial")["model.safetensors"])
@@ -314,29 +308,29 @@ def test_defaults_private_and_revision(run_mim, hub, photos, tmp_path):
         ({}, ("hf auth login", "--hub_token")),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_else(run_mim, hub, tmp_path, monkeypatch, settings, remedies):
+def test_what_cannot_work_is_refused_before_anything_else(hub, tmp_path, monkeypatch, settings, remedies):
     if not settings:
         monkeypatch.delenv("HF_TOKEN")
     hub.add(REPOSITORY, {"a": b""})
     with pytest.raises(SystemExit, match="error: ") as refused:
         # Pictures that are not there would be told of later.
-        run_mim.main(options(tmp_path / "missing", tmp_path / "run", **settings))
+        pretrain.COMMAND.main(options(tmp_path / "missing", tmp_path / "run", **settings))
     for part in remedies:
         assert part in str(refused.value)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_hub_that_is_away_at_the_start_gets_the_repository_later(run_mim, hub, photos, tmp_path, monkeypatch, caplog):
+def test_a_hub_that_is_away_at_the_start_gets_the_repository_later(hub, photos, tmp_path, monkeypatch, caplog):
     hub.fail(cut=0)
     after_push(monkeypatch, 1, hub.recover)
-    run_mim.main(options(photos, tmp_path, hub_model_id="tiny"))
+    pretrain.COMMAND.main(options(photos, tmp_path, hub_model_id="tiny"))
     assert "cannot be reached" in caplog.text
     assert_whole(hub, tmp_path, "user/tiny")
     assert 'from_pretrained("user/tiny"' in (tmp_path / "README.md").read_text()
 
 
-def test_interrupted_while_it_waits(run_mim, hub, photos, tmp_path, monkeypatch, caplog):
+def test_interrupted_while_it_waits(hub, photos, tmp_path, monkeypatch, caplog):
     hub.fail(cut=0)
     warn = HubPushes._warn
 
@@ -349,7 +343,7 @@ def test_interrupted_while_it_waits(run_mim, hub, photos, tmp_path, monkeypatch,
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(SystemExit) as ended:
-            run_mim.main(options(photos, tmp_path, hub_strategy="end", max_steps=1))
+            pretrain.COMMAND.main(options(photos, tmp_path, hub_strategy="end", max_steps=1))
     finally:
         signal.signal(signal.SIGINT, before)
     assert ended.value.code == 130
@@ -498,7 +492,7 @@ def test_classifiers_of_several_seeds_have_a_repository_each(hub, classes, tmp_p
         "push_to_hub": True,
         "hub_token": token,
     }
-    finetune.main([*command_line(settings), "--seeds", "0", "1"])
+    finetune.COMMAND.main([*command_line(settings), "--seeds", "0", "1"])
     for seed in (0, 1):
         name, folder = f"user/animals-seed-{seed}", tmp_path / "animals" / f"seed-{seed}"
         pushed = hub.files(name)
@@ -507,13 +501,13 @@ def test_classifiers_of_several_seeds_have_a_repository_each(hub, classes, tmp_p
         assert token.encode() not in b"".join(pushed.values())
 
 
-def test_a_finished_run_of_which_the_best_weights_are_kept_is_pushed_with_them(run_mim, hub, photos, tmp_path):
+def test_a_finished_run_of_which_the_best_weights_are_kept_is_pushed_with_them(hub, photos, tmp_path):
     settings = options(photos, tmp_path, max_steps=3, load_best_model_at_end=True, hub_strategy="end")
-    run_mim.main(settings)
+    pretrain.COMMAND.main(settings)
     newest = tmp_path / "checkpoint-3" / "trainer_state.json"
     newest.write_text(json.dumps(json.loads(newest.read_text()) | {"best_global_step": 1}))
     pictures = on_disk(tmp_path / "reconstructions")
-    run_mim.main(settings)
+    pretrain.COMMAND.main(settings)
     assert on_disk(tmp_path / "reconstructions") == pictures
     assert pictures["step-0000001.png"] == (tmp_path / "reconstruction.png").read_bytes()
     best = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
@@ -521,10 +515,10 @@ def test_a_finished_run_of_which_the_best_weights_are_kept_is_pushed_with_them(r
     assert all(torch.equal(best[name], tensor) for name, tensor in pushed.items())
 
 
-def test_another_run_in_its_place_leaves_no_pictures_of_the_first(run_mim, hub, photos, tmp_path):
-    run_mim.main(options(photos, tmp_path, max_steps=1, hub_strategy="end"))
+def test_another_run_in_its_place_leaves_no_pictures_of_the_first(hub, photos, tmp_path):
+    pretrain.COMMAND.main(options(photos, tmp_path, max_steps=1, hub_strategy="end"))
     assert (tmp_path / "reconstruction.png").exists()
-    run_mim.main([*options(photos, tmp_path, max_steps=1, hub_strategy="end", target="hog"), "--restart"])
+    pretrain.COMMAND.main([*options(photos, tmp_path, max_steps=1, hub_strategy="end", target="hog"), "--restart"])
     assert not (tmp_path / "reconstruction.png").exists()
     assert "reconstruction.png" not in hub.files(REPOSITORY)["README.md"].decode()
 

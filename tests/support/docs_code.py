@@ -3,10 +3,10 @@
 A page is run from its first block to its last in a folder of its own. The text is never changed; what is changed is
 the world around it: `my_photos` holds sixteen pictures, `runs/my_photos` a tiny checkpoint, and models of the Hub come
 from a server on this machine, tiny and random. Python runs as it is, but for Trainer, which takes one step. Of a
-command line,
+command line, whether it is that of `hf-simmim` or of one of its launchers in `examples/`,
 
-- every option is parsed as it is written, by the script's own parser and by that of accelerate or torchrun before it;
-- then the script runs in this process, with the options of `SMALL` behind those of the page: they win, and change
+- every option is parsed as it is written, by the command's own parser and by that of accelerate or torchrun before it;
+- then the command runs in this process, with the options of `SMALL` behind those of the page: they win, and change
   the encoder's size and the length of the run;
 - what starts several processes is parsed only (tests/cli/test_pretrain.py starts two), and so is what `NOT_HERE` names.
 
@@ -15,6 +15,7 @@ What no rule knows fails, so no page can show a command that nobody ran.
 
 import contextlib
 import dataclasses
+import importlib
 import io
 import json
 import os
@@ -30,8 +31,12 @@ from typing import Any
 from unittest import mock
 
 import yaml
+from command_lines import command_line
 from paths import ROOT
-from scripts import load_script
+
+from hf_simmim.__main__ import main
+from hf_simmim.cli.command import Command
+from hf_simmim.cli.pretrain import build_config
 
 FENCE = re.compile(r"(?P<indent> *)(?P<ticks>`{3,})(?P<language>[\w-]*) *(?P<info>.*)$")
 
@@ -52,12 +57,10 @@ STEP = {
 UNLESS_CHECKPOINT = {"encoder": json.dumps(ENCODER)}
 # Options behind those of the page. A function gets the options of the page.
 SMALL: dict[str, Callable[[list[str]], dict[str, Any]]] = {
-    "run_mim": lambda words: STEP | no_encoder(words) | {"num_clusters": 4, "head_options": small_head(words)},
-    "run_image_classification": lambda words: STEP | {"weight_average": None},
-    "run_semantic_segmentation": lambda words: (
-        STEP | {"decoder_channels": 16, "crop_size": 64, "per_device_eval_batch_size": 1}
-    ),
-    "run_probe": lambda words: {"dataloader_num_workers": 0, "per_device_eval_batch_size": 8},
+    "pretrain": lambda words: STEP | no_encoder(words) | {"num_clusters": 4, "head_options": small_head(words)},
+    "finetune": lambda words: STEP | {"weight_average": None},
+    "segment": lambda words: STEP | {"decoder_channels": 16, "crop_size": 64, "per_device_eval_batch_size": 1},
+    "probe": lambda words: {"dataloader_num_workers": 0, "per_device_eval_batch_size": 8},
     "compare": lambda words: {
         "seeds": [0, 1],
         "labels_per_class": 2,
@@ -65,10 +68,10 @@ SMALL: dict[str, Callable[[list[str]], dict[str, Any]]] = {
         "finetune_options": json.dumps(STEP),
         "pretrain_options": None if "--checkpoint" in words else json.dumps(STEP | UNLESS_CHECKPOINT),
     },
-    "convert_checkpoint": lambda words: {},
+    "convert": lambda words: {},
     "embed": lambda words: {"num_workers": 0, "max_images": 8},
-    "visualize_reconstruction": lambda words: {"num_images": 2},
-    "export_model": lambda words: {"dynamic_batch": "False"},
+    "reconstruct": lambda words: {"num_images": 2},
+    "export": lambda words: {"dynamic_batch": "False"},
     "app": lambda words: {},
 }
 # Options that this machine cannot run, only parse.
@@ -134,6 +137,11 @@ def command_lines(code: str) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
+def command_named(name: str) -> Command:
+    """A command of the package."""
+    return importlib.import_module(f"hf_simmim.cli.{name}").COMMAND
+
+
 class Page:
     """Runs blocks one after the other.
 
@@ -174,11 +182,11 @@ class Page:
         self.printed = printed.getvalue()
 
     def run_json(self, block: Block) -> None:
-        """A recipe, which a later command of the page reads, and which the script it is for accepts."""
+        """A recipe, which a later command of the page reads, and which the command it is for accepts."""
         recipe = json.loads(block.code)
         if block.title:
             (self.folder / block.title).write_text(block.code, encoding="utf-8")
-            load_script("run_mim").parse_arguments(["--train_dir", "my_photos", "--recipe", block.title])
+            command_named("pretrain").parse(["--train_dir", "my_photos", "--recipe", block.title])
         assert isinstance(recipe, dict)
 
     def run_yaml(self, block: Block) -> None:
@@ -226,7 +234,7 @@ class Page:
             self.environment[name] = value
 
     def accelerate(self, words: list[str]) -> None:
-        """`accelerate launch SCRIPT`."""
+        """`accelerate launch SCRIPT` and `accelerate launch -m MODULE`."""
         from accelerate.commands import launch
 
         if words[0] != "launch":
@@ -235,41 +243,64 @@ class Page:
         if not arguments.use_deepspeed:  # whose check asks for the package
             launch._validate_launch_command(arguments)
         several = (arguments.num_machines or 1) > 1 or (arguments.num_processes or 1) > 1
-        self.script(arguments.training_script, arguments.training_script_args, not several)
+        start = self.module if arguments.module else self.script
+        start(arguments.training_script, arguments.training_script_args, not several)
 
     def torchrun(self, words: list[str]) -> None:
-        """`torchrun SCRIPT`."""
+        """`torchrun SCRIPT` and `torchrun -m MODULE`."""
         from torch.distributed.run import get_args_parser
 
         arguments = get_args_parser().parse_args(words)
-        self.script(arguments.training_script, arguments.training_script_args, arguments.nproc_per_node == "1")
+        start = self.module if arguments.module else self.script
+        start(arguments.training_script, arguments.training_script_args, arguments.nproc_per_node == "1")
 
     def python(self, words: list[str]) -> None:
         """`python SCRIPT` and `python -m MODULE`."""
-        if words[0] == "-m":
-            if words[1] != "http.server":
-                raise AssertionError(f"no rule for python -m {words[1]}")
+        if words[:2] == ["-m", "http.server"]:
             return
-        self.script(words[0], words[1:], True)
+        if words[0] == "-m":
+            self.module(words[1], words[2:], True)
+        else:
+            self.script(words[0], words[1:], True)
+
+    def hf_simmim(self, words: list[str]) -> None:
+        """`hf-simmim COMMAND`."""
+        self.module("hf_simmim", words, True)
+
+    def module(self, name: str, words: list[str], run: bool) -> None:
+        """The module `hf_simmim`, whose first word is the name of a command."""
+        if name != "hf_simmim":
+            raise AssertionError(f"no rule for python -m {name}")
+        if not words or words[0] not in SMALL:
+            main(words)
+        else:
+            self.command(words[0], words[1:], run)
 
     def script(self, path: str, words: list[str], run: bool) -> None:
-        """Parse the options of a script as they are written, then run it small."""
+        """A launcher of a command, or another script, of which only the options are looked up."""
         if not (ROOT / path).is_file():
             raise AssertionError(f"there is no {path}")
-        folder, name = Path(path).parent.name, Path(path).stem
-        if folder != "examples":
+        text = (ROOT / path).read_text(encoding="utf-8")
+        if Path(path).parent.name != "examples":
             # Minutes each, with tests of their own: only what can be asked for is looked up.
-            text = (ROOT / path).read_text(encoding="utf-8")
             missing = [word for word in words if word.startswith("--") and f'"{word}"' not in text + '"--help"']
             assert not missing, f"{path} has no {missing}"
             return
-        module = load_script(name)
-        if hasattr(module, "parse_arguments"):
-            # bf16 asks for a GPU, or to be told that there is none.
-            on_cpu = ["--use_cpu", "True"] if "use_cpu" in SMALL[name](words) else []
-            parsed = module.parse_arguments([*words, *on_cpu])
-            if name == "run_mim":
-                module.build_config(parsed[1])
+        launched = re.search(r'main\(\["(\w+)"', text)
+        assert launched is not None, f"{path} launches no command"
+        self.command(launched[1], words, run)
+
+    def command(self, name: str, words: list[str], run: bool) -> None:
+        """Parse the options of a command as they are written, then run it small."""
+        command = command_named(name)
+        if {"--help", "--help-all"} & set(words):
+            command.main(words)
+            return
+        # bf16 asks for a GPU, or to be told that there is none.
+        on_cpu = ["--use_cpu", "True"] if "use_cpu" in SMALL[name](words) else []
+        parsed = command.parse([*words, *on_cpu])
+        if name == "pretrain":
+            build_config(parsed[1])
         if not run or any(word in NOT_HERE for word in words):
             return
         done = json.dumps([name, words])
@@ -281,19 +312,10 @@ class Page:
         ):
             return
         DONE.add(done)
-        small = SMALL[name](words)
-        options: list[str] = []
-        for key, value in small.items():
-            if value is not None:
-                values = value if isinstance(value, list) else [value]
-                options += [f"--{key}", *(str(part) for part in values)]
-        with contextlib.chdir(self.folder):
-            if name == "app":
-                # Built whole, but not served: that would wait for a person.
-                with mock.patch("gradio.Blocks.launch"):
-                    module.main([*words, *options])
-            else:
-                module.main([*words, *options])
+        options = command_line(SMALL[name](words))
+        # Pages are built whole, but not served: that would wait for a person.
+        with contextlib.chdir(self.folder), mock.patch("gradio.Blocks.launch"):
+            command.main([*words, *options])
 
     def pip(self, words: list[str]) -> None:
         """Installing this package; its extras must exist."""
@@ -330,7 +352,7 @@ class Page:
 
 
 # Their default folders are read by no later command.
-TRAINERS = ("run_mim", "run_image_classification", "run_probe", "compare")
+TRAINERS = ("pretrain", "finetune", "probe", "compare")
 # Commands that have run already in this process: many pages begin with the same one.
 DONE: set[str] = set()
 # Packages that a page may install beside ours and its extras.
@@ -341,6 +363,7 @@ ENVIRONMENT = {
     *("TENSORBOARD_LOGGING_DIR", "WANDB_MODE", "WANDB_PROJECT", "TRACKIO_PROJECT", "NCCL_DEBUG", "MASTER_ADDR"),
 }
 COMMANDS: dict[str, Callable[[Page, list[str]], None]] = {
+    "hf-simmim": Page.hf_simmim,
     "accelerate": Page.accelerate,
     "torchrun": Page.torchrun,
     "python": Page.python,

@@ -6,8 +6,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from command_lines import command_line
 from PIL import Image
-from scripts import command_line
 
 from hf_simmim.cli import pretrain
 

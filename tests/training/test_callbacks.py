@@ -14,10 +14,11 @@ import pytest
 import torch
 from paths import ROOT
 from PIL import Image
-from pretraining import PROGRAM, options, photos, read_log, run_mim
+from pretraining import PROGRAM, options, photos, read_log
 from safetensors.torch import load_file
 from transformers import AutoModel
 
+from hf_simmim.cli import pretrain
 from hf_simmim.data.label_splits import holdout
 from hf_simmim.data.labelled_images import LabelledImageDataset, load_labelled_images
 from hf_simmim.data.sampling import evenly_spaced
@@ -41,12 +42,14 @@ def labelled(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def runs(run_mim, photos, labelled, tmp_path_factory):
+def runs(photos, labelled, tmp_path_factory):
     """Folders of a run without and of one with the probe."""
     folder = tmp_path_factory.mktemp("runs")
     encoder = json.dumps(json.loads(options(photos, folder)[5]) | {"drop_path_rate": 0.3})
     for name, probe in (("without", None), ("with", labelled)):
-        run_mim.main(options(photos, folder / name, encoder=encoder, probe_dir=probe, dataloader_num_workers=1))
+        pretrain.COMMAND.main(
+            options(photos, folder / name, encoder=encoder, probe_dir=probe, dataloader_num_workers=1)
+        )
     return folder
 
 
@@ -82,22 +85,22 @@ def test_the_last_accuracies_are_those_of_the_saved_model(runs, labelled):
     assert last["probe_linear_accuracy"] == linear_probe(*data, penalties=[1e-3]).accuracy
 
 
-def test_the_best_model_can_be_that_of_the_probe(run_mim, photos, labelled, tmp_path):
+def test_the_best_model_can_be_that_of_the_probe(photos, labelled, tmp_path):
     settings = {
         "probe_dir": labelled,
         "metric_for_best_model": "probe_knn_accuracy",
         "greater_is_better": True,
         "load_best_model_at_end": True,
     }
-    run_mim.main(options(photos, tmp_path, **settings))
+    pretrain.COMMAND.main(options(photos, tmp_path, **settings))
     state = json.loads((tmp_path / "trainer_state.json").read_text())
     accuracies = [entry["probe_knn_accuracy"] for entry in state["log_history"] if "probe_knn_accuracy" in entry]
     assert state["best_metric"] == max(accuracies[1:3])
 
 
-def test_not_every_evaluation_has_to_be_measured(run_mim, photos, labelled, tmp_path):
-    data, model, training = run_mim.parse_arguments(options(photos, tmp_path, probe_dir=labelled, num_train_epochs=4))
-    trainer, _ = run_mim.build_trainer(data, model, training)
+def test_not_every_evaluation_has_to_be_measured(photos, labelled, tmp_path):
+    data, model, training = pretrain.COMMAND.parse(options(photos, tmp_path, probe_dir=labelled, num_train_epochs=4))
+    trainer, _ = pretrain.build_trainer(data, model, training)
     callback = next(c for c in trainer.callback_handler.callbacks if isinstance(c, ProbeCallback))
     callback.every = 2
     trainer.train()
@@ -105,7 +108,7 @@ def test_not_every_evaluation_has_to_be_measured(run_mim, photos, labelled, tmp_
     assert steps == [0, 10, 20]
 
 
-def test_images_are_read_once_if_they_are_few(run_mim, photos, labelled, tmp_path, monkeypatch):
+def test_images_are_read_once_if_they_are_few(photos, labelled, tmp_path, monkeypatch):
     reads = []
     read = LabelledImageDataset.__getitem__
 
@@ -117,25 +120,25 @@ def test_images_are_read_once_if_they_are_few(run_mim, photos, labelled, tmp_pat
     for limit, expected in ((2**26, 18), (0, 3 * 18)):
         reads.clear()
         monkeypatch.setattr("hf_simmim.training.callbacks.MAX_KEPT_NUMBERS", limit)
-        run_mim.main(options(photos, tmp_path / str(limit), probe_dir=labelled, probe_images=9))
+        pretrain.COMMAND.main(options(photos, tmp_path / str(limit), probe_dir=labelled, probe_images=9))
         assert len(reads) == expected
     images = load_labelled_images(labelled)
     parts = [[images.rows["name"][index] for index in part] for part in holdout(images.labels, 0.25, seed=0)]
     assert set(reads) == {Path(part[index]).name for part in parts for index in evenly_spaced(len(part), 9)}
 
 
-def test_unreadable_images_are_left_out(run_mim, photos, labelled, tmp_path, caplog):
+def test_unreadable_images_are_left_out(photos, labelled, tmp_path, caplog):
     """Found before training, which they would end: as in pre-training, unless they are many."""
     folder = tmp_path / "labelled"
     shutil.copytree(labelled, folder)
     path = folder / "dark" / "04.png"
     path.write_bytes(path.read_bytes()[:60])
-    run_mim.main(options(photos, tmp_path / "run", probe_dir=folder, dataloader_num_workers=1))
+    pretrain.COMMAND.main(options(photos, tmp_path / "run", probe_dir=folder, dataloader_num_workers=1))
     assert [entry["step"] for entry in read_log(tmp_path / "run") if "probe_knn_accuracy" in entry] == [0, 5, 10]
     assert "are left out; the first is" in caplog.text
     assert "04.png" in caplog.text
     with pytest.raises(SystemExit, match=r"04\.png"):
-        run_mim.main(options(photos, tmp_path / "other", probe_dir=folder, max_unreadable=0))
+        pretrain.COMMAND.main(options(photos, tmp_path / "other", probe_dir=folder, max_unreadable=0))
 
 
 @pytest.mark.parametrize(
@@ -150,14 +153,14 @@ def test_unreadable_images_are_left_out(run_mim, photos, labelled, tmp_path, cap
         ({"probe_images": 0}, "probe_images=0"),
     ],
 )
-def test_mistakes_are_refused_at_once(run_mim, photos, labelled, tmp_path, settings, message):
+def test_mistakes_are_refused_at_once(photos, labelled, tmp_path, settings, message):
     with pytest.raises(SystemExit, match=message):
-        run_mim.main(options(photos, tmp_path, **({"probe_dir": labelled} | settings)))
+        pretrain.COMMAND.main(options(photos, tmp_path, **({"probe_dir": labelled} | settings)))
 
 
-def test_the_demo_measures_its_own_labels(run_mim):
-    data, _, _ = run_mim.parse_arguments([])
-    train, test = run_mim.load_probe(data, str(run_mim.EMBEDDED_DATA))
+def test_the_demo_measures_its_own_labels():
+    data, _, _ = pretrain.COMMAND.parse([])
+    train, test = pretrain.load_probe(data)
     assert (len(train), len(test)) == (6000, 1000)
     assert train.class_names == test.class_names
     assert "Ankle boot" in train.class_names

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_lines import command_line
 from paths import ROOT
 from PIL import Image
-from scripts import command_line
 from tiny import VIT_SIZES
 from transformers.integrations import TensorBoardCallback
 
@@ -22,7 +22,7 @@ from hf_simmim.cli import pretrain
 RUN = """
 import sys
 from hf_simmim.cli import pretrain
-trainer, _ = pretrain.build_trainer(*pretrain.parse_arguments(sys.argv[1:]))
+trainer, _ = pretrain.build_trainer(*pretrain.COMMAND.parse(sys.argv[1:]))
 trainer.train()
 """
 
@@ -133,7 +133,7 @@ def test_a_tracker_that_fails_is_warned_of_once_and_stops_nothing(photos, tmp_pa
     class AnotherCallback(TensorBoardCallback):
         """One that works, behind the one that does not."""
 
-    arguments = pretrain.parse_arguments(options(photos, tmp_path / "run", report_to="none"))
+    arguments = pretrain.COMMAND.parse(options(photos, tmp_path / "run", report_to="none"))
     trainer, _ = pretrain.build_trainer(*arguments)
     trainer.add_callback(TensorBoardCallback(Full(tmp_path / "full")))
     trainer.add_callback(AnotherCallback(tensorboard.SummaryWriter(tmp_path / "works")))

@@ -26,12 +26,12 @@ from hf_simmim.data.reading import UnreadableImages
 from hf_simmim.data.sources import load_images
 from hf_simmim.evaluation.metrics import classification_metrics
 from hf_simmim.hub.card import check_license
-from hf_simmim.hub.provenance import ImageSource, Origin
+from hf_simmim.hub.provenance import ImageSource, RunOrigin
 from hf_simmim.model.masking import average_distance, random_mask
 from hf_simmim.training.arguments import ReleasedTrainingArguments
 from hf_simmim.training.callbacks import ProbeCallback
-from hf_simmim.training.classification_card import classifier_card
-from hf_simmim.training.pretraining_card import training_card
+from hf_simmim.training.classification_card import classification_card
+from hf_simmim.training.pretraining_card import pretraining_card
 from hf_simmim.training.trainers import ClassifierTrainer, SimMIMTrainer
 from hf_simmim.visualization.grids import DRAWN_COLUMNS
 
@@ -109,7 +109,7 @@ def make_trainer(folder: Path, encoder: Any = None, components: Any = None, imag
         processing_class=processor,
         unreadable_images=UnreadableImages(folder / "unreadable.txt", len(images), 1.0),
     )
-    trainer.origin = Origin(images=SOURCE, held_out="split test", command="python examples/run_mim.py --bf16")
+    trainer.origin = RunOrigin(images=SOURCE, held_out="split test", command="python examples/run_mim.py --bf16")
     return trainer
 
 
@@ -145,7 +145,7 @@ def stopped_early(folder):
 def evaluated(folder):
     trainer = as_trained(make_trainer(folder, hub_license="cc-by-4.0", hub_model_id="org/my-clothes"))
     test = ImageSource("org/clothes", hub_id="org/clothes", split="test")
-    trainer.origin = Origin(images=SOURCE, evaluation=test, base_model="microsoft/swin-x", checkpoint="swin-x")
+    trainer.origin = RunOrigin(images=SOURCE, evaluation=test, base_model="microsoft/swin-x", checkpoint="swin-x")
     (folder / "run").mkdir(parents=True, exist_ok=True)
     labelled = LabelledImageDataset(rows(), (32, 32), 3, [0.5] * 3, [0.25] * 3, crop_ratio=1)
     trainer.add_callback(ProbeCallback(trainer, labelled, labelled, 4, num_images=12, k=3))
@@ -221,7 +221,7 @@ def many_channels(folder):
 
 def odd_names(folder):
     trainer = as_trained(make_trainer(folder, output_dir=str(folder / 'my | "best" <run>')))
-    trainer.origin = Origin(images=ImageSource("a | b\n<c>", "imagefolder"), checkpoint="old | run")
+    trainer.origin = RunOrigin(images=ImageSource("a | b\n<c>", "imagefolder"), checkpoint="old | run")
     return trainer, [
         '# my | "best" &lt;run>',
         r'from_pretrained("my | \"best\" <run>")',
@@ -267,7 +267,7 @@ def too_short_to_log_a_loss(folder):
 
 def unknown_origin(folder):
     trainer = as_trained(make_trainer(folder))
-    trainer.origin = Origin()
+    trainer.origin = RunOrigin()
     trainer.model.config.name_or_path = "microsoft/swin-y"
     return trainer, [
         "pre-trained with\n[SimMIM](https://arxiv.org/abs/2111.09886) on 16 images,",
@@ -297,7 +297,7 @@ def test_cards_of_runs_are_whole(make, tmp_path):
     trainer.create_model_card()
     folder = Path(trainer.args.output_dir)
     text = (folder / "README.md").read_text(encoding="utf-8")
-    assert check_card(training_card(trainer), folder) == text
+    assert check_card(pretraining_card(trainer), folder) == text
     for part in expected:
         assert part in text, f"{part!r} is not in\n{text}"
     assert ("not finished" in text) == (trainer.state.global_step < 4)
@@ -312,7 +312,7 @@ class Watcher(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 2:
-            self.text = check_card(training_card(self.trainer))
+            self.text = check_card(pretraining_card(self.trainer))
 
 
 def test_figures_are_those_of_the_run(tmp_path):
@@ -326,7 +326,7 @@ def test_figures_are_those_of_the_run(tmp_path):
     assert "| training loss | " in watcher.text
     assert "| held-out loss | " not in watcher.text
     trainer.evaluate()
-    rows = table(check_card(training_card(trainer), tmp_path / "run"))
+    rows = table(check_card(pretraining_card(trainer), tmp_path / "run"))
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
     # 2e-4 for 512 images a step, of which there are 16.
     assert rows["learning rate"] == "6.25e-06 = 0.0002 x 16 / 512 (base rate x images a step / 512)"
@@ -367,7 +367,7 @@ def test_figures_are_those_of_the_run(tmp_path):
 )
 def test_schedules_are_described_as_they_run(tmp_path, schedule, settings, expected):
     more = {"warmup_steps": 0, "learning_rate": 0.01, "lr_scheduler_type": schedule, "max_steps": 100} | settings
-    rows = table(str(training_card(make_trainer(tmp_path, **more))))
+    rows = table(str(pretraining_card(make_trainer(tmp_path, **more))))
     assert (rows["schedule"], rows["learning rate"]) == (expected, "0.01, as given: not scaled by the batch")
 
 
@@ -383,7 +383,7 @@ def test_the_code_in_a_card_runs(make, tmp_path, monkeypatch):
     trainer.save_model()
     Image.new("RGB", (50, 40)).save("photo.jpg")
     np.save("image.npy", np.ones((13, 40, 50), np.uint8))
-    with_package, without, fine_tuning = python_blocks(str(training_card(trainer)))
+    with_package, without, fine_tuning = python_blocks(str(pretraining_card(trainer)))
     found: dict[str, Any] = {}
     exec(with_package, found)
     assert found["features"].shape == (1, trainer.model.config.hidden_size)
@@ -437,7 +437,7 @@ def make_classifier(folder: Path, names: list[str], kind: str = "single_label_cl
         processing_class=SimMIMImageProcessor(size={"height": 32, "width": 32}, model_patch_size=2, **common),
         compute_metrics=classification_metrics(names, kind),
     )
-    trainer.origin = Origin(images=SOURCE, evaluation=SOURCE, held_out="split test", base_model="org/backbone")
+    trainer.origin = RunOrigin(images=SOURCE, evaluation=SOURCE, held_out="split test", base_model="org/backbone")
     return trainer
 
 
@@ -455,7 +455,7 @@ CLASSES = ["coat", "shoe | boot", "nan hat", "<bag>"]
 )  # fmt: skip
 def test_cards_of_classifiers_are_whole(tmp_path, names, kind, expected):
     trainer = make_classifier(tmp_path, [name.replace("nan ", "") for name in names], kind)
-    text = check_card(classifier_card(trainer), tmp_path / "classifier")
+    text = check_card(classification_card(trainer), tmp_path / "classifier")
     assert "Nothing was measured yet" in text
     assert "not finished" in text
     trainer.state.global_step = 2
@@ -467,7 +467,7 @@ def test_cards_of_classifiers_are_whole(tmp_path, names, kind, expected):
     (tmp_path / "classifier").mkdir(exist_ok=True)
     Image.new("RGB", (4, 4)).save(tmp_path / "classifier" / "confusion.png")
     trainer.create_model_card()
-    text = check_card(classifier_card(trainer), tmp_path / "classifier")
+    text = check_card(classification_card(trainer), tmp_path / "classifier")
     assert text == (tmp_path / "classifier" / "README.md").read_text(encoding="utf-8")
     for part in [*expected, "](confusion.png)", "base_model: org/backbone", "pipeline_tag: image-classification"]:
         assert part in text, f"{part!r} is not in\n{text}"
@@ -481,7 +481,7 @@ def test_card_of_a_classifier_in_mid_training(tmp_path):
     trainer.state.log_history = [{"step": 1, "eval_loss": 0.5, "eval_accuracy": 0.25}]
     (tmp_path / "classifier").mkdir(exist_ok=True)
     Image.new("RGB", (4, 4)).save(tmp_path / "classifier" / "confusion.png")
-    text = check_card(classifier_card(trainer))
+    text = check_card(classification_card(trainer))
     # The weights and figures of a push are those of steps.
     assert "moving average" not in text
     assert "not trained on ([org/clothes]" in text
@@ -489,7 +489,7 @@ def test_card_of_a_classifier_in_mid_training(tmp_path):
     # It is of an earlier end.
     assert "confusion.png" not in text
     trainer.is_in_train = False
-    text = check_card(classifier_card(trainer), tmp_path / "classifier")
+    text = check_card(classification_card(trainer), tmp_path / "classifier")
     assert "](confusion.png)" in text
     assert table(text)["weights"].startswith("a moving average over the steps")
 
@@ -497,8 +497,8 @@ def test_card_of_a_classifier_in_mid_training(tmp_path):
 def test_the_hub_takes_the_cards_and_a_push_keeps_them(hub, tmp_path):
     conversion = convert_checkpoint(FIXTURES / "swin_pretrain.pth")
     for card in (
-        training_card(evaluated(tmp_path / "a")[0]),
-        training_card(tracked_energy(tmp_path / "b")[0]),
+        pretraining_card(evaluated(tmp_path / "a")[0]),
+        pretraining_card(tracked_energy(tmp_path / "b")[0]),
         conversion_card(conversion, tmp_path / "c"),
     ):
         card.validate()
@@ -508,7 +508,7 @@ def test_the_hub_takes_the_cards_and_a_push_keeps_them(hub, tmp_path):
     text = hub.files("org/clothes-classifier")["README.md"].decode()
     assert 'pipeline("image-classification", model="org/clothes-classifier")' in text
     assert "| accuracy | **50.0%** |" in text
-    classifier_card(trainer).validate()
+    classification_card(trainer).validate()
     arguments = SimpleNamespace(push_to_hub=True, hub_license="apache2")
     with pytest.raises(ValueError, match=r"hub_license='apache2' is refused by the Hub.*apache-2\.0"):
         check_license(arguments)

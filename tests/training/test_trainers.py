@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
 from hf_simmim.data.transforms import normalize
-from hf_simmim.training.trainers import ClassifierTrainer, SimMIMTrainer, WholeEvaluation
+from hf_simmim.training.trainers import ClassifierTrainer, RunTrainer, SimMIMTrainer
 
 
 def big_batch() -> dict[str, torch.Tensor]:
@@ -112,7 +112,7 @@ def test_every_image_is_evaluated(tmp_path, num_images):
         report_to="none",
     )
     images = [{"input": torch.zeros(1)} for _ in range(num_images)]
-    trainer = WholeEvaluation(nn.Linear(1, 1), arguments, train_dataset=images, eval_dataset=images)
+    trainer = RunTrainer(nn.Linear(1, 1), arguments, train_dataset=images, eval_dataset=images)
 
     def count(loader):
         return sum(len(batch["input"]) for batch in loader)
@@ -125,4 +125,4 @@ def test_every_image_is_evaluated(tmp_path, num_images):
 
 @pytest.mark.parametrize("kind", [SimMIMTrainer, ClassifierTrainer])
 def test_our_trainers_evaluate_so(kind):
-    assert kind._get_dataloader is WholeEvaluation._get_dataloader
+    assert kind._get_dataloader is RunTrainer._get_dataloader

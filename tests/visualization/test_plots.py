@@ -1,9 +1,11 @@
 """Curves and matrices, drawn."""
 
 import numpy as np
+import pytest
 from PIL import Image
+from sklearn import metrics as sklearn_metrics
 
-from hf_simmim.visualization.plots import plot_losses
+from hf_simmim.visualization.plots import most_confused, plot_confusion, plot_losses
 
 
 def test_loss_curve(tmp_path):
@@ -17,3 +19,36 @@ def test_loss_curve(tmp_path):
     # The weights of step 10 are measured again, after the last step.
     plot_losses([*history, {"step": 19, "eval_loss": 0.2}], tmp_path / "again.png")
     assert (np.asarray(Image.open(tmp_path / "again.png")) == with_evaluation).all()
+
+
+def test_most_confused_pairs_go_by_share_of_the_true_class():
+    matrix = np.array([[90, 10, 0], [1, 1, 0], [0, 0, 0]])
+    assert most_confused(matrix) == [(1, 0, 0.5), (0, 1, 0.1)]
+    assert most_confused(matrix, limit=1) == [(1, 0, 0.5)]
+
+
+@pytest.mark.parametrize("num_classes", [3, 100])
+def test_the_picture_is_dark_on_the_diagonal_and_not_beside(num_classes, tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, num_classes, 5000)
+    matrix = sklearn_metrics.confusion_matrix(labels, labels, labels=range(num_classes))
+    plot_confusion(matrix, [f"a class of number {index}" for index in range(num_classes)], tmp_path / "matrix.png")
+    picture = np.asarray(Image.open(tmp_path / "matrix.png").convert("RGB"))
+    dark = (picture == [8, 48, 107]).all(axis=2)
+    rows, columns = dark[:, : dark.shape[1] // 2].nonzero() if num_classes > 20 else dark.nonzero()
+    assert np.corrcoef(rows, columns)[0, 1] > 0.7
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 10, 30])
+def test_all_of_the_picture_is_in_the_picture(num_classes, tmp_path):
+    """Names and titles have white around them."""
+    names = [f"{'a long name of a' * (num_classes > 3)} class number {index}" for index in range(num_classes)]
+    plot_confusion(np.eye(num_classes, dtype=int) + 1, names, tmp_path / "matrix.png")
+    picture = np.asarray(Image.open(tmp_path / "matrix.png").convert("L"))
+    border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+    assert border.min() == 255
+
+
+def test_the_picture_needs_a_name_for_each_class(tmp_path):
+    with pytest.raises(ValueError, match="3 class names"):
+        plot_confusion(np.eye(2), ["a", "b", "c"], tmp_path / "x.png")

@@ -26,8 +26,8 @@ from ..hub.card import (
     encoder_table,
     family,
     millions,
-    place,
     render_card,
+    title_and_location,
     versions_table,
 )
 from ..model.configuration_simmim import SimMIMConfig
@@ -325,7 +325,7 @@ def conversion_card(conversion: "Conversion", output_dir: Path) -> ModelCard:
     has_head = hasattr(model, "head")
     model_type = config.encoder_config.model_type
     has_mask_token = any(name.endswith("mask_token") for name in model.state_dict())
-    title, location = place(None, output_dir)
+    title, location = title_and_location(None, output_dir)
     return render_card(
         "converted",
         card_metadata(title, ["simmim", *["masked-image-modeling"] * has_head, model_type]),

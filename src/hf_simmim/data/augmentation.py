@@ -1,11 +1,15 @@
-"""What fine-tuning changes in its images at random: crops, flips, colours and erased pixels."""
+"""Random augmentation for fine-tuning: crops, flips, colors and random erasing.
 
-import contextlib
+RandAugment is timm's where timm is installed, and otherwise that of `rand_augment.py`. Everything else is our own: it
+has to work without torchvision, each version of which fits a single version of torch, and beside ours torchvision's
+color jitter only made the draws of a seed depend on what is installed.
+"""
+
 import dataclasses
 import importlib.util
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,20 +22,20 @@ from .transforms import crop_and_resize, random_box, upright_size
 
 logger = logging.get_logger(__name__)
 
-BACKENDS = ("auto", "builtin", "timm", "torchvision")
+BACKENDS = ("auto", "builtin", "timm")
+TIMM_NEEDS = ("timm", "torchvision")
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Settings of the augmentation; the defaults are the released fine-tuning's.
+    """Settings of the augmentation; the defaults are those of the official fine-tuning.
 
-    Colours change in pictures of 8 bits, grey or RGB, of which all pixels are real; other images are cropped, flipped
-    and erased only.
+    Colors change in 8-bit grayscale or RGB images without missing pixels; other images are cropped, flipped and erased
+    only.
 
-    `backend` says whose code changes the colours: `timm` is timm's RandAugment and, as in timm, torchvision's colour
-    jitter; `torchvision` is its colour jitter, for its RandAugment knows other operations and strengths; `builtin`
-    needs neither; `auto` is the first of these that is installed and does what is asked for. They draw from the same
-    distributions, but not the same numbers: name one where runs on several machines are to agree.
+    `backend` says whose RandAugment is used: `timm` is timm's, `builtin` needs neither timm nor torchvision, and `auto`
+    is timm's where both are installed and `builtin` otherwise. Both draw the same operations from the same
+    distributions, but other ones for the same seed: name one where runs on several machines are to agree.
 
     Args:
         crop_scale: Smallest and largest share of the image's area that a crop covers.
@@ -41,10 +45,10 @@ class Augmentation:
         color_jitter: Largest change of brightness, contrast and saturation, as a share; not used with `rand_augment`.
         rand_augment: RandAugment in timm's notation, None for none.
         random_erasing: Probability that a rectangle is overwritten with noise.
-        backend: auto, builtin, timm or torchvision.
+        backend: auto, builtin or timm.
 
     Raises:
-        ValueError: If a setting is none.
+        ValueError: If a setting is out of range, or timm is to be used and is not installed.
 
     Source: `create_transform` of timm, as `build_transform` in data/data_finetune.py of microsoft/SimMIM calls it.
     """
@@ -77,22 +81,16 @@ class Augmentation:
             raise ValueError(f"backend={self.backend!r} is unknown. Use one of: {', '.join(BACKENDS)}.")
         if self.rand_augment is not None:
             parse_policy(self.rand_augment)
-            if self.backend == "torchvision":
-                raise ValueError(
-                    "torchvision's RandAugment has other operations and strengths than timm's. Set the backend auto,"
-                    " builtin or timm, or rand_augment=None."
-                )
-        needed = {"timm": ("timm", "torchvision"), "torchvision": ("torchvision",)}.get(self.backend, ())
-        missing = [name for name in needed if importlib.util.find_spec(name) is None]
-        if missing:
+        missing = [name for name in TIMM_NEEDS if importlib.util.find_spec(name) is None]
+        if self.backend == "timm" and missing:
             raise ValueError(
-                f"backend={self.backend!r} needs {missing[0]}, which is not installed: pip install {missing[0]}, or set"
-                " the backend auto or builtin."
+                f"backend='timm' needs {missing[0]}, which is not installed: pip install {missing[0]}, or set the"
+                " backend auto or builtin."
             )
 
 
 class ColorJitter:
-    """Changes brightness, contrast and saturation of a picture in random order, as torchvision's does.
+    """Changes brightness, contrast and saturation of an image in random order, as torchvision's does.
 
     Args:
         strength: Largest change of each, as a share.
@@ -102,7 +100,7 @@ class ColorJitter:
         self.strength = strength
 
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
-        """Change a picture of mode L or RGB."""
+        """Change an image of mode L or RGB."""
         kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
         factors = (1 + self.strength * (2 * torch.rand(3, generator=generator) - 1)).tolist()
         for index in torch.randperm(3, generator=generator).tolist():
@@ -114,70 +112,53 @@ class SeededTransform:
     """A transform of another library, which draws from global generators, made to draw from an explicit one.
 
     Args:
-        transform: Takes and returns a picture.
+        transform: Takes and returns an image.
     """
 
     def __init__(self, transform: Callable[[Any], Any]):
         self.transform = transform
 
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
-        """Change a picture; the global generators are afterwards as they were before."""
-        with seeded_global_generators(int(torch.randint(2**32, (), generator=generator))):
-            return self.transform(image)
-
-
-@contextlib.contextmanager
-def seeded_global_generators(seed: int) -> Iterator[None]:
-    """Seed those of Python, NumPy and torch's CPU, and restore them.
-
-    Args:
-        seed: At least 0 and below 2**32.
-    """
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    # `torch.manual_seed` would seed the GPUs as well, for whose state this does not care.
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        torch.set_rng_state(states[2])
+        """Change an image; the global generators are afterwards as they were before."""
+        seed = int(torch.randint(2**32, (), generator=generator))
+        states = random.getstate(), np.random.get_state()  # noqa: NPY002
+        with torch.random.fork_rng(devices=[]):
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            # `torch.manual_seed` would seed the GPUs as well, whose state is not restored.
+            torch.default_generator.manual_seed(seed)
+            try:
+                return self.transform(image)
+            finally:
+                random.setstate(states[0])
+                np.random.set_state(states[1])  # noqa: NPY002
 
 
 def color_changes(
     augmentation: Augmentation, fill: tuple[int, ...], resample: int
 ) -> Callable[[Image.Image, torch.Generator], Image.Image] | None:
-    """What changes the colours of a picture, with the wanted backend.
+    """What changes the colors of an image.
 
     Args:
         augmentation: The settings.
-        fill: Colour of what RandAugment uncovers, a number from 0 to 255 for each channel.
+        fill: Color of what RandAugment uncovers, a number from 0 to 255 for each channel.
         resample: Pillow's interpolation.
 
     Returns:
-        A function of a picture and a generator; None if nothing is to change.
+        A function of an image and a generator; None if nothing is to change.
     """
-    backend, strength, policy = augmentation.backend, augmentation.color_jitter, augmentation.rand_augment
-    has_torchvision = backend != "builtin" and importlib.util.find_spec("torchvision") is not None
-    if policy is not None:
-        if backend == "builtin" or not (has_torchvision and importlib.util.find_spec("timm")):
-            return RandAugment(policy, fill, resample)
-        timm = importlib.import_module("timm.data.auto_augment")
-        settings = {"img_mean": fill, "interpolation": Image.Resampling(resample)}
-        transform = timm.rand_augment_transform(policy, settings)
-        for operation in transform.ops:
-            if operation.name.startswith("Posterize"):
-                # timm's fails where no bits are left, which Pillow refuses: once in some hundred images.
-                operation.aug_fn = posterize
-        return SeededTransform(transform)
-    if not strength:
-        return None
-    if not has_torchvision:
-        return ColorJitter(strength)
-    transforms = importlib.import_module("torchvision.transforms.v2")
-    return SeededTransform(transforms.ColorJitter(strength, strength, strength))
+    policy = augmentation.rand_augment
+    if policy is None:
+        return ColorJitter(augmentation.color_jitter) if augmentation.color_jitter else None
+    if augmentation.backend == "builtin" or not all(map(importlib.util.find_spec, TIMM_NEEDS)):
+        return RandAugment(policy, fill, resample)
+    timm = importlib.import_module("timm.data.auto_augment")
+    transform = timm.rand_augment_transform(policy, {"img_mean": fill, "interpolation": Image.Resampling(resample)})
+    for operation in transform.ops:
+        if operation.name.startswith("Posterize"):
+            # timm's fails where no bits are left, which Pillow refuses: once in some hundred images.
+            operation.aug_fn = posterize
+    return SeededTransform(transform)
 
 
 class Augmenter:
@@ -210,8 +191,8 @@ class Augmenter:
 
     def _warn(self) -> None:
         logger.warning_once(
-            "Colours are changed at random only in pictures of 8 bits, grey or RGB: images of other channels or numbers"
-            " or with pixels that are none are cropped, flipped and erased."
+            "Colors are changed at random only in 8-bit grayscale or RGB images: images of other channels or dtypes, or"
+            " with missing pixels, are only cropped, flipped and erased."
         )
 
     def crop(self, image: Image.Image | np.ndarray, generator: torch.Generator) -> np.ndarray:
@@ -232,7 +213,7 @@ class Augmenter:
         return array[::-1] if down < settings.vertical_flip else array
 
     def recolor(self, array: np.ndarray, generator: torch.Generator) -> np.ndarray:
-        """Apply RandAugment or colour jitter to what `crop` returned, if it is a picture of 8 bits, grey or RGB."""
+        """Apply RandAugment or color jitter to what `crop` returned, if that is 8-bit grayscale or RGB."""
         if self._colors is None:
             return array
         if array.dtype != np.uint8:
@@ -242,7 +223,7 @@ class Augmenter:
         return np.asarray(self._colors(picture, generator)).reshape(array.shape)
 
     def erase(self, pixel_values: torch.Tensor, generator: torch.Generator) -> None:
-        """Overwrite a rectangle of a normalised image with normal noise, now and then, in place.
+        """Overwrite a rectangle of a normalized image with normal noise, now and then, in place.
 
         Args:
             pixel_values: Image of shape (C, H, W).

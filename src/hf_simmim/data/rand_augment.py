@@ -1,4 +1,8 @@
-"""RandAugment as timm's `rand-...` policies define it, with Pillow, seeded by an explicit generator."""
+"""RandAugment as timm's `rand-...` policies define it, with Pillow, seeded by an explicit generator.
+
+The fallback where timm or torchvision, which timm needs, is not installed. torchvision's own RandAugment knows other
+operations and strengths. The tests hold every operation equal to timm's to the bit, and the draws to its distributions.
+"""
 
 import dataclasses
 import math
@@ -77,7 +81,7 @@ def parse_policy(text: str) -> Policy:
 
 @dataclasses.dataclass(frozen=True)
 class Canvas:
-    """What geometric operations need: the colour of what they uncover, and Pillow's interpolation."""
+    """What geometric operations need: the color of what they uncover, and Pillow's interpolation."""
 
     fill: tuple[int, ...]
     resample: Image.Resampling
@@ -182,11 +186,11 @@ OPERATIONS: dict[str, tuple[bool, Callable[[Image.Image, float, Canvas], Image.I
 
 
 class RandAugment:
-    """Applies a few operations drawn at random to a picture of 8 bits, grey or RGB.
+    """Applies a few operations drawn at random to an 8-bit grayscale or RGB image.
 
     Args:
         policy: timm's notation of how many and how strong.
-        fill: Colour of what is uncovered, a number from 0 to 255 for each channel.
+        fill: Color of what is uncovered, a number from 0 to 255 for each channel.
         resample: Pillow's interpolation.
 
     Source: Cubuk et al., RandAugment (arXiv 1909.13719); `RandAugment` in timm/data/auto_augment.py.

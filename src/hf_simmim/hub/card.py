@@ -177,8 +177,8 @@ def listed_classes(names: Sequence[str]) -> str:
     return ", ".join(names[:MAX_LISTED_CLASSES]) + (f", and {more:,} more in `config.json`" if more > 0 else "")
 
 
-def place(hub_model_id: str | None, output_dir: str | Path) -> tuple[str, str]:
-    """Title of a model, and the text in Python code that it is loaded by: on the Hub, or in a folder."""
+def title_and_location(hub_model_id: str | None, output_dir: str | Path) -> tuple[str, str]:
+    """Model title, and the string to pass to `from_pretrained` as Python code: a name on the Hub, or a folder."""
     if hub_model_id:
         return hub_model_id.split("/")[-1], json.dumps(hub_model_id)
     absolute = Path(output_dir).resolve()

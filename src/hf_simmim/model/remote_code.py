@@ -84,11 +84,15 @@ def code_files() -> list[Path]:
 def _whole_auto_map(path: Path, given: dict[str, Any]) -> dict[str, Any]:
     """Our entries, but for those of other classes that can be found, such as a subclass that is saved with its code."""
     own = AUTO_MAPS[path.name]
-    ours = {reference for entry in own.values() for reference in _references(entry)}
+    classes = {reference.split(".")[1] for entry in own.values() for reference in _references(entry)}
+    files = {file.name for file in code_files()}
 
     def is_found(reference: str | None) -> bool:
         repository, _, name = (reference or "").rpartition("--")
-        return name not in ours and (bool(repository) or path.with_name(f"{name.split('.')[0]}.py").is_file())
+        module, _, class_name = name.partition(".")
+        # Whichever of our files names it: transformers writes the one in which a class is defined.
+        is_ours = f"{module}.py" in files and class_name in classes
+        return not is_ours and (bool(repository) or path.with_name(f"{module}.py").is_file())
 
     return own | {name: entry for name, entry in given.items() if all(map(is_found, _references(entry)))}
 

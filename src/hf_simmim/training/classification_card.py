@@ -1,4 +1,4 @@
-"""The model card of a fine-tuned classifier, and a Trainer that writes it."""
+"""The model card of a fine-tuned classifier."""
 
 from pathlib import Path
 from typing import Any
@@ -8,28 +8,14 @@ from huggingface_hub import EvalResult, ModelCard
 from ..hub.card import (
     Table,
     augmentation_table,
-    card_metadata,
     citations,
     encoder_table,
     listed_classes,
-    millions,
     pixels_table,
-    render_card,
     result_entry,
 )
 from ..hub.provenance import RunOrigin
-from .run_facts import (
-    emissions_entry,
-    hardware_table,
-    layer_decay,
-    measured_after,
-    optimization_table,
-    session_time,
-    start,
-    steps,
-    total_steps,
-    training_values,
-)
+from .run_facts import CardFacts, held_out_images, measured_after, render_training, session_time
 
 # Figures by the names that metrics have here: title in the card, and type for the metadata where there is one.
 FIGURES = {
@@ -48,7 +34,7 @@ SHARES = ("accuracy", "top5_accuracy", "balanced_accuracy")
 OF_A_CLASS = "accuracy_"
 
 
-def classifier_card(trainer: Any) -> ModelCard:
+def classification_card(trainer: Any) -> ModelCard:
     """Render the card of a classifier, of what its training has done so far.
 
     Args:
@@ -57,63 +43,52 @@ def classifier_card(trainer: Any) -> ModelCard:
     Returns:
         The card; `save` writes it.
     """
-    arguments = trainer.args
     model: Any = trainer.model
-    config = model.config
-    origin, kind = trainer.origin, config.problem_type or "single_label_classification"
-    values = training_values(trainer, config)
-    num_steps = total_steps(trainer)
+    config, origin = model.config, trainer.origin
+    kind = config.problem_type or "single_label_classification"
     metrics = _metrics(trainer)
     names = [] if kind == "regression" else [str(name) for name in config.id2label.values()]
-    picture = Path(str(arguments.output_dir)) / "confusion.png"
-    return render_card(
-        "classifier",
-        card_metadata(
-            values["title"],
-            ["simmim", kind.replace("_", "-"), config.encoder_config.model_type],
+    picture = Path(str(trainer.args.output_dir)) / "confusion.png"
+    return render_training(
+        trainer,
+        config,
+        CardFacts(
+            kind="classifier",
+            auto_class="AutoModelForImageClassification",
+            num_parameters=model.num_parameters(),
+            tags=(kind.replace("_", "-"),),
             pipeline_tag="image-classification",
-            images=origin.images,
+            training_type="fine-tuning",
             base_model=origin.base_model,
-            weights_license=getattr(arguments, "hub_license", None),
             eval_results=[] if kind == "regression" else _entries(metrics, origin),
-            co2_eq_emissions=emissions_entry(trainer, "fine-tuning"),
+            model_rows=encoder_table(config, model),
+            data_rows=_data_table(trainer),
+            training_rows=_changes(trainer),
+            time=session_time(trainer),
+            citations=citations(config),
+            values={
+                "task": _task(kind, len(names)),
+                "num_labels": config.num_labels,
+                "class_names": names,
+                "is_multi_label": kind == "multi_label_classification",
+                "results_intro": _results_intro(trainer),
+                "results": _results(metrics),
+                "class_results": {
+                    key.removeprefix(OF_A_CLASS): f"{value:.1%}"
+                    for key, value in metrics.items()
+                    if key.startswith(OF_A_CLASS)
+                },
+                "pictures": [
+                    {
+                        "file": picture.name,
+                        "alt": "confusion matrix",
+                        "caption": "Confusion matrix: rows are the true classes, columns the predicted ones.",
+                    }
+                ]
+                * (not trainer.is_in_train and picture.exists()),
+                "class_list": listed_classes(names),
+            },
         ),
-        **values,
-        auto_class="AutoModelForImageClassification",
-        num_parameters=millions(model.num_parameters()),
-        task=_task(kind, len(names)),
-        start=start(origin),
-        num_labels=config.num_labels,
-        class_names=names,
-        is_multi_label=kind == "multi_label_classification",
-        image_height=config.image_size[0],
-        image_width=config.image_size[1],
-        results_intro=_results_intro(trainer),
-        results=_results(metrics),
-        class_results={
-            key.removeprefix(OF_A_CLASS): f"{value:.1%}" for key, value in metrics.items() if key.startswith(OF_A_CLASS)
-        },
-        pictures=[
-            {
-                "file": picture.name,
-                "alt": "confusion matrix",
-                "caption": "Which class is taken for which: rows are the true classes, columns the answers.",
-            }
-        ]
-        * (not trainer.is_in_train and picture.exists()),
-        class_list=listed_classes(names),
-        model_rows=encoder_table(config, model),
-        data_rows=_data_table(trainer),
-        training_rows={
-            "steps": steps(trainer, num_steps),
-            "started from": origin.base_model or origin.checkpoint or "fresh weights",
-            **optimization_table(arguments, num_steps),
-            "layer decay": layer_decay(arguments),
-            **_changes(trainer),
-            **hardware_table(trainer, session_time(trainer)),
-        },
-        base_model=origin.base_model,
-        citations=citations(config),
     )
 
 
@@ -162,17 +137,12 @@ def _results_intro(trainer: Any) -> str:
 
 def _data_table(trainer: Any) -> Table:
     dataset: Any = trainer.train_dataset
-    evaluation: Any = trainer.eval_dataset
-    origin = trainer.origin
     augmentation = dataset.augmentation
-    where = f" ({origin.held_out})" if origin.held_out else ""
     crops = augmentation_table(None, 0, 0)
     if augmentation is not None:
         crops = augmentation_table(augmentation.crop_scale, augmentation.flip, augmentation.vertical_flip)
     return {
-        "images": str(origin.images) if origin.images else None,
-        "trained on": f"{len(dataset):,}",
-        "evaluated on": f"{len(evaluation):,}{where}" if evaluation is not None else "none",
+        "evaluated on": held_out_images(trainer),
         **crops,
         **pixels_table(trainer.processing_class, dataset.num_channels),
     }

@@ -10,14 +10,11 @@ from ..hub.card import (
     Table,
     augmentation_table,
     average_mask_distance,
-    card_metadata,
     citations,
     counted,
     encoder_table,
     listed,
-    millions,
     pixels_table,
-    render_card,
     result_entry,
 )
 from ..hub.provenance import RunOrigin, hub_id, last_part
@@ -25,17 +22,7 @@ from ..model.masking import span
 from ..visualization.grids import DRAWN_COLUMNS
 from .callbacks import ProbeCallback
 from .optimization import images_per_step
-from .run_facts import (
-    emissions_entry,
-    hardware_table,
-    hours,
-    measured_after,
-    optimization_table,
-    session_time,
-    steps,
-    total_steps,
-    training_values,
-)
+from .run_facts import CardFacts, held_out_images, hours, measured_after, render_training, session_time
 
 COLUMN_MEANINGS = {
     "original": "the image",
@@ -48,7 +35,7 @@ LONG_OPTIONS = ("centers", "model_config", "image_mean", "image_std")
 PROBES = {"probe_linear_accuracy": "linear probe", "probe_knn_accuracy": "k-NN"}
 
 
-def training_card(trainer: Any) -> ModelCard:
+def pretraining_card(trainer: Any) -> ModelCard:
     """Render the card of a run, of what it has done so far.
 
     Args:
@@ -57,50 +44,39 @@ def training_card(trainer: Any) -> ModelCard:
     Returns:
         The card; `save` writes it.
     """
-    arguments, model = trainer.args, trainer.model
+    model: Any = trainer.model
     config: Any = model.config
     origin, log = trainer.origin, trainer.state.log_history
-    values = training_values(trainer, config)
-    # A trainer that was not told knows at least what its model was loaded from.
-    base_model = origin.base_model or (None if origin.checkpoint else hub_id(config.name_or_path or None))
-    num_steps = total_steps(trainer)
-    masking = _masking_table(trainer)
-    card_data = card_metadata(
-        values["title"],
-        ["simmim", "masked-image-modeling", "self-supervised", config.encoder_config.model_type],
-        images=origin.images,
-        base_model=base_model,
-        weights_license=getattr(arguments, "hub_license", None),
-        eval_results=probe_results(log, origin),
-        co2_eq_emissions=emissions_entry(trainer, "pre-training"),
-    )
-    return render_card(
-        "pretrained",
-        card_data,
-        **values,
-        auto_class="AutoModel",
-        num_parameters=millions(model.simmim.num_parameters()),
-        target=config.target,
-        hidden_size=config.hidden_size,
-        image_height=config.image_size[0],
-        image_width=config.image_size[1],
-        pipeline_options=", pool=True",
-        has_head=True,
-        reconstruction=_reconstruction(trainer),
-        results=_results(trainer),
-        results_intro=_results_intro(trainer),
-        pictures=_pictures(Path(str(arguments.output_dir))),
-        model_rows=encoder_table(config, model) | _prediction_table(model) | masking,
-        data_rows=_data_table(trainer),
-        training_rows={
-            "steps": steps(trainer, num_steps),
-            "started from": base_model or origin.checkpoint or "fresh weights",
-            **optimization_table(arguments, num_steps),
-            **hardware_table(trainer, _training_time(log, images_per_step(arguments)) or session_time(trainer)),
-            "speed": speed(log),
-        },
-        base_model=base_model,
-        citations=citations(config),
+    return render_training(
+        trainer,
+        config,
+        CardFacts(
+            kind="pretrained",
+            auto_class="AutoModel",
+            num_parameters=model.simmim.num_parameters(),
+            tags=("masked-image-modeling", "self-supervised"),
+            pipeline_tag="image-feature-extraction",
+            training_type="pre-training",
+            # A trainer that was not told knows at least what its model was loaded from.
+            base_model=origin.base_model or (None if origin.checkpoint else hub_id(config.name_or_path or None)),
+            eval_results=probe_results(log, origin),
+            model_rows=encoder_table(config, model) | _prediction_table(model) | _masking_table(trainer),
+            data_rows=_data_table(trainer),
+            training_rows={},
+            time=_training_time(log, images_per_step(trainer.args)) or session_time(trainer),
+            speed=speed(log),
+            citations=citations(config),
+            values={
+                "target": config.target,
+                "hidden_size": config.hidden_size,
+                "pipeline_options": ", pool=True",
+                "has_head": True,
+                "reconstruction": _reconstruction(trainer),
+                "results": _results(trainer),
+                "results_intro": _results_intro(trainer),
+                "pictures": _pictures(Path(str(trainer.args.output_dir))),
+            },
+        ),
     )
 
 
@@ -173,13 +149,10 @@ def _masking_table(trainer: Any) -> Table:
 
 
 def _data_table(trainer: Any) -> Table:
-    dataset, evaluation, origin = trainer.train_dataset, trainer.eval_dataset, trainer.origin
+    dataset = trainer.train_dataset
     unreadable = len(trainer.unreadable_images.reasons)
-    where = f" ({origin.held_out})" if origin.held_out else ""
     return {
-        "images": str(origin.images) if origin.images else None,
-        "trained on": f"{len(dataset):,}",
-        "held out": f"{len(evaluation):,}{where}" if evaluation is not None else "none",
+        "held out": held_out_images(trainer),
         "not readable": f"{counted(unreadable, 'image')}, in whose place others were taken" if unreadable else None,
         **augmentation_table(dataset.crop_scale, dataset.flip, dataset.vertical_flip),
         **pixels_table(trainer.processing_class, dataset.num_channels),

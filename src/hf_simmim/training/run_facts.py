@@ -1,17 +1,29 @@
-"""Tables of a model card on a training: rates as they were, machine, time and energy, and how far it has come."""
+"""What every card tells of a training: rates as they were, machine, time and energy, and how far it has come."""
 
 import math
 import os
 import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import EvalResult, ModelCard
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments
 
-from ..hub.card import Table, counted, family, place, versions_table
+from ..hub.card import (
+    Table,
+    card_metadata,
+    counted,
+    family,
+    millions,
+    render_card,
+    title_and_location,
+    versions_table,
+)
 from ..hub.provenance import RunOrigin
 from .optimization import ReleasedSchedule, create_schedule, images_per_step, planned_steps, warmup_updates
 
@@ -21,30 +33,114 @@ def total_steps(trainer: Any) -> int:
     return trainer.state.max_steps or planned_steps(trainer.args, len(trainer.train_dataset))
 
 
-def training_values(trainer: Any, config: Any) -> dict[str, Any]:
-    """What the template asks for of every training.
+@dataclass
+class CardFacts:
+    """What the card of a training tells beside what all of them tell.
 
     Args:
-        trainer: The trainer, with an `origin`.
+        kind: "pretrained", "classifier" or "segmentation".
+        auto_class: Class of transformers that loads the model.
+        num_parameters: Of the model, or of the part of it that people use.
+        tags: For the metadata, beside "simmim" and the encoder's name.
+        pipeline_tag: Task of the model.
+        training_type: "pre-training" or "fine-tuning".
+        base_model: Name on the Hub of the model that the training started from.
+        eval_results: Figures for the metadata.
+        model_rows: Table of the model.
+        data_rows: Table of the data.
+        training_rows: Rows of the table of the training that only this kind has.
+        time: How long the training took, in words.
+        speed: How fast it was, in words.
+        citations: What to cite.
+        values: What else the template asks for.
+    """
+
+    kind: str
+    auto_class: str
+    num_parameters: int
+    tags: Sequence[str]
+    pipeline_tag: str
+    training_type: str
+    base_model: str | None
+    eval_results: Sequence[EvalResult]
+    model_rows: Table
+    data_rows: Table
+    training_rows: Table
+    time: str | None
+    citations: Sequence[str]
+    values: dict[str, Any]
+    speed: str | None = None
+
+
+def render_training(trainer: Any, config: Any, facts: CardFacts) -> ModelCard:
+    """Render the card of a training, of what it has done so far.
+
+    Args:
+        trainer: The trainer, after `train()`, before or within. Its `origin` says what it does not know.
         config: The SimMIM config of its model, or of the backbone in it.
+        facts: What only this kind of card tells.
 
     Returns:
-        The values by name.
+        The card; `save` writes it.
     """
-    repository, origin = trainer.hub_model_id or trainer.args.hub_model_id, trainer.origin
-    title, location = place(repository, str(trainer.args.output_dir))
-    return {
-        "title": title,
-        "location": location,
-        "is_on_hub": repository,
-        "progress": progress(trainer, total_steps(trainer)),
-        "family": family(config),
-        "num_images": f"{len(trainer.train_dataset):,}",
-        "num_channels": config.num_channels,
-        "data_name": origin.images.name if origin.images else None,
-        "command": origin.command,
-        "versions": versions_table(),
-    }
+    arguments, origin, num_steps = trainer.args, trainer.origin, total_steps(trainer)
+    repository = trainer.hub_model_id or arguments.hub_model_id
+    title, location = title_and_location(repository, str(arguments.output_dir))
+    card_data = card_metadata(
+        title,
+        ["simmim", *facts.tags, config.encoder_config.model_type],
+        pipeline_tag=facts.pipeline_tag,
+        images=origin.images,
+        base_model=facts.base_model,
+        weights_license=getattr(arguments, "hub_license", None),
+        eval_results=facts.eval_results,
+        co2_eq_emissions=emissions_entry(trainer, facts.training_type),
+    )
+    return render_card(
+        facts.kind,
+        card_data,
+        title=title,
+        location=location,
+        is_on_hub=repository,
+        auto_class=facts.auto_class,
+        num_parameters=millions(facts.num_parameters),
+        progress=progress(trainer, num_steps),
+        family=family(config),
+        num_images=f"{len(trainer.train_dataset):,}",
+        num_channels=config.num_channels,
+        image_height=config.image_size[0],
+        image_width=config.image_size[1],
+        data_name=origin.images.name if origin.images else None,
+        start=start(origin),
+        model_rows=facts.model_rows,
+        data_rows={
+            "images": str(origin.images) if origin.images else None,
+            "trained on": f"{len(trainer.train_dataset):,}",
+            **facts.data_rows,
+        },
+        training_rows={
+            "steps": steps(trainer, num_steps),
+            "started from": facts.base_model or origin.checkpoint or "fresh weights",
+            **optimization_table(arguments, num_steps),
+            "layer decay": layer_decay(arguments),
+            **facts.training_rows,
+            **hardware_table(trainer, facts.time),
+            "speed": facts.speed,
+        },
+        command=origin.command,
+        base_model=facts.base_model,
+        versions=versions_table(),
+        citations=facts.citations,
+        **facts.values,
+    )
+
+
+def held_out_images(trainer: Any) -> str:
+    """Number of the images that are evaluated on, and where they come from."""
+    if trainer.eval_dataset is None:
+        return "none"
+    where = f" ({trainer.origin.held_out})" if trainer.origin.held_out else ""
+    return f"{len(trainer.eval_dataset):,}{where}"
 
 
 def optimization_table(arguments: TrainingArguments, num_steps: int) -> Table:

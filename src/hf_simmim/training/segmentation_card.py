@@ -1,4 +1,4 @@
-"""The model card of a segmentation model, and a Trainer that writes it."""
+"""The model card of a segmentation model."""
 
 from pathlib import Path
 from typing import Any
@@ -9,29 +9,16 @@ from ..evaluation.segmentation import SegmentationMetrics
 from ..hub.card import (
     UPERNET,
     Table,
-    card_metadata,
     citations,
     encoder_table,
     listed,
     listed_classes,
     millions,
     pixels_table,
-    render_card,
     result_entry,
 )
 from ..hub.provenance import RunOrigin
-from .run_facts import (
-    emissions_entry,
-    hardware_table,
-    layer_decay,
-    measured_after,
-    optimization_table,
-    session_time,
-    start,
-    steps,
-    total_steps,
-    training_values,
-)
+from .run_facts import CardFacts, held_out_images, measured_after, render_training, session_time
 
 # Figures by the names that metrics have here: title in the card, and type for the metadata.
 FIGURES = {"eval_mean_iou": ("mean IoU", "mean_iou"), "eval_pixel_accuracy": ("pixel accuracy", "accuracy")}
@@ -47,57 +34,47 @@ def segmentation_card(trainer: Any) -> ModelCard:
     Returns:
         The card; `save` writes it.
     """
-    arguments, model = trainer.args, trainer.model
+    model: Any = trainer.model
     dataset: Any = trainer.train_dataset
-    config: Any = model.config.backbone_config  # type: ignore[union-attr]
+    config: Any = model.config.backbone_config
     origin, names = trainer.origin, dataset.labels.class_names
-    values = training_values(trainer, config)
-    num_steps = total_steps(trainer)
-    metrics: dict[str, float] = next(
-        (entry for entry in reversed(trainer.state.log_history) if "eval_mean_iou" in entry), {}
-    )
-    return render_card(
-        "segmentation",
-        card_metadata(
-            values["title"],
-            ["simmim", "semantic-segmentation", "upernet", config.encoder_config.model_type],
+    evaluations = [entry for entry in trainer.state.log_history if "eval_mean_iou" in entry]
+    metrics = evaluations[-1] if evaluations else {}
+    return render_training(
+        trainer,
+        config,
+        CardFacts(
+            kind="segmentation",
+            auto_class="AutoModelForSemanticSegmentation",
+            num_parameters=model.num_parameters(),
+            tags=("semantic-segmentation", "upernet"),
             pipeline_tag="image-segmentation",
-            images=origin.images,
+            training_type="fine-tuning",
             base_model=origin.base_model,
-            weights_license=getattr(arguments, "hub_license", None),
             eval_results=_entries(metrics, origin),
-            co2_eq_emissions=emissions_entry(trainer, "fine-tuning"),
+            model_rows={"decoder": "UperNet", **encoder_table(config, model), "parameters": _parameters(model)},
+            data_rows=_data_table(trainer),
+            training_rows={},
+            time=session_time(trainer),
+            citations=[*citations(config), UPERNET],
+            values={
+                "num_labels": len(names),
+                "class_names": names,
+                "short_side": dataset.short_side,
+                "results_intro": _results_intro(trainer) if metrics else "",
+                "results": {title: f"**{metrics[key]:.1%}**" for key, (title, _) in FIGURES.items() if key in metrics},
+                "class_results": _class_table(trainer) if metrics else {},
+                "pictures": [
+                    {
+                        "file": PICTURE,
+                        "alt": "image | annotation | prediction",
+                        "caption": "Images that were not trained on, with their annotations and predictions.",
+                    }
+                ]
+                * (not trainer.is_in_train and (Path(str(trainer.args.output_dir)) / PICTURE).exists()),
+                "class_list": listed_classes(names),
+            },
         ),
-        **values,
-        auto_class="AutoModelForSemanticSegmentation",
-        num_parameters=millions(model.num_parameters()),  # type: ignore[operator, union-attr]
-        start=start(origin),
-        num_labels=len(names),
-        class_names=names,
-        short_side=dataset.short_side,
-        results_intro=_results_intro(trainer) if metrics else "",
-        results={title: f"**{metrics[key]:.1%}**" for key, (title, _) in FIGURES.items() if key in metrics},
-        class_results=_class_table(trainer) if metrics else {},
-        pictures=[
-            {
-                "file": PICTURE,
-                "alt": "image | annotation | prediction",
-                "caption": "Images that were not trained on, with their annotations and the answers.",
-            }
-        ]
-        * (not trainer.is_in_train and (Path(str(arguments.output_dir)) / PICTURE).exists()),
-        class_list=listed_classes(names),
-        model_rows={"decoder": "UperNet", **encoder_table(config, model), "parameters": _parameters(model)},
-        data_rows=_data_table(trainer),
-        training_rows={
-            "steps": steps(trainer, num_steps),
-            "started from": origin.base_model or origin.checkpoint or "fresh weights",
-            **optimization_table(arguments, num_steps),
-            "layer decay": layer_decay(arguments),
-            **hardware_table(trainer, session_time(trainer)),
-        },
-        base_model=origin.base_model,
-        citations=[*citations(config), UPERNET],
     )
 
 
@@ -135,14 +112,10 @@ def _parameters(model: Any) -> str:
 
 def _data_table(trainer: Any) -> Table:
     dataset: Any = trainer.train_dataset
-    evaluation: Any = trainer.eval_dataset
-    origin, processor = trainer.origin, trainer.processing_class
     height, width = dataset.crop_size
     share = dataset.max_class_share
     return {
-        "images": str(origin.images) if origin.images else None,
-        "trained on": f"{len(dataset):,}",
-        "evaluated on": f"{len(evaluation):,}" + (f" ({origin.held_out})" if origin.held_out else ""),
+        "evaluated on": held_out_images(trainer),
         "size": f"shorter side of {dataset.short_side} px" if dataset.short_side else "that of each image",
         "crops": f"{height} x {width} px (height x width), at {listed(list(dataset.scales))} times that size"
         + (f", no class more than {share:.0%} of one where such a crop is found" if share < 1 else ""),
@@ -150,5 +123,5 @@ def _data_table(trainer: Any) -> Table:
         "colours": "distorted at random, of RGB images of 8 bits" if dataset.pixels.num_channels == 3 else None,
         "pixels without a class": f"those of {dataset.labels.ignore_index}"
         + (" and of 0" if dataset.labels.reduce_labels else ""),
-        **pixels_table(processor, dataset.pixels.num_channels),
+        **pixels_table(trainer.processing_class, dataset.pixels.num_channels),
     }

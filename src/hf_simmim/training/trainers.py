@@ -1,11 +1,11 @@
-"""Trainer for masked image modelling: transformers' own, fed with raw pixels and reporting in units one can read."""
+"""Trainers: a common base, and one each for pre-training, classifiers and segmentation models."""
 
 import contextlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,27 +27,37 @@ from ..hub.snapshots import Push
 from ..model.losses import classification_loss
 from ..model.masking import patch_mask
 from ..model.modeling_simmim import SimMIMForMaskedImageModeling
-from .classification_card import classifier_card
+from .classification_card import classification_card
 from .optimization import create_schedule, decay_parameter_names, images_per_step, planned_steps
+from .pretraining_card import pretraining_card
 from .segmentation_card import segmentation_card
 
 logger = logging.get_logger(__name__)
 
 
-class PushingTrainer(Trainer):
-    """`transformers.Trainer` with other pushes to the Hub, for the same options.
+class RunTrainer(Trainer):
+    """`transformers.Trainer` with our model card, other pushes to the Hub, and evaluations that leave no trace.
 
     A push that fails in mid-training is a warning and is tried again in the background; every commit holds weights,
     configuration, processor, code, card and pictures of one moment. Trainer's own would upload files while training
     writes them, in several commits, and forget those that failed.
 
+    Every image is evaluated, and training's random state is untouched. Trainer's own `dataloader_drop_last` drops the
+    last batch of evaluations too, and with it part of the images: all of them if they are fewer than a batch. The
+    workers of its first evaluation take a seed from the generator that stochastic depth draws from; those of later
+    evaluations are still there and take none, but in a resumed run.
+
     Args:
         hub_pushes: Where to push to, if it is known already; else as the arguments say.
     """
 
-    # Of the first process, where there is something to push to.
+    # In the first process, where there is something to push to.
     hub_pushes: HubPushes | None
     args: Any
+    # What the trainer does not know, for the card; whoever knows sets it.
+    origin: RunOrigin = RunOrigin()
+    # Renders the card of a trainer.
+    card: ClassVar[Any] = None
 
     def __init__(self, *args, hub_pushes: HubPushes | None = None, **kwargs):
         self.hub_pushes = hub_pushes
@@ -188,15 +198,6 @@ class PushingTrainer(Trainer):
             repeated = f" ({failed} failed push{'es' if failed > 1 else ''} made up for)" if failed else ""
             print(f"{commit.commit_url}  everything, on the Hub{repeated}")
 
-
-class WholeEvaluation(Trainer):
-    """`transformers.Trainer` that drops incomplete batches of training only, and draws nothing in evaluations.
-
-    Trainer's own `dataloader_drop_last` drops the last batch of evaluations too, and with it part of the images: all of
-    them if they are fewer than a batch. The workers of its first evaluation take a seed from the generator that
-    stochastic depth draws from; those of later ones are still there and take none, but in a resumed run.
-    """
-
     def _get_dataloader(
         self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
     ):
@@ -212,8 +213,16 @@ class WholeEvaluation(Trainer):
         with torch.random.fork_rng(devices=[]):
             return super().evaluate(*args, **kwargs)
 
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Write our card, also where Trainer would write its own."""
+        render = type(self).card
+        if render is None:
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            render(self).save(Path(str(self.args.output_dir)) / "README.md")
 
-class SimMIMTrainer(WholeEvaluation, PushingTrainer):
+
+class SimMIMTrainer(RunTrainer):
     """`transformers.Trainer` for the batches of `MaskedImageDataset`.
 
     Besides the loss it reports `masked_l1`, the mean absolute error of hidden pixels on the scale of 0 to 255
@@ -223,14 +232,13 @@ class SimMIMTrainer(WholeEvaluation, PushingTrainer):
 
     Args:
         unreadable_images: Where images that could not be read are counted.
-        **kwargs: Passed to `PushingTrainer` and Trainer; `processing_class` must be a SimMIM image processor.
+        **kwargs: Passed to `RunTrainer` and Trainer; `processing_class` must be a SimMIM image processor.
     """
 
     model: SimMIMForMaskedImageModeling
     train_dataset: MaskedImageDataset
     eval_dataset: MaskedImageDataset | None
-    # For the model card; whoever knows sets it.
-    origin: RunOrigin = RunOrigin()
+    card = staticmethod(pretraining_card)
 
     def __init__(self, *args, unreadable_images: UnreadableImages, **kwargs):
         super().__init__(*args, **kwargs)
@@ -411,13 +419,6 @@ class SimMIMTrainer(WholeEvaluation, PushingTrainer):
         self.unreadable_images.share(self.is_world_process_zero())
         return output._replace(metrics={**(output.metrics or {}), **metrics})
 
-    def create_model_card(self, *args, **kwargs) -> None:
-        """Write our card, also where Trainer would write its own."""
-        from .pretraining_card import training_card
-
-        if self.is_world_process_zero():
-            training_card(self).save(Path(str(self.args.output_dir)) / "README.md")
-
 
 class _RunningMean:
     """Mean of figures of single images, summed on the device and read only when it is logged."""
@@ -439,14 +440,13 @@ class _RunningMean:
         return figure / count if count else float("nan")
 
 
-class ClassifierTrainer(WholeEvaluation, PushingTrainer):
-    """transformers' Trainer, which writes a model card that tells more and pushes in a way that never stops it.
+class ClassifierTrainer(RunTrainer):
+    """`RunTrainer` for classifiers, whose evaluation loss is the mean over images.
 
-    The loss of an evaluation is the mean over images. Set `origin` to what it does not know, and `final_metrics` to
-    what was measured after the training.
+    Set `final_metrics` to what was measured after the training, for the card.
     """
 
-    origin: RunOrigin = RunOrigin()
+    card = staticmethod(classification_card)
     final_metrics: dict[str, float] | None = None
 
     def evaluation_loop(self, *args, **kwargs):
@@ -461,21 +461,8 @@ class ClassifierTrainer(WholeEvaluation, PushingTrainer):
             output = output._replace(metrics={**(output.metrics or {}), name: loss.item()})
         return output
 
-    def create_model_card(self, *args, **kwargs) -> None:
-        """Write our card, also where Trainer would write its own."""
-        if self.is_world_process_zero():
-            classifier_card(self).save(Path(str(self.args.output_dir)) / "README.md")
 
+class SegmentationTrainer(RunTrainer):
+    """`RunTrainer` for segmentation models."""
 
-class SegmentationTrainer(WholeEvaluation, PushingTrainer):
-    """transformers' Trainer, which evaluates every image, writes a card that tells more, and never stops at a push.
-
-    Set `origin` to what it does not know.
-    """
-
-    origin: RunOrigin = RunOrigin()
-
-    def create_model_card(self, *args, **kwargs) -> None:
-        """Write our card, also where Trainer would write its own."""
-        if self.is_world_process_zero():
-            segmentation_card(self).save(Path(str(self.args.output_dir)) / "README.md")
+    card = staticmethod(segmentation_card)

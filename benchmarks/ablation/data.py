@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-EMBEDDED = Path(__file__).parents[1] / "examples" / "data" / "fashion_mnist_7k"
-FETCHED = Path(__file__).parent / "data"
+EMBEDDED = Path(__file__).parents[2] / "examples" / "data" / "fashion_mnist_7k"
+FETCHED = Path(__file__).parents[1] / "data"
 DATA_SETS = {
     "embedded": "Fashion-MNIST, 6,000 of the training and 1,000 of the test images",
     "fashion": "Fashion-MNIST",
@@ -74,7 +74,7 @@ def load_images(name: str, image_size: int, num_images: int, num_test_images: in
         image_size: Side of the images in pixels.
         num_images: Images to train on, of every class as many as it has a share in; all if there are fewer.
         num_test_images: Images to test on, likewise.
-        folder: Where `fetch_study_data.py` put its arrays.
+        folder: Where `fetch.py` put its arrays.
 
     Returns:
         The images.
@@ -89,7 +89,7 @@ def load_images(name: str, image_size: int, num_images: int, num_test_images: in
     else:
         path = folder / f"{name}.npz"
         if not path.exists():
-            raise ValueError(f"{path} is not there. Fetch it with: python benchmarks/fetch_study_data.py {name}")
+            raise ValueError(f"{path} is not there. Fetch it with: python -m benchmarks.ablation.fetch {name}")
         with np.load(path) as stored:
             arrays = [stored[key] for key in ("train_images", "train_labels", "test_images", "test_labels")]
     parts: list[torch.Tensor] = []

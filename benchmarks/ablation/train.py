@@ -6,15 +6,16 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from ablation_data import ImageData, augment, stratified_sample
-from ablation_grid import Row
-from ablation_results import Result
-from ablation_settings import Settings
 from torch import nn
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
 from hf_simmim.data.image_statistics import fit_color_clusters
 from hf_simmim.model.masking import MASK_STRATEGIES, average_distance
+
+from .data import ImageData, augment, stratified_sample
+from .grid import Row
+from .results import Result
+from .settings import Settings
 
 WARM_UP_SHARE = 0.1  # of all steps
 WEIGHT_DECAY = 0.05

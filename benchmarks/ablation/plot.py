@@ -4,9 +4,10 @@ import statistics
 from pathlib import Path
 
 import matplotlib
-from ablation_grid import Row
-from ablation_results import Result
-from ablation_verdicts import MODERATE_DISTANCE
+
+from .grid import Row
+from .results import Result
+from .verdicts import MODERATE_DISTANCE
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

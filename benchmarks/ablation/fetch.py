@@ -1,7 +1,7 @@
 """Fetches the study's images from Debian's packages and prepares arrays of them. Nothing is installed.
 
-    python benchmarks/fetch_study_data.py            # both data sets, into benchmarks/data
-    python benchmarks/fetch_study_data.py fashion --folder my_folder
+    python -m benchmarks.ablation.fetch              # both data sets, into benchmarks/data
+    python -m benchmarks.ablation.fetch fashion --folder my_folder
 
 Where there is apt, the packages come from its sources, which check them; elsewhere from deb.debian.org, where the
 version is pinned and its SHA256 checked.
@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from ablation_data import FETCHED
-from clip_art import prepare_clip_art
+
+from .clip_art import prepare_clip_art
+from .data import FETCHED
 
 MIRROR = "https://deb.debian.org/debian/"
 BLOCK = 2**20

@@ -4,13 +4,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from ablation_cost import Cost, read_costs
-from ablation_data import DATA_SETS
-from ablation_grid import TABLES, Row, mask_name, scratch_row, study_tables
-from ablation_plot import draw_distances
-from ablation_results import Result, read_results, read_settings
-from ablation_settings import Settings
-from ablation_verdicts import MARGIN, Verdict, pooled_noise, scores_of, verdicts
+from .cost import Cost, read_costs
+from .data import DATA_SETS
+from .grid import TABLES, Row, mask_name, scratch_row, study_tables
+from .plot import draw_distances
+from .results import Result, read_results, read_settings
+from .settings import Settings
+from .verdicts import MARGIN, Verdict, pooled_noise, scores_of, verdicts
 
 REPORT = "README.md"
 PLOT = "avgdist.png"

@@ -12,8 +12,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ablation_grid import Row
-from ablation_results import Result
+from .grid import Row
+from .results import Result
 
 MARGIN = 0.01
 # AvgDist that the paper finds best, as a share of the image's side: 10 to 20 px of 192.

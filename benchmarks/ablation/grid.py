@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from ablation_settings import Settings
+from .settings import Settings
 
 Options = dict[str, Any]
 

@@ -1,9 +1,9 @@
 """The paper's study of its components, on a small scale: does the simple choice do no worse than the complex one?
 
-    python benchmarks/ablation.py                                  # reduced grid on two CPU cores
-    python benchmarks/ablation.py --scale gpu --data clipart       # larger encoder, 64 px, 12,000 steps of 512 images
-    python benchmarks/ablation.py --tables heads --seeds 0 --output runs/heads
-    python benchmarks/ablation.py --report_only                    # draws the report again
+    python -m benchmarks.ablation                                  # reduced grid on two CPU cores
+    python -m benchmarks.ablation --scale gpu --data clipart       # larger encoder, 64 px, 12,000 steps of 512 images
+    python -m benchmarks.ablation --tables heads --seeds 0 --output runs/heads
+    python -m benchmarks.ablation --report_only                    # draws the report again
 
 Every row of components is pre-trained on images without labels and then measured in the same way: a short fine-tuning
 on a few labels, a linear probe and k-NN on frozen features. Finished runs are written down at once; started again, the
@@ -24,11 +24,14 @@ from typing import Any
 
 import torch
 import transformers
-from ablation_cost import COSTS, measure_heads, write_costs
-from ablation_data import DATA_SETS, ImageData, default_data_set, load_images
-from ablation_grid import TABLES, Row, scratch_row, select_rows, study_tables
-from ablation_report import write_report
-from ablation_results import (
+
+import hf_simmim
+
+from .cost import COSTS, measure_heads, write_costs
+from .data import DATA_SETS, ImageData, default_data_set, load_images
+from .grid import TABLES, Row, scratch_row, select_rows, study_tables
+from .report import write_report
+from .results import (
     SETTINGS,
     Result,
     append_result,
@@ -37,12 +40,10 @@ from ablation_results import (
     read_results,
     read_settings,
 )
-from ablation_settings import ENCODERS, Settings, study_settings
-from ablation_train import build_model, faster_dtype, row_distance, run_row
+from .settings import ENCODERS, Settings, study_settings
+from .train import build_model, faster_dtype, row_distance, run_row
 
-import hf_simmim
-
-OUTPUT = Path(__file__).parents[1] / "docs" / "ablation"
+OUTPUT = Path(__file__).parents[2] / "docs" / "ablation"
 _worker: dict[str, Any] = {}
 
 
@@ -162,7 +163,9 @@ def device_name(device: str) -> str:
 
 def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.ablation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     has_gpu = torch.cuda.is_available()
     parser.add_argument("--scale", choices=ENCODERS, default="gpu" if has_gpu else "cpu")
     parser.add_argument("--encoder", choices=["vit", "swin"], default="vit")
@@ -223,7 +226,7 @@ def main(arguments: list[str] | None = None, make_settings: Callable[[str, str],
     }
     about = {
         "command": shlex.join(
-            ["python", "benchmarks/ablation.py", *(sys.argv[1:] if arguments is None else arguments)]
+            ["python", "-m", "benchmarks.ablation", *(sys.argv[1:] if arguments is None else arguments)]
         ),
         "workers": args.workers,
         "python": platform.python_version(),
@@ -236,7 +239,3 @@ def main(arguments: list[str] | None = None, make_settings: Callable[[str, str],
         write_costs(args.output, measure_heads(heads, settings, data, getattr(torch, args.dtype), args.device))
     run_study(rows, args.seeds, settings, data, getattr(torch, args.dtype), args.output, args.workers, args.device)
     print(f"written: {write_report(args.output)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
-from ablation_data import ImageData
-from ablation_grid import Row
-from ablation_settings import Settings
-from ablation_train import build_model, draw_masks
-from swin_speed import seconds
+
+from ..swin_speed import seconds
+from .data import ImageData
+from .grid import Row
+from .settings import Settings
+from .train import build_model, draw_masks
 
 COSTS = "costs.csv"
 WARM_UP_ROUNDS = 2

@@ -1,0 +1,1 @@
+"""The paper's study of its components, on a small scale: `python -m benchmarks.ablation`."""

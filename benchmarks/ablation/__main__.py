@@ -1,0 +1,6 @@
+"""Runs the study: `python -m benchmarks.ablation`."""
+
+from .study import main
+
+if __name__ == "__main__":
+    main()
