@@ -21,12 +21,12 @@ $(BIN)/python:
 
 .venv/installed-dev: $(BIN)/python pyproject.toml constraints.txt
 	$(INSTALL) -q -e ".[dev]"
-	$(BIN)/python tests/fetch_transformers_tests.py
+	$(BIN)/python tests/support/fetch_transformers_tests.py
 	@touch .venv/installed $@
 
-demo: .venv/installed  ## Pre-train on the embedded images (runs/demo), and see what it is worth (runs/comparison).
-	$(LAUNCH) examples/run_mim.py
-	$(LAUNCH) examples/compare.py --checkpoint runs/demo
+demo: .venv/installed  ## Pre-train on the embedded images (runs/demo), and evaluate the benefit (runs/comparison).
+	$(LAUNCH) -m hf_simmim pretrain
+	$(LAUNCH) -m hf_simmim compare --checkpoint runs/demo
 
 docs: .venv/installed-dev  ## Build the documentation into site/: open site/index.html, or with search: python -m http.server -d site.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -41,13 +41,14 @@ test-torchvision: .venv/installed-dev  ## Test what needs torchvision (its image
 	$(BIN)/python -m venv .venv-torchvision
 	.venv-torchvision/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[dev]"
 	.venv-torchvision/bin/python -m pip install --disable-pip-version-check -q --no-deps torchvision==0.28.0 timm==1.0.31
-	.venv-torchvision/bin/python tests/fetch_transformers_tests.py
-	.venv-torchvision/bin/python -m pytest tests/test_image_processing_simmim.py tests/test_transformers_common.py tests/test_timm.py tests/test_timm_augmentation.py tests/test_pipelines.py tests/test_remote_code.py -k "timm or pipelines or without_the_package or mage_processing or mage_processor or ImageProcess or processor"
+	.venv-torchvision/bin/python tests/support/fetch_transformers_tests.py
+	.venv-torchvision/bin/python -m pytest tests/model/test_image_processing_simmim.py tests/model/test_transformers_common.py tests/model/test_timm.py tests/data/test_augmentation_timm.py tests/model/test_pipelines.py tests/model/test_remote_code.py -k "timm or pipelines or without_the_package or mage_processing or mage_processor or ImageProcess or processor"
 
-lint: .venv/installed-dev  ## Check style and types.
+lint: .venv/installed-dev  ## Check style, types, and docstrings against signatures.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pydoclint -q src
 
 format: .venv/installed-dev  ## Bring the code to the project's style.
 	$(BIN)/ruff check --fix .

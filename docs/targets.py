@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from hf_simmim import SimMIMConfig
 from hf_simmim.data.image_statistics import fit_color_clusters
 from hf_simmim.data.transforms import normalize
-from hf_simmim.model.modeling_simmim import TARGET_CLASSES
+from hf_simmim.model.configuration_simmim import TARGETS
 from hf_simmim.visualization.pictures import to_pictures
 
 NUM_CLUSTERS = 16
@@ -71,7 +71,7 @@ def picture(name: str, options: dict[str, Any], stride: int | None) -> Image.Ima
         images = Dataset.from_dict({"name": ["photo"], "image": [{"bytes": file.getvalue(), "path": None}]})
         options = {"centers": fit_color_clusters(images, NUM_CLUSTERS, pixels_per_image=10_000)}
     config = SimMIMConfig(target=name, target_options=options, prediction_stride=stride)
-    target: Any = TARGET_CLASSES[name](config)
+    target: Any = TARGETS[name].build(config)
     mean, std = config.pixel_statistics()
     pixel_values = normalize(torch.tensor(pixels).permute(2, 0, 1)[None], mean, std)
     made = target(pixel_values)

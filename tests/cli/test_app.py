@@ -25,11 +25,12 @@ import numpy as np
 import pytest
 import torch
 from command_lines import command_line
-from paths import ROOT
+from paths import EMBEDDED_DATA, ROOT
 from PIL import Image
 from tiny import swin_config, vit_config
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
+from hf_simmim.__main__ import main
 from hf_simmim.cli import app as app_module
 from hf_simmim.cli import app_page
 from hf_simmim.cli.app_page import CAPTIONS, PAINTED, MaskSettings, Models, Pictures, panel
@@ -264,7 +265,7 @@ def test_pictures_to_pick(checkpoints, photos, app, tmp_path):
     pictures = Pictures(photos, model)
     assert [picture.getpixel((0, 0)) for picture in pictures.thumbnails] == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     assert pictures.shown(0).size == (256, 256)
-    embedded = Pictures(app.EMBEDDED_DATA, model)
+    embedded = Pictures(EMBEDDED_DATA / "test.parquet", model)
     assert len(embedded.images) == 12
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="None of the pictures that were tried in .* can be read"):
@@ -315,9 +316,9 @@ def test_command_line(app, checkpoints, tmp_path, monkeypatch):
 
 def test_without_gradio_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    spec = importlib.util.spec_from_file_location("app_without_gradio", ROOT / "examples" / "app.py")
+    monkeypatch.delitem(sys.modules, "hf_simmim.cli.app", raising=False)
     with pytest.raises(SystemExit, match=re.escape('pip install "hf-simmim[app]"')):
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        main(["app", "--checkpoint", "x"])
 
 
 # In the browser.

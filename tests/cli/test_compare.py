@@ -79,8 +79,8 @@ def test_from_pictures_to_a_verdict(script, pictures, tmp_path, capsys, monkeypa
         assert different <= {"from_scratch"}
 
     # Started again it does nothing but report, and other options are other runs.
-    monkeypatch.setattr(script.run_mim, "main", None)
-    monkeypatch.setattr(script.run_image_classification, "main", None)
+    monkeypatch.setattr(script, "_pretrain", None)
+    monkeypatch.setattr(script, "_finetune", None)
     script.COMMAND.main(run)
     assert json.loads((tmp_path / "comparison.json").read_text()) == results
     with pytest.raises(TypeError):
@@ -89,9 +89,11 @@ def test_from_pictures_to_a_verdict(script, pictures, tmp_path, capsys, monkeypa
 
 def test_fewer_images_are_of_all_classes(script, pictures):
     """Those of a folder are sorted by class."""
-    classification = script.run_image_classification
+    classification = script.finetune
     settings = {"train_dir": pictures, "max_train_samples": 10, "max_eval_samples": 4}
-    run = classification.plan_runs(classification.parse_arguments(command_line(settings)))[0]
+    run = classification.plan_runs(
+        classification.FineTuningOptions(*classification.COMMAND.parse(command_line(settings)))
+    )[0]
     assert sorted(run.train.labels) == [0] * 5 + [1] * 5
     assert sorted(run.evaluation.labels) == [0, 0, 1, 1]
 
@@ -119,10 +121,10 @@ def test_tuning_never_sees_the_images_that_decide(script, pictures, tmp_path, mo
 def plan_only(script, monkeypatch) -> dict[str, list]:
     """What the runs would train on and evaluate on."""
     seen: dict[str, list] = {"tuning": [], "deciding": []}
-    classification = script.run_image_classification
+    classification = script.finetune
 
     def plan(argv):
-        runs = classification.plan_runs(classification.parse_arguments(argv))
+        runs = classification.plan_runs(classification.FineTuningOptions(*classification.COMMAND.parse(argv)))
         for run in runs:
             kind = "tuning" if run.fold is not None else "deciding"
             seen[kind].append((set(run.train.rows["name"]), set(run.evaluation.rows["name"])))
@@ -133,7 +135,7 @@ def plan_only(script, monkeypatch) -> dict[str, list]:
         ]
         return {"summary": {"accuracy": {"mean": 0.5}}, "runs": results}
 
-    monkeypatch.setattr(classification, "main", plan)
+    monkeypatch.setattr(script, "_finetune", plan)
     return seen
 
 
@@ -154,11 +156,11 @@ def test_images_that_decide_are_not_pre_trained_on(script, pictures, tmp_path, m
     trained: list[set] = []
 
     def load_only(argv):
-        data, _, _ = script.run_mim.COMMAND.parse(argv)
-        trained.append({Path(name).name for part in script.run_mim.load_splits(data, "") for name in part["name"]})
+        data, _, _ = script.pretrain.COMMAND.parse(argv)
+        trained.append({Path(name).name for part in script.pretrain.load_splits(data, "") for name in part["name"]})
 
     seen = plan_only(script, monkeypatch)
-    monkeypatch.setattr(script.run_mim, "main", load_only)
+    monkeypatch.setattr(script, "_pretrain", load_only)
     link = tmp_path / "link"
     link.symlink_to(pictures)
     (tmp_path / "run" / "pretrained").mkdir(parents=True)
@@ -176,8 +178,8 @@ def test_finished_runs_leave_no_checkpoints(script, pictures, tmp_path, monkeypa
         (folder / "seed-0" / "model.safetensors").touch()
         return {}
 
-    monkeypatch.setattr(script.run_image_classification, "main", train)
-    arguments = script.COMMAND.parse(options(pictures, tmp_path))
+    monkeypatch.setattr(script, "_finetune", train)
+    (arguments,) = script.COMMAND.parse(options(pictures, tmp_path))
     for keeps in (True, False):
         folder = tmp_path / str(keeps)
         script.fine_tune(arguments, {}, folder, {}, keeps)
@@ -197,8 +199,8 @@ def test_other_options_images_or_weights_are_other_runs(script, pictures, tmp_pa
             raise KeyboardInterrupt
         return {"number": len(found)}
 
-    monkeypatch.setattr(script.run_image_classification, "main", train)
-    arguments = script.COMMAND.parse(options(pictures, tmp_path))
+    monkeypatch.setattr(script, "_finetune", train)
+    (arguments,) = script.COMMAND.parse(options(pictures, tmp_path))
     for given, inputs in (({"weight_decay": 0.1}, {"images": "a"}), ({}, {"images": "a"}), ({}, {"images": "b"})):
         with pytest.raises(KeyboardInterrupt):
             script.fine_tune(arguments, given, tmp_path, inputs)
@@ -212,11 +214,11 @@ def test_runs_know_the_images_and_the_weights(script, pictures, tmp_path):
     """A checkpoint that is trained on, or pictures that are added, in folders of the same names."""
     images = tmp_path / "images"
     shutil.copytree(pictures, images)
-    arguments = script.COMMAND.parse(options(images, tmp_path / "run"))
-    names, before = script.deciding_images(arguments)
+    (arguments,) = script.COMMAND.parse(options(images, tmp_path / "run"))
+    names, before = script.check_runs(arguments)
     assert len(names) == 8
     shutil.copy(images / "red" / "00.png", images / "red" / "again.png")
-    assert script.deciding_images(arguments)[1] != before
+    assert script.check_runs(arguments)[1] != before
     model = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=swin_config()))
     digests = []
     for change in (0, 1):
@@ -234,16 +236,16 @@ def test_images_that_decide_can_all_be_read(script, pictures, tmp_path, monkeypa
     images = tmp_path / "images"
     shutil.copytree(pictures, images)
     run = options(images, tmp_path / "run")
-    names, _ = script.deciding_images(script.COMMAND.parse(run))
+    names, _ = script.check_runs(*script.COMMAND.parse(run))
     Path(names[5]).write_bytes(b"none")
-    monkeypatch.setattr(script.run_mim, "main", None)
+    monkeypatch.setattr(script, "_pretrain", None)
     with pytest.raises(SystemExit, match=f"1 of 8 images.*{Path(names[5]).name}"):
         script.COMMAND.main(run)
 
 
 def test_images_that_decide_do_not_choose_among_pre_trainings(script, pictures):
     """The pre-training is not evaluated on them, and so no weights are chosen by them."""
-    arguments = script.COMMAND.parse(options(pictures, "run", validation_dir=pictures, max_eval_samples=4))
+    (arguments,) = script.COMMAND.parse(options(pictures, "run", validation_dir=pictures, max_eval_samples=4))
     assert set(arguments.unlabelled_source()) == {"train_dir", "train_split", "max_unreadable"}
 
 
@@ -260,12 +262,12 @@ def test_images_that_decide_do_not_choose_among_pre_trainings(script, pictures):
         ({"layer_decays": 1.5}, r"layer_decays=\[1\.5\] must be in \(0, 1\]"),
         ({"learning_rates": 0}, "must be more than 0"),
         ({"output_dir": Path(__file__, "x")}, "cannot be written .* Name another folder"),
-        ({"holdout": 0}, "leaves no images that decide"),
+        ({"holdout": 0}, "leaves no images for the test set"),
         ({"train_dir": "nowhere"}, "does not exist"),
     ],
 )
 def test_mistakes_are_refused(script, pictures, tmp_path, change, message, monkeypatch):
     # Before any pre-training.
-    monkeypatch.setattr(script.run_mim, "main", None)
+    monkeypatch.setattr(script, "_pretrain", None)
     with pytest.raises(SystemExit, match=message):
         script.COMMAND.main(options(pictures, change.pop("output_dir", tmp_path), **change))

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from command_lines import command_line
+from paths import EMBEDDED_DATA
 from PIL import Image
 from tiny import swin_config, vit_config
 from transformers import ViTModel
@@ -113,7 +114,7 @@ def test_stock_checkpoints_and_columns_of_labels(script, tmp_path):
     table = run(script, tmp_path / "vit", tmp_path / "out", max_images=12, num_queries=2, num_neighbours=3)
     labels = table.column("label").to_pylist()
     assert len(labels) == 12
-    assert set(labels) <= set(script.load_table(str(script.EMBEDDED_DATA), None, None, "test").features["label"].names)
+    assert set(labels) <= set(script.load_table(str(EMBEDDED_DATA), None, None, "test").features["label"].names)
 
 
 def test_broken_images_are_left_out_and_named(script, checkpoint, photos, tmp_path, capsys):

@@ -32,6 +32,17 @@ def script():
     return finetune
 
 
+def parse(argv: list[str]) -> finetune.FineTuningOptions:
+    """What a command line says."""
+    return finetune.FineTuningOptions(*finetune.COMMAND.parse(argv))
+
+
+def train(argv: list[str]) -> dict:
+    """Run a command line; what `results.json` holds."""
+    result = finetune.COMMAND.main(argv)
+    return {"summary": result.summary, "runs": result.runs}
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """Sixteen pictures each of three classes that a small model can learn: stripes across, stripes down, and none."""
@@ -89,7 +100,7 @@ PLAIN = {"mixup": 0, "cutmix": 0, "rand_augment": "none", "color_jitter": 0, "ra
 
 def test_it_learns_and_leaves_what_a_user_needs(script, pictures, checkpoint, tmp_path, capsys):
     run = options(pictures, tmp_path, checkpoint=checkpoint, num_train_epochs=24, warmup_steps=0.1, **PLAIN)
-    results = script.COMMAND.main(run)
+    results = train(run)
     assert results["summary"]["accuracy"]["mean"] >= 0.9
     assert results["runs"][0]["num_train_images"] == 36
     assert json.loads((tmp_path / "results.json").read_text()) == results
@@ -105,7 +116,7 @@ def test_it_learns_and_leaves_what_a_user_needs(script, pictures, checkpoint, tm
 def test_the_papers_recipe_runs_with_all_its_parts(script, pictures, checkpoint, tmp_path):
     """Mixed soft labels, RandAugment, erasing, stochastic depth and an average of the weights, evaluated on classes."""
     run = options(pictures, tmp_path, checkpoint=checkpoint, drop_path_rate=0.2, weight_average=0.9, max_steps=3)
-    results = script.COMMAND.main(run)
+    results = train(run)
     assert 0 <= results["summary"]["accuracy"]["mean"] <= 1
     # Cross entropy of integers, not of the soft labels that were trained on.
     assert results["summary"]["loss"]["mean"] == pytest.approx(np.log(3), abs=0.5)
@@ -113,7 +124,7 @@ def test_the_papers_recipe_runs_with_all_its_parts(script, pictures, checkpoint,
 
 def test_few_labels_folds_and_seeds(script, pictures, checkpoint, tmp_path):
     run = options(pictures, tmp_path, checkpoint=checkpoint, labels_per_class=4, num_folds=2, holdout=None, max_steps=1)
-    results = script.COMMAND.main([*run, "--seeds", "0", "1"])
+    results = train([*run, "--seeds", "0", "1"])
     assert [(run["seed"], run["fold"]) for run in results["runs"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert {(run["num_train_images"], run["num_eval_images"]) for run in results["runs"]} == {(6, 6)}
     assert (tmp_path / "seed-1-fold-0" / "model.safetensors").exists()
@@ -124,7 +135,7 @@ def test_few_labels_folds_and_seeds(script, pictures, checkpoint, tmp_path):
 
 def test_the_budgets_of_a_seed_are_held_against_the_same_images(script, pictures, checkpoint):
     def plan(**kwargs):
-        return script.plan_runs(script.COMMAND.parse(options(pictures, "x", checkpoint=checkpoint, **kwargs)))[0]
+        return script.plan_runs(parse(options(pictures, "x", checkpoint=checkpoint, **kwargs)))[0]
 
     few, more, other = plan(labels_per_class=2), plan(labels_per_class=5), plan(labels_per_class=5, seed=1)
     assert few.evaluation.rows["name"] == more.evaluation.rows["name"] == other.evaluation.rows["name"]
@@ -136,7 +147,7 @@ def test_the_budgets_of_a_seed_are_held_against_the_same_images(script, pictures
 
 def test_the_control_arm_has_the_same_architecture_and_fresh_weights(script, pictures, checkpoint, tmp_path):
     def model(*more):
-        arguments = script.COMMAND.parse([*options(pictures, tmp_path / "x", checkpoint=checkpoint), *more])
+        arguments = parse([*options(pictures, tmp_path / "x", checkpoint=checkpoint), *more])
         trainer, _ = script.build_trainer(arguments, script.plan_runs(arguments)[0])
         return trainer.model.state_dict()
 
@@ -186,17 +197,17 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(script, pictures, checkpoint
             **{"drop_path_rate": 0.3, "dataloader_num_workers": 1, "eval_strategy": "steps", "eval_steps": 1},
         )
 
-    whole = script.COMMAND.parse(settings("whole"))
-    expected, _ = script.execute(whole, script.plan_runs(whole)[0])
-    killed = script.COMMAND.parse(settings("killed"))
+    whole = parse(settings("whole"))
+    _, expected, _ = script.execute(whole, script.plan_runs(whole)[0])
+    killed = parse(settings("killed"))
     trainer, _ = script.build_trainer(killed, script.plan_runs(killed)[0])
     trainer.add_callback(Kill())
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert (tmp_path / "killed" / f"checkpoint-{save_steps}").exists()
-    found, _ = script.execute(killed, script.plan_runs(killed)[0])
+    _, found, _ = script.execute(killed, script.plan_runs(killed)[0])
     assert found == expected
-    changed = script.COMMAND.parse([*settings("killed"), "--layer_decay", "0.5"])
+    changed = parse([*settings("killed"), "--layer_decay", "0.5"])
     with pytest.raises(ValueError, match="another layer_decay"):
         script.build_trainer(changed, script.plan_runs(changed)[0])
 
@@ -208,7 +219,7 @@ def test_several_labels_and_numbers(script, checkpoint, tmp_path):
     Dataset.from_dict({"image": images, "several": several, "numbers": numbers}).to_parquet(tmp_path / "data.parquet")
     for column, metric in (("several", "mean_average_precision"), ("numbers", "mae")):
         run = options(None, tmp_path / column, checkpoint=checkpoint, data_files=tmp_path / "data.parquet", max_steps=2)
-        results = script.COMMAND.main([*run, "--label_column", column])
+        results = train([*run, "--label_column", column])
         assert np.isfinite(results["summary"][metric]["mean"])
     config = AutoModelForImageClassification.from_pretrained(tmp_path / "several").config
     assert (config.problem_type, config.num_labels) == ("multi_label_classification", 3)
@@ -222,11 +233,11 @@ def test_balanced_class_weights(script, checkpoint, tmp_path):
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=["common", "rare"])})
     Dataset.from_dict({"image": images, "label": labels}, features=features).to_parquet(tmp_path / "data.parquet")
     run = options(None, tmp_path / "run", checkpoint=checkpoint, data_files=tmp_path / "data.parquet", holdout=0)
-    arguments = script.COMMAND.parse([*run, "--class_weights", "balanced"])
+    arguments = parse([*run, "--class_weights", "balanced"])
     trainer, _ = script.build_trainer(arguments, script.plan_runs(arguments)[0])
     assert trainer.model.config.class_weights == pytest.approx([16 / 24, 16 / 8])
     # Before the training, not when its end is to be saved.
-    arguments = script.COMMAND.parse([*run, "--class_weights", "1", "-2"])
+    arguments = parse([*run, "--class_weights", "1", "-2"])
     with pytest.raises(ValueError, match="must be numbers of 0 or more"):
         script.build_trainer(arguments, script.plan_runs(arguments)[0])
 
@@ -316,7 +327,7 @@ def test_recipes_are_those_of_the_released_configs(kind):
 
 def test_every_recipe_is_accepted(script):
     for name in recipe_names(RECIPES / "finetune"):
-        arguments = script.COMMAND.parse(["--recipe", name, "--train_dir", "x", "--bf16", "false"])
+        arguments = parse(["--recipe", name, "--train_dir", "x", "--bf16", "false"])
         assert arguments.training.lr_scheduler_type == "released_cosine"
     for name in recipe_names(RECIPES / "pretrain"):
         _, model, _ = run_mim.COMMAND.parse(["--recipe", name, "--train_dir", "x", "--bf16", "false"])
@@ -328,14 +339,14 @@ def test_every_recipe_is_accepted(script):
 
 def test_a_part_of_the_images_is_of_every_class(script, pictures, checkpoint):
     arguments = options(pictures, "x", checkpoint=checkpoint, max_train_samples=6, max_eval_samples=3)
-    run = script.plan_runs(script.COMMAND.parse(arguments))[0]
+    run = script.plan_runs(parse(arguments))[0]
     assert sorted(set(run.train.labels)) == sorted(set(run.evaluation.labels)) == [0, 1, 2]
     assert (len(run.train), len(run.evaluation)) == (6, 3)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant_with_warmup", "released_multistep"])
 def test_other_schedules_need_no_other_options(script, pictures, checkpoint, tmp_path, schedule):
-    arguments = script.COMMAND.parse(options(pictures, tmp_path, checkpoint=checkpoint, lr_scheduler_type=schedule))
+    arguments = parse(options(pictures, tmp_path, checkpoint=checkpoint, lr_scheduler_type=schedule))
     trainer, _ = script.build_trainer(arguments, script.plan_runs(arguments)[0])
     assert trainer.lr_scheduler.get_last_lr()[0] == (2e-3 * 2e-4 if schedule == "released_multistep" else 0.0)
 
@@ -354,7 +365,7 @@ def golden_rates(script, pictures, tmp_path, num_steps: int, **kwargs) -> tuple[
         *(pictures, tmp_path / "run"),
         **{"learning_rate": 0.005, "num_train_epochs": 100, "warmup_steps": None, "holdout": 0} | kwargs,
     )
-    arguments = script.COMMAND.parse(run)
+    arguments = parse(run)
     trainer, _ = script.build_trainer(arguments, script.plan_runs(arguments)[0])
     trainer.add_callback(StopAfter(num_steps))
     trainer.train()
@@ -413,7 +424,7 @@ def test_other_classes_begin_with_another_head(script, pictures, tmp_path):
         config = SimMIMConfig(encoder_config=swin_config(), id2label=dict(enumerate(names)))
         trained = SimMIMForImageClassification(config)
         trained.save_pretrained(tmp_path / names[0])
-        arguments = script.COMMAND.parse(options(pictures, tmp_path / "run", checkpoint=tmp_path / names[0]))
+        arguments = parse(options(pictures, tmp_path / "run", checkpoint=tmp_path / names[0]))
         trainer, _ = script.build_trainer(arguments, script.plan_runs(arguments)[0])
         kept = torch.equal(trainer.model.classifier.weight, trained.classifier.weight)
         assert kept is (names == CLASSES)
@@ -427,7 +438,7 @@ def test_one_checkpoint_is_not_that_of_several_runs(script, pictures, checkpoint
 
 
 def test_a_run_with_other_labels_is_another_one(script, pictures, checkpoint, tmp_path):
-    arguments = script.COMMAND.parse(
+    arguments = parse(
         options(pictures, tmp_path, checkpoint=checkpoint, max_steps=1, save_strategy="steps", save_steps=1)
     )
     run = script.plan_runs(arguments)[0]

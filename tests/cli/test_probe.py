@@ -123,9 +123,7 @@ def test_the_control_and_seeds(run_probe, checkpoint, images, tmp_path, capsys):
 
 
 def test_without_images_it_is_the_embedded_data(run_probe, checkpoint):
-    data, _ = run_probe.parse_with_recipe(
-        (run_probe.DataArguments, run_probe.ProbeArguments), ["--checkpoint", "x"], ROOT, lambda given: None
-    )
+    data, _ = run_probe.COMMAND.parse(["--checkpoint", "x"])
     train, test = run_probe.load_images(data)
     assert (len(train), len(test), len(train.class_names)) == (6000, 1000, 10)
 

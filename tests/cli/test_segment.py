@@ -13,7 +13,6 @@ from cards import check_card, table
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from huggingface_hub import ModelCard
-from paths import PACKAGE
 from PIL import Image
 from safetensors.torch import load_file
 from segmentation_scenes import CLASS_NAMES, write_scenes
@@ -74,10 +73,7 @@ def options(checkpoint, data, output_dir, *flags, **kwargs) -> list[str]:
 
 def parse(script, arguments: list[str]):
     """Options of the script, as it parses them."""
-    kinds = (script.DataArguments, script.NumberArguments, script.ModelArguments, script.SegmentationArguments)
-    return script.parse_with_recipe(
-        kinds, arguments, PACKAGE / "cli" / "recipe_files" / "segmentation", lambda given: None
-    )
+    return script.COMMAND.parse(arguments)
 
 
 def test_learns_to_segment(script, scenes, checkpoint, tmp_path, capsys):
@@ -96,7 +92,7 @@ def test_learns_to_segment(script, scenes, checkpoint, tmp_path, capsys):
     assert f"- type: mean_iou\n      value: {round(results['mean_iou'], 4)}" in text
     assert rows["learning rate"].startswith("0.004")
     assert rows["layer decay"].startswith("0.9: ")
-    assert "Steps     72 of 8 images, learning rate up to 0.004, 7 of warm-up" in printed
+    assert "Steps    72 of 8 images, learning rate up to 0.004, 7 of warm-up" in printed
     assert Image.open(tmp_path / "segmentation.png").size[0] > 600
 
     # The figures are those of the saved model on whole images, at the size of their annotations.

@@ -268,10 +268,14 @@ class Page:
         self.module("hf_simmim", words, True)
 
     def module(self, name: str, words: list[str], run: bool) -> None:
-        """The module `hf_simmim`, whose first word is the name of a command."""
+        """The module `hf_simmim`, whose first word is the name of a command, or one beside it."""
         if name != "hf_simmim":
-            raise AssertionError(f"no rule for python -m {name}")
-        if not words or words[0] not in SMALL:
+            path = ROOT / name.replace(".", "/")
+            if not (path / "__main__.py").is_file() and not path.with_suffix(".py").is_file():
+                raise AssertionError(f"no rule for python -m {name}")
+            files = path.glob("*.py") if path.is_dir() else [path.with_suffix(".py")]
+            self.look_up(name, "".join(file.read_text(encoding="utf-8") for file in files), words)
+        elif not words or words[0] not in SMALL:
             main(words)
         else:
             self.command(words[0], words[1:], run)
@@ -281,14 +285,16 @@ class Page:
         if not (ROOT / path).is_file():
             raise AssertionError(f"there is no {path}")
         text = (ROOT / path).read_text(encoding="utf-8")
-        if Path(path).parent.name != "examples":
-            # Minutes each, with tests of their own: only what can be asked for is looked up.
-            missing = [word for word in words if word.startswith("--") and f'"{word}"' not in text + '"--help"']
-            assert not missing, f"{path} has no {missing}"
-            return
-        launched = re.search(r'main\(\["(\w+)"', text)
-        assert launched is not None, f"{path} launches no command"
-        self.command(launched[1], words, run)
+        launched = re.search(r'main\(\["(\w+)"', text) if Path(path).parent.name == "examples" else None
+        if launched is None:
+            self.look_up(path, text, words)
+        else:
+            self.command(launched[1], words, run)
+
+    def look_up(self, name: str, text: str, words: list[str]) -> None:
+        """Refuse options that a program's text does not have: it takes minutes, and has tests of its own."""
+        missing = [word for word in words if word.startswith("--") and f'"{word}"' not in text + '"--help"']
+        assert not missing, f"{name} has no {missing}"
 
     def command(self, name: str, words: list[str], run: bool) -> None:
         """Parse the options of a command as they are written, then run it small."""

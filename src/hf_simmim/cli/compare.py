@@ -218,7 +218,7 @@ def pretrained_checkpoint(arguments: CompareArguments, left_out: list[str], imag
         with PartialState().main_process_first():
             if PartialState().is_main_process:
                 path.write_text(json.dumps(left_out, indent=2), encoding="utf-8")
-        pretrain.run(*pretrain.COMMAND.parse(options_of(options)))
+        _pretrain(options_of(options))
         if PartialState().is_main_process:
             record.note({})
     return str(folder)
@@ -258,9 +258,7 @@ def fine_tune(
         PartialState().wait_for_everyone()
         with _quiet(folder / "log.txt"):
             # Trainer would have the other processes warn, whatever is set here.
-            parsed = finetune.COMMAND.parse(options_of({"log_level_replica": "error"} | options))
-            result = finetune.run(*parsed)
-            done = {"summary": result.summary, "runs": result.runs}
+            done = _finetune(options_of({"log_level_replica": "error"} | options))
         if is_main:
             record.note(done)
             # They are of use to an interrupted run only, and those of a comparison would fill a disk.
@@ -268,6 +266,16 @@ def fine_tune(
             for path in () if keeps_weights else list(folder.rglob("*.safetensors")):
                 path.unlink()
     return done
+
+
+def _pretrain(argv: list[str]) -> None:
+    pretrain.run(*pretrain.COMMAND.parse(argv))
+
+
+def _finetune(argv: list[str]) -> dict[str, Any]:
+    """Train and evaluate; what `results.json` holds."""
+    result = finetune.run(*finetune.COMMAND.parse(argv))
+    return {"summary": result.summary, "runs": result.runs}
 
 
 def _delete_checkpoints(folder: Path) -> None:
