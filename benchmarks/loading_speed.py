@@ -42,7 +42,7 @@ def make_files(size: tuple[int, int]) -> list[bytes]:
 
 
 def read_ours(file: bytes, seed: int) -> torch.Tensor:
-    """As `MaskedImageDataset` reads; normalisation happens later, on the device, for the whole batch."""
+    """As `MaskedImageDataset` reads; normalization happens later, on the device, for the whole batch."""
     image = Image.open(io.BytesIO(file))
     box = random_box(upright_size(image), (0.67, 1.0), sample_generator(seed))
     return torch.from_numpy(np.array(crop_and_resize(image, box, TARGET, 3))).permute(2, 0, 1).contiguous()

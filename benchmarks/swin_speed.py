@@ -1,4 +1,4 @@
-"""Speed and memory of our Swin and SwinV2 against transformers' own, in masked image modelling.
+"""Speed and memory of our Swin and SwinV2 against transformers' own, in masked image modeling.
 
 Both models hold the same weights and get the same images and masks. They are timed in one process, in turns, so that
 drift of the machine cancels, and only after both gave the same loss and reconstruction.

@@ -269,7 +269,7 @@ with fewer layers).
   channels. **prefix**: class, distillation and register tokens, which are no part of it.
 - **leak**: largest change of any feature when all pixels under the mask change.
 - **place**: how many of {NUM_LOCATED} steps of the feature map depend most of all on their own pixels (or those of a
-  neighbour, for the maps of convolutions), by the gradient.
+  neighbor, for the maps of convolutions), by the gradient.
 - **finite**: loss, reconstruction and all gradients. **reload**: `save_pretrained` and `from_pretrained` give the
   same reconstruction, no tensor missing or left over.
 - **export**: the class that plain `AutoModel.from_pretrained` makes of `export_encoder`'s files, with the same

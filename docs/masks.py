@@ -23,7 +23,7 @@ RATIOS = (0.4, 0.6, 0.8)
 SEED = 3
 # AvgDist is the mean of so many masks; one of them is drawn.
 NUM_MASKS = 64
-MASK_GREY = 190
+MASK_GRAY = 190
 ZOOM = 2  # for the letters, on screens of any density
 GAP, HEADER, FOOTER, MARGIN = 8, 44, 20, 78
 
@@ -49,14 +49,14 @@ def draw() -> Image.Image:
     for column, (name, unit) in enumerate(COLUMNS):
         left = MARGIN + column * (SIDE + GAP)
         write(left + SIDE / 2, 13, name, title)
-        write(left + SIDE / 2, 32, f"units of {unit} px", text, color="dimgrey")
+        write(left + SIDE / 2, 32, f"units of {unit} px", text, color="dimgray")
         for row, ratio in enumerate(RATIOS):
             top = HEADER + row * (SIDE + FOOTER + GAP)
             grid_size, unit_size = mask_units((SIDE, SIDE), PATCH_SIZE, unit)
             generator = torch.Generator().manual_seed(SEED)
             masks = MASK_STRATEGIES[name](grid_size, ratio, NUM_MASKS, unit_size=unit_size, generator=generator)
             hidden = to_pixels(masks[:1], PATCH_SIZE, (SIDE, SIDE))[0].numpy()
-            cell = Image.fromarray(np.where(hidden[..., None], np.uint8(MASK_GREY), image))
+            cell = Image.fromarray(np.where(hidden[..., None], np.uint8(MASK_GRAY), image))
             canvas.paste(cell.resize((SIDE * ZOOM, SIDE * ZOOM), Image.Resampling.NEAREST), (left * ZOOM, top * ZOOM))
             distance = average_distance(masks, PATCH_SIZE).mean()
             write(left + SIDE / 2, top + SIDE + 11, f"AvgDist {distance:.1f} px", text)

@@ -2,7 +2,7 @@
 
     python docs/targets.py [FILE]
 
-Classes of colours and coarser pixels are shown as the decoder shows a perfect prediction, normalised pixels from two
+Classes of colors and coarser pixels are shown as the decoder shows a perfect prediction, normalized pixels from two
 standard deviations below their mean to two above, histograms of oriented gradients as lines along the edges.
 """
 
@@ -95,7 +95,7 @@ def draw() -> Image.Image:
         left, top = GAP + column * (SIDE + GAP), row * (SIDE + HEADER + GAP)
         middle = (left + SIDE / 2) * ZOOM
         pen.text((middle, (top + 12) * ZOOM), name, "black", title, "mm")
-        pen.text((middle, (top + 30) * ZOOM), words, "dimgrey", text, "mm")
+        pen.text((middle, (top + 30) * ZOOM), words, "dimgray", text, "mm")
         cell = picture(name, options, stride).resize((SIDE * ZOOM, SIDE * ZOOM), Image.Resampling.NEAREST)
         canvas.paste(cell, (left * ZOOM, (top + HEADER) * ZOOM))
     return canvas

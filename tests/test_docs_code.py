@@ -30,14 +30,14 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     rng = np.random.default_rng(0)
     for index in range(48):
-        classes = ("labelled_photos", ("cat", "dog")[index % 2])
+        classes = ("labeled_photos", ("cat", "dog")[index % 2])
         for root, parent in (classes, ("my_photos", f"day{index % 2}"))[: 2 if index < 16 else 1]:
             path = folder / root / parent / f"{index:02d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             random_photo(rng, (80, 72)).save(path)
-    (folder / "grey_photos").mkdir()
+    (folder / "gray_photos").mkdir()
     for index in range(24):
-        random_photo(rng, (80, 72)).convert("L").save(folder / "grey_photos" / f"{index}.png")
+        random_photo(rng, (80, 72)).convert("L").save(folder / "gray_photos" / f"{index}.png")
     random_photo(rng, (160, 120)).save(folder / "photo.jpg")
     Image.new("L", (32, 32), 255).resize((64, 64)).crop((-32, -32, 64, 64)).save(folder / "painted.png")
     write_scenes(folder / "scenes", 40)
@@ -45,7 +45,7 @@ def world(tmp_path_factory):
     for index in range(24):
         bands = rng.integers(0, 4000, (70, 80, 13)).astype(np.uint16)
         tifffile.imwrite(folder / "satellite" / f"{index}.tif", bands, planarconfig="contig")
-    # The demo's is a ViT of grey images of 28 px, as it is when it is made.
+    # The demo's is a ViT of gray images of 28 px, as it is when it is made.
     demo = {"image_size": 28, "patch_size": 7, "num_channels": 1, "num_hidden_layers": 1}
     encoders = {
         "runs/my_photos": SwinConfig(**ENCODER),

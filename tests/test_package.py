@@ -7,7 +7,7 @@ import zipfile
 from email.parser import Parser
 
 import pytest
-from paths import PACKAGE, ROOT, TRAVELLING
+from paths import PACKAGE, ROOT, TRAVELING
 
 import hf_simmim
 from hf_simmim.hub.card import template_path
@@ -42,14 +42,14 @@ def test_wheel_metadata(wheel):
     assert any(requirement.startswith("transformers<6,>=5.21") for requirement in metadata.get_all("Requires-Dist"))
 
 
-@pytest.mark.parametrize("module", TRAVELLING)
+@pytest.mark.parametrize("module", TRAVELING)
 def test_files_for_the_hub_import_each_other_as_the_hub_needs(module):
     """transformers copies what `from .x import y` names, found by a regular expression, and nothing else."""
     source = (PACKAGE / "model" / f"{module}.py").read_text()
     assert not re.search(r"^\s*(import hf_simmim|from hf_simmim)", source, re.MULTILINE)
     # The first word, so that `from . import x`, `from ..x import y` and `from .x.y import z` are not among them.
     for imported in re.findall(r"^\s*from \.(\S*) import", source, re.MULTILINE):
-        assert imported in TRAVELLING
+        assert imported in TRAVELING
     assert "isinstance(config, SimMIMConfig)" not in source
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 SIZE = 64  # pixels
 HASH_SIDE = 8
 MAX_HASH_DISTANCE = 4  # of 128 bits
-MIN_INK = 0.002  # share of pixels that are not of the commonest colour
+MIN_INK = 0.002  # share of pixels that are not of the commonest color
 MIN_PICTURES = 100  # of a class
 TEST_SHARE = 0.2
 # Folders that say nothing about what is in a picture.
@@ -102,18 +102,18 @@ def without_duplicates(images: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 def is_blank(image: np.ndarray) -> bool:
-    """Whether nearly all pixels have the same colour."""
+    """Whether nearly all pixels have the same color."""
     colors = (image.astype(np.uint32) << np.array([16, 8, 0], np.uint32)).sum(axis=-1, dtype=np.uint32)
     return bool(np.unique(colors, return_counts=True)[1].max() > (1 - MIN_INK) * colors.size)
 
 
 def difference_hashes(images: np.ndarray) -> np.ndarray:
-    """Difference hashes along rows and along columns of shrunk grey pictures: uint8 (N, 16)."""
+    """Difference hashes along rows and along columns of shrunk gray pictures: uint8 (N, 16)."""
     hashes = []
     for image in images:
-        grey = Image.fromarray(image).convert("L")
-        wide = np.asarray(grey.resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX), np.int16)
-        tall = np.asarray(grey.resize((HASH_SIDE, HASH_SIDE + 1), Image.Resampling.BOX), np.int16)
+        gray = Image.fromarray(image).convert("L")
+        wide = np.asarray(gray.resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX), np.int16)
+        tall = np.asarray(gray.resize((HASH_SIDE, HASH_SIDE + 1), Image.Resampling.BOX), np.int16)
         hashes.append(np.packbits([wide[:, 1:] > wide[:, :-1], tall[1:] > tall[:-1]]))
     return np.stack(hashes)
 

@@ -81,7 +81,7 @@ def make_step(row: Row, settings: Settings, data: ImageData, dtype: torch.dtype)
     model = build_model(row, settings, data, seed=0).train()
     device = data.images.device
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    pixel_values = data.normalise(data.images[: settings.batch_size])
+    pixel_values = data.normalize(data.images[: settings.batch_size])
     mask = draw_masks(row, model.config, len(pixel_values), torch.Generator(device).manual_seed(0))
 
     def step() -> None:

@@ -24,7 +24,7 @@ CROP_ASPECT = (3 / 4, 4 / 3)
 
 @dataclass
 class ImageData:
-    """A labelled data set in memory.
+    """A labeled data set in memory.
 
     Args:
         name: Key of `DATA_SETS`.
@@ -49,7 +49,7 @@ class ImageData:
         tensors = (self.images, self.labels, self.test_images, self.test_labels)
         return ImageData(self.name, *(tensor.to(device) for tensor in tensors))
 
-    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 images (B, C, H, W) as float32 of mean 0 and standard deviation 1 in every channel."""
         mean, std = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return (images.float() / 255 - mean) / std

@@ -37,7 +37,7 @@ class Package:
         path: Of the pinned version, in the mirror.
         size: Bytes of that file.
         sha256: Of that file.
-        licence: Of what is in it.
+        license: Of what is in it.
         content: What that is.
     """
 
@@ -45,7 +45,7 @@ class Package:
     path: str
     size: int
     sha256: str
-    licence: str
+    license: str
     content: str
 
 
@@ -56,7 +56,7 @@ PACKAGES = {
         30900652,
         "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
         "MIT (Expat), © 2017 Zalando SE",
-        "70,000 grey pictures of clothes, 28x28",
+        "70,000 gray pictures of clothes, 28x28",
     ),
     "clipart": Package(
         "openclipart-png",
@@ -64,7 +64,7 @@ PACKAGES = {
         130910028,
         "f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02",
         "public domain",
-        "8,000 drawings in colour, in folders by subject",
+        "8,000 drawings in color, in folders by subject",
     ),
 }
 
@@ -177,7 +177,7 @@ def main() -> None:
         package = PACKAGES[name]
         print(
             f"{name}: Debian's package {package.name}, {package.size / 1e6:.0f} MB ({package.content};"
-            f" {package.licence}), goes to {args.folder / name}.npz"
+            f" {package.license}), goes to {args.folder / name}.npz"
         )
     for name in names:
         path = args.folder / f"{name}.npz"

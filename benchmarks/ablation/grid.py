@@ -29,7 +29,7 @@ class Row:
         head_options: Its options.
         prediction_stride: Pixels for each step of the prediction; the target's own if None.
         target: Name of the target.
-        target_options: Its options; `num_clusters` stands for centres that are fitted to the images first.
+        target_options: Its options; `num_clusters` stands for centers that are fitted to the images first.
         loss: Name of the loss; the target's usual one if None.
         loss_region: `"masked"` or `"all"`.
         is_pretrained: False for the row from scratch, whose components nothing uses.
@@ -76,7 +76,7 @@ def study_tables(
     regression: list[tuple[str, Options, str]] = [
         ("rgb", {}, "l2"),
         ("rgb", {}, "smooth_l1"),
-        ("normalized_rgb", {"window_size": settings.normalisation_window}, "l1"),
+        ("normalized_rgb", {"window_size": settings.normalization_window}, "l1"),
         ("normalized_rgb", {"patch_size": middle}, "l1"),
     ]
     classes: list[tuple[str, Options]] = [

@@ -12,7 +12,7 @@ from .verdicts import MODERATE_DISTANCE
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-# Apart for readers who see no colours, too.
+# Apart for readers who see no colors, too.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = "osD^vPX"
 

@@ -17,17 +17,17 @@ class Settings:
         coarse_strides: Pixels for a step of the coarser predictions.
         inverse_swin: Options of the inverse Swin heads `light` and `heavy`, scaled to the encoder.
         hog_cell_size: Pixels of a cell of the HOG target.
-        normalisation_window: Pixels of the sliding window of the normalised target.
+        normalization_window: Pixels of the sliding window of the normalized target.
         num_images: Images to pre-train on, at most, without labels.
         num_test_images: Images to test on, at most.
         batch_size: Of pre-training.
         pretrain_steps: Steps of pre-training.
         learning_rate: Peak of pre-training.
-        num_labels: Labelled images to fine-tune on.
+        num_labels: Labeled images to fine-tune on.
         fine_tune_batch_size: Of fine-tuning.
         fine_tune_steps: Steps of fine-tuning.
         fine_tune_learning_rate: Peak of fine-tuning.
-        num_probe_images: Labelled images for the linear probe and k-NN on frozen features.
+        num_probe_images: Labeled images for the linear probe and k-NN on frozen features.
     """
 
     image_size: int
@@ -38,7 +38,7 @@ class Settings:
     coarse_strides: tuple[int, ...]
     inverse_swin: dict[str, dict[str, Any]]
     hog_cell_size: int
-    normalisation_window: int
+    normalization_window: int
     num_images: int
     num_test_images: int
     batch_size: int
@@ -89,7 +89,7 @@ _SHARED: dict[str, dict[str, Any]] = {
         "random_ratios": ((0.4, 0.6, 0.8), (0.4, 0.6, 0.8), (0.4,)),
         "other_masks": (("square", 8, 0.6), ("block", 4, 0.6)),
         "hog_cell_size": 4,
-        "normalisation_window": 15,
+        "normalization_window": 15,
         "num_images": 6000,
         "num_test_images": 1000,
         "batch_size": 32,
@@ -111,7 +111,7 @@ _SHARED: dict[str, dict[str, Any]] = {
             for ratio in (0.2, 0.4, 0.6, 0.8)
         ),
         "hog_cell_size": 8,
-        "normalisation_window": 31,
+        "normalization_window": 31,
         "num_images": 60000,
         "num_test_images": 10000,
         "batch_size": 512,

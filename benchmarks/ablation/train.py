@@ -20,7 +20,7 @@ from .settings import Settings
 WARM_UP_SHARE = 0.1  # of all steps
 WEIGHT_DECAY = 0.05
 MAX_GRADIENT_NORM = 5.0
-NEIGHBOURS = 10
+NEIGHBORS = 10
 PROBE_PENALTIES = (1e-3, 1e-2, 1e-1)
 DISTANCE_MASKS = 1024
 CLUSTERED_IMAGES = 500
@@ -33,7 +33,7 @@ def run_row(name: str, row: Row, seed: int, settings: Settings, data: ImageData,
     Args:
         name: Its name.
         row: Its components.
-        seed: Of weights, batches, crops, masks and labelled images; the same for all rows, so that they compare.
+        seed: Of weights, batches, crops, masks and labeled images; the same for all rows, so that they compare.
         settings: What all rows share.
         data: The images.
         dtype: float32, or another for autocast.
@@ -98,7 +98,7 @@ def faster_dtype(settings: Settings, data: ImageData) -> str:
     """Whether a training step is faster in float32 or with bfloat16 autocast on the device of the images."""
     device = data.images.device
     model = build_model(Row(settings.mask_patch_sizes[1]), settings, data, seed=0)
-    pixel_values = data.normalise(data.images[: settings.batch_size])
+    pixel_values = data.normalize(data.images[: settings.batch_size])
     mask = draw_masks(Row(settings.mask_patch_sizes[1]), model.config, len(pixel_values), torch.Generator(device))
     times = {}
     for name in ("float32", "bfloat16"):
@@ -116,7 +116,7 @@ def faster_dtype(settings: Settings, data: ImageData) -> str:
 
 
 def _color_centers(data: ImageData, num_clusters: int) -> list[list[float]]:
-    """Colours of the images, clustered."""
+    """Colors of the images, clustered."""
     rows = [{"image": image.permute(1, 2, 0).cpu().numpy()} for image in data.images[:CLUSTERED_IMAGES]]
     return fit_color_clusters(rows, num_clusters, data.images.shape[1], pixels_per_image=CLUSTERED_PIXELS)
 
@@ -133,7 +133,7 @@ def pretrain(model: nn.Module, row: Row, settings: Settings, data: ImageData, se
     losses = []
     model.train()
     for indices in _batches(len(data.images), settings.batch_size, settings.pretrain_steps, seed):
-        pixel_values = augment(data.normalise(data.images[indices.to(device)]), crops)
+        pixel_values = augment(data.normalize(data.images[indices.to(device)]), crops)
         mask = draw_masks(row, model.config, len(indices), masks)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             loss = model(pixel_values, bool_masked_pos=mask, return_reconstruction=False).loss
@@ -150,8 +150,8 @@ def fine_tune(model: nn.Module, settings: Settings, data: ImageData, seed: int, 
     """
     device = data.images.device
     encoder = model.simmim
-    labelled = stratified_sample(data.labels, settings.num_labels, torch.Generator().manual_seed(seed)).to(device)
-    images, labels = data.images[labelled], data.labels[labelled]
+    labeled = stratified_sample(data.labels, settings.num_labels, torch.Generator().manual_seed(seed)).to(device)
+    images, labels = data.images[labeled], data.labels[labeled]
     torch.manual_seed(seed)
     classifier = nn.Linear(model.config.hidden_size, data.num_classes).to(device)
     trained = nn.ModuleList([encoder, classifier])
@@ -161,7 +161,7 @@ def fine_tune(model: nn.Module, settings: Settings, data: ImageData, seed: int, 
     for indices in _batches(len(images), settings.fine_tune_batch_size, settings.fine_tune_steps, seed):
         indices = indices.to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            pixel_values = augment(data.normalise(images[indices]), crops)
+            pixel_values = augment(data.normalize(images[indices]), crops)
             loss = F.cross_entropy(classifier(encoder(pixel_values).pooler_output).float(), labels[indices])
         _step(trained, loss, optimizer, schedule)
     with torch.no_grad():
@@ -174,20 +174,20 @@ def features(model: nn.Module, images: torch.Tensor, data: ImageData, dtype: tor
     """Mean of the encoder's tokens of whole uint8 images: float32 tensor (N, D)."""
     encoder = model.simmim.eval()
     with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-        return torch.cat([encoder(data.normalise(chunk)).pooler_output.float() for chunk in images.split(256)])
+        return torch.cat([encoder(data.normalize(chunk)).pooler_output.float() for chunk in images.split(256)])
 
 
 def probes(model: nn.Module, settings: Settings, data: ImageData, seed: int, dtype: torch.dtype) -> tuple[float, float]:
     """Accuracies on the test images of a linear classifier and of k-NN on frozen features."""
     generator = torch.Generator().manual_seed(seed)
-    labelled = stratified_sample(data.labels, settings.num_probe_images, generator).to(data.labels.device)
-    train, labels = features(model, data.images[labelled], data, dtype), data.labels[labelled]
+    labeled = stratified_sample(data.labels, settings.num_probe_images, generator).to(data.labels.device)
+    train, labels = features(model, data.images[labeled], data, dtype), data.labels[labeled]
     test = features(model, data.test_images, data, dtype)
     mean, std = train.mean(0), train.std(0) + 1e-6
     train, test = (train - mean) / std, (test - mean) / std
     return (
         _accuracy(_linear_scores(train, labels, test, data.num_classes).argmax(1), data.test_labels),
-        _accuracy(_neighbour_scores(train, labels, test, data.num_classes).argmax(1), data.test_labels),
+        _accuracy(_neighbor_scores(train, labels, test, data.num_classes).argmax(1), data.test_labels),
     )
 
 
@@ -219,10 +219,10 @@ def _linear_scores(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor
         return layer(test)
 
 
-def _neighbour_scores(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Votes of the nearest neighbours, weighted by cosine similarity."""
+def _neighbor_scores(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Votes of the nearest neighbors, weighted by cosine similarity."""
     similarity = F.normalize(test, dim=1) @ F.normalize(train, dim=1).T
-    values, nearest = similarity.topk(min(NEIGHBOURS, len(train)), dim=1)
+    values, nearest = similarity.topk(min(NEIGHBORS, len(train)), dim=1)
     votes = torch.zeros(len(test), num_classes, device=test.device)
     return votes.scatter_add_(1, labels[nearest], values)
 

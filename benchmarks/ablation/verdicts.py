@@ -1,7 +1,7 @@
 """Whether a run of the study agrees with the paper's claims: computed from its numbers and their spread alone.
 
 The noise of a single run is estimated from all rows together: what is left of the accuracies after the mean of each
-row and of each seed is taken off, as all rows share the seeds' labelled images. A difference of means has a 95 %
+row and of each seed is taken off, as all rows share the seeds' labeled images. A difference of means has a 95 %
 interval by Student's t. A claim that one choice is better agrees if the interval is above 0, disagrees if it is below,
 and cannot be told otherwise. A claim that a choice is no worse agrees if the interval is above -MARGIN, and that two
 are equal if it is within MARGIN of 0; they disagree if the interval says that it is worse, or different, and cannot be

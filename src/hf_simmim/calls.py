@@ -44,7 +44,7 @@ def pretrain(**options: Any) -> "PretrainingResult":
 
 
 def finetune(**options: Any) -> "FineTuningResult":
-    """Train a classifier on labelled images, from a checkpoint or from scratch.
+    """Train a classifier on labeled images, from a checkpoint or from scratch.
 
     Args:
         **options: Those of `hf-simmim finetune`: `checkpoint`, `train_dir`, `output_dir`, `labels_per_class`, ...
@@ -95,7 +95,7 @@ def compare(**options: Any) -> "ComparisonResult":
     """Find out whether pre-training helps on some images.
 
     Args:
-        **options: Those of `hf-simmim compare`: `train_dir`, `unlabelled_dir`, `checkpoint`, `labels_per_class`, ...
+        **options: Those of `hf-simmim compare`: `train_dir`, `unlabeled_dir`, `checkpoint`, `labels_per_class`, ...
 
     Returns:
         The answer in words, verdicts and accuracies at each label budget, folder and picture.

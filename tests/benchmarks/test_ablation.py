@@ -211,7 +211,7 @@ def test_memory_of_a_step(images):
 
 
 def test_augmented_images_are_crops(images):
-    pictures = images.normalise(images.images[:8])
+    pictures = images.normalize(images.images[:8])
     first, again, other = (augment(pictures, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
     torch.testing.assert_close(first, again)
     assert not torch.equal(first, other)
@@ -305,7 +305,7 @@ def test_claims_find_their_rows():
 
 
 def picture(seed, size=64):
-    """A drawing of ten rectangles in colour on white."""
+    """A drawing of ten rectangles in color on white."""
     random = np.random.default_rng(seed)
     image = Image.new("RGB", (size, size), "white")
     for _ in range(10):

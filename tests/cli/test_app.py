@@ -33,10 +33,10 @@ from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImagePro
 from hf_simmim.__main__ import main
 from hf_simmim.cli import app as app_module
 from hf_simmim.cli import app_page
-from hf_simmim.cli.app_page import CAPTIONS, PAINTED, MaskSettings, Models, Pictures, panel
+from hf_simmim.cli.app_page import CAPTIONS, PAINTED, ExamplePictures, LoadedModels, MaskSettings, panel
 from hf_simmim.evaluation.reconstruction import Reconstructor
 from hf_simmim.model.masking import MASK_STRATEGIES
-from hf_simmim.visualization.pictures import MASK_GREY
+from hf_simmim.visualization.pictures import MASK_GRAY
 
 SETTINGS = {"strategy": "random", "ratio": 0.5, "patch_size": 8, "seed": 0, "painting": None}
 
@@ -69,7 +69,7 @@ def checkpoints(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """A folder of pictures of one colour each, and a file that is none."""
+    """A folder of pictures of one color each, and a file that is none."""
     folder = tmp_path_factory.mktemp("photos")
     for index, color in enumerate(("red", "lime", "blue")):
         Image.new("RGB", (60, 50), color).save(folder / f"{index}.png")
@@ -87,8 +87,8 @@ def app():
 @pytest.fixture(scope="module")
 def page(app, checkpoints, photos):
     """The functions behind the page."""
-    models = Models(checkpoints, "cpu")
-    return app.Page(models, Pictures(photos, models[checkpoints[0]]))
+    models = LoadedModels(checkpoints, "cpu")
+    return app.AppPage(models, ExamplePictures(photos, models[checkpoints[0]]))
 
 
 def shown(text: str) -> dict:
@@ -182,9 +182,9 @@ def test_a_painting_hides_the_patches_it_touches_in_both_models(page, checkpoint
     updates = updated(page, *checkpoints, strategy=PAINTED, painting={"layers": [painting], "background": None})
     small, large = (shown(text) for text in (updates[1], updates[3]))
     assert (small["Hidden patches"], large["Hidden patches"]) == ("2", "18")
-    grey = (small["Masked"] == MASK_GREY).all(axis=2)
-    assert grey[:16, :8].all()
-    assert grey.sum() == 16 * 8
+    gray = (small["Masked"] == MASK_GRAY).all(axis=2)
+    assert gray[:16, :8].all()
+    assert gray.sum() == 16 * 8
     everything = np.full((10, 10, 4), 255, np.uint8)
     seen = shown(updated(page, checkpoints[0], strategy=PAINTED, painting={"layers": [everything]})[1])
     assert (seen["Hidden patches"], seen["AvgDist"]) == ("16", "none")
@@ -245,8 +245,8 @@ def test_models_are_loaded_once_and_many_visitors_get_their_own_results(checkpoi
 
     monkeypatch.setattr(app_page, "Reconstructor", Counted)
     monkeypatch.setattr(app_page, "MAX_LOADED", 1)
-    models = Models(checkpoints[:1], "cpu")
-    page = app.Page(models, Pictures(photos, models[checkpoints[0]]))
+    models = LoadedModels(checkpoints[:1], "cpu")
+    page = app.AppPage(models, ExamplePictures(photos, models[checkpoints[0]]))
     choices = [{"seed": seed, "source": seed % 3} for seed in range(8)]
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda choice: updated(page, *checkpoints, **choice), choices))
@@ -262,14 +262,14 @@ def test_models_are_loaded_once_and_many_visitors_get_their_own_results(checkpoi
 
 def test_pictures_to_pick(checkpoints, photos, app, tmp_path):
     model = Reconstructor(checkpoints[0], "cpu")
-    pictures = Pictures(photos, model)
+    pictures = ExamplePictures(photos, model)
     assert [picture.getpixel((0, 0)) for picture in pictures.thumbnails] == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     assert pictures.shown(0).size == (256, 256)
-    embedded = Pictures(EMBEDDED_DATA / "test.parquet", model)
+    embedded = ExamplePictures(EMBEDDED_DATA / "test.parquet", model)
     assert len(embedded.images) == 12
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="None of the pictures that were tried in .* can be read"):
-        Pictures(tmp_path, model)
+        ExamplePictures(tmp_path, model)
 
 
 def test_small_pictures_are_sent_as_they_are_and_names_are_no_html(page, checkpoints):
@@ -439,10 +439,10 @@ def test_a_visit(visit, checkpoints, photos, tmp_path):
     ratio = window.locator("#ratio input[type=number]")
     seen = after(window, lambda: (ratio.fill("0.25"), ratio.press("Enter")))
     assert seen["Hidden patches"] == "4"
-    assert (seen["Masked"] == MASK_GREY).all(axis=2).sum() == 4 * 64
+    assert (seen["Masked"] == MASK_GRAY).all(axis=2).sum() == 4 * 64
     distance = seen["AvgDist"]
     seen = after(window, window.get_by_label("central_square").check)
-    assert (seen["Masked"][8:24, 8:24] == MASK_GREY).all()
+    assert (seen["Masked"][8:24, 8:24] == MASK_GRAY).all()
     assert seen["AvgDist"] != distance
     scattered = [
         after(window, action) for action in (window.get_by_label("random").check, window.locator("#new_mask").click)
@@ -498,13 +498,13 @@ def test_a_visit(visit, checkpoints, photos, tmp_path):
 
     seen = after(window, lambda: stroke(20, 0))
     first_stroke = int(seen["Hidden patches"])
-    grey = (seen["Masked"] == MASK_GREY).all(axis=2)
+    gray = (seen["Masked"] == MASK_GRAY).all(axis=2)
     assert 1 <= first_stroke <= 6
-    assert grey[16:24, 16:24].all()
-    assert not grey[[0, 0, -1, -1], [0, -1, 0, -1]].any()
+    assert gray[16:24, 16:24].all()
+    assert not gray[[0, 0, -1, -1], [0, -1, 0, -1]].any()
     seen = after(window, lambda: stroke(0, 80))
     assert int(seen["Hidden patches"]) > first_stroke
-    assert (seen["Masked"] == MASK_GREY).all(axis=2)[-8:, 16:].any()
+    assert (seen["Masked"] == MASK_GRAY).all(axis=2)[-8:, 16:].any()
     assert "mask patches" not in panel_of(window, 1)
     assert int(shown(panel_of(window, 1))["Hidden patches"]) > first_stroke
     window.screenshot(path=tmp_path / "painted.png", full_page=True)

@@ -25,7 +25,7 @@ def script():
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Pictures of two colours, which is what they are labelled with."""
+    """Pictures of two colors, which is what they are labeled with."""
     folder = tmp_path_factory.mktemp("pictures")
     generator = np.random.default_rng(0)
     for index in range(40):
@@ -114,7 +114,7 @@ def test_tuning_never_sees_the_images_that_decide(script, pictures, tmp_path, mo
         assert not (train | evaluation) & deciding
     few = [train | evaluation for train, evaluation in seen["tuning"] if len(train) == 4]
     assert len(seen["tuning"]) == 2 * 2 * 4 * 2  # budgets, arms, choices, folds
-    # The labelled images of the first seed.
+    # The labeled images of the first seed.
     assert {frozenset(images) for images in few} == {frozenset(seen["deciding"][0][0])}
 
 
@@ -152,7 +152,7 @@ def test_embedded_data_are_tuned_on_the_labels_of_the_first_seed(script, tmp_pat
 
 @pytest.mark.parametrize("is_named", [False, True])
 def test_images_that_decide_are_not_pre_trained_on(script, pictures, tmp_path, monkeypatch, is_named):
-    """Whether the images to pre-train on are the labelled ones, or a folder that has those, too."""
+    """Whether the images to pre-train on are the labeled ones, or a folder that has those, too."""
     trained: list[set] = []
 
     def load_only(argv):
@@ -164,7 +164,7 @@ def test_images_that_decide_are_not_pre_trained_on(script, pictures, tmp_path, m
     link = tmp_path / "link"
     link.symlink_to(pictures)
     (tmp_path / "run" / "pretrained").mkdir(parents=True)
-    script.COMMAND.main(options(pictures, tmp_path / "run", unlabelled_dir=link if is_named else None))
+    script.COMMAND.main(options(pictures, tmp_path / "run", unlabeled_dir=link if is_named else None))
     deciding = {Path(name).name for name in seen["deciding"][0][1]}
     assert len(deciding) == 8
     assert not deciding & trained[0]
@@ -246,7 +246,7 @@ def test_images_that_decide_can_all_be_read(script, pictures, tmp_path, monkeypa
 def test_images_that_decide_do_not_choose_among_pre_trainings(script, pictures):
     """The pre-training is not evaluated on them, and so no weights are chosen by them."""
     (arguments,) = script.COMMAND.parse(options(pictures, "run", validation_dir=pictures, max_eval_samples=4))
-    assert set(arguments.unlabelled_source()) == {"train_dir", "train_split", "max_unreadable"}
+    assert set(arguments.unlabeled_source()) == {"train_dir", "train_split", "max_unreadable"}
 
 
 @pytest.mark.parametrize(

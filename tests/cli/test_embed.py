@@ -26,7 +26,7 @@ def script():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A pre-trained model with its processor, whose normalisation is not ImageNet's."""
+    """A pre-trained model with its processor, whose normalization is not ImageNet's."""
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(1)
     SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=swin_config())).save_pretrained(folder)
@@ -78,7 +78,7 @@ def test_features_are_the_models(script, checkpoint, photos, tmp_path, capsys, m
     assert not list((tmp_path / "out").glob("*.unfinished"))
 
 
-def test_neighbours_are_the_most_similar_of_all_groups(script, checkpoint, photos, tmp_path, monkeypatch):
+def test_neighbors_are_the_most_similar_of_all_groups(script, checkpoint, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(features_module, "GROUP_SIZE", 3)
     run(script, checkpoint, tmp_path / "out", image_dir=photos, map="none", num_queries=0)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["features.parquet"]
@@ -111,7 +111,7 @@ def test_layer_pooling_size_and_half(script, checkpoint, photos, tmp_path):
 
 def test_stock_checkpoints_and_columns_of_labels(script, tmp_path):
     ViTModel(vit_config()).save_pretrained(tmp_path / "vit")
-    table = run(script, tmp_path / "vit", tmp_path / "out", max_images=12, num_queries=2, num_neighbours=3)
+    table = run(script, tmp_path / "vit", tmp_path / "out", max_images=12, num_queries=2, num_neighbors=3)
     labels = table.column("label").to_pylist()
     assert len(labels) == 12
     assert set(labels) <= set(script.load_table(str(EMBEDDED_DATA), None, None, "test").features["label"].names)

@@ -328,7 +328,7 @@ def test_recipes_are_those_of_the_released_configs(kind):
 def test_every_recipe_is_accepted(script):
     for name in recipe_names(RECIPES / "finetune"):
         arguments = parse(["--recipe", name, "--train_dir", "x", "--bf16", "false"])
-        assert arguments.training.lr_scheduler_type == "released_cosine"
+        assert arguments.training.lr_scheduler_type == "simmim_cosine"
     for name in recipe_names(RECIPES / "pretrain"):
         _, model, _ = run_mim.COMMAND.parse(["--recipe", name, "--train_dir", "x", "--bf16", "false"])
         config = run_mim.build_config(model)
@@ -344,11 +344,11 @@ def test_a_part_of_the_images_is_of_every_class(script, pictures, checkpoint):
     assert (len(run.train), len(run.evaluation)) == (6, 3)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "constant_with_warmup", "released_multistep"])
+@pytest.mark.parametrize("schedule", ["cosine", "constant_with_warmup", "simmim_multistep"])
 def test_other_schedules_need_no_other_options(script, pictures, checkpoint, tmp_path, schedule):
     arguments = parse(options(pictures, tmp_path, checkpoint=checkpoint, lr_scheduler_type=schedule))
     trainer, _ = script.build_trainer(arguments, script.plan_runs(arguments)[0])
-    assert trainer.lr_scheduler.get_last_lr()[0] == (2e-3 * 2e-4 if schedule == "released_multistep" else 0.0)
+    assert trainer.lr_scheduler.get_last_lr()[0] == (2e-3 * 2e-4 if schedule == "simmim_multistep" else 0.0)
 
 
 class StopAfter(TrainerCallback):

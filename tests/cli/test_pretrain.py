@@ -140,7 +140,7 @@ def test_a_finished_run_is_not_run_again_and_another_one_is_refused(run_mim, pho
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-5"]
 
 
-COMPONENTS = [
+COMPONENT_OPTIONS = [
     {"target": "normalized_rgb", "target_options": {"patch_size": 8}, "head": "mlp", "loss": "smooth_l1"},
     {"target": "color_clusters", "num_clusters": 8, "mask_strategy": "block", "mask_ratio": "0.3 0.6"},
     {"target": "hog", "head": "inverse_swin", "head_options": {"embed_dim": 16, "num_heads": [1, 1, 1, 1]}},
@@ -168,7 +168,7 @@ def component_options(components: dict, tmp_path) -> list[str]:
     return parts
 
 
-@pytest.mark.parametrize("components", COMPONENTS, ids=lambda components: components["target"])
+@pytest.mark.parametrize("components", COMPONENT_OPTIONS, ids=lambda components: components["target"])
 def test_every_component_trains_resumes_and_reloads(run_mim, photos, tmp_path, components, capsys):
     settings = {"num_train_epochs": 2, "max_train_samples": 16, "save_total_limit": 5}
     wanted = component_options(components, tmp_path)
@@ -462,16 +462,16 @@ def monkeypatched_statistics():
 
 
 def test_statistics_are_computed_where_none_are_known(run_mim, photos, tmp_path):
-    grey = {"train_dir": tmp_path / "grey", "num_channels": 1}
-    (tmp_path / "grey").mkdir()
+    gray = {"train_dir": tmp_path / "gray", "num_channels": 1}
+    (tmp_path / "gray").mkdir()
     for path in photos.rglob("*.png"):
-        Image.open(path).convert("L").save(tmp_path / "grey" / path.name)
+        Image.open(path).convert("L").save(tmp_path / "gray" / path.name)
     expected = {"imagenet": 0.485, "given": 0.3}
     for name, settings in (
         ("imagenet", {}),
         ("rgb", {"compute_statistics": True}),
-        ("grey", grey),
-        ("given", grey | {"image_mean": 0.3}),
+        ("gray", gray),
+        ("given", gray | {"image_mean": 0.3}),
     ):
         data, model, training = run_mim.COMMAND.parse(options(photos, tmp_path / "runs" / name, **settings))
         trainer, _ = run_mim.build_trainer(data, model, training)
@@ -603,7 +603,9 @@ def test_encoders_by_name(run_mim, tmp_path, name):
         "folder": tmp_path / "folder",
         "simmim": tmp_path / "simmim",
     }
-    config = run_mim.build_config(run_mim.ModelArguments(encoder=str(paths.get(name, name)), image_size=[64, 128]))
+    config = run_mim.build_config(
+        run_mim.PretrainingModelArguments(encoder=str(paths.get(name, name)), image_size=[64, 128])
+    )
     assert config.image_size == (64, 128)
     assert config.encoder_config.model_type == ("beit" if name == "vit-base" else "swin")
     if name in paths:

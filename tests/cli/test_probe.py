@@ -15,7 +15,7 @@ from transformers import ViTModel
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor, SimMIMModel
 from hf_simmim.cli import probe
-from hf_simmim.data.labelled_images import LabelledImageDataset, load_labelled_images
+from hf_simmim.data.labeled_images import LabeledImageDataset, load_labeled_images
 from hf_simmim.evaluation.probing import extract_features, knn, linear_probe
 
 
@@ -26,7 +26,7 @@ def run_probe():
 
 
 def write_images(folder, count, seed):
-    """Pictures of three classes, each with a colour that is hard to see in the noise."""
+    """Pictures of three classes, each with a color that is hard to see in the noise."""
     generator = np.random.default_rng(seed)
     for index in range(count):
         pixels = generator.integers(0, 200, (36, 40, 3), dtype=np.uint8)
@@ -46,7 +46,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A pre-trained model with its processor, whose normalisation is not ImageNet's."""
+    """A pre-trained model with its processor, whose normalization is not ImageNet's."""
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(1)
     SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=swin_config())).save_pretrained(folder)
@@ -87,8 +87,8 @@ def test_figures_are_those_of_the_probes(run_probe, checkpoint, images, tmp_path
     model = SimMIMModel.from_pretrained(checkpoint)
     features, labels = [], []
     for name in ("train", "test"):
-        rows = load_labelled_images(images / name).rows
-        dataset = LabelledImageDataset(rows, (32, 32), 3, [0.4] * 3, [0.2, 0.3, 0.4], crop_ratio=1)
+        rows = load_labeled_images(images / name).rows
+        dataset = LabeledImageDataset(rows, (32, 32), 3, [0.4] * 3, [0.2, 0.3, 0.4], crop_ratio=1)
         samples = [dataset[index] for index in range(len(dataset))]
         pixel_values = torch.stack([sample["pixel_values"] for sample in samples])
         features.append(extract_features(model, [pixel_values], layer=1, pooling="mean_std", progress=False))

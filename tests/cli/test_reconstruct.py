@@ -91,7 +91,7 @@ def test_figures_are_of_every_image_and_their_mean(run, checkpoint, photos):
 
 
 def test_images_are_read_as_in_evaluations(run, checkpoint, photos):
-    """The largest crop at the centre; or all of them if asked."""
+    """The largest crop at the center; or all of them if asked."""
     paths = sorted(map(str, photos.iterdir()))
     _, drawn, _ = run("--checkpoint", checkpoint, "--images", photos)
     dataset = MaskedImageDataset(folder_rows(paths), (32, 48), 3, 8, mask_patch_size=8, crop_scale=None)
@@ -162,7 +162,7 @@ def test_a_painted_mask_lies_where_it_was_painted(run, checkpoint, photos, tmp_p
 
 
 def test_checkpoints_are_shown_the_same(run, checkpoint, photos, tmp_path):
-    """Side by side, of different patches and normalisation; with the error of each."""
+    """Side by side, of different patches and normalization; with the error of each."""
     finer = save(tmp_path / "finer", patch_size=4)
     common = ("--images", photos, "--num_images", 2)
     figures, drawn, _ = run("--checkpoint", checkpoint, finer, *common, "--error_map")
@@ -241,7 +241,7 @@ def test_what_cannot_be_drawn_is_refused(script, checkpoint, tmp_path, monkeypat
 
 
 def test_the_embedded_images_are_there_by_default(run, tmp_path):
-    checkpoint = save(tmp_path / "grey", num_channels=1, image_size=[32, 32])
+    checkpoint = save(tmp_path / "gray", num_channels=1, image_size=[32, 32])
     figures, drawn, _ = run("--checkpoint", checkpoint)
     assert len(figures) == 13
     assert drawn.pixel_values.shape == (12, 1, 32, 32)

@@ -1,4 +1,4 @@
-"""Crops, flips, colours and erasing: drawn from the generator, as often and as strongly as the settings say."""
+"""Crops, flips, colors and erasing: drawn from the generator, as often and as strongly as the settings say."""
 
 import dataclasses
 import json
@@ -102,9 +102,9 @@ def test_draws_come_from_the_generator_alone(settings, photo):
 
 def test_color_jitter_has_its_range():
     jitter = ColorJitter(0.4)
-    grey = Image.new("RGB", (4, 4), (100, 100, 100))
-    values = [np.asarray(jitter(grey, sample_generator(seed))).mean() for seed in range(300)]
-    # Contrast and saturation leave an even grey picture as it is, so this is brightness alone.
+    gray = Image.new("RGB", (4, 4), (100, 100, 100))
+    values = [np.asarray(jitter(gray, sample_generator(seed))).mean() for seed in range(300)]
+    # Contrast and saturation leave an even gray picture as it is, so this is brightness alone.
     assert 59 <= min(values) < 65 < 135 < max(values) <= 141
     colored = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8))
     saturation = [
@@ -130,14 +130,14 @@ def test_uncovered_pixels_have_the_mean():
     assert (51, 102, 153) in colors
 
 
-def test_grey_pictures(photo):
+def test_gray_pictures(photo):
     augmenter = make_augmenter(num_channels=1, rand_augment="rand-m9-p1-inc1")
-    grey = photo.convert("L")
-    results = [augmented(augmenter, grey.copy(), seed) for seed in range(20)]
+    gray = photo.convert("L")
+    results = [augmented(augmenter, gray.copy(), seed) for seed in range(20)]
     assert all(result.shape == (32, 48, 1) and result.dtype == np.uint8 for result in results)
     plain = make_augmenter(num_channels=1)
     assert (
-        sum(not np.array_equal(result, augmented(plain, grey.copy(), seed)) for seed, result in enumerate(results)) > 15
+        sum(not np.array_equal(result, augmented(plain, gray.copy(), seed)) for seed, result in enumerate(results)) > 15
     )
 
 

@@ -124,12 +124,12 @@ def test_mixing_is_timms(size, monkeypatch):
         expected = mixer(images.clone(), labels)
         for ours, theirs in zip(mixup(images, targets, lam, flipped), expected, strict=True):
             assert torch.allclose(ours, theirs, atol=1e-6)
-        centre = (5, 9)
-        draws = iter(centre)
+        center = (5, 9)
+        draws = iter(center)
         monkeypatch.setattr(np.random, "randint", lambda *args, draws=draws, **kwargs: next(draws))
         monkeypatch.setattr(mixer, "_params_per_batch", lambda lam=lam: (lam, True))
         expected = mixer(images.clone(), labels)
-        again = iter(centre)
+        again = iter(center)
         with monkeypatch.context() as patch:
             patch.setattr(torch, "randint", lambda *args, draws=again, **kwargs: torch.tensor(next(draws)))
             region = random_region(size, lam, None)

@@ -1,4 +1,4 @@
-"""Clusters of colours."""
+"""Clusters of colors."""
 
 import json
 
@@ -24,14 +24,14 @@ def photos(tmp_path_factory):
 
 
 def save_colors(folder, *images):
-    """One `.npy` file for each list of colours."""
+    """One `.npy` file for each list of colors."""
     for index, colors in enumerate(images):
         np.save(folder / f"{index}.npy", np.array(colors)[None])
     return load_images(folder)
 
 
-def test_centres_of_photos(photos):
-    """They are the same every time, distinct and sorted, and fit the pixels better than a grid of as many colours."""
+def test_centers_of_photos(photos):
+    """They are the same every time, distinct and sorted, and fit the pixels better than a grid of as many colors."""
     centers = fit_color_clusters(photos, num_clusters=27, pixels_per_image=300)
     assert fit_color_clusters(photos, num_clusters=27, pixels_per_image=300) == centers
     assert fit_color_clusters(photos, num_clusters=27, pixels_per_image=300, seed=1) != centers
@@ -50,7 +50,7 @@ def test_centres_of_photos(photos):
 
 
 def test_clusters_are_found(tmp_path):
-    """Three clouds of colours of very different sizes."""
+    """Three clouds of colors of very different sizes."""
     rng = np.random.default_rng(0)
     middles = np.array([[40, 50, 60], [200, 60, 120], [90, 220, 230]])
     colors = np.repeat(middles, (4000, 900, 100), axis=0) + rng.normal(0, 3, (5000, 3))
@@ -59,7 +59,7 @@ def test_clusters_are_found(tmp_path):
     np.testing.assert_allclose(centers, middles[np.argsort(middles[:, 0])] / 255, atol=0.005)
 
 
-def test_a_model_takes_the_centres(photos, tmp_path):
+def test_a_model_takes_the_centers(photos, tmp_path):
     centers = fit_color_clusters(photos, num_clusters=16, pixels_per_image=100)
     options = {"centers": centers}
     config = SimMIMConfig(encoder_config=swin_config(), target="color_clusters", target_options=options)
@@ -68,21 +68,21 @@ def test_a_model_takes_the_centres(photos, tmp_path):
     assert SimMIMForMaskedImageModeling(SimMIMConfig.from_pretrained(tmp_path)).target.num_outputs == 16
 
 
-def test_fewer_colours_than_clusters(tmp_path, caplog):
+def test_fewer_colors_than_clusters(tmp_path, caplog):
     images = save_colors(tmp_path, np.repeat(np.uint8([[0], [51], [255], [51]]), 3, axis=1))
     assert fit_color_clusters(images) == [[0.0] * 3, [0.2] * 3, [1.0] * 3]
-    assert "3 colours" in caplog.text
+    assert "3 colors" in caplog.text
     images = save_colors(tmp_path, np.uint8([[0], [51], [255], [51]]))
     assert fit_color_clusters(images, num_channels=1) == [[0.0], [0.2], [1.0]]
 
 
-def test_one_colour_is_no_clusters(tmp_path):
+def test_one_color_is_no_clusters(tmp_path):
     images = save_colors(tmp_path, np.uint8([[51, 0, 255]] * 4))
-    with pytest.raises(ValueError, match=r"All 4 pixels .* the colour \[0.2, 0.0, 1.0\] .* Check the images"):
+    with pytest.raises(ValueError, match=r"All 4 pixels .* the color \[0.2, 0.0, 1.0\] .* Check the images"):
         fit_color_clusters(images)
 
 
-def test_missing_values_are_no_colours(tmp_path):
+def test_missing_values_are_no_colors(tmp_path):
     """In files of either order of axes, and in data sets of lists; nor are the means that stand for them."""
     pixels = np.full((5, 4, 2), 0.25)
     pixels[0] = (0.5, 0.75)
@@ -99,7 +99,7 @@ def test_missing_values_are_no_colours(tmp_path):
     assert fit_color_clusters(images, num_channels=2, rescale_factor=1.0) == expected
 
 
-def test_nodata_is_no_colour(tmp_path):
+def test_nodata_is_no_color(tmp_path):
     """In arrays and in pictures."""
     colors = [[7, 7, 7], [0, 51, 7], [255, 51, 0], [7, 7, 7]]
     np.save(tmp_path / "0.npy", np.uint8([colors]))

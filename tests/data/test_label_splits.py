@@ -1,4 +1,4 @@
-"""Labelled images divided: few labels, folds, and a part held out."""
+"""Labeled images divided: few labels, folds, and a part held out."""
 
 import numpy as np
 import pytest

@@ -54,8 +54,8 @@ def test_evaluation_samples_are_the_same_in_every_epoch(folder):
     assert not torch.equal(dataset[5]["bool_masked_pos"], dataset[6]["bool_masked_pos"])
 
 
-def test_grey_pictures_for_one_channel_and_for_three(tmp_path):
-    Image.fromarray(np.full((40, 40), 77, np.uint8)).save(tmp_path / "grey.png")
+def test_gray_pictures_for_one_channel_and_for_three(tmp_path):
+    Image.fromarray(np.full((40, 40), 77, np.uint8)).save(tmp_path / "gray.png")
     for num_channels in (1, 3):
         dataset = make_dataset(tmp_path, image_size=(32, 32), num_channels=num_channels)
         assert dataset[0]["pixel_values"].shape == (num_channels, 32, 32)

@@ -68,7 +68,7 @@ def test_every_operation_changes_a_picture(name, mode):
     changed = OPERATIONS[name][1](image, 0.7, Canvas((9,) * len(mode), Image.Resampling.BICUBIC))
     assert (changed.size, changed.mode) == (image.size, mode)
     assert np.array_equal(np.asarray(image), before)
-    # Grey has no colour to change.
+    # Gray has no color to change.
     assert np.array_equal(np.asarray(changed), before) == (mode == "L" and name.startswith("Color"))
 
 

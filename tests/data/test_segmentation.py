@@ -10,16 +10,16 @@ from torch.utils.data import DataLoader
 from hf_simmim.data.sampling import sample_generator
 from hf_simmim.data.segmentation import (
     CollatePairs,
-    Labels,
-    Pixels,
+    PixelSettings,
     SegmentationDataset,
+    SegmentationLabels,
     check_pairs,
-    distort_colours,
+    distort_colors,
     load_folder,
 )
 
-PLAIN = Pixels(3, 1 / 255, [0.0] * 3, [1.0] * 3)
-LABELS = Labels(list(CLASS_NAMES))
+PLAIN = PixelSettings(3, 1 / 255, [0.0] * 3, [1.0] * 3)
+LABELS = SegmentationLabels(list(CLASS_NAMES))
 
 
 def write_pair(folder, image: np.ndarray | Image.Image, ids: np.ndarray | Image.Image, name: str = "a") -> None:
@@ -53,7 +53,7 @@ def test_crops_and_annotations_lie_on_each_other(blocks):
         assert sample["pixel_values"].shape == (3, 64, 48)
         assert sample["labels"].shape == (64, 48)
         inside = sample["labels"] != LABELS.ignore_index
-        # Distortion of grey changes brightness and contrast, so each class keeps a level of its own.
+        # Distortion of gray changes brightness and contrast, so each class keeps a level of its own.
         levels = [sample["pixel_values"][0][sample["labels"] == index].median() for index in range(3)]
         seen = torch.stack([level for level in levels if not level.isnan()])
         nearest = (sample["pixel_values"][0][..., None] - seen).abs().argmin(-1)
@@ -138,7 +138,7 @@ def test_pixels_that_are_none_have_no_class(tmp_path):
     for part, content in (("images", array), ("masks", np.ones((32, 32), np.int64))):
         (tmp_path / part).mkdir()
         np.save(tmp_path / part / "a.npy", content)
-    pixels = Pixels(5, 1 / 1000, [0.0] * 5, [1.0] * 5)
+    pixels = PixelSettings(5, 1 / 1000, [0.0] * 5, [1.0] * 5)
     sample = SegmentationDataset(load_folder(tmp_path), LABELS, pixels)[0]
     assert sample["pixel_values"].isfinite().all()
     assert (sample["labels"][:8] == 255).all()
@@ -148,7 +148,7 @@ def test_pixels_that_are_none_have_no_class(tmp_path):
 
 def test_distortion_is_for_pictures_of_8_bits():
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    distorted = [distort_colours(pixels, sample_generator(seed)) for seed in range(40)]
+    distorted = [distort_colors(pixels, sample_generator(seed)) for seed in range(40)]
     assert all(array.dtype == np.uint8 and array.shape == pixels.shape for array in distorted)
     changed = sum(not np.array_equal(array, pixels) for array in distorted)
     assert 30 < changed < 40  # all but one in sixteen
@@ -166,7 +166,7 @@ def test_distortion_is_for_pictures_of_8_bits():
 def test_reduced_labels(tmp_path, ids, expected):
     write_pair(tmp_path, np.zeros((2, 2, 3), np.uint8), ids)
     row = load_folder(tmp_path).annotations[0]
-    labels = Labels(["a", "b"], reduce_labels=True)
+    labels = SegmentationLabels(["a", "b"], reduce_labels=True)
     if expected is None:
         with pytest.raises(ValueError, match="holds the number 300, and the 2 classes are 1 to 2, and 255 for none"):
             labels.read(row)
@@ -179,7 +179,7 @@ def test_reduced_labels(tmp_path, ids, expected):
     [
         (np.zeros((3, 4), np.uint8), "has 3x4 pixels and its image 4x4"),
         (np.full((4, 4), 3, np.uint8), "holds the number 3, and the 3 classes are 0 to 2, and 255 for none"),
-        (np.zeros((4, 4, 3), np.uint8), "mode RGB: colours are no class ids"),
+        (np.zeros((4, 4, 3), np.uint8), "mode RGB: colors are no class ids"),
     ],
 )
 def test_bad_annotations_are_named(tmp_path, ids, message):
@@ -194,7 +194,7 @@ def test_check_counts_the_pixels_of_classes(tmp_path):
     write_pair(tmp_path, np.zeros((1, 2, 3), np.uint8), np.array([[0, 4]], np.uint8), "b")
     pairs = load_folder(tmp_path)
     assert check_pairs(pairs, None, 3, 1 / 255).largest == 4
-    assert check_pairs(pairs, Labels([str(index) for index in range(6)]), 3, 1 / 255).pixels.tolist() == [
+    assert check_pairs(pairs, SegmentationLabels([str(index) for index in range(6)]), 3, 1 / 255).pixels.tolist() == [
         *(3, 3, 0, 0, 1, 0)
     ]
 

@@ -12,7 +12,7 @@ from hf_simmim.evaluation.probing import PENALTIES, extract_features, extract_la
 
 
 def blobs(num_images, num_classes=7, dimensions=12, distance=1.0, seed=0):
-    """Features around a centre for each class, of very different scales, and their classes."""
+    """Features around a center for each class, of very different scales, and their classes."""
     generator = torch.Generator().manual_seed(seed)
     centers = distance * torch.randn(num_classes, dimensions, generator=torch.Generator().manual_seed(100))
     labels = torch.randint(num_classes, (num_images,), generator=generator)
@@ -180,7 +180,7 @@ def test_knn_equals_a_naive_loop(monkeypatch):
     assert result.accuracy == pytest.approx((result.predictions == test_labels).float().mean().item())
 
 
-def test_near_neighbours_count_more_at_a_low_temperature():
+def test_near_neighbors_count_more_at_a_low_temperature():
     angles = torch.tensor([0.0, 0.5, 0.5])
     train = torch.stack([angles.cos(), angles.sin()], 1)
     labels, query, truth = [0, 1, 1], torch.tensor([[1.0, 0.0]]), [0]

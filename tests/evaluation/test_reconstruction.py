@@ -16,7 +16,7 @@ from hf_simmim import (
 from hf_simmim.evaluation.reconstruction import RECONSTRUCTION_COLUMNS as COLUMNS
 from hf_simmim.evaluation.reconstruction import Reconstruction, Reconstructor, mask_from_painting
 from hf_simmim.model.masking import average_distance
-from hf_simmim.visualization.pictures import MASK_GREY
+from hf_simmim.visualization.pictures import MASK_GRAY
 
 
 def photo(seed: int = 0, height: int = 50, width: int = 40) -> Image.Image:
@@ -59,7 +59,7 @@ def test_pictures_show_what_is_hidden_and_what_is_predicted():
     original, predicted = [128, 64, 0], [153, 115, 102]
     for column, left, right in (
         ("original", original, original),
-        ("masked", original, [MASK_GREY] * 3),
+        ("masked", original, [MASK_GRAY] * 3),
         ("prediction", predicted, predicted),
         ("composite", original, predicted),
     ):

@@ -52,7 +52,7 @@ def codebook(tmp_path_factory):
     for parameter in network.parameters():
         if parameter.ndim > 1:
             torch.nn.init.kaiming_normal_(parameter, generator=generator)
-    # Colours around their mean, or all tokens are alike.
+    # Colors around their mean, or all tokens are alike.
     network.blocks.input.bias.data = -0.5 * network.blocks.input.weight.sum(dim=(1, 2, 3))
     network.save_pretrained(folder)
     return str(folder)
@@ -113,7 +113,7 @@ def test_tokens_are_those_of_the_codebook_itself(codebook, size):
     assert (target.stride, target.num_outputs, len(tokens.unique()) > 3) == (8, 32, True)
 
 
-def test_colours_out_of_range_are_cut_off(codebook):
+def test_colors_out_of_range_are_cut_off(codebook):
     images = colors(32, 32) * 3 - 1
     target = student("codebook", codebook).target
     assert torch.equal(target(normalized(images)), target(normalized(images.clamp(0, 1))))
@@ -219,7 +219,7 @@ def test_a_teacher_that_had_a_teacher(tmp_path, teacher):
         ({"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [51.0] * 3}, 0.5, 0.2),
         ({"rescale_factor": 1 / 127.5, "image_mean": 1.0, "image_std": 1.0}, 0.5, 0.5),
     ],
-    ids=["not normalised", "not rescaled", "to [-1, 1]"],
+    ids=["not normalized", "not rescaled", "to [-1, 1]"],
 )
 def test_what_image_processors_do_to_pixels(tmp_path, settings, mean, std):
     shake(ViTModel(vit_config())).save_pretrained(tmp_path)
@@ -341,12 +341,12 @@ def test_autocast_and_half_precision(codebook, teacher, target):
 
 
 @pytest.mark.parametrize("target", ["codebook", "features"])
-def test_grey_images_have_the_target_of_grey_colours(codebook, teacher, target):
+def test_gray_images_have_the_target_of_gray_colors(codebook, teacher, target):
     name = {"codebook": codebook, "features": teacher}[target]
     statistics = {"image_mean": [0.4], "image_std": [0.2]}
-    grey = student(target, name, vit_config(num_channels=1), statistics)
+    gray = student(target, name, vit_config(num_channels=1), statistics)
     images = colors(32, 32, channels=1)
-    result = grey.target((images - 0.4) / 0.2)
+    result = gray.target((images - 0.4) / 0.2)
     expected = student(target, name).target(normalized(images.expand(-1, 3, -1, -1)))
     assert torch.allclose(result.float(), expected.float(), atol=1e-3)
 
@@ -497,7 +497,7 @@ def test_channels_that_do_not_fit(tmp_path, codebook, teacher):
     for target, name in (("codebook", codebook), ("features", teacher)):
         with pytest.raises(ValueError, match=rf"{name}' takes images of 3 channels, and the encoder those of 4"):
             student(target, name, vit_config(num_channels=4), four)
-        with pytest.raises(ValueError, match=r"needs to know how pixel_values are normalised"):
+        with pytest.raises(ValueError, match=r"needs to know how pixel_values are normalized"):
             student(target, name, vit_config(num_channels=4))
         raw = {"image_mean": [120.0] * 3, "image_std": [60.0] * 3}
         with pytest.raises(ValueError, match=r"takes images in \[0, 1\], and image_mean=\[120.0"):

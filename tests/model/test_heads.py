@@ -105,7 +105,7 @@ def test_every_parameter_gets_a_gradient_with_hidden_states_fused(encoder):
 @heads
 @encoders
 def test_heads_learn(head, encoder):
-    """Two colours, told apart by the sign of one channel of the feature map."""
+    """Two colors, told apart by the sign of one channel of the feature map."""
     stride = make_config(encoder=encoder).encoder_stride
     config = make_config(head, encoder, prediction_stride=stride // 4)
     torch.manual_seed(0)

@@ -32,7 +32,7 @@ def photo():
 
 
 def assert_alike(actual, expected, share: float = 0) -> None:
-    """Equal within transformers' own tolerance between the backends, but for a share of the normalised values."""
+    """Equal within transformers' own tolerance between the backends, but for a share of the normalized values."""
     assert actual.shape == expected.shape
     difference = np.abs(np.asarray(actual) - np.asarray(expected))
     assert difference.mean() < 5e-3
@@ -102,17 +102,17 @@ def test_backends_agree(tmp_path):
 
 def expected_pixels(kind: str, photo: Image.Image) -> tuple[np.ndarray, bool]:
     """RGB pixels of a photo that was stored as one of `KINDS`, and whether storing loses nothing."""
-    grey = photo.convert("L").convert("RGB")
+    gray = photo.convert("L").convert("RGB")
     opacity = np.asarray(alpha_of(photo))[..., None] / 255
     match kind:
-        case "grey jpeg":
-            return np.asarray(grey), False
+        case "gray jpeg":
+            return np.asarray(gray), False
         case "16-bit png":
-            return np.asarray(grey), True
+            return np.asarray(gray), True
         case "1-bit png":
             return np.asarray(photo.convert("1").convert("RGB")), True
         case "rgba png" | "la png":
-            pixels = np.asarray(photo if kind == "rgba png" else grey)
+            pixels = np.asarray(photo if kind == "rgba png" else gray)
             return pixels * opacity + 255 * (1 - opacity), True
         case "palette png" | "gif":
             return np.where(opacity * 255 < 128, 255, np.asarray(photo)), False
@@ -140,9 +140,9 @@ def stored(image: Image.Image, suffix: str, **options) -> Image.Image:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_one_transparent_colour_is_laid_on_white(processor_class, mode):
+def test_one_transparent_color_is_laid_on_white(processor_class, mode):
     image = Image.new(mode, (8, 8), "black")
-    image.paste("grey", (0, 0, 4, 8))
+    image.paste("gray", (0, 0, 4, 8))
     image = stored(image, "PNG", transparency=(0, 0, 0) if mode == "RGB" else 0)
     actual = processor_class()(image, **RAW)["pixel_values"][0]
     assert (actual[:, :, :4] == 128).all()
@@ -150,7 +150,7 @@ def test_one_transparent_colour_is_laid_on_white(processor_class, mode):
 
 
 @pytest.mark.parametrize("dtype", ["<u2", ">u2", "<i4"])
-def test_16_bit_grey_is_scaled(processor_class, dtype):
+def test_16_bit_gray_is_scaled(processor_class, dtype):
     levels = np.array([[0, 255, 256, 32768, 65535]])
     actual = processor_class()(Image.fromarray(levels.astype(dtype)), **RAW)["pixel_values"][0]
     assert actual[0].tolist() == [[0, 0, 1, 128, 255]]
@@ -182,33 +182,33 @@ def test_the_picture_passed_in_is_not_changed(processor_class, photo):
 # Channels
 
 
-@pytest.mark.parametrize("kind", ["grey jpeg", "la png", "1-bit png", "16-bit png"])
-def test_grey_picture_to_one_channel(processor_class, photo, tmp_path, kind):
+@pytest.mark.parametrize("kind", ["gray jpeg", "la png", "1-bit png", "16-bit png"])
+def test_gray_picture_to_one_channel(processor_class, photo, tmp_path, kind):
     suffix, convert, options = KINDS[kind]
     convert(photo.copy()).save(tmp_path / f"photo{suffix}", quality=95, **options)
     image = Image.open(tmp_path / f"photo{suffix}")
-    grey = processor_class(image_mean=[0.4], image_std=[0.3])
-    actual = grey(image, **RAW)["pixel_values"]
+    gray = processor_class(image_mean=[0.4], image_std=[0.3])
+    actual = gray(image, **RAW)["pixel_values"]
     assert actual.shape == (1, 1, 100, 150)
     np.testing.assert_array_equal(actual, processor_class()(image, **RAW)["pixel_values"][:, :1])
     np.testing.assert_allclose(
-        grey(image, do_resize=False, return_tensors="np")["pixel_values"], (actual / 255 - 0.4) / 0.3, atol=1e-5
+        gray(image, do_resize=False, return_tensors="np")["pixel_values"], (actual / 255 - 0.4) / 0.3, atol=1e-5
     )
 
 
-def test_grey_in_a_colour_mode_to_one_channel(processor_class, photo):
-    grey = photo.convert("L")
-    palette = stored(grey, "GIF")
+def test_gray_in_a_color_mode_to_one_channel(processor_class, photo):
+    gray = photo.convert("L")
+    palette = stored(gray, "GIF")
     assert palette.mode == "P"
-    for image in (grey.convert("RGB"), grey.convert("RGBA"), palette):
+    for image in (gray.convert("RGB"), gray.convert("RGBA"), palette):
         actual = processor_class(image_mean=[0.5], image_std=[0.5])(image, **RAW)["pixel_values"]
-        np.testing.assert_array_equal(actual[0, 0], np.asarray(grey))
+        np.testing.assert_array_equal(actual[0, 0], np.asarray(gray))
 
 
-def test_grey_arrays_to_three_channels(processor_class, photo):
-    grey = np.asarray(photo.convert("L"))
-    expected = np.stack([grey] * 3)
-    for image in (grey, grey[None], grey[..., None], torch.from_numpy(grey.copy())):
+def test_gray_arrays_to_three_channels(processor_class, photo):
+    gray = np.asarray(photo.convert("L"))
+    expected = np.stack([gray] * 3)
+    for image in (gray, gray[None], gray[..., None], torch.from_numpy(gray.copy())):
         np.testing.assert_array_equal(processor_class()(image, **RAW)["pixel_values"][0], expected)
 
 

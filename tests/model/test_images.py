@@ -85,7 +85,7 @@ def test_16_bit_pictures_are_scaled_only_at_1_255(tmp_path, channels, kind):
 
 
 def png(array: np.ndarray, orientation: int | None = None) -> bytes:
-    """A PNG file (H, W, C) of 16 bits, which Pillow cannot write for colours."""
+    """A PNG file (H, W, C) of 16 bits, which Pillow cannot write for colors."""
     height, width, channels = array.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
     header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
@@ -100,17 +100,17 @@ def png(array: np.ndarray, orientation: int | None = None) -> bytes:
     )
 
 
-def test_16_bit_colours_with_a_fourth_channel():
+def test_16_bit_colors_with_a_fourth_channel():
     array = random_array("uint16", 4)
     np.testing.assert_array_equal(read(png(np.moveaxis(array, 0, -1)), 4, SIXTEEN_BITS), array)
-    with pytest.raises(ValueError, match="grey with transparency of 16 bits"):
+    with pytest.raises(ValueError, match="gray with transparency of 16 bits"):
         read(png(np.moveaxis(array[:2], 0, -1)), 2, SIXTEEN_BITS)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["png", "tif grey", "tif", "tif planar"])
+@pytest.mark.parametrize("kind", ["png", "tif gray", "tif", "tif planar"])
 def test_deep_files_are_turned_upright_as_pictures_are(tmp_path, kind, orientation):
-    array = random_array("uint16", 1 if kind == "tif grey" else 3)
+    array = random_array("uint16", 1 if kind == "tif gray" else 3)
     small = Image.fromarray(np.moveaxis((array >> 8).astype(np.uint8), 0, -1).squeeze())
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -124,7 +124,7 @@ def test_deep_files_are_turned_upright_as_pictures_are(tmp_path, kind, orientati
         tifffile.imwrite(
             path,
             array if planar else np.moveaxis(array, 0, -1).squeeze(),
-            photometric="minisblack" if kind == "tif grey" else "rgb",
+            photometric="minisblack" if kind == "tif gray" else "rgb",
             planarconfig="separate" if planar else None,
             extratags=[(274, "H", 1, orientation, True)],
         )
@@ -139,7 +139,7 @@ def read_upright(path) -> Image.Image:
 
 
 def test_pages_that_are_no_channels_are_frames(tmp_path):
-    """Of five grey pages the first is the picture, unless five channels are wanted; of colours likewise."""
+    """Of five gray pages the first is the picture, unless five channels are wanted; of colors likewise."""
     array = random_array("uint8", 5)
     write(tmp_path / "pages.tif", array, "tif pages")
     np.testing.assert_array_equal(read(tmp_path / "pages.tif", 1, EIGHT_BITS), array[:1])
@@ -156,11 +156,11 @@ def test_pages_that_are_no_channels_are_frames(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
-def test_grey_becomes_three_channels(tmp_path, dtype):
+def test_gray_becomes_three_channels(tmp_path, dtype):
     array = random_array(dtype, 1)
     for kind in ("npy", "npy last", "tif"):
-        write(tmp_path / "grey", array, kind)
-        path = tmp_path / ("grey.npy" if kind.startswith("npy") else "grey")
+        write(tmp_path / "gray", array, kind)
+        path = tmp_path / ("gray.npy" if kind.startswith("npy") else "gray")
         np.testing.assert_array_equal(read(path, 3, SIXTEEN_BITS), np.repeat(array, 3, axis=0))
 
 

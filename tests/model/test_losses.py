@@ -10,7 +10,7 @@ from hf_simmim.model.losses import (
     cross_entropy,
     masked_mean,
     masked_mean_per_image,
-    num_hidden_pixels,
+    num_masked_pixels,
     pixel_weights,
     smooth_l1,
 )
@@ -43,7 +43,7 @@ def test_means_over_the_pixels_that_are_there(size, patch_size, has_missing):
     torch.testing.assert_close(means, expected)
     assert counts.tolist() == hidden.flatten(1).sum(1).tolist()
     torch.testing.assert_close(masked_mean(values, weights), values[chosen].mean())
-    assert num_hidden_pixels(weights, size) == hidden.sum()
+    assert num_masked_pixels(weights, size) == hidden.sum()
 
 
 @pytest.mark.parametrize(("size", "patch_size"), GEOMETRIES)
@@ -57,7 +57,7 @@ def test_steps_count_for_their_hidden_pixels(size, patch_size, stride):
     cells = cells.T.view(3, *grid_size)
     expected = (values.mean(dim=1) * cells).sum() / hidden.sum()
     torch.testing.assert_close(masked_mean(values, weights), expected)
-    assert num_hidden_pixels(weights, grid_size) == hidden.sum()
+    assert num_masked_pixels(weights, grid_size) == hidden.sum()
 
 
 def test_a_step_with_a_missing_pixel_counts_for_nothing():
@@ -72,16 +72,16 @@ def test_all_pixels_count_without_a_mask():
     values = torch.rand(2, 3, 6, 8)
     weights = pixel_weights(None, 4, (2, 3, 12, 16), 2)
     torch.testing.assert_close(masked_mean(values, weights), values.mean())
-    assert num_hidden_pixels(weights, (6, 8)) == 2 * 12 * 16
+    assert num_masked_pixels(weights, (6, 8)) == 2 * 12 * 16
     cut = pixel_weights(None, 4, (2, 3, 11, 16), 2)
-    assert num_hidden_pixels(cut, (6, 8)) == 2 * 11 * 16
+    assert num_masked_pixels(cut, (6, 8)) == 2 * 11 * 16
 
 
 def test_parts_of_a_batch_add_up():
     values, mask, _ = batch_of((48, 64), 4)
     mask[0, :6] = False
     weights = pixel_weights(mask, 4, values.shape)
-    count = num_hidden_pixels(weights, (48, 64))
+    count = num_masked_pixels(weights, (48, 64))
     parts = [masked_mean(values[i : i + 1], weights[i : i + 1], count) for i in range(3)]
     torch.testing.assert_close(sum(parts), masked_mean(values, weights))
 

@@ -257,7 +257,7 @@ def test_squares_are_one_compact_region(name, grid_size, ratio):
     masks = MASK_STRATEGIES[name](grid_size, ratio, 32, generator=seeded(0))
     count = num_masked_units(math.prod(grid_size), ratio)
     side = math.ceil(math.sqrt(count))
-    # Longer only where the grid is too narrow. Around the centre of a grid with an odd and an even side a square of
+    # Longer only where the grid is too narrow. Around the center of a grid with an odd and an even side a square of
     # neither parity is exact.
     longest = max(side, math.ceil(count / min(grid_size))) + (name == "central_square")
     shortest = min(side, *grid_size) + (name == "central_square")
@@ -272,10 +272,10 @@ def test_squares_are_one_compact_region(name, grid_size, ratio):
 
 
 @pytest.mark.parametrize("grid_size", [(6, 6), (7, 9), (8, 13)])
-def test_central_square_is_at_the_centre(grid_size):
+def test_central_square_is_at_the_center(grid_size):
     mask = MASK_STRATEGIES["central_square"](grid_size, 0.3)[0]
-    centre = mask.nonzero().double().mean(dim=0)
-    assert (centre - (torch.tensor(grid_size) - 1) / 2).abs().max() < 0.5
+    center = mask.nonzero().double().mean(dim=0)
+    assert (center - (torch.tensor(grid_size) - 1) / 2).abs().max() < 0.5
     exact = MASK_STRATEGIES["central_square"]((6, 6), 4 / 9)[0]
     assert exact[1:5, 1:5].all()
     assert exact.sum() == 16

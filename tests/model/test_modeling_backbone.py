@@ -11,7 +11,7 @@ from transformers import AutoBackbone, SwinBackbone, UperNetConfig, UperNetForSe
 
 from hf_simmim import SimMIMBackbone, SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMModel
 from hf_simmim.model import encoder_stages
-from hf_simmim.model.encoder_stages import is_single_scale, usual_features
+from hf_simmim.model.encoder_stages import default_out_features, is_single_scale
 from hf_simmim.model.encoders import EncoderOutput
 
 FOUR_STAGES = {"image_size": 64, "depths": [1, 1, 2, 1], "num_heads": [1, 1, 2, 2], "window_size": 2}
@@ -242,7 +242,7 @@ def test_pyramid_of_an_encoder_of_one_stride():
 )
 def test_four_layers_of_an_encoder_of_one_stride(depth, layers):
     config = SimMIMConfig(encoder_config=vit_config(num_hidden_layers=depth))
-    assert usual_features(config) == [f"stage{layer}" for layer in layers]
+    assert default_out_features(config) == [f"stage{layer}" for layer in layers]
 
 
 def test_config_keeps_the_stages(tmp_path):

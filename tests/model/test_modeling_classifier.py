@@ -12,7 +12,7 @@ from one_classifier_step import (
     CLASS_WEIGHTS,
     NUM_IMAGES,
     PROBLEM_TYPES,
-    LabelledImages,
+    LabeledImages,
     evaluation_loss,
     gradient,
     make_model,
@@ -32,8 +32,8 @@ def test_soft_labels_by_hand():
     labels = torch.tensor([[0.7, 0.3, 0.0], [0.1, 0.1, 0.8]])
     expected = 0.0
     for scores, shares in zip(logits.tolist(), labels.tolist(), strict=True):
-        normaliser = math.log(sum(math.exp(score) for score in scores))
-        expected -= sum(share * (score - normaliser) for share, score in zip(shares, scores, strict=True))
+        normalizer = math.log(sum(math.exp(score) for score in scores))
+        expected -= sum(share * (score - normalizer) for share, score in zip(shares, scores, strict=True))
     assert classification_loss(logits, labels).item() == pytest.approx(expected / 2, rel=1e-6)
     # One hot is the loss of integers.
     classes = torch.tensor([2, 0])
@@ -85,7 +85,7 @@ def test_config_is_left_alone(kind):
     """transformers' own loss writes a problem type into the config, and soft labels become several ones."""
     model = make_model(kind)
     before = model.config.to_dict()
-    images = [LabelledImages(kind)[index] for index in range(2, 5)]
+    images = [LabeledImages(kind)[index] for index in range(2, 5)]
     model(**{key: torch.stack([image[key] for image in images]) for key in images[0]}).loss.backward()
     assert model.config.to_dict() == before
 
@@ -102,7 +102,7 @@ def two_processes(tmp_path_factory):
 def whole_batch_gradient(kind: str) -> dict[str, torch.Tensor]:
     """By torch alone."""
     model = make_model(kind).train()
-    images = [LabelledImages(kind)[index] for index in range(NUM_IMAGES)]
+    images = [LabeledImages(kind)[index] for index in range(NUM_IMAGES)]
     logits = model(torch.stack([image["pixel_values"] for image in images])).logits
     labels = torch.stack([image["labels"] for image in images])
     weights = torch.tensor(CLASS_WEIGHTS)
@@ -131,7 +131,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(kind, two_processes):
 def test_two_processes_evaluate_each_image_once(kind, two_processes):
     """Also where the last batch is filled up with images that were there before."""
     model = make_model(kind).eval()
-    images = [LabelledImages(kind)[index] for index in range(2, 7)]
+    images = [LabeledImages(kind)[index] for index in range(2, 7)]
     with torch.no_grad():
         expected = model(**{key: torch.stack([image[key] for image in images]) for key in images[0]}).loss.item()
     assert evaluation_loss(kind) == pytest.approx(expected, rel=1e-6)

@@ -296,7 +296,7 @@ def test_compiles_without_graph_breaks(encoder):
         assert torch.allclose(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
 
 
-def test_initialisation_is_the_papers():
+def test_initialization_is_the_papers():
     torch.manual_seed(0)
     model = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=swin_config(embed_dim=64, drop_path_rate=0.1)))
     block = model.simmim.encoder.encoder.layers[0].blocks[1]

@@ -27,8 +27,8 @@ def test_forward(golden):
     assert relative_error(golden.outputs.loss, golden.values["loss"][0]) < 1e-5
 
 
-def test_normalised_target():
-    """SwinV2 predicts pixels normalised in windows of 47 px."""
+def test_normalized_target():
+    """SwinV2 predicts pixels normalized in windows of 47 px."""
     model, values = golden_model("swinv2"), golden_values("swinv2")
     assert (model.config.target, model.config.target_options) == ("normalized_rgb", {"window_size": 47})
     torch.testing.assert_close(model.target(values["pixel_values"]), values["target"], rtol=1e-5, atol=1e-5)

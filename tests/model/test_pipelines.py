@@ -27,7 +27,7 @@ RANDOM = {"hidden_dropout_prob": 0.3, "drop_path_rate": 0.3, "attention_probs_dr
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Folders of a pre-training and of a classifier, and pictures: in colour, grey, and of the model's own size."""
+    """Folders of a pre-training and of a classifier, and pictures: in color, gray, and of the model's own size."""
     folder = tmp_path_factory.mktemp("pipelines")
     config = SimMIMConfig(encoder_config=swin_config(depths=[2, 1], num_heads=[2, 4], **RANDOM).to_dict())
     config.image_size = SIZE
@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
         SimMIMImageProcessorPil(size=SIZE, model_patch_size=2, mask_patch_size=4).save_pretrained(folder / name)
     photo = random_photo(np.random.default_rng(0), (150, 100))
     photo.save(folder / "photo.png")
-    photo.convert("L").save(folder / "grey.png")
+    photo.convert("L").save(folder / "gray.png")
     random_photo(np.random.default_rng(1), SIZE[::-1]).save(folder / "exact.png")
     return folder
 
@@ -71,7 +71,7 @@ def make_pipeline(task: str, path, backend: str):
 
 def inputs_of(folder) -> list:
     """Pictures, and paths of pictures."""
-    names = [folder / name for name in ("photo.png", "grey.png", "exact.png")]
+    names = [folder / name for name in ("photo.png", "gray.png", "exact.png")]
     return [*(Image.open(name) for name in names), *map(str, names)]
 
 
@@ -128,7 +128,7 @@ def test_backends_give_the_same_features(pool, folder):
     pil, torchvision = (
         make_pipeline("image-feature-extraction", folder / "pretrained", backend) for backend in ("pil", "torchvision")
     )
-    for name in ("exact.png", "photo.png", "grey.png"):
+    for name in ("exact.png", "photo.png", "gray.png"):
         features = [extract(str(folder / name), pool=pool, return_tensors=True) for extract in (pil, torchvision)]
         # Where nothing is resized, the same sums in another order; else an interpolation that rounds in another way.
         tolerance = 1e-5 if name == "exact.png" else 2e-2
@@ -140,7 +140,7 @@ def test_backends_give_the_same_classes(folder):
     pil, torchvision = (
         make_pipeline("image-classification", folder / "classifier", backend) for backend in ("pil", "torchvision")
     )
-    for name in ("exact.png", "photo.png", "grey.png"):
+    for name in ("exact.png", "photo.png", "gray.png"):
         ours, theirs = (
             {entry["label"]: entry["score"] for entry in classify(str(folder / name))}
             for classify in (pil, torchvision)

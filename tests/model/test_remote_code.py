@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from paths import PACKAGE, SUPPORT, TRAVELLING
+from paths import PACKAGE, SUPPORT, TRAVELING
 from PIL import Image
 from tiny import batch, swin_config
 from transformers import (
@@ -39,7 +39,7 @@ from hf_simmim import (
 )
 from hf_simmim.model.remote_code import AUTO_MAPS, code_files
 
-CODE = {f"{module}.py" for module in TRAVELLING}
+CODE = {f"{module}.py" for module in TRAVELING}
 MODELS = {
     "model": SimMIMModel,
     "pretrained": SimMIMForMaskedImageModeling,

@@ -88,7 +88,7 @@ def test_orders_are_inverse_to_each_other(grid_size):
 
 
 def test_replaced_projections_are_used():
-    """As adapters (LoRA) and quantisation replace layers."""
+    """As adapters (LoRA) and quantization replace layers."""
 
     class Adapted(torch.nn.Module):
         def __init__(self, base: torch.nn.Linear):

@@ -153,7 +153,7 @@ def test_keys_of_padding_get_no_huge_gradient():
 
 @pytest.mark.parametrize("name", ["query", "key"])
 def test_replaced_projections_are_used(name):
-    """As adapters (LoRA) and quantisation replace layers."""
+    """As adapters (LoRA) and quantization replace layers."""
 
     class Adapted(torch.nn.Module):
         def __init__(self, base: torch.nn.Linear):
@@ -220,7 +220,7 @@ def test_compiles_without_graph_breaks(autocast):
         assert (ours - expected).norm() <= (0.1 if autocast else 1e-3) * expected.norm()
 
 
-def test_initialisation_is_the_papers():
+def test_initialization_is_the_papers():
     torch.manual_seed(0)
     model = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=swinv2_config(embed_dim=64)))
     encoder = model.simmim.encoder

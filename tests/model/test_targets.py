@@ -51,7 +51,7 @@ def make_target(name: str, options: dict | None = None, stride: int | None = Non
 
 
 def pictures(height: int = 30, width: int = 43, batch_size: int = 2) -> torch.Tensor:
-    """Normalised random pictures of 8 bits."""
+    """Normalized random pictures of 8 bits."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (batch_size, 3, height, width), generator=generator)
     return (pixels / 255 - MEAN) / STD
@@ -112,7 +112,7 @@ def test_what_pictures_borrow_from_the_original_is_said(name, options, stride):
         return
     prediction = torch.randn(2, target.num_outputs, *patch_grid((30, 43), target.stride))
     first, second = (target.decode(prediction, pixels) for pixels in (pictures(), pictures().flip(3)))
-    assert bool(target.borrowed) != torch.equal(first, second)
+    assert bool(target.decode_uses) != torch.equal(first, second)
 
 
 @pytest.mark.parametrize(("name", "options", "stride"), CASES)
@@ -153,14 +153,14 @@ def test_rgb_is_the_picture(stride):
 
 
 @pytest.mark.parametrize("options", [{"window_size": 7}, {"patch_size": 8}, {}])
-def test_normalised_pixels_lead_back_to_the_picture(options):
+def test_normalized_pixels_lead_back_to_the_picture(options):
     target, pixel_values = make_target("normalized_rgb", options), pictures()
     assert not target.is_pixels
     torch.testing.assert_close(target.decode(target(pixel_values), pixel_values), pixel_values, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 48), (30, 43)])
-def test_normalised_patches(height, width):
+def test_normalized_patches(height, width):
     """Mean and unbiased variance of all channels of a patch, as MAE has them."""
     pixel_values = pictures(height, width)
     expected = torch.empty_like(pixel_values)
@@ -168,14 +168,14 @@ def test_normalised_patches(height, width):
         for left in range(0, width, 8):
             patch = pixel_values[:, :, top : top + 8, left : left + 8]
             variance = patch.var(dim=(1, 2, 3), keepdim=True)
-            normalised = (patch - patch.mean(dim=(1, 2, 3), keepdim=True)) / (variance + 1e-6) ** 0.5
-            expected[:, :, top : top + 8, left : left + 8] = normalised
+            normalized = (patch - patch.mean(dim=(1, 2, 3), keepdim=True)) / (variance + 1e-6) ** 0.5
+            expected[:, :, top : top + 8, left : left + 8] = normalized
     target = make_target("normalized_rgb", {"patch_size": 8})
     torch.testing.assert_close(target(pixel_values), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("window_size", [3, 7, 47])
-def test_normalised_windows(window_size):
+def test_normalized_windows(window_size):
     """Each channel by the window around a pixel, of which only what is inside the image counts."""
     pixel_values = pictures(20, 27, batch_size=1)
     half, expected = window_size // 2, torch.empty_like(pixel_values)
@@ -190,8 +190,8 @@ def test_normalised_windows(window_size):
 
 
 @pytest.mark.parametrize(("num_bins", "expected"), [(2, [0, 0, 1, 1]), (5, [0, 1, 2, 4]), (256, [0, 51, 128, 255])])
-def test_bins_of_known_colours(num_bins, expected):
-    """51 of 255 is where the second of five bins starts, whatever the normalisation rounds it to."""
+def test_bins_of_known_colors(num_bins, expected):
+    """51 of 255 is where the second of five bins starts, whatever the normalization rounds it to."""
     pixels = torch.tensor([0, 51, 128, 255]).expand(1, 3, 1, 4)
     classes = make_target("color_bins", {"num_bins": num_bins})((pixels / 255 - MEAN) / STD)
     assert classes.tolist() == [[[expected]] * 3]
@@ -202,7 +202,7 @@ def test_256_bins_are_the_bytes():
     assert torch.equal(make_target("color_bins", {"num_bins": 256})((pixels / 255 - MEAN) / STD), pixels)
 
 
-def test_colours_outside_of_the_range_are_in_the_outer_bins():
+def test_colors_outside_of_the_range_are_in_the_outer_bins():
     classes = make_target("color_bins")(torch.tensor([-9.0, 9.0]).expand(1, 3, 1, 2))
     assert classes.tolist() == [[[[0, 7]]] * 3]
 
@@ -217,7 +217,7 @@ def test_joint_classes_count_through_all_channels():
 
 @pytest.mark.parametrize(("name", "options", "stride"), CLASS_CASES)
 def test_sure_classes_decode_to_the_picture(name, options, stride):
-    """To within half a bin, or to the nearest centre."""
+    """To within half a bin, or to the nearest center."""
     target, pixel_values = make_target(name, options, stride), pictures()
     decoded = target.decode(to_logits(target(pixel_values), target.num_outputs).bfloat16(), pixel_values)
     decoded, colors = decoded * STD + MEAN, average(pixel_values * STD + MEAN, stride)
@@ -255,11 +255,11 @@ def test_parts_are_put_together(monkeypatch, name, options):
     torch.testing.assert_close(target.decode(prediction, pixel_values), decoded)
 
 
-def test_the_normalisation_is_the_configs():
+def test_the_normalization_is_the_configs():
     """Thirteen channels, of which no statistics are known."""
     encoder_config = swin_config(num_channels=13)
     mean, std = torch.linspace(0.1, 0.7, 13), torch.linspace(0.1, 0.3, 13)
-    with pytest.raises(ValueError, match="needs to know how pixel_values are normalised"):
+    with pytest.raises(ValueError, match="needs to know how pixel_values are normalized"):
         make_target("color_bins", encoder_config=encoder_config)
     config = {"encoder_config": encoder_config, "image_mean": mean.tolist(), "image_std": std.tolist()}
     target = make_target("color_bins", {"num_bins": 10}, **config)
@@ -270,7 +270,7 @@ def test_the_normalisation_is_the_configs():
     assert make_target("hog", {"cell_size": 4}, encoder_config=encoder_config)(colors).shape == (2, 117, 4, 4)
 
 
-def test_hog_does_not_depend_on_the_normalisation():
+def test_hog_does_not_depend_on_the_normalization():
     pixels = torch.randint(0, 8, (2, 3, 32, 48)) / 255
     statistics = [([0, 0, 0], [1, 1, 1]), ([0.4, 0.5, 0.6], [0.2, 0.3, 0.25]), ([0.123, 0.987, 0.31], [0.07, 3, 0.11])]
     histograms = []
@@ -325,8 +325,8 @@ def test_losses_that_do_not_fit(name):
     ("name", "options", "message"),
     [
         ("color_clusters", {}, "the clusters are not fitted. Fit them .*fit_color_clusters"),
-        ("color_clusters", {"centers": [[0.1, 0.2, 0.3]]}, "a list of two or more colours"),
-        ("color_clusters", {"centers": [[0.1, 0.2, 0.3], [0.1, 0.2, float("nan")]]}, "a list of two or more colours"),
+        ("color_clusters", {"centers": [[0.1, 0.2, 0.3]]}, "a list of two or more colors"),
+        ("color_clusters", {"centers": [[0.1, 0.2, 0.3], [0.1, 0.2, float("nan")]]}, "a list of two or more colors"),
         ("color_bins", {"num_bins": 1}, "num_bins=1 must be a whole number from 2 to 256"),
         ("color_bins", {"num_bins": 257}, "num_bins=257 must be a whole number from 2 to 256"),
         ("color_bins", {"num_bin": 8}, "has 'num_bin', .* Did you mean num_bins?"),
@@ -368,7 +368,7 @@ def test_joint_classes_of_one_channel_are_its_bins():
     torch.testing.assert_close(joint.decode(logits, pixel_values), separate.decode(logits, pixel_values))
 
 
-def test_centres_of_other_channels():
+def test_centers_of_other_channels():
     with pytest.raises(ValueError, match="has centers of 2 channels and the model takes 3. Fit them"):
         make_target("color_clusters", {"centers": [[0.1, 0.2], [0.3, 0.4]]})
 

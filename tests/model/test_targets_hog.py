@@ -78,7 +78,7 @@ def test_cells_that_the_border_cuts():
     histograms = hog(pixel_values, 8)
     assert histograms.shape == (2, 27, 6, 8)
     torch.testing.assert_close(histograms[:, :, :5, :7], hog(pixel_values[:, :, :41, :57], 8)[:, :, :5, :7])
-    # A cut cell in the corner, by itself with the neighbours that it has.
+    # A cut cell in the corner, by itself with the neighbors that it has.
     corner = pixel_values[:, :, 39:, 55:]
     down, right = torch.zeros(2, 3, 5, 3), torch.zeros(2, 3, 5, 3)
     down[:, :, :-1] = (corner[:, :, 2:] - corner[:, :, :-2])[:, :, :, 1:]

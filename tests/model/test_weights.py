@@ -82,7 +82,7 @@ def test_masked_image_modeling_checkpoints_load_whole(config, tmp_path):
     stock.save_pretrained(tmp_path)
     with CaptureLogger(modeling_base.logger) as log:
         ours = SimMIMForMaskedImageModeling.from_encoder(tmp_path)
-    assert "Freshly initialised" not in log.out
+    assert "Freshly initialized" not in log.out
     assert "left out" not in log.out
     pixel_values, mask = batch(ours.config)
     with torch.no_grad():
@@ -97,7 +97,7 @@ def test_what_was_loaded_is_said(tmp_path):
         SimMIMForMaskedImageModeling.from_encoder(tmp_path)
     assert "38 tensors loaded" in log.out
     fresh, left_out = log.out.split("In the checkpoint and left out:")
-    assert "Freshly initialised: simmim.encoder.embeddings.mask_token, head.projection" in fresh
+    assert "Freshly initialized: simmim.encoder.embeddings.mask_token, head.projection" in fresh
     assert "classifier.weight" in left_out
     # Which that checkpoint does not hold.
     assert "pooler" not in log.out
@@ -357,10 +357,10 @@ def test_what_is_asked_of_the_loader_is_asked_at_another_geometry_too(tmp_path):
     loaded = SimMIMForMaskedImageModeling.from_pretrained(tmp_path, variant="ema", image_size=48)
     assert torch.equal(loaded.head.projection.bias, model.head.projection.bias)
     assert loaded.name_or_path == str(tmp_path)
-    grey = SimMIMModel.from_pretrained(
+    gray = SimMIMModel.from_pretrained(
         tmp_path, image_size=48, encoder_config={"num_channels": 1}, ignore_mismatched_sizes=True
     )
-    assert grey.encoder.embeddings.patch_embeddings.projection.weight.shape[1] == 1
+    assert gray.encoder.embeddings.patch_embeddings.projection.weight.shape[1] == 1
 
 
 @pytest.mark.parametrize("encoder", ENCODER_CONFIGS)

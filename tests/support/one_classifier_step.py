@@ -19,7 +19,7 @@ NUM_CLASSES = 3
 CLASS_WEIGHTS = [0.5, 1.0, 2.0]
 
 
-class LabelledImages(torch.utils.data.Dataset):
+class LabeledImages(torch.utils.data.Dataset):
     """Noise with labels of a kind: "hard", some of them missing, "soft", "several" or "numbers"."""
 
     def __init__(self, kind: str):
@@ -80,7 +80,7 @@ def gradient(kind: str, batch_size: int, accumulation: int) -> dict[str, torch.T
             dataloader_num_workers=0,
             dataloader_pin_memory=False,
         )
-        Trainer(model=model, args=arguments, train_dataset=LabelledImages(kind)).train()
+        Trainer(model=model, args=arguments, train_dataset=LabeledImages(kind)).train()
     return {name: before[name] - parameter.detach() for name, parameter in model.named_parameters()}
 
 
@@ -90,7 +90,7 @@ def evaluation_loss(kind: str) -> float:
         trainer = ClassifierTrainer(
             make_model(kind),
             TrainingArguments(folder, per_device_eval_batch_size=4, use_cpu=True, report_to="none"),
-            eval_dataset=Subset(LabelledImages(kind), range(2, 7)),
+            eval_dataset=Subset(LabeledImages(kind), range(2, 7)),
             compute_metrics=lambda prediction: {},
         )
         return trainer.evaluate()["eval_loss"]

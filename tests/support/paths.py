@@ -8,4 +8,4 @@ ROOT = SUPPORT.parents[1]
 PACKAGE = ROOT / "src" / "hf_simmim"
 EMBEDDED_DATA = ROOT / "examples" / "data" / "fashion_mnist_7k"
 # Modules that a checkpoint carries to the Hub.
-TRAVELLING = sorted(path.stem for path in (PACKAGE / "model").glob("*.py") if path.stem != "__init__")
+TRAVELING = sorted(path.stem for path in (PACKAGE / "model").glob("*.py") if path.stem != "__init__")

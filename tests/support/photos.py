@@ -52,9 +52,9 @@ def _with_alpha(image: Image.Image) -> Image.Image:
     return image
 
 
-def _with_transparent_colour(image: Image.Image) -> Image.Image:
+def _with_transparent_color(image: Image.Image) -> Image.Image:
     indices = image.quantize(255)
-    # The transparent colour is magenta, so that it shows where transparency is lost.
+    # The transparent color is magenta, so that it shows where transparency is lost.
     indices.putpalette([*indices.getpalette()[: 3 * 255], 255, 0, 255])
     indices.paste(255, mask=alpha_of(image).point(lambda alpha: 255 * (alpha < 128)))
     return indices
@@ -72,12 +72,12 @@ KINDS: dict[str, tuple[str, Callable[[Image.Image], Image.Image], dict[str, Any]
     "upper-case suffix": (".JPG", lambda image: image, {}),
     "progressive": (".jpeg", lambda image: image, {"progressive": True}),
     "webp": (".webp", lambda image: image, {}),
-    "grey jpeg": (".jpg", lambda image: image.convert("L"), {}),
+    "gray jpeg": (".jpg", lambda image: image.convert("L"), {}),
     "cmyk jpeg": (".jpg", lambda image: image.convert("CMYK"), {}),
     "rgba png": (".png", _with_alpha, {}),
     "la png": (".png", lambda image: _with_alpha(image.convert("L")), {}),
-    "palette png": (".png", _with_transparent_colour, {"transparency": 255}),
-    "gif": (".gif", _with_transparent_colour, {"transparency": 255}),
+    "palette png": (".png", _with_transparent_color, {"transparency": 255}),
+    "gif": (".gif", _with_transparent_color, {"transparency": 255}),
     "1-bit png": (".png", lambda image: image.convert("1"), {}),
     "16-bit png": (".png", lambda image: Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257), {}),
     **{f"exif {orientation}": _with_exif(orientation) for orientation in ROTATIONS},

@@ -34,7 +34,7 @@ def run_mim() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty-eight pictures of coloured stripes in two folders."""
+    """Forty-eight pictures of colored stripes in two folders."""
     folder = tmp_path_factory.mktemp("photos")
     generator = np.random.default_rng(0)
     for index in range(48):

@@ -13,7 +13,7 @@ CLASS_NAMES = ("ground", "disc", "square")
 
 
 def scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Image.Image, Image.Image]:
-    """A photo (width, height) with tinted shapes on it, and its class ids as a grey picture."""
+    """A photo (width, height) with tinted shapes on it, and its class ids as a gray picture."""
     width, height = size
     picture, ids = random_photo(rng, size), Image.new("L", size)
     for kind, tint in ((1, (220, 40, 40)), (2, (40, 60, 220))):
@@ -30,7 +30,7 @@ def scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Image.Image,
 
 
 def write_scenes(folder: Path, count: int, seed: int = 0, *, ignored: bool = True, names: bool = True) -> Path:
-    """Write `images` and `masks`, in turns grey and palette PNG, sides of 64 to 96 px; return the folder."""
+    """Write `images` and `masks`, in turns gray and palette PNG, sides of 64 to 96 px; return the folder."""
     rng = np.random.default_rng(seed)
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True)

@@ -72,7 +72,7 @@ def add_model(model_type: str, base_class: str, masked_image_modeling_class: str
     Args:
         model_type: The config's model type.
         base_class: Name of the class without a head.
-        masked_image_modeling_class: Name of the class for masked image modelling.
+        masked_image_modeling_class: Name of the class for masked image modeling.
     """
     module = load("test_modeling_common")
     for mapping, name in (

@@ -20,18 +20,18 @@ from transformers import AutoModel
 
 from hf_simmim.cli import pretrain
 from hf_simmim.data.label_splits import holdout
-from hf_simmim.data.labelled_images import LabelledImageDataset, load_labelled_images
+from hf_simmim.data.labeled_images import LabeledImageDataset, load_labeled_images
 from hf_simmim.data.sampling import evenly_spaced
 from hf_simmim.evaluation.probing import extract_features, knn, linear_probe
 from hf_simmim.training.callbacks import ProbeCallback
 
-NORMALISATION = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+NORMALIZATION = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
+def labeled(tmp_path_factory):
     """Forty pictures of two classes, dark and bright, of which some are alike."""
-    folder = tmp_path_factory.mktemp("labelled")
+    folder = tmp_path_factory.mktemp("labeled")
     generator = np.random.default_rng(0)
     for index in range(40):
         name = ("dark", "bright")[index % 2]
@@ -42,11 +42,11 @@ def labelled(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def runs(photos, labelled, tmp_path_factory):
+def runs(photos, labeled, tmp_path_factory):
     """Folders of a run without and of one with the probe."""
     folder = tmp_path_factory.mktemp("runs")
     encoder = json.dumps(json.loads(options(photos, folder)[5]) | {"drop_path_rate": 0.3})
-    for name, probe in (("without", None), ("with", labelled)):
+    for name, probe in (("without", None), ("with", labeled)):
         pretrain.COMMAND.main(
             options(photos, folder / name, encoder=encoder, probe_dir=probe, dataloader_num_workers=1)
         )
@@ -70,12 +70,12 @@ def test_accuracies_are_logged_and_drawn(runs):
     assert not (runs / "without" / "probe.png").exists()
 
 
-def test_the_last_accuracies_are_those_of_the_saved_model(runs, labelled):
-    images = load_labelled_images(labelled)
+def test_the_last_accuracies_are_those_of_the_saved_model(runs, labeled):
+    images = load_labeled_images(labeled)
     model = AutoModel.from_pretrained(runs / "with")
     features, labels = [], []
     for part in holdout(images.labels, 0.25, seed=0):
-        dataset = LabelledImageDataset(images.select(part).rows, (32, 32), 3, **NORMALISATION, crop_ratio=1)
+        dataset = LabeledImageDataset(images.select(part).rows, (32, 32), 3, **NORMALIZATION, crop_ratio=1)
         samples = [dataset[index] for index in range(len(dataset))]
         features.append(extract_features(model, [torch.stack([sample["pixel_values"] for sample in samples])]))
         labels.append([sample["labels"] for sample in samples])
@@ -85,9 +85,9 @@ def test_the_last_accuracies_are_those_of_the_saved_model(runs, labelled):
     assert last["probe_linear_accuracy"] == linear_probe(*data, penalties=[1e-3]).accuracy
 
 
-def test_the_best_model_can_be_that_of_the_probe(photos, labelled, tmp_path):
+def test_the_best_model_can_be_that_of_the_probe(photos, labeled, tmp_path):
     settings = {
-        "probe_dir": labelled,
+        "probe_dir": labeled,
         "metric_for_best_model": "probe_knn_accuracy",
         "greater_is_better": True,
         "load_best_model_at_end": True,
@@ -98,8 +98,8 @@ def test_the_best_model_can_be_that_of_the_probe(photos, labelled, tmp_path):
     assert state["best_metric"] == max(accuracies[1:3])
 
 
-def test_not_every_evaluation_has_to_be_measured(photos, labelled, tmp_path):
-    data, model, training = pretrain.COMMAND.parse(options(photos, tmp_path, probe_dir=labelled, num_train_epochs=4))
+def test_not_every_evaluation_has_to_be_measured(photos, labeled, tmp_path):
+    data, model, training = pretrain.COMMAND.parse(options(photos, tmp_path, probe_dir=labeled, num_train_epochs=4))
     trainer, _ = pretrain.build_trainer(data, model, training)
     callback = next(c for c in trainer.callback_handler.callbacks if isinstance(c, ProbeCallback))
     callback.every = 2
@@ -108,29 +108,29 @@ def test_not_every_evaluation_has_to_be_measured(photos, labelled, tmp_path):
     assert steps == [0, 10, 20]
 
 
-def test_images_are_read_once_if_they_are_few(photos, labelled, tmp_path, monkeypatch):
+def test_images_are_read_once_if_they_are_few(photos, labeled, tmp_path, monkeypatch):
     reads = []
-    read = LabelledImageDataset.__getitem__
+    read = LabeledImageDataset.__getitem__
 
     def counting(self, index):
         reads.append(Path(self.images[index]["name"]).name)
         return read(self, index)
 
-    monkeypatch.setattr(LabelledImageDataset, "__getitem__", counting)
+    monkeypatch.setattr(LabeledImageDataset, "__getitem__", counting)
     for limit, expected in ((2**26, 18), (0, 3 * 18)):
         reads.clear()
         monkeypatch.setattr("hf_simmim.training.callbacks.MAX_KEPT_NUMBERS", limit)
-        pretrain.COMMAND.main(options(photos, tmp_path / str(limit), probe_dir=labelled, probe_images=9))
+        pretrain.COMMAND.main(options(photos, tmp_path / str(limit), probe_dir=labeled, probe_images=9))
         assert len(reads) == expected
-    images = load_labelled_images(labelled)
+    images = load_labeled_images(labeled)
     parts = [[images.rows["name"][index] for index in part] for part in holdout(images.labels, 0.25, seed=0)]
     assert set(reads) == {Path(part[index]).name for part in parts for index in evenly_spaced(len(part), 9)}
 
 
-def test_unreadable_images_are_left_out(photos, labelled, tmp_path, caplog):
+def test_unreadable_images_are_left_out(photos, labeled, tmp_path, caplog):
     """Found before training, which they would end: as in pre-training, unless they are many."""
-    folder = tmp_path / "labelled"
-    shutil.copytree(labelled, folder)
+    folder = tmp_path / "labeled"
+    shutil.copytree(labeled, folder)
     path = folder / "dark" / "04.png"
     path.write_bytes(path.read_bytes()[:60])
     pretrain.COMMAND.main(options(photos, tmp_path / "run", probe_dir=folder, dataloader_num_workers=1))
@@ -153,9 +153,9 @@ def test_unreadable_images_are_left_out(photos, labelled, tmp_path, caplog):
         ({"probe_images": 0}, "probe_images=0"),
     ],
 )
-def test_mistakes_are_refused_at_once(photos, labelled, tmp_path, settings, message):
+def test_mistakes_are_refused_at_once(photos, labeled, tmp_path, settings, message):
     with pytest.raises(SystemExit, match=message):
-        pretrain.COMMAND.main(options(photos, tmp_path, **({"probe_dir": labelled} | settings)))
+        pretrain.COMMAND.main(options(photos, tmp_path, **({"probe_dir": labeled} | settings)))
 
 
 def test_the_demo_measures_its_own_labels():
@@ -166,9 +166,9 @@ def test_the_demo_measures_its_own_labels():
     assert "Ankle boot" in train.class_names
 
 
-def test_two_processes_measure_what_one_does(runs, photos, labelled, tmp_path):
+def test_two_processes_measure_what_one_does(runs, photos, labeled, tmp_path):
     encoder = json.loads(options(photos, tmp_path)[5]) | {"drop_path_rate": 0.3}
-    settings = {"per_device_train_batch_size": 4, "encoder": json.dumps(encoder), "probe_dir": labelled, "max_steps": 1}
+    settings = {"per_device_train_batch_size": 4, "encoder": json.dumps(encoder), "probe_dir": labeled, "max_steps": 1}
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--multi_gpu"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     result = subprocess.run(

@@ -19,7 +19,7 @@ from transformers import TrainerCallback, ViTModel
 from hf_simmim import SimMIMConfig, SimMIMForImageClassification, SimMIMForMaskedImageModeling, SimMIMImageProcessor
 from hf_simmim.checkpoints.convert import conversion_card, convert_checkpoint, save_conversion
 from hf_simmim.data.augmentation import Augmentation
-from hf_simmim.data.labelled_images import LabelledImageDataset
+from hf_simmim.data.labeled_images import LabeledImageDataset
 from hf_simmim.data.masked_images import MaskedImageDataset, collate
 from hf_simmim.data.mixing import MixingCollator
 from hf_simmim.data.reading import UnreadableImages
@@ -28,7 +28,7 @@ from hf_simmim.evaluation.metrics import classification_metrics
 from hf_simmim.hub.card import check_license
 from hf_simmim.hub.provenance import ImageSource, RunOrigin
 from hf_simmim.model.masking import average_distance, random_mask
-from hf_simmim.training.arguments import ReleasedTrainingArguments
+from hf_simmim.training.arguments import SimMIMTrainingArguments
 from hf_simmim.training.callbacks import ProbeCallback
 from hf_simmim.training.classification_card import classification_card
 from hf_simmim.training.pretraining_card import pretraining_card
@@ -102,7 +102,7 @@ def make_trainer(folder: Path, encoder: Any = None, components: Any = None, imag
     }
     trainer = SimMIMTrainer(
         model=SimMIMForMaskedImageModeling(config),
-        args=ReleasedTrainingArguments(**(settings | others)),
+        args=SimMIMTrainingArguments(**(settings | others)),
         train_dataset=MaskedImageDataset(images, **crops, **common),
         eval_dataset=evaluation,
         data_collator=collate,
@@ -147,8 +147,8 @@ def evaluated(folder):
     test = ImageSource("org/clothes", hub_id="org/clothes", split="test")
     trainer.origin = RunOrigin(images=SOURCE, evaluation=test, base_model="microsoft/swin-x", checkpoint="swin-x")
     (folder / "run").mkdir(parents=True, exist_ok=True)
-    labelled = LabelledImageDataset(rows(), (32, 32), 3, [0.5] * 3, [0.25] * 3, crop_ratio=1)
-    trainer.add_callback(ProbeCallback(trainer, labelled, labelled, 4, num_images=12, k=3))
+    labeled = LabeledImageDataset(rows(), (32, 32), 3, [0.5] * 3, [0.25] * 3, crop_ratio=1)
+    trainer.add_callback(ProbeCallback(trainer, labeled, labeled, 4, num_images=12, k=3))
     for name in ("reconstruction.png", "loss_curve.png", "probe.png"):
         Image.new("RGB", (4, 4)).save(folder / "run" / name)
     return trainer, [
@@ -161,8 +161,8 @@ def evaluated(folder):
         "| held-out loss | 0.7123, masked l1 **41.26** of 255, after step 4 |",
         "| training loss | 0.8, up to step 4 |",
         "| linear probe, accuracy | **75.0%** after step 4, before training 30.0% |",
-        "fitted to 12 labelled images, measured on 12 others ([org/clothes](https://huggingface.co/datasets/org/clothes),",
-        "Of balanced classes chance is 25.0%; the k-NN asks 3 neighbours.",
+        "fitted to 12 labeled images, measured on 12 others ([org/clothes](https://huggingface.co/datasets/org/clothes),",
+        "Of balanced classes chance is 25.0%; the k-NN asks 3 neighbors.",
         f"![{' | '.join(DRAWN_COLUMNS)}](reconstruction.png)",
         "from left to right: original (the image), masked (",
         "](loss_curve.png)",
@@ -182,7 +182,7 @@ def features_without_pictures(folder):
     ]
 
 
-def normalised_pixels(folder):
+def normalized_pixels(folder):
     trainer = as_trained(make_trainer(folder, components={"target": "normalized_rgb"}))
     (folder / "run").mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (4, 4)).save(folder / "run" / "reconstruction.png")
@@ -192,18 +192,18 @@ def normalised_pixels(folder):
     ]
 
 
-def colour_clusters(folder):
+def color_clusters(folder):
     target = {"target": "color_clusters", "target_options": {"centers": [[0.1 * i] * 3 for i in range(5)]}}
     trainer = as_trained(make_trainer(folder, components={**target, "loss": "cross_entropy"}))
     return trainer, ["| target | `color_clusters` (clusters 5) for every pixel |", "what they hold"]
 
 
-def grey_images(folder):
+def gray_images(folder):
     trainer = make_trainer(folder, vit_config(num_channels=1), images=rows(channels=1), flip=0.0, crop_scale=None)
     return as_trained(trainer), [
         "| images | 1 channel, 32 x 32 px (height x width) |",
         "mean 0.5, standard deviation 0.25",
-        "the largest one at the centre",
+        "the largest one at the center",
     ]
 
 
@@ -282,9 +282,9 @@ RUNS = (
         stopped_early,
         evaluated,
         features_without_pictures,
-        normalised_pixels,
-        colour_clusters,
-        grey_images,
+        normalized_pixels,
+        color_clusters,
+        gray_images,
         many_channels,
     ),
     *(odd_names, best_model, tracked_energy, too_short_to_log_a_loss, unknown_origin),
@@ -331,7 +331,7 @@ def test_figures_are_those_of_the_run(tmp_path):
     # 2e-4 for 512 images a step, of which there are 16.
     assert rows["learning rate"] == "6.25e-06 = 0.0002 x 16 / 512 (base rate x images a step / 512)"
     assert trainer.lr_scheduler.base_lrs[0] == pytest.approx(6.25e-6)
-    assert rows["schedule"] == "`released_cosine`, warm-up of 2 steps from 3.125e-08, down to 3.125e-07"
+    assert rows["schedule"] == "`simmim_cosine`, warm-up of 2 steps from 3.125e-08, down to 3.125e-07"
     assert rates[:2] == pytest.approx([3.125e-8, (3.125e-8 + 6.25e-6) / 2])
     assert rows["batch"] == "16 images a step: 8 x 1 device x 2 accumulated batches"
     assert rows["weight decay"] == "0.01"
@@ -359,7 +359,7 @@ def test_figures_are_those_of_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("schedule", "settings", "expected"),
     [
-        ("released_multistep", {}, "`released_multistep`, times 0.1 at step 88"),
+        ("simmim_multistep", {}, "`simmim_multistep`, times 0.1 at step 88"),
         ("constant", {}, "`constant`, level to the end"),
         ("linear", {"warmup_steps": 0.1}, "`linear`, warm-up of 10 steps from 0, down to 0"),
         ("cosine_with_min_lr", {"lr_scheduler_kwargs": '{"min_lr": 0.001}'}, "`cosine_with_min_lr`, down to 0.001"),
@@ -375,7 +375,7 @@ def python_blocks(text: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)\n```$", text, re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("make", [evaluated, many_channels], ids=["colours", "bands"])
+@pytest.mark.parametrize("make", [evaluated, many_channels], ids=["colors", "bands"])
 def test_the_code_in_a_card_runs(make, tmp_path, monkeypatch):
     trainer, _ = make(tmp_path)
     trainer.args.hub_model_id, trainer.args.output_dir = None, "run"
@@ -404,7 +404,7 @@ def test_card_of_a_conversion(tmp_path, monkeypatch, fixture):
     rows = table(text)
     assert f"{fixture}.pth, sha256 {conversion.sha256}" in rows["File"]
     assert f"github.com/{conversion.framework}" in text
-    assert rows.get("Target") == ("pixels normalised in windows of 47 px" if "swinv2" in fixture else None)
+    assert rows.get("Target") == ("pixels normalized in windows of 47 px" if "swinv2" in fixture else None)
     assert ("liu2021swinv2" in text) == ("swinv2" in fixture)
     assert "xie2021simmim" in text
     Image.new("RGB", (50, 40)).save("photo.jpg")
@@ -423,7 +423,7 @@ def make_classifier(folder: Path, names: list[str], kind: str = "single_label_cl
             "label", [[1.0, 0.0, 1.0][: len(names)] if kind.startswith("multi") else 0.5 for _ in range(16)]
         )
     common: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
-    arguments = ReleasedTrainingArguments(
+    arguments = SimMIMTrainingArguments(
         **{"output_dir": str(folder / "classifier"), "per_device_train_batch_size": 8, "max_steps": 2},
         **{"eval_strategy": "no", "save_strategy": "no", "report_to": "none", "use_cpu": True, "disable_tqdm": True},
         **{"dataloader_num_workers": 0} | others,
@@ -431,8 +431,8 @@ def make_classifier(folder: Path, names: list[str], kind: str = "single_label_cl
     trainer = ClassifierTrainer(
         model=SimMIMForImageClassification(config),
         args=arguments,
-        train_dataset=LabelledImageDataset(images, (32, 32), 3, augmentation=Augmentation(), **common),
-        eval_dataset=LabelledImageDataset(images, (32, 32), 3, **common),
+        train_dataset=LabeledImageDataset(images, (32, 32), 3, augmentation=Augmentation(), **common),
+        eval_dataset=LabeledImageDataset(images, (32, 32), 3, **common),
         data_collator=MixingCollator(len(names), label_smoothing=0.1),
         processing_class=SimMIMImageProcessor(size={"height": 32, "width": 32}, model_patch_size=2, **common),
         compute_metrics=classification_metrics(names, kind),
@@ -513,7 +513,7 @@ def test_the_hub_takes_the_cards_and_a_push_keeps_them(hub, tmp_path):
     with pytest.raises(ValueError, match=r"hub_license='apache2' is refused by the Hub.*apache-2\.0"):
         check_license(arguments)
     check_license(SimpleNamespace(push_to_hub=True, hub_license="mit"))
-    with pytest.raises(ValueError, match="hub_license='My own!' is no name of a licence.*such as apache-2.0"):
+    with pytest.raises(ValueError, match="hub_license='My own!' is no name of a license.*such as apache-2.0"):
         make_classifier(tmp_path, ["coat", "shoe"], hub_license="My own!")
     hub.fail(status=503)
     check_license(arguments)

@@ -12,7 +12,7 @@ from transformers import PvtConfig, ResNetConfig, Trainer, TrainingArguments, Vi
 
 from hf_simmim import SimMIMConfig, SimMIMForImageClassification, SimMIMForMaskedImageModeling
 from hf_simmim.model.encoder_stages import encoder_layers
-from hf_simmim.training.arguments import ReleasedTrainingArguments
+from hf_simmim.training.arguments import SimMIMTrainingArguments
 from hf_simmim.training.optimization import (
     create_optimizers,
     create_schedule,
@@ -91,7 +91,7 @@ def test_weight_decay_as_the_paper_means_it():
     """Neither tokens nor relative position tables, and all else as released."""
     for encoder in ("swin", "vit", "swinv2"):
         model = golden_model(encoder)
-        released, meant = set(decay_parameter_names(model)), set(decay_parameter_names(model, as_released=False))
+        released, meant = set(decay_parameter_names(model)), set(decay_parameter_names(model, official=False))
         spared = ("relative_position_bias_table", "mask_token", "logit_scale", "continuous_position_bias_mlp")
         assert meant < released
         assert all(any(part in name for part in spared) for name in released - meant)
@@ -199,15 +199,15 @@ def test_other_models_are_refused_where_depth_matters():
 
     stock = ViTForImageClassification(ViTConfig(hidden_size=8, num_attention_heads=1, num_hidden_layers=1))
     with pytest.raises(ValueError, match="no SimMIM encoder"):
-        parameter_groups(stock, 1.0, 0.05, 0.9, as_released=False)
-    for as_released in (True, False):
-        assert parameter_groups(stock, 1.0, 0.05, as_released=as_released)[0]["lr"] == 1.0
+        parameter_groups(stock, 1.0, 0.05, 0.9, official=False)
+    for official in (True, False):
+        assert parameter_groups(stock, 1.0, 0.05, official=official)[0]["lr"] == 1.0
     model = SimMIMForImageClassification(SimMIMConfig(encoder_config=swin_config()))
     with pytest.raises(ValueError, match="layer_decay=1.5"):
         parameter_groups(model, 1.0, 0.05, 1.5)
 
 
-def training_arguments(folder, **kwargs) -> ReleasedTrainingArguments:
+def training_arguments(folder, **kwargs) -> SimMIMTrainingArguments:
     defaults = {
         "output_dir": str(folder),
         "use_cpu": True,
@@ -218,10 +218,10 @@ def training_arguments(folder, **kwargs) -> ReleasedTrainingArguments:
         "dataloader_num_workers": 0,
         "base_learning_rate": LEARNING_RATE,
     }
-    return ReleasedTrainingArguments(**(defaults | kwargs))
+    return SimMIMTrainingArguments(**(defaults | kwargs))
 
 
-class LabelledNoise(torch.utils.data.Dataset):
+class LabeledNoise(torch.utils.data.Dataset):
     """Ten images with one of two labels."""
 
     def __len__(self) -> int:
@@ -245,7 +245,7 @@ def test_unmodified_trainer_takes_them(tmp_path, accumulation, drop_last):
     model = SimMIMForImageClassification(SimMIMConfig(encoder_config=swin_config(), num_labels=2))
     steps = planned_steps(arguments, 10)
     optimizers = create_optimizers(model, arguments, steps, layer_decay=0.8)
-    trainer = Trainer(model=model, args=arguments, train_dataset=LabelledNoise(), optimizers=optimizers)
+    trainer = Trainer(model=model, args=arguments, train_dataset=LabeledNoise(), optimizers=optimizers)
     trainer.train()
     assert trainer.state.global_step == steps
     logged = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
@@ -255,13 +255,13 @@ def test_unmodified_trainer_takes_them(tmp_path, accumulation, drop_last):
     assert optimizers[0].param_groups[-1]["lr_scale"] == pytest.approx(0.8**6)
     # Its card asks the schedule for its value.
     trainer.create_model_card()
-    assert "released_cosine" in (tmp_path / "README.md").read_text()
+    assert "simmim_cosine" in (tmp_path / "README.md").read_text()
 
 
 def test_a_longer_run_goes_on_with_its_own_shape():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     arguments = SimpleNamespace(
-        lr_scheduler_type="released_cosine", lr_scheduler_kwargs=None, learning_rate=1.0, warmup_steps=0
+        lr_scheduler_type="simmim_cosine", lr_scheduler_kwargs=None, learning_rate=1.0, warmup_steps=0
     )
     short, long = create_schedule(optimizer, arguments, 10), create_schedule(optimizer, arguments, 100)
     for _ in range(5):
@@ -274,10 +274,10 @@ def test_a_longer_run_goes_on_with_its_own_shape():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lr_scheduler_type": "cosin"}, "released_cosine"),
+        ({"lr_scheduler_type": "cosin"}, "simmim_cosine"),
         ({"lr_scheduler_kwargs": '{"min_lr": 0.1}'}, "min_lr_rate"),
         ({"lr_scheduler_kwargs": '{"min_lr_rate": 5}'}, "min_lr_rate=5"),
-        ({"lr_scheduler_type": "released_multistep", "lr_scheduler_kwargs": '{"milestones": [700]}'}, "milestones"),
+        ({"lr_scheduler_type": "simmim_multistep", "lr_scheduler_kwargs": '{"milestones": [700]}'}, "milestones"),
     ],
 )
 def test_mistakes_are_refused(tmp_path, changes, message):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_simmim.training.arguments import ReleasedTrainingArguments
+from hf_simmim.training.arguments import SimMIMTrainingArguments
 from hf_simmim.training.run_folder import (
     begin_run,
     check_same_run,
@@ -18,8 +18,8 @@ from hf_simmim.training.run_folder import (
 SETTINGS = {"encoder": {"depth": 2, "width": 8}, "seed": 0}
 
 
-def arguments(folder, **kwargs) -> ReleasedTrainingArguments:
-    return ReleasedTrainingArguments(output_dir=str(folder), use_cpu=True, **kwargs)
+def arguments(folder, **kwargs) -> SimMIMTrainingArguments:
+    return SimMIMTrainingArguments(output_dir=str(folder), use_cpu=True, **kwargs)
 
 
 def write(folder, *names: str) -> None:

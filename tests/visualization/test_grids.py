@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from hf_simmim.evaluation.reconstruction import Reconstruction
-from hf_simmim.visualization.grids import OTHER_COLOR, class_colours, draw_map, draw_segmentations, reconstruction_grid
-from hf_simmim.visualization.pictures import MASK_GREY
+from hf_simmim.visualization.grids import OTHER_COLOR, class_colors, draw_map, draw_segmentations, reconstruction_grid
+from hf_simmim.visualization.pictures import MASK_GRAY
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
 
@@ -48,7 +48,7 @@ def test_grid_shows_original_masked_prediction_and_composite():
     left = [tuple(row[start + 40].tolist()) for start in starts]
     right = [tuple(row[start + 150].tolist()) for start in starts]
     assert left == [red, red, blue, red]
-    assert right == [red, (MASK_GREY,) * 3, blue, blue]
+    assert right == [red, (MASK_GRAY,) * 3, blue, blue]
     assert all((pixels[:HEADER, start : start + 192] < 100).any() for start in starts)
     assert (pixels[HEADER + 96 :] == 255).all()
 
@@ -76,7 +76,7 @@ def test_error_map_has_a_scale_and_figures_stand_below():
     )
     assert full.shape[0] > plain.shape[0]
     bar = plain[-6 - 9]
-    # The scale has the colours of the errors, in their order.
+    # The scale has the colors of the errors, in their order.
     cell = plain[HEADER + 90, 6 + 102 : 6 + 204][:96]
     in_bar = [np.abs(bar.astype(int) - color.astype(int)).sum(axis=1).argmin() for color in cell[8:64:8]]
     assert in_bar == sorted(set(in_bar))
@@ -108,7 +108,7 @@ def test_models_stand_side_by_side():
     pixels = np.asarray(reconstruction_grid(models, ("masked", "prediction")))
     row = pixels[HEADER + 18 + 48]
     assert [tuple(row[6 + 102 * column + 48].tolist()) for column in range(3)] == [
-        (MASK_GREY,) * 3,
+        (MASK_GRAY,) * 3,
         (255, 0, 0),
         (0, 0, 255),
     ]
@@ -155,8 +155,8 @@ def test_pixels_that_are_none_are_white():
     mask[:, :, 6:] = True
     pixel_mask[:, :30] = 0
     pixels = np.asarray(reconstruction_grid(reconstruction(black, mask, blue, 8, pixel_mask)))[HEADER : HEADER + 96]
-    grey, blue = (MASK_GREY,) * 3, (0, 0, 255)
-    for column, (left, right) in enumerate((((0, 0, 0),) * 2, ((0, 0, 0), grey), (blue, blue), ((0, 0, 0), blue))):
+    gray, blue = (MASK_GRAY,) * 3, (0, 0, 255)
+    for column, (left, right) in enumerate((((0, 0, 0),) * 2, ((0, 0, 0), gray), (blue, blue), ((0, 0, 0), blue))):
         cell = pixels[:, 6 + column * 102 :][:, :96]
         assert (cell[:30] == 255).all()
         assert (cell[30:, :48] == left).all()
@@ -173,21 +173,21 @@ def test_small_images_are_enlarged_and_all_are_drawn():
 
 
 def test_pictures_show_the_classes():
-    colours = class_colours(20)
-    assert len({tuple(colour) for colour in colours.tolist()}) == 20
+    colors = class_colors(20)
+    assert len({tuple(color) for color in colors.tolist()}) == 20
     annotation = np.array([[0, 1], [255, 1]])
     prediction = np.array([[0, 0], [1, 1]])
     picture = draw_segmentations([np.zeros((2, 2, 3), np.uint8)], [annotation], [prediction], ["sky", "sea"], side=40)
     pixels = np.asarray(picture)
-    assert (pixels[32, 52 + 10] == colours[0]).all()
-    assert (pixels[32, 52 + 30] == colours[1]).all()
+    assert (pixels[32, 52 + 10] == colors[0]).all()
+    assert (pixels[32, 52 + 30] == colors[1]).all()
     assert (pixels[32 + 20, 52 + 10] == 160).all()
-    assert (pixels[32, 98 + 30] == colours[0]).all()
-    # What has no class is grey in the prediction too.
+    assert (pixels[32, 98 + 30] == colors[0]).all()
+    # What has no class is gray in the prediction too.
     assert (pixels[32 + 20, 98 + 10] == 160).all()
 
 
-def test_the_map_shows_pictures_in_the_colours_of_their_labels():
+def test_the_map_shows_pictures_in_the_colors_of_their_labels():
     pictures = [np.full((8, 16, 3), value, np.uint8) for value in (10, 200, 90)]
     points = np.array([[0.0, 0.0], [1.0, 1.0], [0.5, 0.5]])
     plain = draw_map(points, pictures, side=300)

@@ -14,7 +14,7 @@ def normalized(pixels: torch.Tensor) -> torch.Tensor:
     return (pixels / 255 - mean) / std
 
 
-def test_normalisation_is_undone():
+def test_normalization_is_undone():
     pixels = torch.randint(0, 256, (2, 3, 8, 12)).float()
     pictures = to_pictures(normalized(pixels), MEAN, STD)
     assert np.array_equal(pictures, pixels.permute(0, 2, 3, 1).byte().numpy())

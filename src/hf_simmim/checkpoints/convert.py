@@ -44,7 +44,7 @@ from .pth_geometry import Size, check_windows, encoder_settings
 from .pth_names import our_names
 from .pth_settings import Settings
 
-# A fine-tuned ViT normalises after pooling: that norm belongs to its classifier.
+# A fine-tuned ViT normalizes after pooling: that norm belongs to its classifier.
 CLASSIFIER = re.compile(r"(head|fc_norm)\.(weight|bias)")
 
 
@@ -133,7 +133,7 @@ def convert_checkpoint(path: str | Path, image_size: Size | None = None) -> Conv
     if types:
         report["Precision"] = f"{', '.join(sorted(types))} in the file, float32 in the model"
     if config.target == "normalized_rgb":
-        report["Target"] = f"pixels normalised in windows of {config.options('target')['window_size']} px"
+        report["Target"] = f"pixels normalized in windows of {config.options('target')['window_size']} px"
     report["Model"] = f"{type(model).__name__}, {model.num_parameters() / 1e6:.1f} M parameters"
     processor = _processor(config, original.settings)
     return Conversion(model.eval(), processor, Path(path), sha256.hexdigest(), original.framework, classifier, report)
@@ -190,8 +190,8 @@ def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> None:
 
 def _config(encoder: dict[str, Any], settings: dict[str, Any]) -> SimMIMConfig:
     target: dict[str, Any] = {}
-    if settings.get("normalise_target"):
-        window = settings.get("normalise_window", STATISTICS_WINDOW)
+    if settings.get("normalize_target"):
+        window = settings.get("normalize_window", STATISTICS_WINDOW)
         target = {"target": "normalized_rgb", "target_options": {"window_size": window}}
     try:
         return SimMIMConfig(encoder_config=encoder, **target)

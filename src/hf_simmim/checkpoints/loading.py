@@ -44,24 +44,24 @@ def pixel_settings(checkpoint: str, num_channels: int) -> dict[str, Any]:
         `image_mean`, `image_std` and, where they are stored, `rescale_factor` and `nodata`.
 
     Raises:
-        ValueError: If it has no processor, and its channels are not those of colour pictures.
+        ValueError: If it has no processor, and its channels are not those of color pictures.
     """
     try:
         stored, _ = SimMIMImageProcessor.get_image_processor_dict(checkpoint)
     except OSError as error:
         if num_channels != 3:
             raise ValueError(
-                f"{checkpoint} has no image processor, which tells how its {num_channels} channels are normalised. Save"
+                f"{checkpoint} has no image processor, which tells how its {num_channels} channels are normalized. Save"
                 " a preprocessor_config.json with image_mean and image_std beside the model."
             ) from error
-        logger.warning(f"{checkpoint} has no image processor; images are normalised by ImageNet's mean and deviation.")
+        logger.warning(f"{checkpoint} has no image processor; images are normalized by ImageNet's mean and deviation.")
         stored = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
     keys = ("image_mean", "image_std", "rescale_factor", "nodata")
     return {key: stored[key] for key in keys if stored.get(key) is not None}
 
 
 def inherited_pixels(checkpoint: str | None) -> dict[str, Any]:
-    """Scale, normalisation and nodata that --checkpoint was trained with, if its image processor tells."""
+    """Scale, normalization and nodata that --checkpoint was trained with, if its image processor tells."""
     if checkpoint is None:
         return {}
     try:

@@ -114,7 +114,7 @@ def from_mmpretrain(weights: dict[str, torch.Tensor]) -> tuple[dict[str, torch.T
         ],
     )
     for name, tensor in renamed.items():
-        # SwinV2 normalises after the reduction, so its norm knows nothing of the four tokens.
+        # SwinV2 normalizes after the reduction, so its norm knows nothing of the four tokens.
         if name.endswith(".downsample.reduction.weight") or (".downsample.norm." in name and not is_v2):
             renamed[name] = authors_merging_order(tensor)
     return renamed, file_names

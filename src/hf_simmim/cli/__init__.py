@@ -3,7 +3,7 @@
 # ADD A COMMAND: a module of its name in this folder that ends in `COMMAND`, and a line here.
 COMMANDS = {
     "pretrain": "pre-train an encoder on images without labels",
-    "finetune": "train a classifier on labelled images, from a checkpoint or from scratch",
+    "finetune": "train a classifier on labeled images, from a checkpoint or from scratch",
     "segment": "train a segmentation model on annotated images",
     "compare": "does pre-training help on these images? pre-trained against from scratch",
     "probe": "accuracy of a frozen encoder's features: linear classifier, nearest neighbors",

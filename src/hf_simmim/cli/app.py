@@ -20,9 +20,9 @@ from ..model.masking import MASK_STRATEGIES
 from .app_page import (
     CANVAS,
     PAINTED,
+    ExamplePictures,
+    LoadedModels,
     MaskSettings,
-    Models,
-    Pictures,
     describe,
     enlarged,
     panel,
@@ -113,7 +113,7 @@ class AppArguments:
             raise ValueError(f"port={self.port} is none. Use a number from 1 to 65535.")
 
 
-class Page:
+class AppPage:
     """The functions behind the page; all that belongs to one visitor is passed to them.
 
     Args:
@@ -121,7 +121,7 @@ class Page:
         pictures: What can be picked.
     """
 
-    def __init__(self, models: Models, pictures: Pictures):
+    def __init__(self, models: LoadedModels, pictures: ExamplePictures):
         self.models, self.pictures = models, pictures
 
     def update(
@@ -221,7 +221,9 @@ def _problem(text: str) -> Any:
     return gr.update(value=f'<div class="problem" role="alert">{html.escape(text)}</div>', visible=True)
 
 
-def build_page(models: Models, pictures: Pictures, compared: str | None = None, loading: bool = True) -> gr.Blocks:
+def build_page(
+    models: LoadedModels, pictures: ExamplePictures, compared: str | None = None, loading: bool = True
+) -> gr.Blocks:
     """Lay out the page.
 
     Args:
@@ -233,7 +235,7 @@ def build_page(models: Models, pictures: Pictures, compared: str | None = None, 
     Returns:
         The page, to be launched.
     """
-    page, names = Page(models, pictures), models.given
+    page, names = AppPage(models, pictures), models.given
     model = models[names[0]]
     processor = model.processor
     share = float(np.mean(processor.mask_ratio))  # the middle of a range
@@ -348,9 +350,9 @@ def theme() -> gr.themes.Base:
 
 def serve(arguments: AppArguments) -> None:
     """Load everything and serve the page until it is interrupted."""
-    models = Models([*arguments.checkpoint, *arguments.compare], arguments.device)
+    models = LoadedModels([*arguments.checkpoint, *arguments.compare], arguments.device)
     examples = arguments.examples or Path(embedded_data("--examples"), "test.parquet")
-    pictures = Pictures(examples, models[models.given[0]])
+    pictures = ExamplePictures(examples, models[models.given[0]])
     loading = not arguments.share if arguments.loading is None else arguments.loading
     build_page(models, pictures, arguments.compare[0] if arguments.compare else None, loading).launch(
         server_name=arguments.host,

@@ -38,7 +38,7 @@ CAPTIONS = {
 }
 
 
-class Models:
+class LoadedModels:
     """Checkpoints, loaded once and shared by all visitors.
 
     Args:
@@ -75,7 +75,7 @@ class Models:
         return model
 
 
-class Pictures:
+class ExamplePictures:
     """Pictures to pick from, spread evenly over their source; files that cannot be read are left out.
 
     Args:
@@ -199,8 +199,8 @@ def panel(name: str, model: Reconstructor, result: Reconstruction, mask_patch_si
         f"{width} x {height} px",
         f"patches of {model.patch_size} px",
     ]
-    if model.model.target.borrowed:
-        facts.append(f"{model.model.target.borrowed} of the original")
+    if model.model.target.decode_uses:
+        facts.append(f"{model.model.target.decode_uses} of the original")
     if mask_patch_size is not None:
         facts.append(f"mask patches of {mask_patch_size} px")
     hidden, patches = int(result.bool_masked_pos.sum()), result.bool_masked_pos.numel()

@@ -23,7 +23,7 @@ from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from ..hub.provenance import safe_command
-from ..training.arguments import ReleasedTrainingArguments
+from ..training.arguments import SimMIMTrainingArguments
 from .recipes import CommandError, nearest, options_of, recipe_names, recipe_options
 
 PROGRAM = "hf-simmim"
@@ -136,7 +136,7 @@ class Command:
                 for kind in self.kinds
             )
         for part in parsed:
-            if isinstance(part, ReleasedTrainingArguments):
+            if isinstance(part, SimMIMTrainingArguments):
                 part.command = safe_command([PROGRAM, self.name], argv)
         return parsed
 

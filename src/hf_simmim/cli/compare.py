@@ -1,11 +1,11 @@
 """Does pre-training help on your images? Pre-trains once, then trains from the checkpoint and from scratch, and judges.
 
-    hf-simmim compare --train_dir labelled_photos --unlabelled_dir all_photos
-    hf-simmim compare --checkpoint runs/photos --train_dir labelled_photos --labels_per_class 5 20 0
+    hf-simmim compare --train_dir labeled_photos --unlabeled_dir all_photos
+    hf-simmim compare --checkpoint runs/photos --train_dir labeled_photos --labels_per_class 5 20 0
     accelerate launch -m hf_simmim compare --checkpoint runs/demo           on the demo's images, in a checkout
 
 Both arms get the same images, steps and settings, and the same choice of learning rates and layer-wise decays, of which
-each takes what does best in a cross-validation on its few labelled images: the test set is seen only once, at the end.
+each takes what does best in a cross-validation on its few labeled images: the test set is seen only once, at the end.
 Started again, it resumes where it stopped.
 """
 
@@ -26,16 +26,16 @@ from transformers.utils import logging
 from ..data.reading import ImageDataset, check_images
 from ..evaluation.comparison import ARMS, Verdict, conclusion, judge, table
 from ..training.arguments import json_object
-from ..training.run_folder import NotedRun, digest, model_digest
+from ..training.run_folder import RunRecord, digest, model_digest
 from ..visualization.plots import plot_comparison
 from . import finetune, pretrain
 from .command import Command, existing, in_words, make_folder
-from .image_options import LabelledSourceArguments
+from .image_options import LabeledSourceArguments
 from .recipes import options_of
 
 
 @dataclass
-class CompareArguments(LabelledSourceArguments):
+class CompareArguments(LabeledSourceArguments):
     """What is compared."""
 
     _argument_group_name = "comparison"
@@ -44,7 +44,7 @@ class CompareArguments(LabelledSourceArguments):
         default=None, metadata={"help": "The same of images that decide. Without it a part is held out."}
     )
     holdout: float = field(default=0.2, metadata={"help": "Share of the images that decide if no other are named."})
-    unlabelled_dir: str | None = field(
+    unlabeled_dir: str | None = field(
         default=None,
         metadata={"help": "Folder of images to pre-train on. Without it those to train on, without their labels."},
     )
@@ -56,7 +56,7 @@ class CompareArguments(LabelledSourceArguments):
     )
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2, 3, 4],
-        metadata={"help": "A run of each arm for each seed: it draws the labelled images, the head and the batches."},
+        metadata={"help": "A run of each arm for each seed: it draws the labeled images, the head and the batches."},
     )
     learning_rates: list[float] | None = field(
         default=None, metadata={"help": "Rates of the head that each arm may choose from; that of the recipe if unset."}
@@ -66,7 +66,7 @@ class CompareArguments(LabelledSourceArguments):
         metadata={"help": "Layer-wise decays of the rate that each arm may choose from; that of the recipe if unset."},
     )
     tuning_folds: int = field(
-        default=5, metadata={"help": "Folds of the labelled images of the first seed, by which these are chosen."}
+        default=5, metadata={"help": "Folds of the labeled images of the first seed, by which these are chosen."}
     )
     pretrain_recipe: str | None = field(default=None, metadata={"help": "Recipe of pretrain."})
     pretrain_options: dict | str | None = field(
@@ -84,9 +84,9 @@ class CompareArguments(LabelledSourceArguments):
             raise ValueError(f"labels_per_class={self.labels_per_class} must be different numbers, 0 for all labels.")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds={self.seeds} has one twice. Give each once.")
-        if self.checkpoint and (self.unlabelled_dir or self.pretrain_recipe or self.pretrain_options):
+        if self.checkpoint and (self.unlabeled_dir or self.pretrain_recipe or self.pretrain_options):
             raise ValueError(
-                f"checkpoint={self.checkpoint!r} is pre-trained already. Leave out --unlabelled_dir,"
+                f"checkpoint={self.checkpoint!r} is pre-trained already. Leave out --unlabeled_dir,"
                 " --pretrain_recipe and --pretrain_options."
             )
         # Tried before the pre-training, after which the runs would refuse them.
@@ -94,7 +94,7 @@ class CompareArguments(LabelledSourceArguments):
             raise ValueError(f"layer_decays={self.layer_decays} must be in (0, 1], 1 for none.")
         if not all(rate > 0 for rate in self.learning_rates or ()):
             raise ValueError(f"learning_rates={self.learning_rates} must be more than 0.")
-        own = {"seeds", "labels_per_class", "num_folds", "checkpoint", "from_scratch", "output_dir", *_LABELLED}
+        own = {"seeds", "labels_per_class", "num_folds", "checkpoint", "from_scratch", "output_dir", *_LABELED}
         for name, value in (self.finetune_options or {}).items():
             if name in own:
                 raise ValueError(
@@ -107,9 +107,9 @@ class CompareArguments(LabelledSourceArguments):
                     " end. Leave it out."
                 )
 
-    def labelled_source(self) -> dict[str, Any]:
+    def labeled_source(self) -> dict[str, Any]:
         """Options of `hf-simmim finetune` that name the images."""
-        return {name: value for name, value in asdict(self).items() if name in _LABELLED and value is not None}
+        return {name: value for name, value in asdict(self).items() if name in _LABELED and value is not None}
 
     @property
     def choices(self) -> list[dict[str, float]]:
@@ -120,22 +120,22 @@ class CompareArguments(LabelledSourceArguments):
 
     def tuning_source(self) -> dict[str, Any]:
         """The same for a cross-validation in which the images that decide play no part."""
-        source = self.labelled_source()
+        source = self.labeled_source()
         named = [source.pop(name, None) for name in ("validation_dir", "validation_split")]
         # The embedded data have a split that decides, without its being named.
         if any(named) or not self.names_images:
             source["holdout"] = 0.0
         return source | {"num_folds": self.tuning_folds}
 
-    def unlabelled_source(self) -> dict[str, Any]:
+    def unlabeled_source(self) -> dict[str, Any]:
         """Options of `hf-simmim pretrain` that name the images; it holds out some itself, for the test set waits."""
-        if self.unlabelled_dir is not None:
-            return {"train_dir": self.unlabelled_dir}
+        if self.unlabeled_dir is not None:
+            return {"train_dir": self.unlabeled_dir}
         left_out = ("label_column", "holdout", "holdout_seed", "validation_dir", "validation_split", "max_eval_samples")
-        return {name: value for name, value in self.labelled_source().items() if name not in left_out}
+        return {name: value for name, value in self.labeled_source().items() if name not in left_out}
 
 
-_LABELLED = (
+_LABELED = (
     *("train_dir", "validation_dir", "dataset_name", "dataset_config", "data_files", "train_split"),
     *("validation_split", "image_column", "label_column", "holdout", "holdout_seed", "max_train_samples"),
     *("max_eval_samples", "max_unreadable"),
@@ -146,19 +146,19 @@ def check_runs(arguments: CompareArguments) -> tuple[list[str], str]:
     """Check that all runs can be made, before a long pre-training.
 
     Returns:
-        Names of the images of the test set, and a short text that differs if any of the labelled images are others.
+        Names of the images of the test set, and a short text that differs if any of the labeled images are others.
 
     Raises:
         ValueError, OSError: If a run cannot be made; the message says why and what to do.
     """
-    sources = [arguments.labelled_source()]
+    sources = [arguments.labeled_source()]
     if len(arguments.choices) > 1:
         sources.append(arguments.tuning_source())
     test_set: Any = None
     images = ""
     for budget in arguments.labels_per_class:
         for source in sources:
-            options = _usual_options(arguments) | source | {"seeds": arguments.seeds[:1]}
+            options = _default_options(arguments) | source | {"seeds": arguments.seeds[:1]}
             if budget:
                 options["labels_per_class"] = budget
             parsed = finetune.FineTuningOptions(*finetune.COMMAND.parse(options_of(options)))
@@ -183,14 +183,14 @@ def check_runs(arguments: CompareArguments) -> tuple[list[str], str]:
 def num_channels(arguments: CompareArguments) -> int:
     """Channels of the model that is compared."""
     if arguments.checkpoint is not None:
-        return pretrain.build_config(pretrain.ModelArguments(checkpoint=arguments.checkpoint)).num_channels
+        return pretrain.build_config(pretrain.PretrainingModelArguments(checkpoint=arguments.checkpoint)).num_channels
     _, model, _ = pretrain.COMMAND.parse(options_of(pretraining_options(arguments)))
     return pretrain.build_config(model).num_channels
 
 
 def pretraining_options(arguments: CompareArguments) -> dict[str, Any]:
     """Options of `hf-simmim pretrain`."""
-    options = arguments.unlabelled_source() | _options(arguments.pretrain_options)
+    options = arguments.unlabeled_source() | _options(arguments.pretrain_options)
     if arguments.pretrain_recipe is not None:
         options["recipe"] = arguments.pretrain_recipe
     return options | {"output_dir": str(Path(arguments.output_dir, "pretrained"))}
@@ -213,7 +213,7 @@ def pretrained_checkpoint(arguments: CompareArguments, left_out: list[str], imag
     folder = Path(options["output_dir"])
     path = Path(arguments.output_dir, "deciding_images.json")
     options["leave_out"] = str(path)
-    record = NotedRun(folder, options, {"images": images})
+    record = RunRecord(folder, options, {"images": images})
     if record.results is None:
         with PartialState().main_process_first():
             if PartialState().is_main_process:
@@ -243,8 +243,8 @@ def fine_tune(
     Returns:
         What `results.json` holds.
     """
-    options = _usual_options(arguments) | options | {"output_dir": str(folder)}
-    record = NotedRun(folder, options, inputs)
+    options = _default_options(arguments) | options | {"output_dir": str(folder)}
+    record = RunRecord(folder, options, inputs)
     done = record.results
     if done is None:
         is_begun, is_main = record.is_begun, PartialState().is_main_process
@@ -287,7 +287,7 @@ def _options(given: Any) -> dict[str, Any]:
     return dict(given or {})
 
 
-def _usual_options(arguments: CompareArguments) -> dict[str, Any]:
+def _default_options(arguments: CompareArguments) -> dict[str, Any]:
     """Options of `hf-simmim finetune` that all runs have."""
     # Bars of many short runs would hide what comes out; what Trainer prints instead is in the log. And the images that
     # decide are not looked at before the end.
@@ -316,7 +316,7 @@ def _quiet(path: Path) -> Iterator[None]:
 def choose_rates(
     arguments: CompareArguments, options: dict[str, Any], folder: Path, inputs: dict[str, Any]
 ) -> dict[str, float]:
-    """Learning rate and layer-wise decay of one arm at one budget, by cross-validation on its labelled images alone.
+    """Learning rate and layer-wise decay of one arm at one budget, by cross-validation on its labeled images alone.
 
     Returns:
         Options of `hf-simmim finetune`; none of what there is no choice of.
@@ -348,10 +348,10 @@ def run_arms(
     Args:
         arguments: The options.
         checkpoint: The pre-trained model.
-        images: What tells the labelled images from others.
+        images: What tells the labeled images from others.
 
     Returns:
-        Labelled images in all, to arm, to seed, to accuracy; and the number of images that decide.
+        Labeled images in all, to arm, to seed, to accuracy; and the number of images that decide.
     """
     output_dir, num_images = Path(arguments.output_dir), 0
     scores: dict[int, dict[str, dict[int, float]]] = {}
@@ -366,7 +366,7 @@ def run_arms(
             inputs = {"images": images, "model": model_digest(checkpoint, with_weights=arm == ARMS[0])}
             choice = choose_rates(arguments, options, folder / "tuning", inputs)
             options |= choice
-            options |= arguments.labelled_source() | {"seeds": arguments.seeds}
+            options |= arguments.labeled_source() | {"seeds": arguments.seeds}
             runs = fine_tune(arguments, options, folder, inputs)["runs"]
             num_labels, num_images = runs[0]["num_train_images"], runs[0]["num_eval_images"]
             accuracies = {run["seed"]: run["metrics"]["accuracy"] for run in runs}
@@ -410,7 +410,7 @@ class ComparisonResult:
     Args:
         conclusion: The answer in a sentence.
         verdicts: What the runs at each label budget say.
-        scores: Accuracies in [0, 1]: number of labelled images, to arm, to seed.
+        scores: Accuracies in [0, 1]: number of labeled images, to arm, to seed.
         checkpoint: The pre-trained model.
         output_dir: Folder of all runs.
         pictures: Path of `comparison`.
@@ -443,7 +443,7 @@ COMMAND = Command(
     kinds=(CompareArguments,),
     run=run,
     common=(
-        *("train_dir", "validation_dir", "unlabelled_dir", "checkpoint", "output_dir", "recipe", "labels_per_class"),
+        *("train_dir", "validation_dir", "unlabeled_dir", "checkpoint", "output_dir", "recipe", "labels_per_class"),
         *("seeds", "learning_rates", "layer_decays", "pretrain_recipe", "pretrain_options", "finetune_recipe"),
         "finetune_options",
     ),

@@ -19,12 +19,12 @@ import torch
 from datasets import ClassLabel, Dataset
 
 from ..checkpoints.loading import load_encoder, pixel_settings
-from ..data.labelled_images import WholeImageDataset
+from ..data.labeled_images import WholeImageDataset
 from ..data.sampling import evenly_spaced
 from ..data.sources import check_one_source, embedded_data, find_image_column, image_rows, load_images, load_table
 from ..evaluation.features import nearest_rows, project, read_features, write_features
 from ..evaluation.probing import POOLINGS, check_layers
-from ..visualization.grids import draw_map, draw_neighbours
+from ..visualization.grids import draw_map, draw_neighbors
 from ..visualization.pictures import to_pictures
 from .command import Command, existing, in_words, make_folder
 
@@ -94,7 +94,7 @@ class FeatureArguments:
     num_workers: int = field(default=2, metadata={"help": "Processes that load images."})
     device: str | None = field(default=None, metadata={"help": "Where to compute, such as cpu; a GPU if there is one."})
     num_queries: int = field(default=10, metadata={"help": "Images in neighbours.png; 0 for no picture."})
-    num_neighbours: int = field(default=8, metadata={"help": "How many neighbours of each."})
+    num_neighbors: int = field(default=8, metadata={"help": "How many neighbors of each."})
     map: str = field(default="tsne", metadata={"help": "How the map is computed.", "choices": ["tsne", "pca", "none"]})
     map_images: int = field(default=1000, metadata={"help": "Images on the map at most, spread evenly over them."})
     seed: int = field(default=0, metadata={"help": "Of the course of t-SNE."})
@@ -102,7 +102,7 @@ class FeatureArguments:
     def __post_init__(self):
         if self.checkpoint is None:
             raise ValueError("No checkpoint is named. Give --checkpoint, the output folder of a pre-training.")
-        least = {"batch_size": 1, "num_workers": 0, "num_queries": 0, "num_neighbours": 1, "map_images": 3}
+        least = {"batch_size": 1, "num_workers": 0, "num_queries": 0, "num_neighbors": 1, "map_images": 3}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {bound}.")
@@ -171,9 +171,9 @@ def draw(
     output_dir = path.parent
     if arguments.num_queries and len(rows) > 1:
         queries = evenly_spaced(len(rows), arguments.num_queries)
-        found, similarities = nearest_rows(path, queries, arguments.num_neighbours)
-        neighbours = [pictures(dataset, [rows[row] for row in line]) for line in found.tolist()]
-        grid = draw_neighbours(pictures(dataset, [rows[row] for row in queries]), neighbours, similarities)
+        found, similarities = nearest_rows(path, queries, arguments.num_neighbors)
+        neighbors = [pictures(dataset, [rows[row] for row in line]) for line in found.tolist()]
+        grid = draw_neighbors(pictures(dataset, [rows[row] for row in queries]), neighbors, similarities)
         grid.save(output_dir / "neighbours.png")
         print(f"{output_dir / 'neighbours.png'}  images, and those most like them")
     if arguments.map != "none" and len(rows) > 2:

@@ -1,7 +1,7 @@
-"""Fine-tune a pre-trained encoder to classify your labelled images, and evaluate the benefit of pre-training.
+"""Fine-tune a pre-trained encoder to classify your labeled images, and evaluate the benefit of pre-training.
 
-    hf-simmim finetune --checkpoint runs/photos --train_dir labelled_photos
-    hf-simmim finetune --checkpoint runs/photos --train_dir labelled_photos \\
+    hf-simmim finetune --checkpoint runs/photos --train_dir labeled_photos
+    hf-simmim finetune --checkpoint runs/photos --train_dir labeled_photos \\
         --from_scratch --output_dir runs/control                        the same without the pre-training
     accelerate launch -m hf_simmim finetune --recipe swin_base__img224_window7__100ep ...
 
@@ -24,7 +24,7 @@ from transformers import IntervalStrategy, set_seed
 
 from ..data.augmentation import BACKENDS, Augmentation
 from ..data.label_splits import few_labels, folds, holdout
-from ..data.labelled_images import LabelledImageDataset, LabelledImages
+from ..data.labeled_images import LabeledImageDataset, LabeledImages
 from ..data.mixing import MixingCollator
 from ..data.reading import check_images
 from ..data.sampling import evenly_spaced
@@ -35,9 +35,9 @@ from ..hub.pushes import open_hub
 from ..model.configuration_simmim import SimMIMConfig
 from ..model.image_processing_simmim import SimMIMImageProcessor
 from ..model.modeling_simmim import SimMIMForImageClassification
-from ..training.arguments import ReleasedTrainingArguments
+from ..training.arguments import SimMIMTrainingArguments
 from ..training.callbacks import EpochCallback
-from ..training.optimization import RELEASED_SCHEDULES, create_optimizers, images_per_step, planned_steps
+from ..training.optimization import SIMMIM_SCHEDULES, create_optimizers, images_per_step, planned_steps
 from ..training.run_folder import (
     begin_run,
     check_same_run,
@@ -50,13 +50,13 @@ from ..training.trainers import ClassifierTrainer
 from ..training.weight_average import WeightAverageCallback
 from ..visualization.plots import plot_confusion
 from .command import Command, existing, in_words, print_files, print_titled
-from .image_options import LabelledSourceArguments, PixelArguments, load_labelled_splits
+from .image_options import LabeledSourceArguments, PixelArguments, load_labeled_splits
 from .model_options import EncoderArguments
 
 # Share of the images that is held out where no others are named and there are no folds.
 DEFAULT_HOLDOUT = 0.2
 # What a run writes into its folder for people to look at.
-FILES = {
+FINETUNING_FILES = {
     "results.json": "all figures of all runs",
     "confusion.png": "confusion matrix",
     "model.safetensors": "weights, with config.json and preprocessor_config.json for from_pretrained",
@@ -66,7 +66,7 @@ HEADLINES = ("accuracy", "mean_average_precision", "mae")
 
 
 @dataclass
-class DataArguments(LabelledSourceArguments, PixelArguments):
+class FineTuningDataArguments(LabeledSourceArguments, PixelArguments):
     """Where the images and labels come from."""
 
     _argument_group_name = "images and labels"
@@ -100,7 +100,7 @@ class AugmentationArguments:
     rand_augment: str = field(
         default="rand-m9-mstd0.5-inc1", metadata={"help": "RandAugment as timm writes it, or none."}
     )
-    color_jitter: float = field(default=0.4, metadata={"help": "Colour jitter, where --rand_augment is none."})
+    color_jitter: float = field(default=0.4, metadata={"help": "Color jitter, where --rand_augment is none."})
     random_erasing: float = field(default=0.25, metadata={"help": "Probability that a rectangle is erased."})
     mixup: float = field(default=0.8, metadata={"help": "Alpha of mixup, 0 for none."})
     cutmix: float = field(default=1.0, metadata={"help": "Alpha of cutmix, 0 for none."})
@@ -108,7 +108,7 @@ class AugmentationArguments:
     augmentation_backend: str = field(
         default="auto",
         metadata={
-            "help": "Who does RandAugment and colour jitter: timm or torchvision, where they are installed, or this"
+            "help": "Who does RandAugment and color jitter: timm or torchvision, where they are installed, or this"
             " package.",
             "choices": list(BACKENDS),
         },
@@ -131,7 +131,7 @@ class AugmentationArguments:
 
 
 @dataclass
-class ModelArguments(EncoderArguments):
+class FineTuningModelArguments(EncoderArguments):
     """What is trained."""
 
     _argument_group_name = "model"
@@ -151,7 +151,7 @@ class ModelArguments(EncoderArguments):
 
 
 @dataclass
-class FineTuningArguments(ReleasedTrainingArguments):
+class FineTuningArguments(SimMIMTrainingArguments):
     """Everything of TrainingArguments, with the paper's fine-tuning as defaults."""
 
     _argument_group_name = "training (all of transformers.TrainingArguments)"
@@ -167,7 +167,7 @@ class FineTuningArguments(ReleasedTrainingArguments):
     lr_scheduler_kwargs: dict | str | None = field(
         default=None,
         metadata={
-            "help": 'Options of the schedule, as JSON. Of released_cosine {"warmup_lr_rate": 0.0002, "min_lr_rate":'
+            "help": 'Options of the schedule, as JSON. Of simmim_cosine {"warmup_lr_rate": 0.0002, "min_lr_rate":'
             " 0.0002} if unset, shares of the learning rate."
         },
     )
@@ -193,8 +193,8 @@ class FineTuningArguments(ReleasedTrainingArguments):
                 f"label_smoothing_factor={self.label_smoothing_factor} is Trainer's, which cannot smooth the labels of"
                 " mixed images. Use --label_smoothing, which can."
             )
-        if self.lr_scheduler_kwargs is None and self.lr_scheduler_type in RELEASED_SCHEDULES:
-            names = ["warmup_lr_rate"] + ["min_lr_rate"] * (self.lr_scheduler_type == "released_cosine")
+        if self.lr_scheduler_kwargs is None and self.lr_scheduler_type in SIMMIM_SCHEDULES:
+            names = ["warmup_lr_rate"] + ["min_lr_rate"] * (self.lr_scheduler_type == "simmim_cosine")
             self.lr_scheduler_kwargs = dict.fromkeys(names, 2e-4)
 
 
@@ -202,8 +202,8 @@ class FineTuningArguments(ReleasedTrainingArguments):
 class FineTuningRun:
     """One training: its images, where it goes, and what is drawn."""
 
-    train: LabelledImages
-    evaluation: LabelledImages | None
+    train: LabeledImages
+    evaluation: LabeledImages | None
     output_dir: Path
     seed: int
     fold: int | None
@@ -213,13 +213,13 @@ class FineTuningRun:
 class FineTuningOptions:
     """All that a run is told."""
 
-    data: DataArguments
+    data: FineTuningDataArguments
     augmentation: AugmentationArguments
-    model: ModelArguments
+    model: FineTuningModelArguments
     training: FineTuningArguments
 
 
-def load_splits(arguments: DataArguments) -> tuple[LabelledImages, LabelledImages | None]:
+def load_splits(arguments: FineTuningDataArguments) -> tuple[LabeledImages, LabeledImages | None]:
     """Images to train on, and images to evaluate on if they are named."""
     folded = arguments.num_folds is not None
     if folded and (arguments.validation_dir is not None or arguments.validation_split is not None):
@@ -227,7 +227,7 @@ def load_splits(arguments: DataArguments) -> tuple[LabelledImages, LabelledImage
             f"num_folds={arguments.num_folds} divides the training images, and there are others to evaluate on."
             " Leave one out."
         )
-    return load_labelled_splits(arguments, arguments.label_column, needs_validation=not folded)
+    return load_labeled_splits(arguments, arguments.label_column, needs_validation=not folded)
 
 
 def plan_runs(options: FineTuningOptions) -> list[FineTuningRun]:
@@ -279,7 +279,7 @@ def plan_runs(options: FineTuningOptions) -> list[FineTuningRun]:
     return runs
 
 
-def build_config(arguments: ModelArguments, images: LabelledImages) -> SimMIMConfig:
+def build_config(arguments: FineTuningModelArguments, images: LabeledImages) -> SimMIMConfig:
     """Config of the classifier: the encoder as the paper fine-tunes it, and the classes."""
     config: Any
     if arguments.checkpoint is None:
@@ -306,7 +306,7 @@ def build_config(arguments: ModelArguments, images: LabelledImages) -> SimMIMCon
     return config
 
 
-def class_weights(given: list[str] | None, images: LabelledImages) -> list[float] | None:
+def class_weights(given: list[str] | None, images: LabeledImages) -> list[float] | None:
     """Factors of the loss of each class.
 
     Raises:
@@ -331,7 +331,7 @@ def class_weights(given: list[str] | None, images: LabelledImages) -> list[float
     return weights
 
 
-def build_model(arguments: ModelArguments, config: SimMIMConfig) -> SimMIMForImageClassification:
+def build_model(arguments: FineTuningModelArguments, config: SimMIMConfig) -> SimMIMForImageClassification:
     """The classifier, from the checkpoint or with fresh weights."""
     if arguments.from_scratch or arguments.checkpoint is None:
         return SimMIMForImageClassification(config)
@@ -415,7 +415,7 @@ def build_trainer(options: FineTuningOptions, run: FineTuningRun) -> tuple[Class
         "nodata": pixels.nodata,
         **statistics,
     }
-    train_dataset = LabelledImageDataset(run.train.rows, augmentation=augmentation, seed=run.seed, **common)
+    train_dataset = LabeledImageDataset(run.train.rows, augmentation=augmentation, seed=run.seed, **common)
     if arguments.dataloader_drop_last and len(train_dataset) < images_per_step(arguments):
         raise ValueError(
             f"{len(train_dataset)} images are fewer than the {images_per_step(arguments)} of one step. Use a smaller"
@@ -424,7 +424,7 @@ def build_trainer(options: FineTuningOptions, run: FineTuningRun) -> tuple[Class
     check_images([train_dataset], data.max_unreadable)
     eval_dataset = None
     if run.evaluation is not None:
-        eval_dataset = LabelledImageDataset(
+        eval_dataset = LabeledImageDataset(
             run.evaluation.rows, crop_ratio=options.augmentation.eval_crop_ratio, **common
         )
         # All of them: one that cannot be read would end the run when it is evaluated.
@@ -464,7 +464,7 @@ def build_trainer(options: FineTuningOptions, run: FineTuningRun) -> tuple[Class
             arguments,
             planned_steps(arguments, len(train_dataset)),
             arguments.layer_decay,
-            arguments.as_released,
+            arguments.official,
         ),
         callbacks=callbacks,
         hub_pushes=hub_pushes,
@@ -489,7 +489,7 @@ def print_plan(
     lines = {
         "Encoder": f"{model.config.encoder_config.model_type}, {model.num_parameters() / 1e6:.1f} M parameters,"
         f" {model.config.num_channels} x {height} x {width} px",
-        "Weights": f"from {weights}" if weights else "freshly initialised",
+        "Weights": f"from {weights}" if weights else "freshly initialized",
         "Classes": f"{model.config.num_labels}, {kind}",
         "Images": f"{len(run.train):,} to train on{evaluated}",
         "Steps": f"{planned_steps(arguments, len(run.train)):,} of {images_per_step(arguments)} images,"
@@ -566,7 +566,7 @@ def print_summary(summary: dict[str, dict[str, float]], num_runs: int, output_di
     for key, figures in summary.items():
         deviation = f" ± {figures['std']:.4f}" if num_runs > 1 else ""
         print(f"  {key:<28} {figures['mean']:.4f}{deviation}")
-    print_files(output_dir, FILES)
+    print_files(output_dir, FINETUNING_FILES)
 
 
 @dataclass(frozen=True)
@@ -591,9 +591,9 @@ class FineTuningResult:
 
 
 def run(
-    data: DataArguments,
+    data: FineTuningDataArguments,
     augmentation: AugmentationArguments,
-    model_arguments: ModelArguments,
+    model_arguments: FineTuningModelArguments,
     arguments: FineTuningArguments,
 ) -> FineTuningResult:
     """Fine-tune and evaluate, once for each seed and fold."""
@@ -627,7 +627,7 @@ COMMAND = Command(
     name="finetune",
     usage="--checkpoint FOLDER --train_dir FOLDER [--output_dir FOLDER] [--recipe NAME] [options]",
     description=__doc__,
-    kinds=(DataArguments, AugmentationArguments, ModelArguments, FineTuningArguments),
+    kinds=(FineTuningDataArguments, AugmentationArguments, FineTuningModelArguments, FineTuningArguments),
     run=run,
     common=(
         *("checkpoint", "train_dir", "validation_dir", "output_dir", "recipe", "from_scratch", "labels_per_class"),

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from ..checkpoints.loading import inherited_pixels
 from ..data.image_statistics import channel_statistics
-from ..data.labelled_images import LabelledImages, load_labelled_images
+from ..data.labeled_images import LabeledImages, load_labeled_images
 from ..data.sources import embedded_data
 from ..model.images import keeps_deep_pictures
 
@@ -198,7 +198,7 @@ def image_statistics(
 
 
 @dataclass
-class LabelledSourceArguments(SourceArguments):
+class LabeledSourceArguments(SourceArguments):
     """Where the images and labels come from."""
 
     train_dir: str | None = field(default=None, metadata={"help": "Folder with one sub-folder for each class."})
@@ -208,10 +208,10 @@ class LabelledSourceArguments(SourceArguments):
     label_column: str | None = field(default=None, metadata={"help": "Column of the labels; found by its type."})
 
 
-def load_labelled_splits(
+def load_labeled_splits(
     arguments: SourceArguments, label_column: str | None, needs_validation: bool = True
-) -> tuple[LabelledImages, LabelledImages | None]:
-    """Labelled images to train on, and those to evaluate on if they are named; the embedded ones if none are named.
+) -> tuple[LabeledImages, LabeledImages | None]:
+    """Labeled images to train on, and those to evaluate on if they are named; the embedded ones if none are named.
 
     Args:
         arguments: Where they are.
@@ -245,10 +245,10 @@ def load_labelled_splits(
         source["dataset_name"] = embedded_data()
         if needs_validation:
             validation_split = validation_split or "test"
-    train = load_labelled_images(**source, split=arguments.train_split)
+    train = load_labeled_images(**source, split=arguments.train_split)
     validation = None
     if arguments.validation_dir is not None:
-        validation = load_labelled_images(arguments.validation_dir)
+        validation = load_labeled_images(arguments.validation_dir)
     elif validation_split is not None:
-        validation = load_labelled_images(**source, split=validation_split)
+        validation = load_labeled_images(**source, split=validation_split)
     return train, None if validation is None else validation.with_classes(train.class_names)

@@ -19,7 +19,7 @@ class EncoderArguments:
     encoder: str = field(
         default="swin-base",
         metadata={
-            "help": f"Architecture, freshly initialised: {', '.join(ENCODER_PRESETS)}, a model on the Hub, a folder, or"
+            "help": f"Architecture, freshly initialized: {', '.join(ENCODER_PRESETS)}, a model on the Hub, a folder, or"
             " the path or text of a config in JSON."
         },
     )

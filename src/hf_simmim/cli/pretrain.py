@@ -39,7 +39,7 @@ from ..model.image_processing_simmim import SimMIMImageProcessor
 from ..model.losses import LOSS_REGIONS, LOSSES
 from ..model.masking import MASK_STRATEGIES, span
 from ..model.modeling_simmim import SimMIMForMaskedImageModeling
-from ..training.arguments import ReleasedTrainingArguments, json_object
+from ..training.arguments import SimMIMTrainingArguments, json_object
 from ..training.callbacks import EpochCallback, PictureCallback
 from ..training.optimization import images_per_step
 from ..training.run_folder import (
@@ -61,15 +61,15 @@ logger = logging.get_logger(__name__)
 # Seed of the evaluation masks, the same in every run, so that evaluation losses compare.
 EVALUATION_SEED = 0
 # Fields of a config that say what is predicted, and how.
-COMPONENTS = (
+COMPONENT_OPTIONS = (
     *("head", "head_options", "head_inputs"),
     *("target", "target_options", "prediction_stride"),
     *("loss", "loss_options", "loss_region"),
 )
-# Stands for colours, which are 0 or more, until they are fitted to the images.
+# Stands for colors, which are 0 or more, until they are fitted to the images.
 UNFITTED = [[-1.0], [-1.0]]
 # What a run writes into its folder for people to look at.
-FILES = {
+PRETRAINING_FILES = {
     "model.safetensors": "weights, with config.json and preprocessor_config.json for from_pretrained",
     "reconstruction.png": "original | masked | prediction | composite",
     "loss_curve.png": "loss and learning rate",
@@ -78,7 +78,7 @@ FILES = {
 
 
 @dataclass
-class DataArguments(ProbeArguments, PixelArguments):
+class PretrainingDataArguments(ProbeArguments, PixelArguments):
     """Where the images come from; labels are not needed."""
 
     _argument_group_name = "images"
@@ -99,7 +99,7 @@ class DataArguments(ProbeArguments, PixelArguments):
 
 
 @dataclass
-class ModelArguments(EncoderArguments):
+class PretrainingModelArguments(EncoderArguments):
     """What is trained, and how images are hidden."""
 
     _argument_group_name = "model and masks"
@@ -135,7 +135,7 @@ class ModelArguments(EncoderArguments):
         default=None, metadata={"help": 'Options of the target, as JSON, such as {"num_bins": 256} for color_bins.'}
     )
     num_clusters: int = field(
-        default=512, metadata={"help": "Colours that are fitted to the images for --target color_clusters."}
+        default=512, metadata={"help": "Colors that are fitted to the images for --target color_clusters."}
     )
     prediction_stride: int | None = field(
         default=None, metadata={"help": "Pixels for each step of the prediction; the target's own if unset."}
@@ -159,14 +159,14 @@ class ModelArguments(EncoderArguments):
 
     def components(self) -> dict[str, Any]:
         """Fields of `SimMIMConfig` that say what is predicted, those that are asked for."""
-        values = {name: getattr(self, name) for name in COMPONENTS if getattr(self, name) is not None}
+        values = {name: getattr(self, name) for name in COMPONENT_OPTIONS if getattr(self, name) is not None}
         if self.target == "color_clusters":
             values["target_options"] = {"centers": UNFITTED, **values.get("target_options", {})}
         return values
 
 
 @dataclass
-class PretrainingArguments(ReleasedTrainingArguments):
+class PretrainingArguments(SimMIMTrainingArguments):
     """Everything of TrainingArguments, with defaults for pre-training."""
 
     _argument_group_name = "training (all of transformers.TrainingArguments)"
@@ -190,19 +190,19 @@ class PretrainingArguments(ReleasedTrainingArguments):
         super().__post_init__()
 
 
-def build_config(arguments: ModelArguments) -> SimMIMConfig:
+def build_config(arguments: PretrainingModelArguments) -> SimMIMConfig:
     """The model's config from a preset, a file, JSON text or the Hub, with the geometry asked for."""
     if arguments.checkpoint is not None:
         return checkpoint_config(arguments)
     return SimMIMConfig(encoder_config=arguments.encoder_settings(), **arguments.components(), **arguments.geometry())
 
 
-def checkpoint_config(arguments: ModelArguments) -> SimMIMConfig:
+def checkpoint_config(arguments: PretrainingModelArguments) -> SimMIMConfig:
     """The config of --checkpoint at the geometry asked for; the other options must not contradict it."""
     stored: Any = arguments.stored_config()
     if stored.model_type == SimMIMConfig.model_type:
         config = stored
-        for name in COMPONENTS:
+        for name in COMPONENT_OPTIONS:
             value, kept = getattr(arguments, name), getattr(config, name)
             if name.endswith("_options") and value is not None:
                 # A config need not hold those that are the default.
@@ -217,23 +217,27 @@ def checkpoint_config(arguments: ModelArguments) -> SimMIMConfig:
     return config
 
 
-def load_checkpoint(arguments: ModelArguments, config: SimMIMConfig) -> SimMIMForMaskedImageModeling:
+def load_checkpoint(arguments: PretrainingModelArguments, config: SimMIMConfig) -> SimMIMForMaskedImageModeling:
     """The model of --checkpoint: one of SimMIM, or one of transformers whose encoder is taken."""
     name = str(arguments.checkpoint)
     # Trained in full precision, or in the mixed one that is asked for, whatever it was saved in.
     if AutoConfig.from_pretrained(name).model_type == SimMIMConfig.model_type:
         return SimMIMForMaskedImageModeling.from_pretrained(name, config=config, dtype=torch.float32)
     changes = {} if arguments.drop_path_rate is None else {"drop_path_rate": arguments.drop_path_rate}
-    components = {key: getattr(config, key) for key in (*COMPONENTS, "image_mean", "image_std")}
+    components = {key: getattr(config, key) for key in (*COMPONENT_OPTIONS, "image_mean", "image_std")}
     return SimMIMForMaskedImageModeling.from_encoder(
         name, encoder_config=changes, dtype=torch.float32, **arguments.geometry(), **components
     )
 
 
 def fit_clusters(
-    config: SimMIMConfig, arguments: ModelArguments, data: DataArguments, images: Dataset, before: dict[str, Any]
+    config: SimMIMConfig,
+    arguments: PretrainingModelArguments,
+    data: PretrainingDataArguments,
+    images: Dataset,
+    before: dict[str, Any],
 ) -> None:
-    """Fit the colours of `color_clusters` to the training images, unless they are given or the run has them already."""
+    """Fit the colors of `color_clusters` to the training images, unless they are given or the run has them already."""
     if config.target != "color_clusters" or config.options("target")["centers"] != UNFITTED:
         return
     centers = before.get("target_options", {}).get("centers")
@@ -245,9 +249,12 @@ def fit_clusters(
 
 
 def build_processor(
-    config: SimMIMConfig, data: DataArguments, model: ModelArguments, statistics: dict[str, list[float]]
+    config: SimMIMConfig,
+    data: PretrainingDataArguments,
+    model: PretrainingModelArguments,
+    statistics: dict[str, list[float]],
 ) -> SimMIMImageProcessor:
-    """The processor that goes with the checkpoint: geometry, normalisation and masks."""
+    """The processor that goes with the checkpoint: geometry, normalization and masks."""
     height, width = config.image_size
     return SimMIMImageProcessor(
         size={"height": height, "width": width},
@@ -261,7 +268,7 @@ def build_processor(
     )
 
 
-def load_splits(arguments: DataArguments, output_dir: str):
+def load_splits(arguments: PretrainingDataArguments, output_dir: str):
     """Images to train on, and images to evaluate on or None."""
     source: dict[str, Any] = {
         "folder": arguments.train_dir,
@@ -318,7 +325,9 @@ def without(images: Dataset, path: Path) -> Dataset:
 
 
 def build_trainer(
-    data_arguments: DataArguments, model_arguments: ModelArguments, arguments: PretrainingArguments
+    data_arguments: PretrainingDataArguments,
+    model_arguments: PretrainingModelArguments,
+    arguments: PretrainingArguments,
 ) -> tuple[SimMIMTrainer, Path | None]:
     """Everything that can go wrong before training starts.
 
@@ -346,7 +355,7 @@ def build_trainer(
     changes = {key: getattr(data_arguments, key) for key in ("crop_scale", "flip", "vertical_flip")}
     settings = {
         "encoder": stable_settings(config.encoder_config),
-        **{key: getattr(config, key) for key in COMPONENTS},
+        **{key: getattr(config, key) for key in COMPONENT_OPTIONS},
         **{key: getattr(model_arguments, key) for key in ("mask_strategy", "mask_patch_size", "mask_ratio")},
         "num_clusters": model_arguments.num_clusters if config.target == "color_clusters" else None,
         **changes,
@@ -437,7 +446,7 @@ def print_plan(trainer: SimMIMTrainer, checkpoint: Path | None, weights: str | N
     lines = {
         "Encoder": f"{config.encoder_config.model_type}, {millions:.1f} M parameters with the head,"
         f" {config.num_channels} x {height} x {width} px",
-        "Weights": f"from {weights}" if weights else "freshly initialised",
+        "Weights": f"from {weights}" if weights else "freshly initialized",
         "Predicts": describe_prediction(config, trainer.model.target.stride),
         "Masks": f"{span(dataset.num_masked_units)} of {dataset.num_units} squares of"
         f" {dataset.unit_size * config.patch_size} px are hidden",
@@ -468,7 +477,7 @@ def print_results(trainer: SimMIMTrainer, metrics: dict[str, float]) -> None:
         error = metrics.get("eval_masked_l1")
         pixels = "" if error is None else f", masked l1 {error:.2f} of 255"
         print(f"On held-out images: loss {metrics['eval_loss']:.4f}{pixels}")
-    print_files(Path(str(trainer.args.output_dir)), FILES)
+    print_files(Path(str(trainer.args.output_dir)), PRETRAINING_FILES)
     unreadable = trainer.unreadable_images
     if unreadable.reasons:
         count = len(unreadable.reasons)
@@ -497,7 +506,9 @@ class PretrainingResult:
 
 
 def run(
-    data_arguments: DataArguments, model_arguments: ModelArguments, arguments: PretrainingArguments
+    data_arguments: PretrainingDataArguments,
+    model_arguments: PretrainingModelArguments,
+    arguments: PretrainingArguments,
 ) -> PretrainingResult:
     """Pre-train, evaluate, draw, and write the model and its card."""
     if not arguments.should_log:
@@ -526,7 +537,7 @@ def run(
     if arguments.push_to_hub:
         trainer.finish_pushes()
     output_dir = Path(str(arguments.output_dir))
-    pictures = existing(output_dir, *(name for name in FILES if name.endswith(".png")))
+    pictures = existing(output_dir, *(name for name in PRETRAINING_FILES if name.endswith(".png")))
     processor: Any = trainer.processing_class
     return PretrainingResult(trainer.model, processor, metrics, trainer.state.log_history, output_dir, pictures)
 
@@ -535,7 +546,7 @@ COMMAND = Command(
     name="pretrain",
     usage="[--train_dir FOLDER] [--output_dir FOLDER] [--recipe NAME] [options]",
     description=__doc__,
-    kinds=(DataArguments, ModelArguments, PretrainingArguments),
+    kinds=(PretrainingDataArguments, PretrainingModelArguments, PretrainingArguments),
     run=run,
     common=(
         *("train_dir", "output_dir", "recipe", "encoder", "checkpoint", "image_size", "num_channels"),

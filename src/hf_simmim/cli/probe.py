@@ -22,21 +22,21 @@ from torch.utils.data import DataLoader
 
 from ..checkpoints.loading import load_encoder, pixel_settings
 from ..data.label_splits import few_labels, holdout
-from ..data.labelled_images import LabelledImages, WholeImageDataset
+from ..data.labeled_images import LabeledImages, WholeImageDataset
 from ..data.sampling import evenly_spaced
 from ..evaluation.probing import POOLINGS, ProbeResult, check_layers, extract_layers, knn, linear_probe
 from ..model.modeling_base import SimMIMModel
 from ..visualization.plots import plot_layers
 from .command import Command, existing, in_words, make_folder
-from .image_options import LabelledSourceArguments, load_labelled_splits
+from .image_options import LabeledSourceArguments, load_labeled_splits
 
 SETTINGS = ("checkpoint", "layers", "pooling", "k", "labels_per_class", "seeds")
-PROBES = {"linear": "linear probe", "knn": "nearest neighbours"}
+PROBE_TITLES = {"linear": "linear probe", "knn": "nearest neighbors"}
 
 
 @dataclass
-class DataArguments(LabelledSourceArguments):
-    """Labelled images; the embedded ones if none are named."""
+class ProbingDataArguments(LabeledSourceArguments):
+    """Labeled images; the embedded ones if none are named."""
 
     _argument_group_name = "images"
 
@@ -46,7 +46,7 @@ class DataArguments(LabelledSourceArguments):
 
 
 @dataclass
-class ProbeArguments:
+class ProbingArguments:
     """What is measured."""
 
     _argument_group_name = "probe"
@@ -65,7 +65,7 @@ class ProbeArguments:
     pooling: str = field(
         default="mean", metadata={"help": "How an image's features become one vector.", "choices": list(POOLINGS)}
     )
-    k: int = field(default=20, metadata={"help": "Number of neighbours."})
+    k: int = field(default=20, metadata={"help": "Number of neighbors."})
     labels_per_class: int | None = field(
         default=None, metadata={"help": "Fit to only so many images of each class, drawn by each seed."}
     )
@@ -111,9 +111,9 @@ def layer_number(name: str) -> int | None:
         raise ValueError(f"layers has {name!r}. Use numbers of hidden states, and last for the output.") from error
 
 
-def load_images(arguments: DataArguments) -> list[LabelledImages]:
+def load_images(arguments: ProbingDataArguments) -> list[LabeledImages]:
     """Images to fit to, and images to test on."""
-    train, test = load_labelled_splits(arguments, arguments.label_column)
+    train, test = load_labeled_splits(arguments, arguments.label_column)
     if train.problem_type != "single_label_classification":
         raise ValueError("The labels must be one class for each image. Name another --label_column.")
     parts = [train, test]
@@ -139,7 +139,7 @@ class ReadableBatches:
         arguments: The options.
     """
 
-    def __init__(self, dataset: WholeImageDataset, indices: list[int], arguments: ProbeArguments):
+    def __init__(self, dataset: WholeImageDataset, indices: list[int], arguments: ProbingArguments):
         self.dataset = dataset
         self.loader = DataLoader(
             torch.utils.data.Subset(dataset, indices),
@@ -169,7 +169,7 @@ def measure(
     datasets: list[WholeImageDataset],
     num_classes: int,
     draws: dict[int, list[int]],
-    arguments: ProbeArguments,
+    arguments: ProbingArguments,
     max_unreadable: float,
 ) -> list[dict[str, Any]]:
     """Both probes of every layer, for every seed.
@@ -224,14 +224,15 @@ def figures(result: ProbeResult) -> dict[str, float]:
 def summary(rows: list[dict[str, Any]], layers: list[str], figure: str = "accuracy") -> dict[str, list[list[float]]]:
     """Figures of each probe: a list for each layer, with one for each seed."""
     return {
-        probe: [[row[probe][figure] for row in rows if row["layer"] == layer] for layer in layers] for probe in PROBES
+        probe: [[row[probe][figure] for row in rows if row["layer"] == layer] for layer in layers]
+        for probe in PROBE_TITLES
     }
 
 
 def print_table(series: dict[str, dict[str, list[list[float]]]], layers: list[str]) -> None:
     """A line for each layer, in percent; mean and standard deviation of several seeds."""
-    columns = [(weights, probe) for weights in series for probe in PROBES]
-    titles = [f"{weights} {PROBES[probe]}" for weights, probe in columns]
+    columns = [(weights, probe) for weights in series for probe in PROBE_TITLES]
+    titles = [f"{weights} {PROBE_TITLES[probe]}" for weights, probe in columns]
     print("  ".join(["layer", *titles]))
     for index, layer in enumerate(layers):
         cells = []
@@ -257,7 +258,7 @@ class ProbingResult:
     pictures: dict[str, Path]
 
 
-def measure_all(data: DataArguments, arguments: ProbeArguments) -> ProbingResult:
+def measure_all(data: ProbingDataArguments, arguments: ProbingArguments) -> ProbingResult:
     """Measure, print and write everything.
 
     Raises:
@@ -303,13 +304,15 @@ def measure_all(data: DataArguments, arguments: ProbeArguments) -> ProbingResult
     }
     path = output_dir / "results.json"
     path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    plotted = {f"{PROBES[probe]}, {weights}": series[weights][probe] for weights in series for probe in PROBES}
+    plotted = {
+        f"{PROBE_TITLES[probe]}, {weights}": series[weights][probe] for weights in series for probe in PROBE_TITLES
+    }
     plot_layers(arguments.layers, plotted, output_dir / "accuracy.png", title)
     print(f"{path}  every figure\n{output_dir / 'accuracy.png'}  accuracy of each layer")
     return ProbingResult(results, output_dir, existing(output_dir, "accuracy.png"))
 
 
-def run(data: DataArguments, arguments: ProbeArguments) -> ProbingResult:
+def run(data: ProbingDataArguments, arguments: ProbingArguments) -> ProbingResult:
     """Measure the features of the checkpoint."""
     with in_words(arguments.checkpoint):
         return measure_all(data, arguments)
@@ -319,7 +322,7 @@ COMMAND = Command(
     name="probe",
     usage="--checkpoint NAME [--train_dir FOLDER] [--validation_dir FOLDER] [options]",
     description=__doc__,
-    kinds=(DataArguments, ProbeArguments),
+    kinds=(ProbingDataArguments, ProbingArguments),
     run=run,
     common=(
         *("checkpoint", "train_dir", "validation_dir", "dataset_name", "label_column", "output_dir", "layers"),

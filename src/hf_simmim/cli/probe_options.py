@@ -4,13 +4,13 @@ import copy
 from dataclasses import dataclass, field
 
 from ..data.label_splits import holdout, readable_images
-from ..data.labelled_images import LabelledImageDataset, LabelledImages, load_labelled_images
+from ..data.labeled_images import LabeledImageDataset, LabeledImages, load_labeled_images
 from ..data.sampling import evenly_spaced
 from ..evaluation.probing import POOLINGS
 from ..hub.provenance import ImageSource, evaluation_source, last_part
 from ..training.callbacks import ProbeCallback
 from ..training.trainers import SimMIMTrainer
-from .image_options import SourceArguments, load_labelled_splits
+from .image_options import SourceArguments, load_labeled_splits
 
 # Share of the images of --probe_dir, or of a training set without a validation split, that the probe is tested on.
 PROBE_TEST_SHARE = 0.25
@@ -23,9 +23,9 @@ class ProbeArguments(SourceArguments):
     probe_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of labelled images, a sub-folder for each class. The loss of pre-training alone misleads:"
+            "help": "Folder of labeled images, a sub-folder for each class. The loss of pre-training alone misleads:"
             " it compares only runs of the same masks and target, and may fall while the features get no better. With"
-            " labels, nearest neighbours and a linear classifier on the frozen features are measured before training"
+            " labels, nearest neighbors and a linear classifier on the frozen features are measured before training"
             " and at every evaluation. The labels train nothing; the weights are the same as without."
         },
     )
@@ -41,15 +41,15 @@ class ProbeArguments(SourceArguments):
         },
     )
     probe_images: int = field(
-        default=2000, metadata={"help": "Labelled images to fit to and to test on, so many each at most."}
+        default=2000, metadata={"help": "Labeled images to fit to and to test on, so many each at most."}
     )
     probe_pooling: str = field(
         default="mean", metadata={"help": "How an image's features become one vector.", "choices": list(POOLINGS)}
     )
 
 
-def load_probe(arguments: ProbeArguments) -> list[LabelledImages] | None:
-    """Labelled images to fit the probe to and to test it on.
+def load_probe(arguments: ProbeArguments) -> list[LabeledImages] | None:
+    """Labeled images to fit the probe to and to test it on.
 
     Args:
         arguments: The options.
@@ -66,7 +66,7 @@ def load_probe(arguments: ProbeArguments) -> list[LabelledImages] | None:
         raise ValueError("probe_dir and probe_label_column both name labels. Leave one out.")
     test = None
     if arguments.probe_dir is not None:
-        images = load_labelled_images(arguments.probe_dir)
+        images = load_labeled_images(arguments.probe_dir)
     elif arguments.train_dir is not None:
         raise ValueError(
             f"probe_label_column={arguments.probe_label_column!r} needs a data set: a folder has no columns. Use"
@@ -74,9 +74,9 @@ def load_probe(arguments: ProbeArguments) -> list[LabelledImages] | None:
         )
     else:
         # What pre-training is evaluated on need not have labels.
-        labelled = copy.copy(arguments)
-        labelled.validation_dir = None
-        images, test = load_labelled_splits(labelled, arguments.probe_label_column)
+        labeled = copy.copy(arguments)
+        labeled.validation_dir = None
+        images, test = load_labeled_splits(labeled, arguments.probe_label_column)
     if images.problem_type != "single_label_classification":
         raise ValueError("The probe's labels must be one class for each image. Name another column.")
     if test is not None:
@@ -85,7 +85,7 @@ def load_probe(arguments: ProbeArguments) -> list[LabelledImages] | None:
 
 
 def probe_source(arguments: ProbeArguments) -> ImageSource | None:
-    """Where the labelled images come from that the probe is tested on; None if there are none.
+    """Where the labeled images come from that the probe is tested on; None if there are none.
 
     Args:
         arguments: The options.
@@ -94,12 +94,12 @@ def probe_source(arguments: ProbeArguments) -> ImageSource | None:
         return ImageSource(last_part(arguments.probe_dir), "imagefolder")
     if arguments.probe_label_column is None:
         return None
-    labelled = copy.copy(arguments)
-    labelled.validation_dir = None
-    return evaluation_source(labelled, default_split="test")
+    labeled = copy.copy(arguments)
+    labeled.validation_dir = None
+    return evaluation_source(labeled, default_split="test")
 
 
-def add_probe(trainer: SimMIMTrainer, images: list[LabelledImages], arguments: ProbeArguments) -> None:
+def add_probe(trainer: SimMIMTrainer, images: list[LabeledImages], arguments: ProbeArguments) -> None:
     """Measure the features at every evaluation.
 
     Args:
@@ -124,7 +124,7 @@ def add_probe(trainer: SimMIMTrainer, images: list[LabelledImages], arguments: P
         for part in images
     ]
     train, test = (
-        LabelledImageDataset(
+        LabeledImageDataset(
             *(part.rows, config.image_size, config.num_channels, processor.image_mean, processor.image_std),
             rescale_factor=processor.rescale_factor,
             nodata=processor.nodata,

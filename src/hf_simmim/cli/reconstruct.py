@@ -376,8 +376,8 @@ def reconstruct_all(arguments: PictureArguments) -> ReconstructionResult:
             progress.update(len(indices))
     table.print()
     for name, model in models.items():
-        if model.model.target.borrowed:
-            print(f"Pictures and masked l1 of {name} have the {model.model.target.borrowed} of the original.")
+        if model.model.target.decode_uses:
+            print(f"Pictures and masked l1 of {name} have the {model.model.target.decode_uses} of the original.")
     # The rows of an image below each other.
     order = [part * len(drawn) + index for index in range(len(drawn)) for part in range(len(ratios))]
     pictures = {

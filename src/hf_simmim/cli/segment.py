@@ -30,10 +30,10 @@ from ..checkpoints.loading import load_config
 from ..data.sampling import evenly_spaced, sample_generator
 from ..data.segmentation import (
     CollatePairs,
-    Labels,
-    Pairs,
-    Pixels,
+    PixelSettings,
     SegmentationDataset,
+    SegmentationLabels,
+    SegmentationPairs,
     check_pairs,
     load_columns,
     load_folder,
@@ -47,7 +47,7 @@ from ..model.encoder_stages import is_single_scale
 from ..model.image_processing_simmim import SimMIMImageProcessor
 from ..model.modeling_base import SimMIMModel
 from ..model.modeling_simmim import SimMIMBackbone
-from ..training.arguments import SCHEDULES, ReleasedTrainingArguments
+from ..training.arguments import SCHEDULES, SimMIMTrainingArguments
 from ..training.callbacks import EpochCallback
 from ..training.optimization import create_optimizers, images_per_step, planned_steps, warmup_updates
 from ..training.run_folder import (
@@ -68,7 +68,7 @@ logger = logging.get_logger(__name__)
 
 RECIPE_WARMUP = 1500
 # What a run writes into its folder for people to look at.
-FILES = {
+SEGMENTATION_FILES = {
     "model.safetensors": "weights, with config.json and preprocessor_config.json for from_pretrained",
     "results.json": "IoU of every class",
     "segmentation.png": "image | annotation | prediction",
@@ -78,7 +78,7 @@ AUXILIARY_MAP = 2
 
 
 @dataclass
-class DataArguments(SourceArguments):
+class SegmentationDataArguments(SourceArguments):
     """Where images and annotations come from, and what their numbers mean."""
 
     _argument_group_name = "images and annotations"
@@ -124,14 +124,14 @@ class DataArguments(SourceArguments):
 
 
 @dataclass
-class NumberArguments(PixelArguments):
+class SegmentationPixelArguments(PixelArguments):
     """What the numbers of images mean."""
 
     _argument_group_name = "pixels"
 
 
 @dataclass
-class ModelArguments:
+class SegmentationModelArguments:
     """What is trained."""
 
     _argument_group_name = "model"
@@ -157,7 +157,7 @@ class ModelArguments:
 
 
 @dataclass
-class SegmentationArguments(ReleasedTrainingArguments):
+class SegmentationArguments(SimMIMTrainingArguments):
     """Everything of TrainingArguments, with the defaults of Swin with UperNet."""
 
     _argument_group_name = "training (all of transformers.TrainingArguments)"
@@ -198,17 +198,17 @@ class SegmentationArguments(ReleasedTrainingArguments):
         self.greater_is_better = "loss" not in self.metric_for_best_model
         if self.lr_scheduler_kwargs is None and self.lr_scheduler_type == "polynomial":
             self.lr_scheduler_kwargs = {"power": 1.0, "lr_end": 0.0}
-        self.warmup_is_usual = self.warmup_steps is None
+        self.warmup_is_default = self.warmup_steps is None
         self.warmup_steps = 0 if self.warmup_steps is None else self.warmup_steps
         super().__post_init__()
 
 
-def load_splits(arguments: DataArguments) -> tuple[Pairs, Pairs]:
+def load_splits(arguments: SegmentationDataArguments) -> tuple[SegmentationPairs, SegmentationPairs]:
     """Pairs to train on, and pairs to evaluate on."""
     if not arguments.names_images:
         raise ValueError("There are no images. Name --train_dir, --dataset_name or --data_files.")
 
-    def columns(split: str) -> Pairs:
+    def columns(split: str) -> SegmentationPairs:
         return load_columns(
             arguments.image_column or "image",
             arguments.annotation_column,
@@ -240,7 +240,7 @@ def load_splits(arguments: DataArguments) -> tuple[Pairs, Pairs]:
     return train, validation
 
 
-def read_class_names(arguments: DataArguments) -> list[str] | None:
+def read_class_names(arguments: SegmentationDataArguments) -> list[str] | None:
     """The names that are given, or those of a file, or None."""
     names = arguments.class_names
     if names is None:
@@ -262,7 +262,9 @@ def read_class_names(arguments: DataArguments) -> list[str] | None:
     return names
 
 
-def build_labels(arguments: DataArguments, train: Pairs, validation: Pairs, pixels: Pixels) -> Labels:
+def build_labels(
+    arguments: SegmentationDataArguments, train: SegmentationPairs, validation: SegmentationPairs, pixels: PixelSettings
+) -> SegmentationLabels:
     """Check all pairs, and say what the numbers of annotations mean; a warning names classes that never appear."""
     names = read_class_names(arguments)
     common: dict[str, Any] = {
@@ -279,7 +281,7 @@ def build_labels(arguments: DataArguments, train: Pairs, validation: Pairs, pixe
                 f"The annotations hold one class at most, beside ignore_index={arguments.ignore_index}. If that number"
                 " is a class, such as in masks of 0 and 255, convert it to 1."
             )
-    labels = Labels(names, arguments.ignore_index, arguments.reduce_labels)
+    labels = SegmentationLabels(names, arguments.ignore_index, arguments.reduce_labels)
     if labels.ignore_index in range(len(names)):
         raise ValueError(f"ignore_index={labels.ignore_index} is one of the {len(names)} classes. Use another number.")
     seen = check_pairs(train, labels, **common).pixels
@@ -290,7 +292,7 @@ def build_labels(arguments: DataArguments, train: Pairs, validation: Pairs, pixe
     return labels
 
 
-def build_config(model: ModelArguments, data: DataArguments) -> SimMIMConfig:
+def build_config(model: SegmentationModelArguments, data: SegmentationDataArguments) -> SimMIMConfig:
     """The backbone's config: the checkpoint's encoder at the size of the crops."""
     if model.checkpoint is None:
         raise ValueError("checkpoint is not set. Name a pre-trained model; --from_scratch takes its architecture only.")
@@ -309,7 +311,9 @@ def build_config(model: ModelArguments, data: DataArguments) -> SimMIMConfig:
     return config
 
 
-def build_model(config: SimMIMConfig, model: ModelArguments, labels: Labels) -> UperNetForSemanticSegmentation:
+def build_model(
+    config: SimMIMConfig, model: SegmentationModelArguments, labels: SegmentationLabels
+) -> UperNetForSemanticSegmentation:
     """UperNet on a backbone of the config, with the checkpoint's weights unless it is the control."""
     names = labels.class_names
     upernet_config = UperNetConfig(
@@ -352,7 +356,10 @@ def pretrained_backbone(config: SimMIMConfig, checkpoint: str) -> SimMIMBackbone
 
 
 def build_trainer(
-    data: DataArguments, numbers: NumberArguments, model_arguments: ModelArguments, arguments: SegmentationArguments
+    data: SegmentationDataArguments,
+    numbers: SegmentationPixelArguments,
+    model_arguments: SegmentationModelArguments,
+    arguments: SegmentationArguments,
 ) -> tuple[SegmentationTrainer, Path | None]:
     """Everything that can go wrong before training starts.
 
@@ -371,7 +378,7 @@ def build_trainer(
         train, validation = load_splits(data)
     before = settings_before(Path(str(arguments.output_dir))) if checkpoint is not None else {}
     statistics = numbers.settle(model_arguments.checkpoint, config.num_channels, train.images, before)
-    pixels = Pixels(config.num_channels, numbers.rescale, nodata=numbers.nodata, **statistics)
+    pixels = PixelSettings(config.num_channels, numbers.rescale, nodata=numbers.nodata, **statistics)
     labels = build_labels(data, train, validation, pixels)
     settings = {
         "encoder": stable_settings(config.encoder_config),
@@ -395,7 +402,7 @@ def build_trainer(
             " --per_device_train_batch_size."
         )
     steps = planned_steps(arguments, len(train.images))
-    if arguments.warmup_is_usual:
+    if arguments.warmup_is_default:
         arguments.warmup_steps = min(RECIPE_WARMUP, steps // 10)
     if warmup_updates(arguments, steps) >= steps:
         raise ValueError(
@@ -430,7 +437,7 @@ def build_trainer(
         preprocess_logits_for_metrics=classes_of_annotations,  # type: ignore[arg-type]
         callbacks=[EpochCallback()],
         hub_pushes=hub_pushes,
-        optimizers=create_optimizers(model, arguments, steps, arguments.layer_decay, arguments.as_released),  # type: ignore[arg-type]
+        optimizers=create_optimizers(model, arguments, steps, arguments.layer_decay, arguments.official),  # type: ignore[arg-type]
     )
     return trainer, checkpoint
 
@@ -508,7 +515,7 @@ def report(trainer: Trainer, metrics: dict[str, float], weights: str) -> None:
     }
     output_dir = Path(str(trainer.args.output_dir))
     (output_dir / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False), encoding="utf-8")
-    print_files(output_dir, FILES)
+    print_files(output_dir, SEGMENTATION_FILES)
 
 
 @dataclass(frozen=True)
@@ -533,7 +540,10 @@ class SegmentationResult:
 
 
 def run(
-    data: DataArguments, numbers: NumberArguments, model_arguments: ModelArguments, arguments: SegmentationArguments
+    data: SegmentationDataArguments,
+    numbers: SegmentationPixelArguments,
+    model_arguments: SegmentationModelArguments,
+    arguments: SegmentationArguments,
 ) -> SegmentationResult:
     """Fine-tune, evaluate, draw, and write the model and its card."""
     if not arguments.should_log:
@@ -577,7 +587,7 @@ COMMAND = Command(
     name="segment",
     usage="--checkpoint MODEL --train_dir FOLDER [--output_dir FOLDER] [--recipe NAME] [options]",
     description=__doc__,
-    kinds=(DataArguments, NumberArguments, ModelArguments, SegmentationArguments),
+    kinds=(SegmentationDataArguments, SegmentationPixelArguments, SegmentationModelArguments, SegmentationArguments),
     run=run,
     common=(
         *("checkpoint", "train_dir", "validation_dir", "output_dir", "recipe", "class_names", "ignore_index"),

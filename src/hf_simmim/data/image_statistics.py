@@ -1,4 +1,4 @@
-"""Mean and standard deviation of the channels of a data set, for its normalisation."""
+"""Mean and standard deviation of the channels of a data set, for its normalization."""
 
 import numpy as np
 import torch
@@ -90,7 +90,7 @@ def known_pixels(image: Image.Image | np.ndarray, num_channels: int) -> np.ndarr
     return np.asarray(convert_channels(upright(image), num_channels)).reshape(-1, num_channels).T
 
 
-# Of the centres: enough for 16 bits, and config.json stays small.
+# Of the centers: enough for 16 bits, and config.json stays small.
 DIGITS = 6
 
 
@@ -104,27 +104,27 @@ def fit_color_clusters(
     seed: int = 0,
     nodata: float | None = None,
 ) -> list[list[float]]:
-    """Centres of clusters of the colours of random pixels of evenly spaced images, by mini-batch k-means.
+    """Centers of clusters of the colors of random pixels of evenly spaced images, by mini-batch k-means.
 
-    Images that cannot be read are left out, and so are pixels that are none. Where there are no more distinct colours
-    than clusters, they are the centres.
+    Images that cannot be read are left out, and so are pixels that are none. Where there are no more distinct colors
+    than clusters, they are the centers.
 
     Args:
         images: Rows as `load_images` makes them.
-        num_clusters: Number of centres, 2 or more.
+        num_clusters: Number of centers, 2 or more.
         num_channels: Channels C.
         rescale_factor: What pixels are multiplied with; what is outside [0, 1] then is clipped, as the target does.
         max_images: Largest number of images to read.
         pixels_per_image: Number of pixels to draw of each image.
-        seed: Seed of the pixels and of k-means; the same one gives the same centres.
+        seed: Seed of the pixels and of k-means; the same one gives the same centers.
         nodata: Pixels of which all channels are this number are none, like those that are not finite.
 
     Returns:
-        Sorted, distinct centres, each a list of C numbers in [0, 1]: `target_options={"centers": ...}` of a config.
+        Sorted, distinct centers, each a list of C numbers in [0, 1]: `target_options={"centers": ...}` of a config.
 
     Raises:
         NoReadableImageError: If none of the images can be read.
-        ValueError: If the number of clusters is less than 2, or if all pixels have the same colour.
+        ValueError: If the number of clusters is less than 2, or if all pixels have the same color.
 
     Source: section 4.1.4 of the paper, after iGPT (Chen et al., Generative Pretraining from Pixels), which has 512.
     """
@@ -134,16 +134,16 @@ def fit_color_clusters(
     distinct = np.unique(colors.round(DIGITS), axis=0)
     if len(distinct) < 2:
         raise ValueError(
-            f"All {len(colors)} pixels that were drawn have the colour {_as_lists(distinct)[0]} after rescaling, which"
+            f"All {len(colors)} pixels that were drawn have the color {_as_lists(distinct)[0]} after rescaling, which"
             f" makes no clusters. Check the images and rescale_factor={rescale_factor}, or use target='rgb'."
         )
     if len(distinct) <= num_clusters:
         if len(distinct) < num_clusters:
-            logger.warning(f"The images have {len(distinct)} colours, so there are no {num_clusters} clusters of them.")
+            logger.warning(f"The images have {len(distinct)} colors, so there are no {num_clusters} clusters of them.")
         return _as_lists(distinct)
     centers = _k_means(colors, num_clusters, seed)
     if len(centers) < num_clusters:
-        logger.warning(f"{num_clusters - len(centers)} of {num_clusters} clusters of colours are the same as others.")
+        logger.warning(f"{num_clusters - len(centers)} of {num_clusters} clusters of colors are the same as others.")
     return _as_lists(centers)
 
 
@@ -171,10 +171,10 @@ def _sample(
     seed: int,
     nodata: float | None,
 ) -> np.ndarray:
-    """Colours (N, C) in [0, 1] of random pixels."""
+    """Colors (N, C) in [0, 1] of random pixels."""
     samples, first_error = [], ""
     indices = evenly_spaced(len(images), max_images)
-    for index in tqdm(indices, desc="colours of the images", unit="image"):
+    for index in tqdm(indices, desc="colors of the images", unit="image"):
         row = images[index]
         try:
             colors = known_pixels(open_row(row, num_channels, rescale_factor, nodata), num_channels).T
@@ -187,7 +187,7 @@ def _sample(
         samples.append((colors * np.float32(rescale_factor)).clip(0, 1))
     if not samples:
         raise NoReadableImageError(
-            f"None of {len(indices)} images can be read for the clusters of their colours; the first is {first_error}."
+            f"None of {len(indices)} images can be read for the clusters of their colors; the first is {first_error}."
             " Mend them or name another source."
         )
     return np.concatenate(samples)

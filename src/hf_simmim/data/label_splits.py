@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from .labelled_images import LabelledImages
+from .labeled_images import LabeledImages
 from .reading import ImageDataset, check_images
 from .sampling import sample_generator
 
@@ -16,15 +16,15 @@ logger = logging.get_logger(__name__)
 
 
 def readable_images(
-    images: LabelledImages, num_channels: int, rescale_factor: float, nodata: float | None, max_unreadable: float
-) -> LabelledImages:
+    images: LabeledImages, num_channels: int, rescale_factor: float, nodata: float | None, max_unreadable: float
+) -> LabeledImages:
     """Try all images, and leave out those that cannot be read; a warning names them.
 
     Args:
         images: The images.
         num_channels: Channels C that the model takes.
         rescale_factor: What pixels are multiplied with.
-        nodata: As in `LabelledImageDataset`.
+        nodata: As in `LabeledImageDataset`.
         max_unreadable: Largest share of images that may be unreadable.
 
     Returns:

@@ -21,7 +21,7 @@ from .transforms import as_tensor, center_box, crop_and_resize, random_box, upri
 
 
 class MaskedImageDataset(ImageDataset):
-    """Images with a mask each, never normalised: that is the device's work.
+    """Images with a mask each, never normalized: that is the device's work.
 
     Args:
         images: Rows of `name` and undecoded `image`, as `load_images` makes them.
@@ -33,7 +33,7 @@ class MaskedImageDataset(ImageDataset):
         mask_ratio: Share of the image to hide, in (0, 1), or the two ends of a range.
         seed: Seed of crops, flips and masks.
         crop_scale: Smallest and largest share of the image's area that a crop covers; None for the largest crop at the
-            centre, without flips, the same in every epoch.
+            center, without flips, the same in every epoch.
         flip: Probability of a flip from left to right.
         vertical_flip: Probability of a flip from top to bottom.
         rescale_factor: What the pixels are going to be multiplied with; it decides what becomes of pictures of 16 bits,

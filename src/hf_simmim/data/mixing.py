@@ -17,7 +17,7 @@ def mixup(
     """Blend every image of a batch, and its target, with another one.
 
     Args:
-        pixel_values: Images of shape (B, C, H, W), normalised.
+        pixel_values: Images of shape (B, C, H, W), normalized.
         targets: Soft targets of shape (B, K).
         lam: Share of the image itself, in [0, 1].
         permutation: Which image is blended into each, of shape (B,).
@@ -37,7 +37,7 @@ def cutmix(
     """Put a rectangle of another image into every image of a batch, and blend the targets by its area.
 
     Args:
-        pixel_values: Images of shape (B, C, H, W), normalised.
+        pixel_values: Images of shape (B, C, H, W), normalized.
         targets: Soft targets of shape (B, K).
         region: (top, left, bottom, right) in pixels.
         permutation: Which image is put into each, of shape (B,).
@@ -103,7 +103,7 @@ def soft_targets(labels: torch.Tensor, num_classes: int, label_smoothing: float 
 
 
 class MixingCollator:
-    """Brings samples of `LabelledImageDataset` to a batch for Trainer; those of training mixed, with soft labels.
+    """Brings samples of `LabeledImageDataset` to a batch for Trainer; those of training mixed, with soft labels.
 
     Per batch one of mixup and CutMix and one share are drawn, and each image is mixed with the one that is as far from
     the batch's other end. The draw is a function of the seed and of the epoch and indices of the batch's images, so
@@ -155,7 +155,7 @@ class MixingCollator:
         """Make a batch.
 
         Args:
-            samples: Of `LabelledImageDataset`, at least one.
+            samples: Of `LabeledImageDataset`, at least one.
 
         Returns:
             `pixel_values` (B, C, H, W) and `labels`: float32 (B, K) in training where there is something to mix or to
@@ -167,7 +167,7 @@ class MixingCollator:
         if "key" not in samples[0]:
             raise ValueError(
                 "The samples have no `key`, which tells what to draw for them. Set remove_unused_columns=False in"
-                " TrainingArguments, and use LabelledImageDataset."
+                " TrainingArguments, and use LabeledImageDataset."
             )
         pixel_values = torch.stack([sample["pixel_values"] for sample in samples])
         labels = torch.as_tensor([sample["labels"] for sample in samples])

@@ -1,6 +1,6 @@
 """Images and their maps of class ids: loaded in pairs, and checked before work is lost.
 
-Images are read as for pre-training, of any channels and numbers; annotations are PNG (grey, palette, 1 or 16 bits),
+Images are read as for pre-training, of any channels and numbers; annotations are PNG (gray, palette, 1 or 16 bits),
 TIFF or `.npy`.
 """
 
@@ -28,18 +28,18 @@ from .transforms import Box, crop_and_resize, upright_size
 logger = logging.get_logger(__name__)
 
 
-class Pairs(NamedTuple):
+class SegmentationPairs(NamedTuple):
     """Images and their annotations, in the same order; rows as `load_images` makes them."""
 
     images: Dataset
     annotations: Dataset
 
-    def select(self, indices: Sequence[int]) -> "Pairs":
+    def select(self, indices: Sequence[int]) -> "SegmentationPairs":
         """Some of the pairs."""
-        return Pairs(self.images.select(indices), self.annotations.select(indices))
+        return SegmentationPairs(self.images.select(indices), self.annotations.select(indices))
 
 
-def load_folder(folder: str | Path) -> Pairs:
+def load_folder(folder: str | Path) -> SegmentationPairs:
     """Load pairs from a folder with `images` and `masks`, nested or not, that have the same names but for suffixes.
 
     Args:
@@ -65,7 +65,9 @@ def load_folder(folder: str | Path) -> Pairs:
     if extra:
         logger.warning(f"{extra} masks in {folders[1]} belong to no image and are left out.")
     names = sorted(rows[0])
-    return Pairs(images.select([rows[0][name] for name in names]), masks.select([rows[1][name] for name in names]))
+    return SegmentationPairs(
+        images.select([rows[0][name] for name in names]), masks.select([rows[1][name] for name in names])
+    )
 
 
 def _by_stem(dataset: Dataset, folder: Path) -> dict[str, int]:
@@ -78,7 +80,7 @@ def _by_stem(dataset: Dataset, folder: Path) -> dict[str, int]:
     return rows
 
 
-def load_columns(image_column: str, annotation_column: str, **source: Any) -> Pairs:
+def load_columns(image_column: str, annotation_column: str, **source: Any) -> SegmentationPairs:
     """Load pairs from two columns of a data set.
 
     Args:
@@ -89,11 +91,13 @@ def load_columns(image_column: str, annotation_column: str, **source: Any) -> Pa
     Returns:
         The pairs.
     """
-    return Pairs(*(load_images(image_column=column, **source) for column in (image_column, annotation_column)))
+    return SegmentationPairs(
+        *(load_images(image_column=column, **source) for column in (image_column, annotation_column))
+    )
 
 
 @dataclass
-class Labels:
+class SegmentationLabels:
     """What the numbers of annotations mean.
 
     Args:
@@ -110,7 +114,7 @@ class Labels:
         """The annotation of a row as class ids.
 
         Args:
-            row: Of `Pairs.annotations`.
+            row: Of `SegmentationPairs.annotations`.
 
         Returns:
             int32 array (H, W) of classes from 0 and of `ignore_index`.
@@ -136,7 +140,7 @@ def read_ids(row: dict[str, Any], ignore_index: int) -> np.ndarray:
     """The numbers of an annotation, as they are stored.
 
     Args:
-        row: Of `Pairs.annotations`.
+        row: Of `SegmentationPairs.annotations`.
         ignore_index: What pixels without a number get, such as those of GDAL's nodata.
 
     Returns:
@@ -152,7 +156,7 @@ def read_ids(row: dict[str, Any], ignore_index: int) -> np.ndarray:
         if isinstance(source, Image.Image):
             source = upright(source)
             if source.mode not in ("1", "L", "P"):
-                raise ValueError(f"it is a picture of mode {source.mode}: colours are no class ids, convert them")
+                raise ValueError(f"it is a picture of mode {source.mode}: colors are no class ids, convert them")
         array = np.asarray(source)
         array = array.reshape(array.shape[1:]) if array.ndim == 3 and array.shape[0] == 1 else array
         if array.ndim != 2:
@@ -174,8 +178,8 @@ class CheckedPairs(NamedTuple):
 
 
 def check_pairs(
-    pairs: Pairs,
-    labels: Labels | None,
+    pairs: SegmentationPairs,
+    labels: SegmentationLabels | None,
     num_channels: int,
     rescale_factor: float,
     nodata: float | None = None,
@@ -246,7 +250,7 @@ MAX_ASPECT = 4
 
 
 @dataclass
-class Pixels:
+class PixelSettings:
     """How images become `pixel_values`, as the image processor does it."""
 
     num_channels: int
@@ -256,7 +260,7 @@ class Pixels:
     nodata: float | None = None
 
     def normalize(self, pixels: np.ndarray) -> torch.Tensor:
-        """uint8 or float32 (H, W, C) to normalised float32 (C, H, W)."""
+        """uint8 or float32 (H, W, C) to normalized float32 (C, H, W)."""
         tensor = torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 0))).float()
         mean, std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (self.image_mean, self.image_std))
         return (tensor * self.rescale_factor - mean) / std
@@ -266,12 +270,12 @@ class SegmentationDataset(torch.utils.data.Dataset):
     """Pairs as a model takes them: random crops to train on, or whole images to evaluate on.
 
     To train, an image's shorter side becomes `short_side` times a random scale, a crop is cut out in which no class
-    takes more than `max_class_share`, flipped at random, and distorted in colour if it is RGB of 8 bits.
+    takes more than `max_class_share`, flipped at random, and distorted in color if it is RGB of 8 bits.
 
     Args:
         pairs: Images and annotations.
         labels: What the numbers of annotations mean.
-        pixels: How images are read and normalised.
+        pixels: How images are read and normalized.
         short_side: Shorter side in pixels that images are resized to; None to keep their size.
         crop_size: (height, width) of crops in pixels; None for whole images without any randomness.
         seed: Seed of the randomness.
@@ -283,9 +287,9 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        pairs: Pairs,
-        labels: Labels,
-        pixels: Pixels,
+        pairs: SegmentationPairs,
+        labels: SegmentationLabels,
+        pixels: PixelSettings,
         short_side: int | None = None,
         crop_size: tuple[int, int] | None = None,
         seed: int = 0,
@@ -370,7 +374,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
         if torch.rand((), generator=generator) < 0.5:
             array, crop_ids = array[:, ::-1], crop_ids[:, ::-1]
         if array.dtype == np.uint8 and array.shape[-1] == 3:
-            array = distort_colours(array, generator)
+            array = distort_colors(array, generator)
         pixel_values, labels = self._tensors(array, crop_ids)
         pad = (0, self.crop_size[1] - size[1], 0, self.crop_size[0] - size[0])  # type: ignore[index]
         return {
@@ -396,7 +400,7 @@ def _resize_ids(ids: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(ids).resize(size[::-1], Image.Resampling.NEAREST, box=inside))
 
 
-def distort_colours(pixels: np.ndarray, generator: torch.Generator) -> np.ndarray:
+def distort_colors(pixels: np.ndarray, generator: torch.Generator) -> np.ndarray:
     """Change brightness, contrast, saturation and hue, each at random and in every second image.
 
     Args:

@@ -273,7 +273,7 @@ def read_labels(dataset: Dataset, column: str) -> tuple[list[Any], list[str] | N
         column: Name of the column.
 
     Returns:
-        Labels as `LabelledImages` has them, None where there is none, and the names of the classes, None for floats.
+        Labels as `LabeledImages` has them, None where there is none, and the names of the classes, None for floats.
 
     Raises:
         ValueError: If the column holds no labels.

@@ -54,7 +54,7 @@ def random_box(
 
 
 def center_box(size: tuple[int, int], aspect_of: tuple[float, float]) -> Box:
-    """The largest crop at the centre of an image (height, width) that has the proportions of `aspect_of`."""
+    """The largest crop at the center of an image (height, width) that has the proportions of `aspect_of`."""
     height, width = size
     zoom = min(height / aspect_of[0], width / aspect_of[1])
     crop_height, crop_width = aspect_of[0] * zoom, aspect_of[1] * zoom

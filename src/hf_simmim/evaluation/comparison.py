@@ -18,7 +18,7 @@ class Verdict:
     """What the runs at one label budget say.
 
     Args:
-        num_labels: Labelled images in all.
+        num_labels: Labeled images in all.
         answer: `"yes"`, `"no"` or `"cannot tell"`.
         difference: Mean accuracy of the pre-trained arm less that of the other.
         low: Lower end of its 95 % interval; None with a single seed.
@@ -50,14 +50,14 @@ class Verdict:
 
 
 def judge(num_labels: int, scores: Scores, num_images: int | None = None) -> Verdict:
-    """Compare the arms, seed by seed: those of a seed have the same labelled images.
+    """Compare the arms, seed by seed: those of a seed have the same labeled images.
 
     The interval is Student's, of the mean of the differences. The answer is yes if all of it is above 0, and no if all
     of it is below `SMALLEST_GAIN`. It is about other seeds, not about other images than those that decide, nor about
     other pre-trainings.
 
     Args:
-        num_labels: Labelled images in all.
+        num_labels: Labeled images in all.
         scores: Of each of `ARMS`, seed to accuracy in [0, 1].
         num_images: Images that decide. Few of them give coarse accuracies, which agree by chance: the spread of the
             differences is taken to be at least that of rounding to whole images.

@@ -14,7 +14,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..data.labelled_images import WholeImageDataset
+from ..data.labeled_images import WholeImageDataset
 from ..model.modeling_base import SimMIMPreTrainedModel
 from .probing import extract_features
 

@@ -1,4 +1,4 @@
-"""What the features of a frozen encoder are worth: a linear classifier and nearest neighbours on top of them."""
+"""What the features of a frozen encoder are worth: a linear classifier and nearest neighbors on top of them."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ from ..model.modeling_base import SimMIMModelOutput, SimMIMPreTrainedModel
 from .metrics import PerClassAccuracy, TopKAccuracy
 
 POOLINGS = ("mean", "max", "cls", "mean_std", "grid2")
-# Of half the squared weights, beside the mean cross entropy of standardised features; the strongest first.
+# Of half the squared weights, beside the mean cross entropy of standardized features; the strongest first.
 PENALTIES = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
 VALIDATION_SHARE = 0.2
 # Share of the validated images by which a penalty is worse than the best when no weaker one is tried.
@@ -33,7 +33,7 @@ class ProbeResult:
         balanced_accuracy: Mean of the classes' own accuracies.
         top5_accuracy: Share whose class is among the five best; None of fewer than six classes.
         predictions: Predicted classes, int64 tensor (N,) on the CPU.
-        penalty: The linear probe's, as it was chosen; None of nearest neighbours.
+        penalty: The linear probe's, as it was chosen; None of nearest neighbors.
     """
 
     accuracy: float
@@ -56,7 +56,7 @@ def extract_features(
 
     Args:
         model: Any SimMIM model.
-        batches: Normalised images (B, C, H, W), or dicts with them as `pixel_values`.
+        batches: Normalized images (B, C, H, W), or dicts with them as `pixel_values`.
         layer: Hidden state to take, counted as in `output_hidden_states`: 0 is the patch embedding, and -1 the last.
             The paper probes layer 8 of ViT-B. None for the encoder's output.
         pooling: "mean" or "max" over the steps of the map; "cls", the class token; "mean_std", both, one after the
@@ -217,9 +217,9 @@ def linear_probe(
     max_iter: int = 200,
     device: torch.device | str | None = None,
 ) -> ProbeResult:
-    """Logistic regression on standardised features, whose penalty is chosen on a fifth of the training features.
+    """Logistic regression on standardized features, whose penalty is chosen on a fifth of the training features.
 
-    The mean cross entropy, plus penalty / 2 times the squared weights, is minimised by L-BFGS: scikit-learn's
+    The mean cross entropy, plus penalty / 2 times the squared weights, is minimized by L-BFGS: scikit-learn's
     `LogisticRegression(C=1 / (penalty * N))`.
 
     Args:
@@ -322,7 +322,7 @@ def knn(
     temperature: float = 0.07,
     device: torch.device | str | None = None,
 ) -> ProbeResult:
-    """Nearest neighbours by cosine similarity, which vote with exp(similarity / temperature).
+    """Nearest neighbors by cosine similarity, which vote with exp(similarity / temperature).
 
     Args:
         train: Training features (N, D).
@@ -330,7 +330,7 @@ def knn(
         test: Test features (M, D).
         test_labels: Their classes (M,).
         num_classes: Number K of classes.
-        k: Number of neighbours; all of fewer images.
+        k: Number of neighbors; all of fewer images.
         temperature: The smaller, the more the nearest ones count.
         device: Where to compute; that of the features if None.
 

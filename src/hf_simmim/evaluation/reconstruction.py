@@ -13,7 +13,7 @@ from ..model.image_processing_simmim import SimMIMImageProcessor
 from ..model.losses import masked_mean_per_image, pixel_weights
 from ..model.masking import average_distance, patch_mask, patches_with_pixels, to_pixels
 from ..model.modeling_simmim import SimMIMForMaskedImageModeling
-from ..visualization.pictures import MASK_GREY, error_pictures, to_pictures
+from ..visualization.pictures import MASK_GRAY, error_pictures, to_pictures
 
 RECONSTRUCTION_COLUMNS = ("original", "masked", "prediction", "composite", "error")
 
@@ -23,10 +23,10 @@ class Reconstruction:
     """Images of which patches were hidden, and what a model predicted there.
 
     Args:
-        pixel_values: Normalised images of shape (B, C, H, W).
+        pixel_values: Normalized images of shape (B, C, H, W).
         bool_masked_pos: Bool tensor of shape (B, h, w) on the patches that cover the image, True = hidden.
         pixel_mask: Bool tensor of shape (B, H, W), False where a pixel is none; None if all are real.
-        prediction: The model's whole output, of shape (B, C, H, W), normalised alike.
+        prediction: The model's whole output, of shape (B, C, H, W), normalized alike.
         image_mean: Mean of each channel of rescaled pixels.
         image_std: Standard deviation of each channel.
         patch_size: Side of a patch in pixels.
@@ -111,12 +111,12 @@ class Reconstruction:
             self.prediction if column == "prediction" else self.pixel_values, self.image_mean, self.image_std
         )
         if column == "masked":
-            shown = np.where(hidden, np.uint8(MASK_GREY), shown)
+            shown = np.where(hidden, np.uint8(MASK_GRAY), shown)
         elif column == "composite":
             shown = np.where(hidden, to_pictures(self.prediction, self.image_mean, self.image_std), shown)
         elif column == "error":
-            grey = shown.mean(axis=3, keepdims=True)
-            pale = (255 - (255 - grey) / 5).astype(np.uint8)
+            gray = shown.mean(axis=3, keepdims=True)
+            pale = (255 - (255 - gray) / 5).astype(np.uint8)
             shown = np.where(hidden, error_pictures(self.error.mean(dim=1)), pale)
         return np.where(self.real_pixels.cpu().numpy()[..., None], shown, np.uint8(255))
 
@@ -199,7 +199,7 @@ class Reconstructor:
             )
         except OSError as error:
             raise ValueError(
-                f"{checkpoint} has no image processor, which tells how its images are normalised. Save a"
+                f"{checkpoint} has no image processor, which tells how its images are normalized. Save a"
                 " SimMIMImageProcessor to the same place."
             ) from error
 

@@ -127,10 +127,10 @@ def card_metadata(
 
 
 def check_license(arguments: Any) -> None:
-    """Ask the Hub about the licence that its pushes are going to state, before any work is lost.
+    """Ask the Hub about the license that its pushes are going to state, before any work is lost.
 
     Args:
-        arguments: `ReleasedTrainingArguments`.
+        arguments: `SimMIMTrainingArguments`.
 
     Raises:
         ValueError: If the Hub is there and does not know it.
@@ -273,7 +273,7 @@ def pixels_table(processor: Any, num_channels: int) -> Table:
         )
     nodata = getattr(processor, "nodata", None)
     return {
-        "pixels": f"times {scale}, then normalised: {statistics}",
+        "pixels": f"times {scale}, then normalized: {statistics}",
         "pixels that are none": f"those of {nodata:g} in all channels" if nodata is not None else None,
     }
 
@@ -283,7 +283,7 @@ def augmentation_table(crop_scale: Sequence[float] | None, flip: float, vertical
     flips = [
         f"{share:.0%} {way}" for share, way in ((flip, "left to right"), (vertical_flip, "top to bottom")) if share
     ]
-    crops = "the largest one at the centre"
+    crops = "the largest one at the center"
     if crop_scale is not None:
         low, high = crop_scale[0], crop_scale[-1]
         crops = f"random, {low:.0%} to {high:.0%} of the area, resized"

@@ -54,7 +54,7 @@ class RunOrigin:
     Args:
         images: The images that are trained on.
         held_out: Where the images to evaluate on come from, in words.
-        evaluation: The source of the figures that the metadata of the card has: that of the labelled images which were
+        evaluation: The source of the figures that the metadata of the card has: that of the labeled images which were
             evaluated on.
         checkpoint: Name of the checkpoint that the run started from, without the way there.
         base_model: Its name on the Hub, if it is there.
@@ -84,7 +84,7 @@ class RunOrigin:
             checkpoint: The weights that the run starts from, if any: a folder or a name on the Hub.
             command: As in the class, like the next two.
             held_out: Where the images to evaluate on come from.
-            evaluation: The source of the labelled images that are evaluated on.
+            evaluation: The source of the labeled images that are evaluated on.
 
         Returns:
             The origin, without the way to folders.

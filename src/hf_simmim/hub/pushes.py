@@ -43,7 +43,7 @@ class HubPushes:
 
     Args:
         output_dir: Folder of the run.
-        repo_id: Name of the repository, "organisation/name" or "name".
+        repo_id: Name of the repository, "organization/name" or "name".
         token: Token with the right to write; the one that is logged in with if None.
         private: Whether a new repository is private; as its owner has it by default if None.
         revision: Branch to push to, made if it is missing; main if None.
@@ -67,7 +67,7 @@ class HubPushes:
         except HFValidationError as error:
             raise ValueError(
                 f"{repo_id!r} cannot be the name of a repository on the Hub: {error} Give another one as"
-                " --hub_model_id, such as my-organisation/my-model."
+                " --hub_model_id, such as my-organization/my-model."
             ) from error
         self.output_dir, self.repo_id = output_dir, repo_id
         self.token, self.private, self.revision = token, private, revision
@@ -163,7 +163,7 @@ class HubPushes:
         """Push in the background. `push.result` will hold the commit, or None if it did not get through."""
         with self._changed:
             while self._waiting and not self.keep_all:
-                push.stand_for(self._waiting.popleft())
+                push.supersede(self._waiting.popleft())
             self._waiting.append(push)
             self._is_interrupted = False
             self._changed.notify_all()
@@ -232,7 +232,7 @@ class HubPushes:
                 longest = min(rest, LONGEST_LAST_PAUSE) if push.is_last else rest
                 self._changed.wait_for(lambda: self._waiting or self._is_interrupted, timeout=min(pause, longest))
                 if self._waiting:
-                    self._waiting[0].stand_for(push)
+                    self._waiting[0].supersede(push)
                     return
                 if rest <= 0 and not self._is_interrupted:
                     logger.error(f"{self.output_dir} could not be pushed to {self.repo_id}: {failure}. {self._by_hand}")

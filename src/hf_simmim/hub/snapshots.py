@@ -158,7 +158,7 @@ class Push:
             if name not in paths and ((has_weights and fits(name, results)) or name.split("/")[0] in self.checkpoints)
         ]
 
-    def stand_for(self, older: "Push") -> None:
+    def supersede(self, older: "Push") -> None:
         """Take over an older push: its checkpoints, but those that the run has deleted or that this one has newer."""
         kept = {folder: snapshot for folder, snapshot in older.checkpoints.items() if snapshot.checkpoint.exists()}
         self.checkpoints = kept | self.checkpoints

@@ -106,7 +106,7 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
         loss_region (`str`, *optional*, defaults to `"masked"`):
             `"masked"` averages the loss over the hidden pixels only, `"all"` over every pixel.
         image_mean (`list[float]` or `float`, *optional*):
-            Mean of each channel, or of all, that `pixel_values` were normalised with. Targets that need the colours
+            Mean of each channel, or of all, that `pixel_values` were normalized with. Targets that need the colors
             themselves (`color_bins`, `color_clusters`, `codebook`, `features`) undo it. ImageNet's for three channels
             if unset.
         image_std (`list[float]` or `float`, *optional*):
@@ -114,7 +114,7 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
         class_weights (`list[float]`, *optional*):
             Of a classifier: factor of the loss of each class.
         initializer_range (`float`, *optional*, defaults to 0.02):
-            Standard deviation of the truncated normal that initialises linear layers, relative position tables and the
+            Standard deviation of the truncated normal that initializes linear layers, relative position tables and the
             mask token.
         backbone_pyramid (`bool`, *optional*, defaults to `False`):
             Whether `SimMIMBackbone` brings four maps of an encoder of one stride, such as ViT, to a quarter, half, once
@@ -318,7 +318,7 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
         return with_defaults(component, name, COMPONENTS[component][name].options, given)
 
     def pixel_statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each channel that `pixel_values` were normalised with.
+        """Mean and standard deviation of each channel that `pixel_values` were normalized with.
 
         Raises:
             ValueError: If they are not known, or not one for each channel.
@@ -331,7 +331,7 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
         )
         if mean is None or std is None or not len(mean) == len(std) == self.num_channels or min(std) <= 0:
             raise ValueError(
-                f"target={self.target!r} needs to know how pixel_values are normalised: image_mean={mean} and"
+                f"target={self.target!r} needs to know how pixel_values are normalized: image_mean={mean} and"
                 f" image_std={std} must have one value for each of the {self.num_channels} channels, the latter above"
                 " 0. Set them to those of the image processor."
             )

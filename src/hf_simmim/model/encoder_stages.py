@@ -125,7 +125,7 @@ def stages(config: Any) -> list[Stage]:
     return [Stage(name, *where) for name, where in zip(names, indices_and_states, strict=True)]
 
 
-def usual_features(config: Any) -> list[str]:
+def default_out_features(config: Any) -> list[str]:
     """Names of the stages that a backbone returns unless others are named: those of a feature pyramid.
 
     Args:

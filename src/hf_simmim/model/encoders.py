@@ -87,7 +87,7 @@ def encoder_geometry(encoder_config: Any) -> EncoderGeometry:
     """
     if encoder_config.model_type in OWN_ENCODERS:
         return _swin_geometry(encoder_config)
-    key = settings_key(encoder_config)
+    key = cache_key(encoder_config)
     with MEASURING:
         if key not in _measured:
             # Kernels that are chosen for a GPU do not run without memory; the shapes are the same with any.
@@ -98,7 +98,7 @@ def encoder_geometry(encoder_config: Any) -> EncoderGeometry:
         return _measured[key]
 
 
-def settings_key(encoder_config: Any) -> str:
+def cache_key(encoder_config: Any) -> str:
     """What two configs of the same encoder have in common."""
     settings = {key: value for key, value in encoder_config.to_dict().items() if key not in ("id2label", "label2id")}
     return f"{type(encoder_config).__name__} {json.dumps(settings, sort_keys=True, default=str)}"
@@ -115,7 +115,7 @@ def measured_once(measured: dict[str, Any], config: Any, measure: Callable[[Any]
     Returns:
         What `measure` returned.
     """
-    key = settings_key(config.encoder_config)
+    key = cache_key(config.encoder_config)
     with MEASURING:
         if key not in measured:
             # Kernels that are chosen for a GPU do not run without memory; the shapes are the same with any.
@@ -145,7 +145,7 @@ def make_transformers_encoder(
         use_mask_token: Whether it holds a mask token, where it can.
 
     Returns:
-        The model, initialised as transformers does.
+        The model, initialized as transformers does.
     """
     model_class: Any = transformers_class(encoder_config)
     options = inspect.signature(model_class.__init__).parameters
@@ -205,7 +205,7 @@ class _NoMapError(ValueError):
     """The model runs, and its output is no map of each image."""
 
 
-class _Run(NamedTuple):
+class _MeasuredRun(NamedTuple):
     """What one forward without memory showed."""
 
     shape: tuple[int, ...]  # of last_hidden_state
@@ -306,7 +306,7 @@ def _ways_to_build(encoder_config: Any, size: tuple[int, int]) -> list[tuple[int
     return [*((square, False) for square in squares), (size, False)]
 
 
-def _run(encoder_config: Any, size: tuple[int, int]) -> _Run:
+def _run(encoder_config: Any, size: tuple[int, int]) -> _MeasuredRun:
     """Run an encoder, built so that it takes images of a size."""
     errors = []
     for built_size, interpolate in _ways_to_build(encoder_config, size):
@@ -328,7 +328,7 @@ def _run(encoder_config: Any, size: tuple[int, int]) -> _Run:
 
 def _run_once(
     encoder_config: Any, size: tuple[int, int], built_size: int | tuple[int, int] | None, interpolate: bool
-) -> _Run:
+) -> _MeasuredRun:
     with torch.device("meta"):
         encoder = make_transformers_encoder(encoder_config, built_size, use_mask_token=True).eval()
         pixel_values = torch.zeros(BATCH_SIZE, getattr(encoder_config, "num_channels", 3), *size, dtype=encoder.dtype)
@@ -353,7 +353,7 @@ def _run_once(
         if parameter.requires_grad and parameter.grad is None and not name.endswith("mask_token")
     )
     has_positions = any(POSITIONS.search(name) for name, _ in encoder.named_parameters())
-    return _Run(
+    return _MeasuredRun(
         tuple(outputs.last_hidden_state.shape), _patch_embedding(seen), built_size, interpolate, unused, has_positions
     )
 
@@ -382,7 +382,7 @@ def _patch_embedding(seen: list[tuple[str, nn.Module]]) -> tuple[str, int, int] 
     return name, patch_size, convolution.out_channels
 
 
-def _read_shape(run: _Run, size: tuple[int, int]) -> tuple[int, str, int] | None:
+def _read_shape(run: _MeasuredRun, size: tuple[int, int]) -> tuple[int, str, int] | None:
     """Stride, layout and number of prefix tokens, or None."""
     smallest = run.patch_embedding[1] if run.patch_embedding else 1
     strides = [smallest * 2**power for power in range(12)]
@@ -430,7 +430,7 @@ def build_encoder(config: Any, use_mask_token: bool) -> nn.Module:
     if geometry.route == "native" and use_mask_token and not has_mask_token:
         raise ValueError(f"The encoder {encoder_config.model_type!r} was built without a mask token.")
     if geometry.route == "tokens":
-        encoder.get_submodule(str(geometry.patch_embedding)).register_forward_hook(_replace_hidden)
+        encoder.get_submodule(str(geometry.patch_embedding)).register_forward_hook(_replace_masked)
     for module in encoder.modules():
         if isinstance(module, PreTrainedModel):
             module.is_custom_code = _has_names_of_its_own  # type: ignore[method-assign]
@@ -507,7 +507,7 @@ _BIAS_CLASSES: dict[type, type] = {
 }
 
 
-def init_as_released(encoder: nn.Module, mask_token: nn.Parameter | None, std: float) -> None:
+def init_as_official(encoder: nn.Module, mask_token: nn.Parameter | None, std: float) -> None:
     """Draw what transformers leaves at zero, or starts in another way than the paper's ViT.
 
     transformers starts mask and class tokens at zero. Behind a LayerNorm a zero token multiplies the gradient by
@@ -567,7 +567,7 @@ def encode(
         bool_masked_pos = F.pad(
             bool_masked_pos, (0, columns - bool_masked_pos.shape[2], 0, rows - bool_masked_pos.shape[1])
         )
-        pixel_values = hide_pixels(pixel_values, bool_masked_pos, mask_token if geometry.route == "pixels" else None)
+        pixel_values = mask_pixels(pixel_values, bool_masked_pos, mask_token if geometry.route == "pixels" else None)
     if geometry.route == "own":
         feature_map, hidden_states = encoder(pixel_values, bool_masked_pos)
         return EncoderOutput(feature_map, hidden_states, None)
@@ -609,7 +609,7 @@ def encode(
     return EncoderOutput(feature_map, hidden_states, outputs.get("attentions"))
 
 
-def _replace_hidden(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+def _replace_masked(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
     """Forward hook of a patch embedding: the mask token (1, D, 1, 1) where patches are hidden."""
     hidden = getattr(module, "hidden", None)
     if hidden is None:
@@ -618,7 +618,7 @@ def _replace_hidden(module: Any, inputs: tuple[torch.Tensor, ...], output: torch
     return torch.where(bool_masked_pos[:, None], mask_token.to(output.dtype), output)
 
 
-def hide_pixels(
+def mask_pixels(
     pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor, mask_patch: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Images (B, C, H, W) with zeros, or a mask patch (1, C, p, p), where a mask (B, H / p, W / p) hides patches."""

@@ -143,10 +143,10 @@ class FrozenNetworkTarget(Target):
         return self.run(self._network_on(pixel_values.device), self.images(pixel_values))
 
     def images(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Images with the model's normalisation undone, of the size and the channels that the network needs.
+        """Images with the model's normalization undone, of the size and the channels that the network needs.
 
         Args:
-            pixel_values: Normalised images of shape (B, C, H, W).
+            pixel_values: Normalized images of shape (B, C, H, W).
 
         Returns:
             float32 tensor (B, network_channels, ceil(H / S) * s, ceil(W / S) * s) for a stride of S of the prediction
@@ -190,7 +190,7 @@ class FrozenNetworkTarget(Target):
         if max(mean) > 1 >= largest_mean:
             raise self.error(
                 f"takes images in [0, 1], and image_mean={mean} is that of others. Rescale the images to [0, 1] before"
-                " they are normalised."
+                " they are normalized."
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -215,7 +215,7 @@ def _whole_weights() -> Iterator[None]:
 
 
 CODEBOOK_STRIDE = 8  # three poolings by 2
-CODEBOOK_MARGIN = 0.1  # the dVAE's colours are in [0.1, 0.9]
+CODEBOOK_MARGIN = 0.1  # the dVAE's colors are in [0.1, 0.9]
 
 # Of a config: what a network's shape does not depend on.
 _BESIDE_SHAPE = ("id2label", "label2id", "transformers_version", "_name_or_path", "architectures", "dtype")
@@ -270,11 +270,11 @@ class Codebook(FrozenNetworkTarget):
 class Features(FrozenNetworkTarget):
     """Feature map of a frozen teacher: any encoder of transformers that SimMIM can train, or one that it trained.
 
-    The teacher sees the images in the normalisation of its own image processor. With `normalize` its features are
+    The teacher sees the images in the normalization of its own image processor. With `normalize` its features are
     brought to zero mean and unit variance over their channels, at each step.
 
     Source: section 3.2 of MaskFeat (arXiv 2112.09133), "deep features"; data2vec (arXiv 2202.03555) for the
-    normalisation.
+    normalization.
     """
 
     kept_options = ("model_config", "image_mean", "image_std")
@@ -373,7 +373,7 @@ def _shape_of(config: Any) -> dict[str, Any]:
 
 
 def _statistics(target: FrozenNetworkTarget, trained: Any | None, num_channels: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation that a teacher's images are normalised with, for images in [0, 1]."""
+    """Mean and standard deviation that a teacher's images are normalized with, for images in [0, 1]."""
     if trained is not None and trained.image_mean is not None:
         return trained.pixel_statistics()
     try:
@@ -390,16 +390,16 @@ def _statistics(target: FrozenNetworkTarget, trained: Any | None, num_channels: 
         if num_channels != len(IMAGENET_DEFAULT_MEAN):
             raise target.error(
                 f"has no image processor beside it, and takes {num_channels} channels. Set image_mean and image_std in"
-                " target_options to what its images, in [0, 1], are normalised with."
+                " target_options to what its images, in [0, 1], are normalized with."
             )
         logger.warning_once(
-            f"{target.model} has no image processor beside it: its images are normalised with ImageNet's mean and"
+            f"{target.model} has no image processor beside it: its images are normalized with ImageNet's mean and"
             " standard deviation. Set image_mean and image_std in target_options for others."
         )
         mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     scale = 1.0
     if trained is None:
-        # Its processor takes values from 0 to 255, and multiplies them before it normalises.
+        # Its processor takes values from 0 to 255, and multiplies them before it normalizes.
         scale = 255 * settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 255
     means, stds = ([values] * num_channels if isinstance(values, (int, float)) else values for values in (mean, std))
     return [value / scale for value in means], [value / scale for value in stds]

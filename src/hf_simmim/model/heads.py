@@ -204,7 +204,7 @@ def _doublings(encoder_stride: int, prediction_stride: int, most: int) -> tuple[
 
 
 class HiddenStateFusion(nn.Module):
-    """Adds hidden states of the encoder to its feature map, each normalised and brought to its grid and channels.
+    """Adds hidden states of the encoder to its feature map, each normalized and brought to its grid and channels.
 
     The feature map stays part of the sum, so every layer of the encoder is trained. Hidden states are numbered as in
     the output of the model. Those of our Swin are the patch embedding (0), what enters each further stage, that is the

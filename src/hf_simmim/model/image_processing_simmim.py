@@ -1,4 +1,4 @@
-"""Image processor of SimMIM: resize, rescale, normalise and, when asked, draw which patches to hide."""
+"""Image processor of SimMIM: resize, rescale, normalize and, when asked, draw which patches to hide."""
 
 import os
 from typing import Any
@@ -115,7 +115,7 @@ class _SimMIMProcessing(CarriesCode, BaseImageProcessor):
         rescale_factor: float | None = None,
         nodata: float | None = None,
     ):
-        """Open paths and addresses; give grey arrays (H, W) their channel axis.
+        """Open paths and addresses; give gray arrays (H, W) their channel axis.
 
         transformers' own way drops transparency, clips 16-bit pictures and, on torchvision, reads fewer formats.
         """
@@ -209,7 +209,7 @@ class _SimMIMProcessing(CarriesCode, BaseImageProcessor):
             if isinstance(values, (int, float)):
                 raise ValueError(
                     f"{name}={values} is one number, and the number of channels is read from it. Use"
-                    f" {name}={[values] * 3} for RGB, {[values]} for grey."
+                    f" {name}={[values] * 3} for RGB, {[values]} for gray."
                 )
         if mean is not None and std is not None and len(mean) != len(std):
             raise ValueError(

@@ -29,10 +29,10 @@ from PIL import ExifTags, Image, ImageChops, ImageFile, ImageOps, UnidentifiedIm
 from transformers.image_utils import ChannelDimension
 from transformers.utils import logging
 
-Pixels = TypeVar("Pixels", np.ndarray, torch.Tensor)
+PixelArray = TypeVar("PixelArray", np.ndarray, torch.Tensor)
 
 
-def missing_as_nan(image: Pixels, nodata: float | None = None) -> Pixels:
+def missing_as_nan(image: PixelArray, nodata: float | None = None) -> PixelArray:
     """Put NaN where an image has no number.
 
     Args:
@@ -82,12 +82,12 @@ def has_missing(image: np.ndarray | torch.Tensor) -> bool:
     return _is_floating(image) and bool((image != image).any())
 
 
-def real_pixels(image: Pixels) -> Pixels:
+def real_pixels(image: PixelArray) -> PixelArray:
     """Which pixels have a number in all channels: bool of shape (H, W)."""
     return (image == image).all(0)
 
 
-def fill_missing(image: Pixels, pixel_mask: torch.Tensor, otherwise: Sequence[float] | None = None) -> Pixels:
+def fill_missing(image: PixelArray, pixel_mask: torch.Tensor, otherwise: Sequence[float] | None = None) -> PixelArray:
     """Put the mean of a channel's real pixels where it is NaN, for one NaN would make a whole loss undefined.
 
     Args:
@@ -134,7 +134,7 @@ def channels_first(
 ) -> np.ndarray:
     """Bring an array to channels first, and to numbers of which NaN are those that are none.
 
-    Grey arrays are repeated for three channels.
+    Gray arrays are repeated for three channels.
 
     Args:
         array: Array of shape (H, W), (H, W, C) or (C, H, W).
@@ -244,8 +244,8 @@ def upright(image: Image.Image) -> Image.Image:
 def convert_channels(image: Image.Image, num_channels: int) -> Image.Image:
     """Bring a picture of any mode to the wanted channels of 8 bits.
 
-    Transparency is laid on white. For three channels, grey pictures, CMYK and palettes become RGB; for one, pictures
-    in colour modes that hold nothing but grey become grey; pictures of 16 bits are scaled to 8.
+    Transparency is laid on white. For three channels, gray pictures, CMYK and palettes become RGB; for one, pictures
+    in color modes that hold nothing but gray become gray; pictures of 16 bits are scaled to 8.
 
     Args:
         image: The picture.
@@ -271,7 +271,7 @@ def convert_channels(image: Image.Image, num_channels: int) -> Image.Image:
     if num_channels == 1:
         if image.mode in ("1", "L") and not image.has_transparency_data:
             return image if image.mode == "L" else image.convert("L")
-        # Grey pictures come as RGB and palettes too, not least from the pipelines, which make every image RGB.
+        # Gray pictures come as RGB and palettes too, not least from the pipelines, which make every image RGB.
         red, green, blue = _opaque(image).split()
         if not (ImageChops.difference(red, green).getbbox() or ImageChops.difference(red, blue).getbbox()):
             return red
@@ -377,13 +377,13 @@ def _png_is_deep(image: ImageFile.ImageFile) -> bool:
 
 
 def _read_deep_png(source: str | os.PathLike | bytes) -> np.ndarray:
-    """Colours of 16 bits, for which Pillow has no mode: it keeps the byte that is the upper one in the order named."""
+    """Colors of 16 bits, for which Pillow has no mode: it keeps the byte that is the upper one in the order named."""
     halves = []
     for order in ("16B", "16L"):
         with Image.open(_readable(source)) as image:
             if not str(image.tile[0].args).startswith("RGB"):
                 raise ValueError(
-                    "The PNG file holds grey with transparency of 16 bits, which cannot be read. Convert it to grey."
+                    "The PNG file holds gray with transparency of 16 bits, which cannot be read. Convert it to gray."
                 )
             image.tile = [tile._replace(args=str(tile.args).replace("16B", order)) for tile in image.tile]
             halves.append(np.asarray(upright(image)).astype(np.uint16))
@@ -419,7 +419,7 @@ def _open_tiff(
         if bits > 8:
             warn_of_lost_bits()
         return image, gdal_nodata(tags.get(GDAL_NODATA))
-    # Pillow reads what tifffile needs another package for, but it knows neither colours of 16 bits nor uint32.
+    # Pillow reads what tifffile needs another package for, but it knows neither colors of 16 bits nor uint32.
     if image.mode.startswith("I;16") or image.mode == "F" or (image.mode == "I" and bits == 16):
         return np.asarray(upright(image)), gdal_nodata(tags.get(GDAL_NODATA))
     image.close()

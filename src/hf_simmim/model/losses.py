@@ -142,7 +142,7 @@ def masked_mean_per_image(values: torch.Tensor, weights: torch.Tensor) -> tuple[
     return total / count.clamp(min=1), count
 
 
-def num_hidden_pixels(weights: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def num_masked_pixels(weights: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Number of pixels that weights stand for, as a float32 scalar, on a prediction of (h, w) steps."""
     steps_of_each = (size[0] // weights.shape[1]) * (size[1] // weights.shape[2])
     return weights.sum() * steps_of_each

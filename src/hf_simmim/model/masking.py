@@ -290,7 +290,7 @@ LONGEST_BLOCK = 1 / 0.3
 def draw(*shape: int, like: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
     """Numbers of [0, 1) on the device of another tensor.
 
-    float32 whatever torch's default is: half types have so few values that ties would favour the first units.
+    float32 whatever torch's default is: half types have so few values that ties would favor the first units.
     """
     return torch.rand(*shape, generator=generator, device=like.device, dtype=torch.float32)
 
@@ -329,7 +329,7 @@ def square_units(valid: torch.Tensor, counts: torch.Tensor, generator: torch.Gen
 
 
 def central_square_units(valid: torch.Tensor, counts: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    """One region as square as the grid allows, around the centre; nothing about it is random.
+    """One region as square as the grid allows, around the center; nothing about it is random.
 
     Source: section 3.2 of the paper, "other masking strategies", without the move.
     """
@@ -345,12 +345,12 @@ def _below(share: torch.Tensor, end: torch.Tensor | int) -> torch.Tensor:
 def _around(
     valid: torch.Tensor, counts: torch.Tensor, y: torch.Tensor, x: torch.Tensor, corner: torch.Tensor
 ) -> torch.Tensor:
-    """The units nearest to centres in Chebyshev distance, along a ring of equal ones from a corner on.
+    """The units nearest to centers in Chebyshev distance, along a ring of equal ones from a corner on.
 
     Args:
         valid: Units that may be hidden, (B, rows, columns).
         counts: How many, (B,).
-        y: Centres in halves of a unit, as those of even squares lie between units, (B,).
+        y: Centers in halves of a unit, as those of even squares lie between units, (B,).
         x: Likewise.
         corner: Where rings begin, 0 to 3 clockwise from the upper left, (B,).
     """

@@ -1,4 +1,4 @@
-"""What all SimMIM models share: initialisation, and checkpoints of any geometry, of ours and of transformers."""
+"""What all SimMIM models share: initialization, and checkpoints of any geometry, of ours and of transformers."""
 
 import copy
 import difflib
@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_simmim import SimMIMConfig
-from .encoders import build_encoder, encode, encoder_geometry, freeze_unused, init_as_released, layers_to_wrap
+from .encoders import build_encoder, encode, encoder_geometry, freeze_unused, init_as_official, layers_to_wrap
 from .heads import LinearHead
 from .masking import patch_mask
 from .swinv2 import init_swinv2_weights
@@ -68,7 +68,7 @@ _PLACEMENT_ARGUMENTS = (
 
 
 class SimMIMPreTrainedModel(PreTrainedModel):
-    """What all SimMIM models share: config, initialisation, and checkpoints whose names need no conversion."""
+    """What all SimMIM models share: config, initialization, and checkpoints whose names need no conversion."""
 
     config_class = SimMIMConfig
     config: SimMIMConfig
@@ -93,10 +93,10 @@ class SimMIMPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Initialise what no checkpoint gave: each module as its own model does it, and the tokens as we do."""
+        """Initialize what no checkpoint gave: each module as its own model does it, and the tokens as we do."""
         super().initialize_weights()
         base_model: Any = self.base_model
-        init_as_released(base_model.encoder, base_model.mask_token, std=self.config.initializer_range)
+        init_as_official(base_model.encoder, base_model.mask_token, std=self.config.initializer_range)
 
     def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
         """Save with the parameter names that the model has in memory.
@@ -135,9 +135,9 @@ class SimMIMPreTrainedModel(PreTrainedModel):
     @classmethod
     def _load(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
         """`from_pretrained`, but for parameters that loading makes trainable."""
-        plainly: Any = super().from_pretrained
+        load_as_stored: Any = super().from_pretrained
         if pretrained_model_name_or_path is None or "state_dict" in kwargs:
-            return plainly(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+            return load_as_stored(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         name = str(pretrained_model_name_or_path)
         hub_arguments = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
         stored_dict, _ = cls.config_class.get_config_dict(name, **hub_arguments)
@@ -164,16 +164,16 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         source = with_geometry_of(stored, target)
         keep_pretrained_windows(source, target)
         if same_geometry(source, target):
-            return plainly(name, *model_args, config=target, **kwargs)
+            return load_as_stored(name, *model_args, config=target, **kwargs)
         # All at the stored geometry first, and on the CPU; then the weights at the other one, where they are wanted.
         wants_info = kwargs.pop("output_loading_info", False)
         placement = {key: kwargs.pop(key) for key in _PLACEMENT_ARGUMENTS if key in kwargs}
-        model, info = plainly(name, *model_args, config=source, output_loading_info=True, **kwargs)
+        model, info = load_as_stored(name, *model_args, config=source, output_loading_info=True, **kwargs)
         model_kwargs = {key: kwargs[key] for key in inspect.signature(cls.__init__).parameters if key in kwargs}
         loading = {key: kwargs[key] for key in _LOADING_ARGUMENTS if key in kwargs}
         state_dict = cls._remap(model, cls._on_meta(target, *model_args, **model_kwargs), name)
         target.dtype = model.config.dtype
-        remapped, rest = plainly(
+        remapped, rest = load_as_stored(
             None,
             *model_args,
             config=target,
@@ -218,7 +218,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         """Start from a vision checkpoint of transformers: its encoder, and its prediction head if it fits.
 
         Takes checkpoints of every encoder that `encoder_config` takes, with any head on them or none, and the vision
-        part of those that have others. What was loaded, left out or freshly initialised is logged.
+        part of those that have others. What was loaded, left out or freshly initialized is logged.
 
         Args:
             pretrained_model_name_or_path: Folder or name on the Hub.
@@ -342,7 +342,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
         """Encode images, with some patches hidden if a mask is given.
 
         Args:
-            pixel_values: Normalised images of shape (B, C, H, W).
+            pixel_values: Normalized images of shape (B, C, H, W).
             bool_masked_pos: Mask of shape (B, N) or (B, h, w) on the patch grid, True = masked.
             output_hidden_states: Whether to return the hidden states.
             output_attentions: Whether to return attention weights, where the encoder can.

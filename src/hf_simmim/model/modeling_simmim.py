@@ -15,15 +15,15 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_simmim import TARGETS, SimMIMConfig
-from .encoder_stages import Stage, as_map, encoder_layers, is_single_scale, stages, usual_features
-from .encoders import MEASURING, layers_to_wrap, settings_key, whole
+from .encoder_stages import Stage, as_map, default_out_features, encoder_layers, is_single_scale, stages
+from .encoders import MEASURING, cache_key, layers_to_wrap, whole
 from .heads import HiddenStateFusion, build_head
 from .losses import (
     LOSSES,
     classification_loss,
     masked_mean,
     masked_mean_per_image,
-    num_hidden_pixels,
+    num_masked_pixels,
     pixel_weights,
 )
 from .masking import patch_grid, patch_mask
@@ -85,13 +85,13 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
         """Predict images of which some patches are hidden.
 
         Args:
-            pixel_values: Whole, normalised images of shape (B, C, H, W). Those whose H and W are no multiples of the
+            pixel_values: Whole, normalized images of shape (B, C, H, W). Those whose H and W are no multiples of the
                 encoder's stride are padded inside; the padding is no part of loss and reconstruction.
             bool_masked_pos: Mask of shape (B, N) or (B, h, w) on the patch grid, True = masked. Without it nothing is
                 hidden and there is no loss.
             pixel_mask: Mask of shape (B, H, W), False where a pixel is none, such as padding and missing data: it is
                 no part of the loss.
-            num_items_in_batch: What `num_hidden_pixels` gives for the whole batch, where this is a part of it: the
+            num_items_in_batch: What `num_masked_pixels` gives for the whole batch, where this is a part of it: the
                 losses of the parts add up to that of the batch, whatever is hidden in each.
             return_reconstruction: Whether to decode the prediction to pixels, where that takes a step of its own.
             return_loss: Whether to compute the loss if there is a mask. Trainer evaluates models that have this.
@@ -145,7 +145,7 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
 
         Args:
             prediction: The head's output, of shape (B, K, h, w).
-            pixel_values: Whole, normalised images of shape (B, C, H, W).
+            pixel_values: Whole, normalized images of shape (B, C, H, W).
             bool_masked_pos: Mask of shape (B, N) or (B, h, w), True = masked.
             pixel_mask: Mask of shape (B, H, W), False where a pixel is none.
             num_items_in_batch: As in `forward`.
@@ -162,7 +162,7 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
                 return masked_mean_per_image(distance, weights)
             return masked_mean(distance, weights, num_items_in_batch)
 
-    def num_hidden_pixels(
+    def num_masked_pixels(
         self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor, pixel_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Number of pixels that the loss of a batch is averaged over, as a float32 scalar; arguments as in `forward`.
@@ -171,7 +171,7 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
         gradients over processes instead of adding them up: multiply each loss by their number, as Trainer does.
         """
         size = patch_grid((pixel_values.shape[2], pixel_values.shape[3]), self.target.stride)
-        return num_hidden_pixels(self._pixel_weights(pixel_values, bool_masked_pos, pixel_mask), size)
+        return num_masked_pixels(self._pixel_weights(pixel_values, bool_masked_pos, pixel_mask), size)
 
     def _pixel_weights(
         self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor, pixel_mask: torch.Tensor | None
@@ -232,7 +232,7 @@ class SimMIMForImageClassification(SimMIMPreTrainedModel):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Initialise what no checkpoint gave; the ViT's classifier begins near zero, as released."""
+        """Initialize what no checkpoint gave; the ViT's classifier begins near zero, as released."""
         super().initialize_weights()
         self._init_classifier()
 
@@ -263,7 +263,7 @@ class SimMIMForImageClassification(SimMIMPreTrainedModel):
         """Classify images.
 
         Args:
-            pixel_values: Normalised images of shape (B, C, H, W).
+            pixel_values: Normalized images of shape (B, C, H, W).
             labels: As in `classification_loss`: classes (B,), probabilities or several labels (B, K), or numbers.
             num_items_in_batch: As in `classification_loss`.
             output_hidden_states: Whether to return the encoder's hidden states.
@@ -299,7 +299,7 @@ class SimMIMBackbone(BackboneMixin, SimMIMPreTrainedModel):
     """The encoder without a mask token, returning the maps of its stages.
 
     The last stage is the encoder's feature map with its pre-trained final norm. Each other stage that is returned gets
-    a LayerNorm of its own, a fresh one, unless the encoder is normalised by batches throughout. What no returned map
+    a LayerNorm of its own, a fresh one, unless the encoder is normalized by batches throughout. What no returned map
     depends on is frozen: DDP waits for every parameter that asks for a gradient.
 
     `AutoBackbone.from_pretrained` of transformers takes names on the Hub only. For folders use the one of this class.
@@ -323,7 +323,7 @@ class SimMIMBackbone(BackboneMixin, SimMIMPreTrainedModel):
 
     def __init__(self, config: SimMIMConfig):
         if config.out_features is None:
-            config.out_features = usual_features(config)
+            config.out_features = default_out_features(config)
         super().__init__(config)
         known = stages(config)
         self.num_features = [stage.state.channels for stage in known]
@@ -380,7 +380,7 @@ class SimMIMBackbone(BackboneMixin, SimMIMPreTrainedModel):
         """Encode images.
 
         Args:
-            pixel_values: Normalised images of shape (B, C, H, W).
+            pixel_values: Normalized images of shape (B, C, H, W).
             output_hidden_states: Whether to return the encoder's hidden states; those of our Swin are the patch
                 embedding and the output of each stage before patch merging.
             output_attentions: Whether to return attention weights, where the encoder can.
@@ -473,7 +473,7 @@ def unused_parameters(config: Any, chosen: list[Stage]) -> list[str]:
     Returns:
         The names.
     """
-    key = (settings_key(config.encoder_config), *(stage.name for stage in chosen))
+    key = (cache_key(config.encoder_config), *(stage.name for stage in chosen))
     with MEASURING:
         if key not in _unused:
             plain = copy.deepcopy(config)

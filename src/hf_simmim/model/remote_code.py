@@ -16,7 +16,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 # transformers copies the files that such lines name, and those that they name in turn. It reads them as text: in a
 # string they count and import nothing. So whichever class is loaded, all of the code comes with it and can be saved
 # again.
-TRAVELLING_CODE = """
+TRAVELING_CODE = """
 from .modeling_simmim import SimMIMForMaskedImageModeling
 from .image_processing_simmim import SimMIMImageProcessor
 """

@@ -1,4 +1,4 @@
-"""Swin Transformer for masked image modelling.
+"""Swin Transformer for masked image modeling.
 
 Computes what the released code computes, for any height and width, without state that a forward changes. Tokens stay in
 window order through a stage: changing between plain and shifted windows is one permutation, and only there. Parameter
@@ -188,7 +188,7 @@ class WindowSelfAttention(nn.Module):
 def project_jointly(tokens: torch.Tensor, projections: tuple[nn.Module, ...]) -> torch.Tensor:
     """Tokens (..., D) through several layers from D to D channels, side by side: (..., D * number of layers)."""
     if not all(type(projection) is nn.Linear for projection in projections):
-        # Adapters and quantisation replace the layers by their own.
+        # Adapters and quantization replace the layers by their own.
         return torch.cat([projection(tokens) for projection in projections], dim=-1)
     # One GEMM for all, whose parameters stay apart for the sake of their names.
     weight = torch.cat([projection.weight for projection in projections])  # type: ignore[misc]
@@ -271,7 +271,7 @@ class SwinAttention(nn.Module):
 
 
 class SwinBlock(GradientCheckpointingLayer):
-    """Attention and MLP, each normalised before and with stochastic depth on its residual branch."""
+    """Attention and MLP, each normalized before and with stochastic depth on its residual branch."""
 
     attention_class: type[WindowSelfAttention] = SwinSelfAttention
     norm_class: type[nn.LayerNorm] = nn.LayerNorm
@@ -298,10 +298,10 @@ class SwinBlock(GradientCheckpointingLayer):
         region_mask: torch.Tensor | None,
         is_real: torch.Tensor | None,
     ) -> torch.Tensor:
-        normalised = self.layernorm_before(tokens)
+        normalized = self.layernorm_before(tokens)
         if is_real is not None:
-            normalised = normalised * is_real
-        tokens = tokens + self.drop_path(self.attention(normalised, layout, region_mask))
+            normalized = normalized * is_real
+        tokens = tokens + self.drop_path(self.attention(normalized, layout, region_mask))
         return tokens + self.drop_path(self.mlp(self.layernorm_after(tokens)))
 
 
@@ -521,7 +521,7 @@ class Swin(nn.Module):
             bool_masked_pos: Bool mask of shape (B, h, w) on the patch grid, True = masked.
 
         Returns:
-            The normalised feature map of shape (B, D, h', w'), and the hidden states of shape (B, N, C) each: the patch
+            The normalized feature map of shape (B, D, h', w'), and the hidden states of shape (B, N, C) each: the patch
             embedding, then the output of each stage, after its patch merging unless `before_merging` is set.
         """
         tokens, hidden_states = self.encoder(self.embeddings(pixel_values, bool_masked_pos), self.before_merging)
@@ -530,7 +530,7 @@ class Swin(nn.Module):
 
 
 def init_swin_weights(module: nn.Module, std: float) -> None:
-    """Initialise one module of Swin as the released code does.
+    """Initialize one module of Swin as the released code does.
 
     Linear layers, relative position tables, absolute positions and the mask token are truncated normal, biases zero;
     the patch embedding keeps the default of a convolution.

@@ -1,4 +1,4 @@
-"""Swin Transformer V2 for masked image modelling: Swin with cosine attention and post-norm, built of the parts of Swin.
+"""Swin Transformer V2 for masked image modeling: Swin with cosine attention and post-norm, built of the parts of Swin.
 
 What it shares with our Swin holds here too: any height and width, no state, and the parameter names of transformers'
 checkpoints. A bias of relative positions is computed from their distances, so weights serve every window size;
@@ -87,7 +87,7 @@ class Swinv2PostNorm(nn.LayerNorm):
 
 
 class Swinv2Block(SwinBlock):
-    """Attention and MLP, each normalised after and with stochastic depth on its residual branch."""
+    """Attention and MLP, each normalized after and with stochastic depth on its residual branch."""
 
     attention_class = Swinv2SelfAttention
     norm_class = Swinv2PostNorm
@@ -105,7 +105,7 @@ class Swinv2Block(SwinBlock):
 
 
 class Swinv2PatchMerging(nn.Module):
-    """Halve the grid: the four tokens of each 2x2 square become one of twice the channels, which is normalised last."""
+    """Halve the grid: the four tokens of each 2x2 square become one of twice the channels, which is normalized last."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -153,7 +153,7 @@ class Swinv2(Swin):
 
 
 def init_swinv2_weights(module: nn.Module, std: float) -> None:
-    """Initialise one module of Swin or SwinV2 as the released code does.
+    """Initialize one module of Swin or SwinV2 as the released code does.
 
     As `init_swin_weights`; in SwinV2 the norms of residual branches are zero, and the scale of the logits is 10.
 

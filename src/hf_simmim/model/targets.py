@@ -26,7 +26,7 @@ class Target:
     stride: int  # pixels of the image for each step of the prediction
     is_pixels = False  # whether the prediction is the picture itself
     is_decodable = True  # whether there is a way back to pixels
-    borrowed = ""  # what the way back takes from the hidden pixels themselves
+    decode_uses = ""  # what the way back takes from the hidden pixels themselves
 
     def __init__(self, config: Any, model_class: Any = None):
         self.config = config
@@ -43,7 +43,7 @@ class Target:
         """Make the target of a batch.
 
         Args:
-            pixel_values: Whole, normalised images of shape (B, C, H, W).
+            pixel_values: Whole, normalized images of shape (B, C, H, W).
 
         Returns:
             float32 tensor (B, K, h, w), or classes as integers (B, G, h, w); h = ceil(H / stride), w alike.
@@ -63,19 +63,19 @@ class Target:
             pixel_values: The images, for targets that are relative to them, and for their size.
 
         Returns:
-            The pictures, or None if the target has lost the colours.
+            The pictures, or None if the target has lost the colors.
         """
         return None
 
 
 def to_colors(pixel_values: torch.Tensor, statistics: tuple[list[float], list[float]]) -> torch.Tensor:
-    """Take back the normalisation of (B, C, H, W) with the mean and standard deviation of each channel."""
+    """Take back the normalization of (B, C, H, W) with the mean and standard deviation of each channel."""
     mean, std = (pixel_values.new_tensor(values).view(-1, 1, 1) for values in statistics)
     return torch.addcmul(mean, pixel_values, std)
 
 
 def to_pixel_values(colors: torch.Tensor, statistics: tuple[list[float], list[float]]) -> torch.Tensor:
-    """Normalise (B, C, H, W) with the mean and standard deviation of each channel."""
+    """Normalize (B, C, H, W) with the mean and standard deviation of each channel."""
     mean, std = (colors.new_tensor(values).view(-1, 1, 1) for values in statistics)
     return (colors - mean) / std
 
@@ -119,7 +119,7 @@ class NormalizedRGB(Target):
     MAE (arXiv 2111.06377), where mean and deviation are those of all channels of a patch.
     """
 
-    borrowed = "local mean and contrast"
+    decode_uses = "local mean and contrast"
 
     def make(self, pixel_values: torch.Tensor) -> torch.Tensor:
         mean, std = self._statistics(pixel_values)
@@ -164,14 +164,14 @@ def _window_lengths(length: int, window_size: int, device: torch.device) -> torc
 def _patch_statistics(pixel_values: torch.Tensor, patch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Statistics of all channels of each patch; patches that the border cuts count what is inside."""
     height, width = pixel_values.shape[2:]
-    grey = pixel_values.mean(dim=1, keepdim=True)
+    gray = pixel_values.mean(dim=1, keepdim=True)
     rows, columns = patch_grid((height, width), patch_size)
     heights, widths = (
         torch.tensor([min(patch_size, length - start) for start in range(0, length, patch_size)])
         for length in (height, width)
     )
     count = (heights[:, None] * widths).to(pixel_values.device) * pixel_values.shape[1]  # rows, columns
-    mean = up_sample(down_sample(grey, patch_size), patch_size, (height, width))
+    mean = up_sample(down_sample(gray, patch_size), patch_size, (height, width))
     squares = (pixel_values - mean).square().mean(dim=1, keepdim=True)
     variance = down_sample(squares, patch_size) * (count / (count - 1).clamp(min=1)).view(1, 1, rows, columns)
     return mean, up_sample((variance + VARIANCE_EPS).sqrt(), patch_size, (height, width))
@@ -185,7 +185,7 @@ CHUNK = 2**24
 
 
 class ColorClasses(Target):
-    """Base of targets that are classes of colours in [0, 1], which takes the normalisation of the pixels back."""
+    """Base of targets that are classes of colors in [0, 1], which takes the normalization of the pixels back."""
 
     def __init__(self, config: Any, model_class: Any = None):
         super().__init__(config, model_class)
@@ -200,7 +200,7 @@ class ColorClasses(Target):
         return up_sample(to_pixel_values(colors, self.statistics), self.stride, pixel_values.shape[2:])
 
     def classify(self, colors: torch.Tensor) -> torch.Tensor:
-        """Classes (B, G, h, w) of colours (B, C, h, w) in [0, 1]."""
+        """Classes (B, G, h, w) of colors (B, C, h, w) in [0, 1]."""
         raise NotImplementedError
 
     def class_colors(self, device: torch.device) -> torch.Tensor:
@@ -251,7 +251,7 @@ class ColorBins(ColorClasses):
 
 
 class ColorClusters(ColorClasses):
-    """The nearest of the colours that were found in the images.
+    """The nearest of the colors that were found in the images.
 
     Raises:
         ValueError: If these have other channels than the model.
@@ -286,11 +286,11 @@ class ColorClusters(ColorClasses):
 
 
 def expected_colors(prediction: torch.Tensor, class_colors: torch.Tensor) -> torch.Tensor:
-    """Mean of the colours of all classes, weighted by their probabilities.
+    """Mean of the colors of all classes, weighted by their probabilities.
 
     Args:
         prediction: Logits of shape (B, G * classes, h, w), those of the first group first.
-        class_colors: Colours of shape (classes, channels).
+        class_colors: Colors of shape (classes, channels).
 
     Returns:
         float32 tensor of shape (B, G * channels, h, w).
@@ -310,7 +310,7 @@ HOG_EPS = 1e-5
 class HOG(Target):
     """Histograms of oriented gradients of each channel, without a way back to pixels.
 
-    They are made of colours in [0, 1], but of `pixel_values` as they are where a config without `image_mean` and
+    They are made of colors in [0, 1], but of `pixel_values` as they are where a config without `image_mean` and
     `image_std` does not tell how to get there. The difference is in cells of hardly any contrast.
 
     Raises:
@@ -352,7 +352,7 @@ def hog(pixel_values: torch.Tensor, cell_size: int = 8, num_bins: int = 9) -> to
 
     The directions of 180 degrees lie in equal bins, the first of which starts at a gradient along the row. The
     brightness of the image changes nothing. Its contrast does so only in cells of hardly any, through a small constant
-    that keeps empty cells at 0; it is meant for colours in [0, 1].
+    that keeps empty cells at 0; it is meant for colors in [0, 1].
 
     Args:
         pixel_values: float32 images of shape (B, C, H, W).
@@ -380,7 +380,7 @@ def hog(pixel_values: torch.Tensor, cell_size: int = 8, num_bins: int = 9) -> to
 
 
 def _gradients(pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Differences of the two neighbours of each pixel, down and to the right; 0 where one of them is missing."""
+    """Differences of the two neighbors of each pixel, down and to the right; 0 where one of them is missing."""
     down, right = torch.zeros_like(pixel_values), torch.zeros_like(pixel_values)
     down[:, :, 1:-1] = pixel_values[:, :, 2:] - pixel_values[:, :, :-2]
     right[:, :, :, 1:-1] = pixel_values[:, :, :, 2:] - pixel_values[:, :, :, :-2]
@@ -465,7 +465,7 @@ PIXEL_TARGETS: dict[str, TargetSpec] = {
     "color_clusters": TargetSpec(
         ColorClusters,
         ("cross_entropy",),
-        {"centers": Option(None, optional(_are_centers), "a list of two or more colours, each a list of numbers")},
+        {"centers": Option(None, optional(_are_centers), "a list of two or more colors, each a list of numbers")},
         _check_color_clusters,
     ),
     "hog": TargetSpec(

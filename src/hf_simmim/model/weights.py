@@ -166,7 +166,7 @@ def resize_table(table: torch.Tensor, old: tuple[int, int], new: tuple[int, int]
     """Take a relative position table to another window.
 
     The rows of the old table are thought to lie at distances that grow geometrically, so that the outermost of both
-    windows meet: near neighbours keep their values, and far ones are stretched.
+    windows meet: near neighbors keep their values, and far ones are stretched.
 
     Args:
         table: Tensor of shape ((2h - 1)(2w - 1) + extra, heads); the extra rows are those of the class token.
@@ -461,7 +461,7 @@ def describe_loading(name: str, num_loaded: int, fresh: list[str], left_out: lis
     """What was and was not loaded, in one paragraph."""
     parts = [f"{name}: {num_loaded} tensors loaded."]
     if fresh:
-        parts.append(f"Freshly initialised: {_shorten(fresh)}.")
+        parts.append(f"Freshly initialized: {_shorten(fresh)}.")
     if left_out:
         parts.append(f"In the checkpoint and left out: {_shorten(left_out)}.")
     return " ".join(parts)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from transformers import SchedulerType, TrainingArguments
 
-from .optimization import RELEASED_SCHEDULES, images_per_step
+from .optimization import SIMMIM_SCHEDULES, images_per_step
 
 
 def json_object(name: str, value: Any) -> dict[str, Any] | None:
@@ -27,7 +27,7 @@ def json_object(name: str, value: Any) -> dict[str, Any] | None:
     return value
 
 
-SCHEDULES = (*RELEASED_SCHEDULES, *(kind.value for kind in SchedulerType))
+SCHEDULES = (*SIMMIM_SCHEDULES, *(kind.value for kind in SchedulerType))
 
 
 class ScheduleName(str):
@@ -39,7 +39,7 @@ class ScheduleName(str):
 
 
 @dataclass
-class ReleasedTrainingArguments(TrainingArguments):
+class SimMIMTrainingArguments(TrainingArguments):
     """Everything of TrainingArguments, with the released schedules and rates for 512 images a step."""
 
     # Images a step that the base learning rate is for.
@@ -55,20 +55,20 @@ class ReleasedTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Peak learning rate as it is used, instead of --base_learning_rate."}
     )
     lr_scheduler_type: str = field(
-        default="released_cosine",
+        default="simmim_cosine",
         metadata={"help": "Schedule of the learning rate.", "choices": list(SCHEDULES)},
     )
     lr_scheduler_kwargs: dict | str | None = field(
         default=None,
         metadata={
-            "help": 'Options of the schedule, as JSON. Of released_cosine: {"warmup_lr_rate": 0.005, "min_lr_rate":'
-            ' 0.05}, shares of the learning rate; of released_multistep: {"warmup_lr_rate": 0.005, "milestones":'
+            "help": 'Options of the schedule, as JSON. Of simmim_cosine: {"warmup_lr_rate": 0.005, "min_lr_rate":'
+            ' 0.05}, shares of the learning rate; of simmim_multistep: {"warmup_lr_rate": 0.005, "milestones":'
             ' [0.875], "gamma": 0.1}, milestones as shares of the run.'
         },
     )
     warmup_steps: float = field(default=0.1, metadata={"help": "Steps of warm-up, or a share of all below 1."})
     weight_decay: float = field(default=0.05, metadata={"help": "AdamW's weight decay."})
-    as_released: bool = field(
+    official: bool = field(
         default=True,
         metadata={
             "help": "Decay the weights that the released code decays, some by mistake, such as Swin's relative position"
@@ -90,7 +90,7 @@ class ReleasedTrainingArguments(TrainingArguments):
     hub_license: str | None = field(
         default=None,
         metadata={
-            "help": "Licence of the weights for the model card, as the Hub names it, such as apache-2.0; none is stated"
+            "help": "License of the weights for the model card, as the Hub names it, such as apache-2.0; none is stated"
             " if unset."
         },
     )
@@ -119,11 +119,11 @@ class ReleasedTrainingArguments(TrainingArguments):
             raise ValueError(f"lr_scheduler_type={schedule!r} is unknown. Use one of: {', '.join(SCHEDULES)}.")
         if self.hub_license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.hub_license):
             raise ValueError(
-                f"hub_license={self.hub_license!r} is no name of a licence on the Hub. Use one such as apache-2.0, mit,"
+                f"hub_license={self.hub_license!r} is no name of a license on the Hub. Use one such as apache-2.0, mit,"
                 " cc-by-nc-4.0: https://huggingface.co/docs/hub/repositories-licenses."
             )
         self.lr_scheduler_kwargs = json_object("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
-        if schedule in RELEASED_SCHEDULES:
+        if schedule in SIMMIM_SCHEDULES:
             # Trainer's own check knows transformers' schedules only.
             self.lr_scheduler_type = SchedulerType.CONSTANT.value
         super().__post_init__()

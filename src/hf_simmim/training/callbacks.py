@@ -18,7 +18,7 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 from transformers.trainer_callback import CallbackHandler
 from transformers.utils import logging
 
-from ..data.labelled_images import LabelledImageDataset
+from ..data.labeled_images import LabeledImageDataset
 from ..data.masked_images import collate
 from ..data.sampling import evenly_spaced
 from ..data.transforms import normalize
@@ -119,21 +119,21 @@ class ProbeCallback(TrainerCallback):
     """Measures at every evaluation what the features of the encoder are worth for classes that it is not trained on.
 
     The loss of pre-training alone misleads: it compares runs only of the same masks and target, and a lower one need
-    not mean better features. Nearest neighbours and a linear classifier on frozen features of some labelled images are
+    not mean better features. Nearest neighbors and a linear classifier on frozen features of some labeled images are
     measured before training and at evaluations, and logged as `probe_knn_accuracy` and `probe_linear_accuracy`; the
     metrics of the evaluation have them as `eval_probe_...`, so that `metric_for_best_model` can name them. Draws
     `probe.png`. The course of the training is the same as without.
 
     Args:
         trainer: The trainer that it is added to, which logs.
-        train_dataset: Labelled images to fit to, without augmentation.
-        test_dataset: Labelled images to measure on.
+        train_dataset: Labeled images to fit to, without augmentation.
+        test_dataset: Labeled images to measure on.
         num_classes: Number of classes of their labels.
         num_images: Images to use of each at most, spread evenly over it.
         every: Measure at every such evaluation: 1 for all.
         layer: Hidden state to take features of; None for the encoder's output.
         pooling: How features are pooled, as in `extract_features`.
-        k: Number of neighbours.
+        k: Number of neighbors.
 
     Raises:
         ValueError: If the layer or the pooling does not fit the encoder, or `every` is not positive.
@@ -142,8 +142,8 @@ class ProbeCallback(TrainerCallback):
     def __init__(
         self,
         trainer: Trainer,
-        train_dataset: LabelledImageDataset,
-        test_dataset: LabelledImageDataset,
+        train_dataset: LabeledImageDataset,
+        test_dataset: LabeledImageDataset,
         num_classes: int,
         num_images: int = 2000,
         every: int = 1,
@@ -184,9 +184,9 @@ class ProbeCallback(TrainerCallback):
         if state.is_world_process_zero:
             (train, test), (labels, test_labels) = features, (part.labels for part in self.parts)
             data = (train, labels, test, test_labels, self.num_classes)
-            neighbours = knn(*data, k=self.k, device=args.device)
+            neighbors = knn(*data, k=self.k, device=args.device)
             linear = linear_probe(*data, penalties=[PENALTY], device=args.device)
-            results = [{"probe_knn_accuracy": neighbours.accuracy, "probe_linear_accuracy": linear.accuracy}]
+            results = [{"probe_knn_accuracy": neighbors.accuracy, "probe_linear_accuracy": linear.accuracy}]
         broadcast_object_list(results)
         # A copy, for Trainer adds the epoch to what it logs.
         self.trainer.log(dict(results[0]))
@@ -209,7 +209,7 @@ class ProbeCallback(TrainerCallback):
 class _ProbeImages:
     """Some of the images of a data set, kept after they were first read if they are small."""
 
-    def __init__(self, dataset: LabelledImageDataset, num_images: int):
+    def __init__(self, dataset: LabeledImageDataset, num_images: int):
         indices = evenly_spaced(len(dataset), num_images)
         self.images = Subset(dataset, indices)
         rows = dataset.images.select(indices)

@@ -18,7 +18,7 @@ from ..hub.provenance import RunOrigin
 from .run_facts import CardFacts, held_out_images, measured_after, render_training, session_time
 
 # Figures by the names that metrics have here: title in the card, and type for the metadata where there is one.
-FIGURES = {
+CLASSIFICATION_FIGURES = {
     "accuracy": ("accuracy", "accuracy"),
     "top5_accuracy": ("top-5 accuracy", "accuracy"),
     "balanced_accuracy": ("balanced accuracy", "accuracy"),
@@ -38,7 +38,7 @@ def classification_card(trainer: Any) -> ModelCard:
     """Render the card of a classifier, of what its training has done so far.
 
     Args:
-        trainer: Its trainer, whose data sets are `LabelledImageDataset`.
+        trainer: Its trainer, whose data sets are `LabeledImageDataset`.
 
     Returns:
         The card; `save` writes it.
@@ -104,7 +104,9 @@ def _metrics(trainer: Any) -> dict[str, float]:
 def _entries(metrics: dict[str, float], origin: RunOrigin) -> list[EvalResult]:
     if origin.evaluation is None:
         return []
-    found = [(title, kind, metrics[key]) for key, (title, kind) in FIGURES.items() if kind and key in metrics]
+    found = [
+        (title, kind, metrics[key]) for key, (title, kind) in CLASSIFICATION_FIGURES.items() if kind and key in metrics
+    ]
     return [result_entry(origin.evaluation, title, value, kind) for title, kind, value in found]
 
 
@@ -119,7 +121,7 @@ def _task(kind: str, num_classes: int) -> str:
 def _results(metrics: dict[str, float]) -> Table:
     return {
         title: f"**{metrics[key]:.1%}**" if key in SHARES else f"{metrics[key]:.4g}"
-        for key, (title, _) in FIGURES.items()
+        for key, (title, _) in CLASSIFICATION_FIGURES.items()
         if key in metrics
     }
 
@@ -154,8 +156,8 @@ def _changes(trainer: Any) -> Table:
     mixing: Any = trainer.data_collator
     table: Table = {}
     if augmentation is not None:
-        jitter = f"colour jitter of {augmentation.color_jitter:g}" if augmentation.color_jitter else None
-        table["colours"] = f"RandAugment `{augmentation.rand_augment}`" if augmentation.rand_augment else jitter
+        jitter = f"color jitter of {augmentation.color_jitter:g}" if augmentation.color_jitter else None
+        table["colors"] = f"RandAugment `{augmentation.rand_augment}`" if augmentation.rand_augment else jitter
         table["random erasing"] = f"{augmentation.random_erasing:.0%}" if augmentation.random_erasing else None
     for title, name in (("mixup", "mixup_alpha"), ("CutMix", "cutmix_alpha"), ("label smoothing", "label_smoothing")):
         value = getattr(mixing, name, None)

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from ..model.encoder_stages import encoder_layers
 
 # Schedules of the released code, beside those of transformers.
-RELEASED_SCHEDULES = ("released_cosine", "released_multistep")
+SIMMIM_SCHEDULES = ("simmim_cosine", "simmim_multistep")
 # What compiling and sharding put into the names of parameters.
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
@@ -25,25 +25,25 @@ def create_optimizers(
     arguments: TrainingArguments,
     num_training_steps: int,
     layer_decay: float = 1.0,
-    as_released: bool = True,
+    official: bool = True,
 ) -> tuple[torch.optim.Optimizer, LRScheduler]:
     """Make what `Trainer(optimizers=...)` takes.
 
     Args:
         model: A SimMIM model, or one that has a SimMIM model in it, such as UperNet with our backbone.
-        arguments: Their optimiser, learning rate, weight decay and schedule are used.
+        arguments: Their optimizer, learning rate, weight decay and schedule are used.
         num_training_steps: Updates of the whole run, as `planned_steps` tells.
         layer_decay: As in `parameter_groups`.
-        as_released: As in `parameter_groups`.
+        official: As in `parameter_groups`.
 
     Returns:
-        Optimiser and schedule. The first group has the full learning rate, which is what Trainer logs.
+        Optimizer and schedule. The first group has the full learning rate, which is what Trainer logs.
 
     Raises:
         ValueError: If the schedule's options do not fit.
     """
     optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)  # type: ignore[arg-type]
-    groups = parameter_groups(model, options["lr"], arguments.weight_decay, layer_decay, as_released)
+    groups = parameter_groups(model, options["lr"], arguments.weight_decay, layer_decay, official)
     optimizer = optimizer_class(groups, **options)
     return optimizer, create_schedule(optimizer, arguments, num_training_steps)
 
@@ -53,7 +53,7 @@ def parameter_groups(
     learning_rate: float,
     weight_decay: float,
     layer_decay: float = 1.0,
-    as_released: bool = True,
+    official: bool = True,
 ) -> list[dict[str, Any]]:
     """Groups of trained parameters by depth, each with a learning rate of its own.
 
@@ -65,10 +65,10 @@ def parameter_groups(
         learning_rate: Peak of the rate of the heads.
         weight_decay: Weight decay of the parameters that `decay_parameter_names` names; the others have none.
         layer_decay: Factor in (0, 1] from each layer to the one below it; 1 for the same rate everywhere.
-        as_released: As in `decay_parameter_names`.
+        official: As in `decay_parameter_names`.
 
     Returns:
-        Groups for a torch optimiser, from the heads down, with the keys `params`, `lr`, `lr_scale`, `weight_decay` and
+        Groups for a torch optimizer, from the heads down, with the keys `params`, `lr`, `lr_scale`, `weight_decay` and
         `name`, such as `layer_3_decay`.
 
     Raises:
@@ -78,7 +78,7 @@ def parameter_groups(
     """
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay={layer_decay} must be in (0, 1], such as 0.9 for Swin-B.")
-    decayed = set(decay_parameter_names(model, as_released))
+    decayed = set(decay_parameter_names(model, official))
     depths, top = _depths(model) if layer_decay < 1 else ({}, 0)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -142,14 +142,14 @@ def _depth_of(name: str, depths: dict[str, int], top: int) -> int:
     return top
 
 
-def decay_parameter_names(model: nn.Module, as_released: bool = True) -> list[str]:
+def decay_parameter_names(model: nn.Module, official: bool = True) -> list[str]:
     """Names of the parameters that weight decay pulls on: the weights of linear layers and convolutions.
 
     Biases, norms, tokens, positions, relative position tables and what stands in their place have none.
 
     Args:
         model: Any model.
-        as_released: Whether to decay what the released code decays by mistake, too: in pre-training relative position
+        official: Whether to decay what the released code decays by mistake, too: in pre-training relative position
             tables, SwinV2's logit scales and its MLP of positions, and the mask token of the ViT, for the names that
             were to be spared have a prefix too many; in fine-tuning the ViT's relative position tables. The published
             results were got this way.
@@ -165,14 +165,14 @@ def decay_parameter_names(model: nn.Module, as_released: bool = True) -> list[st
         if isinstance(module, nn.Embedding)
     }
     is_pretraining = any(_plain(name).endswith("mask_token") for name, _ in model.named_parameters())
-    kinds = {module.config.encoder_config.model_type for _, module in _simmim_models(model)} if as_released else set()
+    kinds = {module.config.encoder_config.model_type for _, module in _simmim_models(model)} if official else set()
     names = []
     for name, parameter in model.named_parameters():
         last = name.rpartition(".")[2]
         is_spared = parameter.ndim <= 1 or not last.endswith("weight") or name in embeddings
         if "continuous_position_bias_mlp" in name:
             is_spared = True
-        if as_released and parameter.ndim > 1 and last != "bias":
+        if official and parameter.ndim > 1 and last != "bias":
             is_table = last == "relative_position_bias_table"
             if is_pretraining:
                 is_scale = last == "logit_scale" or "continuous_position_bias_mlp" in name
@@ -191,15 +191,15 @@ def _plain(name: str) -> str:
     return name
 
 
-class ReleasedSchedule(LRScheduler):
+class SimMIMSchedule(LRScheduler):
     """The released schedules, update by update.
 
     A linear warm-up from `warmup_lr`, then a cosine to `min_lr`, or steps. The warm-up is part of the cosine, so that
     the rate falls below its peak when it ends. `warmup_lr` and `min_lr` are the same for all groups.
 
     Args:
-        optimizer: The optimiser, whose groups have their peak rates.
-        kind: "released_cosine" or "released_multistep".
+        optimizer: The optimizer, whose groups have their peak rates.
+        kind: "simmim_cosine" or "simmim_multistep".
         num_training_steps: Updates of the whole run.
         num_warmup_steps: Updates of the warm-up.
         warmup_lr: Rate that the warm-up begins with.
@@ -237,7 +237,7 @@ class ReleasedSchedule(LRScheduler):
     def _rate(self, step: int, peak: float) -> float:
         if step < self.num_warmup_steps:
             return self.warmup_lr + step * (peak - self.warmup_lr) / self.num_warmup_steps
-        if self.kind == "released_multistep":
+        if self.kind == "simmim_multistep":
             return peak * self.gamma ** bisect.bisect_right(self.milestones, step)
         if step >= self.num_training_steps:
             return self.min_lr
@@ -254,8 +254,8 @@ def create_schedule(
     """The schedule that training arguments name: one of the released code, or one of transformers.
 
     Args:
-        optimizer: The optimiser, whose groups have their peak rates.
-        arguments: `lr_scheduler_type`, which may be one of `RELEASED_SCHEDULES`, `warmup_steps` (updates, or a share of
+        optimizer: The optimizer, whose groups have their peak rates.
+        arguments: `lr_scheduler_type`, which may be one of `SIMMIM_SCHEDULES`, `warmup_steps` (updates, or a share of
             all below 1), `learning_rate` and `lr_scheduler_kwargs`. Those of the released ones are `warmup_lr_rate`
             (0.005) and `min_lr_rate` (0.05), shares of the learning rate, and `milestones` ([0.875]), shares of the
             run, and `gamma` (0.1).
@@ -270,7 +270,7 @@ def create_schedule(
     kind = getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)
     options: dict[str, Any] = dict(arguments.lr_scheduler_kwargs or {})  # type: ignore[arg-type]
     warmup_steps = warmup_updates(arguments, num_training_steps)
-    if kind not in RELEASED_SCHEDULES:
+    if kind not in SIMMIM_SCHEDULES:
         try:
             return get_scheduler(kind, optimizer, warmup_steps, num_training_steps, options)
         except TypeError as error:
@@ -279,7 +279,7 @@ def create_schedule(
                 " or {} for none."
             ) from error
     shape: dict[str, Any] = {"warmup_lr_rate": 0.005}
-    shape |= {"min_lr_rate": 0.05} if kind == "released_cosine" else {"milestones": [0.875], "gamma": 0.1}
+    shape |= {"min_lr_rate": 0.05} if kind == "simmim_cosine" else {"milestones": [0.875], "gamma": 0.1}
     for name in options:
         if name not in shape:
             raise ValueError(
@@ -294,7 +294,7 @@ def create_schedule(
         if not 0 <= share <= 1:
             raise ValueError(f"lr_scheduler_kwargs: {name}={share} must be a share between 0 and 1.")
     peak = arguments.learning_rate
-    return ReleasedSchedule(
+    return SimMIMSchedule(
         optimizer,
         kind,
         num_training_steps,

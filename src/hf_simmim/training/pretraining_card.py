@@ -32,7 +32,7 @@ COLUMN_MEANINGS = {
 }
 # Options of components that have no room in a table.
 LONG_OPTIONS = ("centers", "model_config", "image_mean", "image_std")
-PROBES = {"probe_linear_accuracy": "linear probe", "probe_knn_accuracy": "k-NN"}
+PROBE_FIGURES = {"probe_linear_accuracy": "linear probe", "probe_knn_accuracy": "k-NN"}
 
 
 def pretraining_card(trainer: Any) -> ModelCard:
@@ -100,9 +100,11 @@ def probe_results(log: Sequence[dict[str, Any]], origin: RunOrigin) -> list[Eval
     """Entries of the model index: the last accuracies of the probes."""
     if origin.evaluation is None:
         return []
-    last = {key: last_entry(log, key) for key in PROBES}
+    last = {key: last_entry(log, key) for key in PROBE_FIGURES}
     return [
-        result_entry(origin.evaluation, name, last[key][key]) for key, name in PROBES.items() if last[key] is not None
+        result_entry(origin.evaluation, name, last[key][key])
+        for key, name in PROBE_FIGURES.items()
+        if last[key] is not None
     ]
 
 
@@ -171,7 +173,7 @@ def _results(trainer: Any) -> Table:
         error = evaluation.get("eval_masked_l1")
         pixels = f", masked l1 **{error:.2f}** of 255" if error is not None and error == error else ""
         table["held-out loss"] = f"{evaluation['eval_loss']:.4g}{pixels}, {measured_after(trainer, 'eval_loss')}"
-    for key, name in PROBES.items():
+    for key, name in PROBE_FIGURES.items():
         last = last_entry(log, key)
         if last is None:
             continue
@@ -187,8 +189,8 @@ def _results_intro(trainer: Any) -> str:
     parts = []
     if any("masked l1" in str(text) for text in table.values()):
         parts.append("Masked l1 is the mean absolute error of hidden pixels on the scale of 0 to 255.")
-        if trainer.model.target.borrowed:
-            parts.append(f"It is measured with the {trainer.model.target.borrowed} of the original.")
+        if trainer.model.target.decode_uses:
+            parts.append(f"It is measured with the {trainer.model.target.decode_uses} of the original.")
     if any("loss" in title for title in table):
         parts.append(
             "Losses compare runs of the same images, masks and target; they do not say how well the features serve a"
@@ -202,8 +204,8 @@ def _results_intro(trainer: Any) -> str:
         layer = "the encoder's output" if callback.layer is None else f"hidden state {callback.layer}"
         parts.append(
             f"The probes tell {callback.num_classes} classes apart by frozen features ({layer}, pooling"
-            f" `{callback.pooling}`): fitted to {train:,} labelled images, measured on {test:,} others{named}. Of"
-            f" balanced classes chance is {1 / callback.num_classes:.1%}; the k-NN asks {callback.k} neighbours. No"
+            f" `{callback.pooling}`): fitted to {train:,} labeled images, measured on {test:,} others{named}. Of"
+            f" balanced classes chance is {1 / callback.num_classes:.1%}; the k-NN asks {callback.k} neighbors. No"
             " label trained the encoder."
         )
     return " ".join(parts)
@@ -216,8 +218,10 @@ def _reconstruction(trainer: Any) -> dict[str, str] | None:
     meanings = [f"{name} ({COLUMN_MEANINGS[name]})" for name in DRAWN_COLUMNS]
     evaluation = last_entry(trainer.state.log_history, "eval_loss")
     when = f" {measured_after(trainer, 'eval_loss')}" if evaluation is not None else ""
-    borrowed = trainer.model.target.borrowed
-    helped = f" Predictions are drawn with the {borrowed} of the original, and look better for it." if borrowed else ""
+    decode_uses = trainer.model.target.decode_uses
+    helped = (
+        f" Predictions are drawn with the {decode_uses} of the original, and look better for it." if decode_uses else ""
+    )
     return {
         "alt": " | ".join(DRAWN_COLUMNS),
         "caption": f"Held-out images{when}, from left to right: {', '.join(meanings)}.{helped}",

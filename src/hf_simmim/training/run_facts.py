@@ -25,7 +25,7 @@ from ..hub.card import (
     versions_table,
 )
 from ..hub.provenance import RunOrigin
-from .optimization import ReleasedSchedule, create_schedule, images_per_step, planned_steps, warmup_updates
+from .optimization import SimMIMSchedule, create_schedule, images_per_step, planned_steps, warmup_updates
 
 
 def total_steps(trainer: Any) -> int:
@@ -144,7 +144,7 @@ def held_out_images(trainer: Any) -> str:
 
 
 def optimization_table(arguments: TrainingArguments, num_steps: int) -> Table:
-    """Optimiser, batch and rates as they were in effect.
+    """Optimizer, batch and rates as they were in effect.
 
     Args:
         arguments: Of the training.
@@ -189,10 +189,10 @@ def _schedule(arguments: Any, num_steps: int) -> str:
     peak, warmup = float(arguments.learning_rate), warmup_updates(arguments, num_steps)
     schedule: Any = create_schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=peak), arguments, num_steps)
     start = end = milestones = None
-    if isinstance(schedule, ReleasedSchedule):
+    if isinstance(schedule, SimMIMSchedule):
         start = schedule.warmup_lr
-        end = schedule.min_lr if schedule.kind == "released_cosine" else None
-        milestones = schedule.milestones if schedule.kind == "released_multistep" else None
+        end = schedule.min_lr if schedule.kind == "simmim_cosine" else None
+        milestones = schedule.milestones if schedule.kind == "simmim_multistep" else None
     elif isinstance(schedule, LambdaLR):
         start, end = (peak * float(schedule.lr_lambdas[0](step)) for step in (0, num_steps))
     parts = [f"`{name}`"]

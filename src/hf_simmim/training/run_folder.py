@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
 from ..hub.snapshots import RESULTS
-from .arguments import ReleasedTrainingArguments
+from .arguments import SimMIMTrainingArguments
 
 RUN_FILE = "run.json"
 # Config keys that saving rewrites; ignored when runs are compared.
@@ -51,7 +51,7 @@ def stable_settings(config: Any) -> dict[str, Any]:
     return {key: value for key, value in config.to_dict().items() if key not in VOLATILE_KEYS}
 
 
-def begin_run(arguments: ReleasedTrainingArguments, settings: dict[str, Any], pictures: Sequence[str] = ()) -> None:
+def begin_run(arguments: SimMIMTrainingArguments, settings: dict[str, Any], pictures: Sequence[str] = ()) -> None:
     """Write `run.json`, when all that can be refused has been; with `restart` delete the earlier run, and not before.
 
     Args:
@@ -103,7 +103,7 @@ def model_digest(checkpoint: str, with_weights: bool) -> str | None:
     return content.hexdigest()
 
 
-def prepare_output_dir(arguments: ReleasedTrainingArguments) -> Path | None:
+def prepare_output_dir(arguments: SimMIMTrainingArguments) -> Path | None:
     """Make sure that results can be written, and find the checkpoint to go on from.
 
     Args:
@@ -197,7 +197,7 @@ def _flaw(folder: Path) -> str | None:
 RECORD_FILE = "done.json"
 
 
-class NotedRun:
+class RunRecord:
     """A run, and what is noted of it in its folder.
 
     Args:

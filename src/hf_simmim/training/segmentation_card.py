@@ -21,7 +21,10 @@ from ..hub.provenance import RunOrigin
 from .run_facts import CardFacts, held_out_images, measured_after, render_training, session_time
 
 # Figures by the names that metrics have here: title in the card, and type for the metadata.
-FIGURES = {"eval_mean_iou": ("mean IoU", "mean_iou"), "eval_pixel_accuracy": ("pixel accuracy", "accuracy")}
+SEGMENTATION_FIGURES = {
+    "eval_mean_iou": ("mean IoU", "mean_iou"),
+    "eval_pixel_accuracy": ("pixel accuracy", "accuracy"),
+}
 PICTURE = "segmentation.png"
 
 
@@ -62,7 +65,11 @@ def segmentation_card(trainer: Any) -> ModelCard:
                 "class_names": names,
                 "short_side": dataset.short_side,
                 "results_intro": _results_intro(trainer) if metrics else "",
-                "results": {title: f"**{metrics[key]:.1%}**" for key, (title, _) in FIGURES.items() if key in metrics},
+                "results": {
+                    title: f"**{metrics[key]:.1%}**"
+                    for key, (title, _) in SEGMENTATION_FIGURES.items()
+                    if key in metrics
+                },
                 "class_results": _class_table(trainer) if metrics else {},
                 "pictures": [
                     {
@@ -83,7 +90,7 @@ def _entries(metrics: dict[str, float], origin: RunOrigin) -> list[EvalResult]:
         return []
     return [
         result_entry(origin.evaluation, title, metrics[key], kind, task="image-segmentation")
-        for key, (title, kind) in FIGURES.items()
+        for key, (title, kind) in SEGMENTATION_FIGURES.items()
         if key in metrics
     ]
 
@@ -120,7 +127,7 @@ def _data_table(trainer: Any) -> Table:
         "crops": f"{height} x {width} px (height x width), at {listed(list(dataset.scales))} times that size"
         + (f", no class more than {share:.0%} of one where such a crop is found" if share < 1 else ""),
         "flips": "50% left to right",
-        "colours": "distorted at random, of RGB images of 8 bits" if dataset.pixels.num_channels == 3 else None,
+        "colors": "distorted at random, of RGB images of 8 bits" if dataset.pixels.num_channels == 3 else None,
         "pixels without a class": f"those of {dataset.labels.ignore_index}"
         + (" and of 0" if dataset.labels.reduce_labels else ""),
         **pixels_table(trainer.processing_class, dataset.pixels.num_channels),

@@ -272,7 +272,7 @@ class SimMIMTrainer(RunTrainer):
         keys = ("pixel_values", "bool_masked_pos", "pixel_mask")
         count = torch.stack(
             [
-                self.model.num_hidden_pixels(**{key: batch[key] for key in keys if key in batch}).to(device)
+                self.model.num_masked_pixels(**{key: batch[key] for key in keys if key in batch}).to(device)
                 for batch in batch_samples
             ]
         ).sum()
@@ -326,7 +326,7 @@ class SimMIMTrainer(RunTrainer):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters that weight decay pulls on, as `decay_parameter_names` tells."""
-        return decay_parameter_names(model, getattr(self.args, "as_released", True))
+        return decay_parameter_names(model, getattr(self.args, "official", True))
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """The schedule that the arguments name, which may be a released one."""

@@ -14,16 +14,16 @@ from PIL import Image, ImageDraw, ImageFont
 from .pictures import ERROR_LIMIT, error_pictures, font_for
 
 SEGMENTATION_COLUMNS = ("image", "annotation", "prediction")
-NO_CLASS_GREY = 160
+NO_CLASS_GRAY = 160
 
 
-def class_colours(count: int) -> np.ndarray:
-    """A colour for each class, uint8 (count, 3): hues a golden angle apart, in turns bright and dark."""
-    colours = [
+def class_colors(count: int) -> np.ndarray:
+    """A color for each class, uint8 (count, 3): hues a golden angle apart, in turns bright and dark."""
+    colors = [
         colorsys.hsv_to_rgb(0.618034 * index % 1, (0.85, 0.55)[index // 2 % 2], (1.0, 0.65)[index % 2])
         for index in range(count)
     ]
-    return (np.array(colours) * 255).round().astype(np.uint8)
+    return (np.array(colors) * 255).round().astype(np.uint8)
 
 
 def draw_segmentations(
@@ -33,11 +33,11 @@ def draw_segmentations(
     class_names: Sequence[str],
     side: int = 224,
 ) -> Image.Image:
-    """Draw image | annotation | prediction, one image a row, above the colours of the classes that are seen.
+    """Draw image | annotation | prediction, one image a row, above the colors of the classes that are seen.
 
     Args:
         pictures: uint8 arrays (h, w, 3).
-        annotations: Class ids (H, W); what is no class is grey, in the prediction too.
+        annotations: Class ids (H, W); what is no class is gray, in the prediction too.
         predictions: Class ids (H, W).
         class_names: Name of each class.
         side: Longer side of a drawn image in pixels.
@@ -45,7 +45,7 @@ def draw_segmentations(
     Returns:
         The picture.
     """
-    colours = np.vstack([class_colours(len(class_names)), np.full((1, 3), NO_CLASS_GREY, np.uint8)])
+    colors = np.vstack([class_colors(len(class_names)), np.full((1, 3), NO_CLASS_GRAY, np.uint8)])
     gap, header = 6, 22
     font = font_for(class_names, 13)
     rows, seen = [], set()
@@ -58,10 +58,10 @@ def draw_segmentations(
         for ids in (annotation, prediction):
             shown = np.where(is_class, ids, len(class_names))
             seen |= set(np.unique(shown).tolist())
-            cells.append(Image.fromarray(colours[shown]).resize(size, Image.Resampling.NEAREST))
+            cells.append(Image.fromarray(colors[shown]).resize(size, Image.Resampling.NEAREST))
         rows.append(cells)
     names = [*class_names, "no class"]
-    legend = [(names[index], tuple(colours[index].tolist())) for index in sorted(seen)]
+    legend = [(names[index], tuple(colors[index].tolist())) for index in sorted(seen)]
     total_width = len(SEGMENTATION_COLUMNS) * (side + gap) + gap
     entry = max(math.ceil(font.getlength(name)) for name, _ in legend) + 30
     columns = max(1, total_width // entry)
@@ -75,9 +75,9 @@ def draw_segmentations(
         for column, cell in enumerate(cells):
             canvas.paste(cell, (gap + column * (side + gap), top))
         top += cells[0].height + gap
-    for number, (name, colour) in enumerate(legend):
+    for number, (name, color) in enumerate(legend):
         left, middle = gap + number % columns * entry, top + number // columns * header + header / 2
-        draw.rectangle((left, middle - 6, left + 12, middle + 6), fill=colour)
+        draw.rectangle((left, middle - 6, left + 12, middle + 6), fill=color)
         draw.text((left + 18, middle), name, fill="black", font=font, anchor="lm")
     return canvas
 
@@ -207,7 +207,7 @@ def _shortened_title(text: str, font: Any, room: float) -> str:
 
 
 def _error_scale(font: Any) -> Image.Image:
-    """The colours of an error map from 0 to ERROR_LIMIT, in a line of text."""
+    """The colors of an error map from 0 to ERROR_LIMIT, in a line of text."""
     before, after = "error of hidden pixels, of 255:  0 ", f" {ERROR_LIMIT} and more"
     start, length = math.ceil(font.getlength(before)), font.size * 10
     scale = Image.new("RGB", (start + length + math.ceil(font.getlength(after)), round(font.size * 1.4)), "white")
@@ -224,9 +224,9 @@ OTHER_COLOR = (0, 0, 0)
 GAP = 6
 
 
-def draw_neighbours(
+def draw_neighbors(
     queries: Sequence[np.ndarray],
-    neighbours: Sequence[Sequence[np.ndarray]],
+    neighbors: Sequence[Sequence[np.ndarray]],
     similarities: torch.Tensor,
     cell: int = 96,
 ) -> Image.Image:
@@ -234,7 +234,7 @@ def draw_neighbours(
 
     Args:
         queries: Pictures, uint8 arrays (H, W, 3).
-        neighbours: Of each the nearest pictures.
+        neighbors: Of each the nearest pictures.
         similarities: Their cosine similarities (Q, k).
         cell: Longer side of a picture in pixels.
 
@@ -242,7 +242,7 @@ def draw_neighbours(
         The picture, a row for each query.
     """
     thumbnails = [
-        [_thumbnail(array, cell) for array in (query, *row)] for query, row in zip(queries, neighbours, strict=True)
+        [_thumbnail(array, cell) for array in (query, *row)] for query, row in zip(queries, neighbors, strict=True)
     ]
     width, height = thumbnails[0][0].size
     font, caption, header = ImageFont.load_default(13), 18, 24
@@ -271,12 +271,12 @@ def draw_neighbours(
 def draw_map(
     points: np.ndarray, pictures: Sequence[np.ndarray], labels: Sequence[str] | None = None, side: int = 1600
 ) -> Image.Image:
-    """Draw images where they lie on a map, framed in the colours of their labels.
+    """Draw images where they lie on a map, framed in the colors of their labels.
 
     Args:
         points: Positions (N, 2) in 0 to 1.
         pictures: uint8 arrays (H, W, 3).
-        labels: Of each; the most frequent ones have a colour.
+        labels: Of each; the most frequent ones have a color.
         side: Of the map in pixels.
 
     Returns:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import ImageFont
 
-MASK_GREY = 128
-# Errors from here on, of 255, have the brightest colour of an error map: always the same, so that maps compare.
+MASK_GRAY = 128
+# Errors from here on, of 255, have the brightest color of an error map: always the same, so that maps compare.
 ERROR_LIMIT = 128
 
 
@@ -31,13 +31,13 @@ def font_for(texts: Iterable[str], size: int) -> Any:
 
 
 def to_pictures(pixel_values: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]) -> np.ndarray:
-    """Undo the normalisation, for the eye.
+    """Undo the normalization, for the eye.
 
     Black is 0 and white is 1 after rescaling, as in pictures. Channels whose mean and standard deviation show another
     range, such as those of satellites, go from black to white within two standard deviations around their mean.
 
     Args:
-        pixel_values: Normalised images of shape (B, C, H, W). Of more than three channels the first three are shown.
+        pixel_values: Normalized images of shape (B, C, H, W). Of more than three channels the first three are shown.
         image_mean: Mean of each channel of rescaled pixels.
         image_std: Standard deviation of each channel.
 
@@ -56,7 +56,7 @@ def to_pictures(pixel_values: torch.Tensor, image_mean: Sequence[float], image_s
 
 
 def error_pictures(error: torch.Tensor) -> np.ndarray:
-    """Colour errors from black over red to pale yellow, evenly for the eye.
+    """Color errors from black over red to pale yellow, evenly for the eye.
 
     Args:
         error: Tensor of shape (B, H, W) of errors from 0 to 255; all above ERROR_LIMIT look alike.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-# Apart for readers who see no colours, too.
+# Apart for readers who see no colors, too.
 ARM_COLORS = {"pre-trained": "#0072b2", "from scratch": "#d55e00"}
 ARM_MARKERS = {"pre-trained": "o", "from scratch": "s"}
 
@@ -16,7 +16,7 @@ def plot_comparison(scores: Mapping[int, Mapping[str, Mapping[int, float]]], pat
     """Draw accuracy over the number of labels: a point for each seed, the mean of each arm, and its spread.
 
     Args:
-        scores: Labelled images in all, to arm, to seed, to accuracy.
+        scores: Labeled images in all, to arm, to seed, to accuracy.
         path: Of the picture.
         title: Above it.
     """
@@ -57,7 +57,7 @@ def plot_comparison(scores: Mapping[int, Mapping[str, Mapping[int, float]]], pat
     axes.set_xticks(range(len(budgets)), [f"{budget:,}" for budget in budgets])
     axes.set_xlim(-0.5, len(budgets) - 0.5)
     axes.margins(y=0.15)
-    axes.set_xlabel("labelled images")
+    axes.set_xlabel("labeled images")
     axes.set_ylabel("accuracy on held-out images, %")
     axes.grid(alpha=0.3)
     axes.legend(loc="best", frameon=False, title="mean ± standard deviation of the seeds", title_fontsize=8)
@@ -86,7 +86,7 @@ def plot_losses(log_history: Sequence[dict[str, float]], path: Path) -> None:
     axes.set_ylabel("loss")
     axes.grid(alpha=0.3)
     rates = axes.twinx()
-    rates.plot(*_over_steps(log_history, "learning_rate"), color="tab:grey", linestyle=":", label="learning rate")
+    rates.plot(*_over_steps(log_history, "learning_rate"), color="tab:gray", linestyle=":", label="learning rate")
     rates.set_ylabel("learning rate")
     rates.set_ylim(bottom=0)
     lines = [*axes.get_lines(), *rates.get_lines()]
@@ -107,7 +107,7 @@ def plot_probe(log_history: Sequence[dict[str, float]], path: Path) -> None:
     axes = figure.add_subplot()
     for key, name, color in (
         ("probe_linear_accuracy", "linear probe", "tab:blue"),
-        ("probe_knn_accuracy", "nearest neighbours", "tab:orange"),
+        ("probe_knn_accuracy", "nearest neighbors", "tab:orange"),
     ):
         steps, values = _over_steps(log_history, key)
         axes.plot(steps, values, label=name, color=color, marker="o", markersize=3)
@@ -147,7 +147,7 @@ def plot_layers(layers: Sequence[str], series: dict[str, list[list[float]]], pat
     for index, (name, accuracies) in enumerate(series.items()):
         means = [float(np.mean(values)) for values in accuracies]
         spreads = [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in accuracies]
-        # The two probes keep their colours; what is drawn after the first two is the control.
+        # The two probes keep their colors; what is drawn after the first two is the control.
         line, marker = ("-", "o") if index < 2 else (":", "s")
         axes.errorbar(
             positions,
@@ -200,7 +200,7 @@ def row_shares(matrix: np.ndarray) -> np.ndarray:
 
 
 def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -> None:
-    """Draw a confusion matrix: colours are shares of the true class.
+    """Draw a confusion matrix: colors are shares of the true class.
 
     Up to 20 classes the counts stand in the cells; of more classes the most confused pairs are listed beside.
 

@@ -30,14 +30,14 @@ from .transforms import Box, as_tensor, center_box, crop_and_resize, normalize, 
 
 logger = logging.get_logger(__name__)
 
-# Of the released evaluation: resized to 256/224 of the size, of which the centre is cut out.
+# Of the released evaluation: resized to 256/224 of the size, of which the center is cut out.
 CROP_RATIO = 224 / 256
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "eval"}
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelledImages:
-    """Images and what they are labelled with.
+class LabeledImages:
+    """Images and what they are labeled with.
 
     Args:
         rows: `name`, undecoded `image` and `label`: the index of a class, a list of K zeros and ones where an image may
@@ -64,11 +64,11 @@ class LabelledImages:
         is_single = isinstance(self.rows.features["label"], Value)
         return "single_label_classification" if is_single else "multi_label_classification"
 
-    def select(self, indices: Sequence[int]) -> "LabelledImages":
+    def select(self, indices: Sequence[int]) -> "LabeledImages":
         """Some of the rows, with the same classes."""
-        return LabelledImages(self.rows.select(indices), self.class_names)
+        return LabeledImages(self.rows.select(indices), self.class_names)
 
-    def with_classes(self, class_names: Sequence[str] | None) -> "LabelledImages":
+    def with_classes(self, class_names: Sequence[str] | None) -> "LabeledImages":
         """The same images, with labels that count in other classes: those of the training images.
 
         Args:
@@ -94,12 +94,12 @@ class LabelledImages:
         position = {name: index for index, name in enumerate(class_names)}
         mapping = {old: position[name] for old, name in enumerate(self.class_names) if name in position}
         if is_single:
-            return LabelledImages(_with_labels(self.rows, [mapping[label] for label in labels]), list(class_names))
+            return LabeledImages(_with_labels(self.rows, [mapping[label] for label in labels]), list(class_names))
         chosen = [[mapping[int(index)] for index in np.flatnonzero(label)] for label in labels]
-        return LabelledImages(_with_labels(self.rows, indicators(chosen, len(class_names))), list(class_names))
+        return LabeledImages(_with_labels(self.rows, indicators(chosen, len(class_names))), list(class_names))
 
 
-def load_labelled_images(
+def load_labeled_images(
     folder: str | Path | None = None,
     dataset_name: str | None = None,
     dataset_config: str | None = None,
@@ -107,7 +107,7 @@ def load_labelled_images(
     split: str = "train",
     image_column: str | None = None,
     label_column: str | None = None,
-) -> LabelledImages:
+) -> LabeledImages:
     """Load images and their labels from a folder, the Hub, or parquet and webdataset shards, images undecoded.
 
     A folder has one sub-folder for each class; what is nested in it belongs to the class. In a data set, a column of
@@ -148,10 +148,10 @@ def load_labelled_images(
     if not kept:
         raise ValueError(f"None of {len(labels)} images has a label in column {label_column!r}. Name another column.")
     rows = _with_labels(rows, labels)
-    return LabelledImages(rows if len(kept) == len(labels) else rows.select(kept), class_names)
+    return LabeledImages(rows if len(kept) == len(labels) else rows.select(kept), class_names)
 
 
-def _load_folder(folder: Path) -> LabelledImages:
+def _load_folder(folder: Path) -> LabeledImages:
     paths = image_paths(folder)
     places = [Path(path).relative_to(folder).parts for path in paths]
     loose = ["/".join(parts) for parts in places if len(parts) == 1]
@@ -167,7 +167,7 @@ def _load_folder(folder: Path) -> LabelledImages:
             f" them, such as {folder / class_names[0]}."
         )
     position = {name: index for index, name in enumerate(class_names)}
-    return LabelledImages(_with_labels(folder_rows(paths), [position[parts[0]] for parts in places]), class_names)
+    return LabeledImages(_with_labels(folder_rows(paths), [position[parts[0]] for parts in places]), class_names)
 
 
 def _with_labels(rows: Dataset, labels: list[Any]) -> Dataset:
@@ -181,16 +181,16 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-class LabelledImageDataset(ImageDataset):
+class LabeledImageDataset(ImageDataset):
     """Images as a classifier takes them, with their labels.
 
     With `augmentation` what happens to an image is a function of (seed, epoch, index) alone, whatever the workers; tell
     the epoch with `set_epoch`, or have `EpochCallback` do it. Images that cannot be read are replaced by others,
-    label and all. Without, for evaluation, the centre of the image is taken, and one that cannot be read is an error:
+    label and all. Without, for evaluation, the center of the image is taken, and one that cannot be read is an error:
     try them early with `check_images`.
 
     Args:
-        rows: Rows of `LabelledImages`.
+        rows: Rows of `LabeledImages`.
         image_size: (height, width) of the result, in pixels.
         num_channels: Channels C that the model takes.
         image_mean: Mean of each channel, of rescaled pixels.
@@ -199,7 +199,7 @@ class LabelledImageDataset(ImageDataset):
         augmentation: What to change at random; None for evaluation.
         seed: Seed of the augmentation.
         nodata: Pixels of which all channels are this number in the file are none.
-        crop_ratio: Side of the evaluated centre, as a share of the largest crop of its proportions: 1 for all of that,
+        crop_ratio: Side of the evaluated center, as a share of the largest crop of its proportions: 1 for all of that,
             None for 0.875, the released evaluation's.
         resample: Pillow's interpolation.
 
@@ -249,7 +249,7 @@ class LabelledImageDataset(ImageDataset):
             index: Which image.
 
         Returns:
-            `pixel_values` float32 (C, H, W), normalised, with the mean of the channel where pixels are none; `labels`,
+            `pixel_values` float32 (C, H, W), normalized, with the mean of the channel where pixels are none; `labels`,
             as the row has it; and `key`, which tells `MixingCollator` what to draw: nothing in evaluation.
 
         Raises:
@@ -268,13 +268,13 @@ class LabelledImageDataset(ImageDataset):
         return {"pixel_values": values, "labels": row["label"], "key": f"{epoch}:{index}"}
 
     def whole(self, row: dict[str, Any]) -> torch.Tensor:
-        """An image as it is evaluated: its centre, nothing at random.
+        """An image as it is evaluated: its center, nothing at random.
 
         Args:
             row: `name` and undecoded `image`; no label is needed.
 
         Returns:
-            Normalised pixel values (C, H, W), float32.
+            Normalized pixel values (C, H, W), float32.
 
         Raises:
             NoReadableImageError: If it cannot be read.
@@ -297,8 +297,8 @@ class LabelledImageDataset(ImageDataset):
         return normalize(pixels[None], self.image_mean, self.image_std, self.rescale_factor)[0]
 
 
-class WholeImageDataset(LabelledImageDataset):
-    """Images without labels as a classifier is evaluated on them; arguments as in `LabelledImageDataset`."""
+class WholeImageDataset(LabeledImageDataset):
+    """Images without labels as a classifier is evaluated on them; arguments as in `LabeledImageDataset`."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One sample.
@@ -307,7 +307,7 @@ class WholeImageDataset(LabelledImageDataset):
             index: Which image.
 
         Returns:
-            `index`, and `pixel_values` float32 (C, H, W), normalised; or in its place `reason`, why it cannot be read.
+            `index`, and `pixel_values` float32 (C, H, W), normalized; or in its place `reason`, why it cannot be read.
         """
         try:
             return {"index": index, "pixel_values": self.whole(self.images[index])}

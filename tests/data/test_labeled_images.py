@@ -1,4 +1,4 @@
-"""Labelled images: classes found, images divided, and samples that depend on seed, epoch and index alone."""
+"""Labeled images: classes found, images divided, and samples that depend on seed, epoch and index alone."""
 
 import io
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from hf_simmim.data.augmentation import Augmentation
-from hf_simmim.data.labelled_images import LabelledImageDataset, load_labelled_images
+from hf_simmim.data.labeled_images import LabeledImageDataset, load_labeled_images
 from hf_simmim.data.mixing import MixingCollator
 from hf_simmim.data.reading import NoReadableImageError, check_images
 from hf_simmim.data.transforms import crop_and_resize
@@ -50,12 +50,12 @@ def save_table(folder: Path, feature, values, **others) -> str:
     return str(folder / "saved")
 
 
-def make_dataset(rows, **kwargs) -> LabelledImageDataset:
-    return LabelledImageDataset(rows, **{"image_size": (24, 32), "num_channels": 3} | STATISTICS | kwargs)
+def make_dataset(rows, **kwargs) -> LabeledImageDataset:
+    return LabeledImageDataset(rows, **{"image_size": (24, 32), "num_channels": 3} | STATISTICS | kwargs)
 
 
 def test_folder(folder):
-    images = load_labelled_images(folder)
+    images = load_labeled_images(folder)
     assert images.class_names == ["cat", "dog"]
     assert images.problem_type == "single_label_classification"
     found = {Path(row["name"]).stem: row["label"] for row in images.rows}
@@ -67,16 +67,16 @@ def test_folder(folder):
 def test_folder_errors(folder, tmp_path):
     (folder / "loose.png").write_bytes((folder / "cat" / "a.png").read_bytes())
     with pytest.raises(ValueError, match="1 images lie directly in .*loose.png. Move each into a sub-folder"):
-        load_labelled_images(folder)
+        load_labeled_images(folder)
     (folder / "loose.png").unlink()
     (tmp_path / "all").mkdir()
     folder.rename(tmp_path / "all" / "train")
     with pytest.raises(ValueError, match="sub-folders of .* are train, which are splits and not classes"):
-        load_labelled_images(tmp_path / "all")
+        load_labeled_images(tmp_path / "all")
     with pytest.raises(ValueError, match="label_column='x' does nothing in a folder"):
-        load_labelled_images(tmp_path / "all" / "train", label_column="x")
+        load_labeled_images(tmp_path / "all" / "train", label_column="x")
     with pytest.raises(ValueError, match="Name one source of images"):
-        load_labelled_images()
+        load_labeled_images()
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_folder_errors(folder, tmp_path):
     ],
 )
 def test_labels_are_found_by_their_type(feature, values, labels, class_names, tmp_path):
-    images = load_labelled_images(dataset_name=save_table(tmp_path, feature, values))
+    images = load_labeled_images(dataset_name=save_table(tmp_path, feature, values))
     assert images.labels == labels
     assert images.class_names == class_names
     is_single = not isinstance(feature, List)
@@ -105,54 +105,54 @@ def test_labels_are_found_by_their_type(feature, values, labels, class_names, tm
 def test_numbers_are_taken_where_they_are_named(tmp_path):
     name = save_table(tmp_path, Value("float64"), [0.5, None, float("nan"), 2.25])
     with pytest.raises(ValueError, match="0 columns that may be labels among target. Name the one"):
-        load_labelled_images(dataset_name=name)
-    images = load_labelled_images(dataset_name=name, label_column="target")
+        load_labeled_images(dataset_name=name)
+    images = load_labeled_images(dataset_name=name, label_column="target")
     assert (images.labels, images.class_names, images.problem_type) == ([0.5, 2.25], None, "regression")
     assert make_dataset(images.rows)[1]["labels"] == 2.25
 
 
 def test_zeros_and_ones_for_each_class(tmp_path):
     name = save_table(tmp_path / "a", List(Value("float32")), [[0, 1, 1], [1, 0, 0]])
-    images = load_labelled_images(dataset_name=name, label_column="target")
+    images = load_labeled_images(dataset_name=name, label_column="target")
     assert (images.labels, images.class_names) == ([[0, 1, 1], [1, 0, 0]], ["0", "1", "2"])
     name = save_table(tmp_path / "b", List(Value("float32")), [[0, 2], [1, 0]])
     with pytest.raises(ValueError, match="must be a zero or one for each class"):
-        load_labelled_images(dataset_name=name, label_column="target")
+        load_labeled_images(dataset_name=name, label_column="target")
 
 
 def test_several_columns_must_be_told_apart(tmp_path):
     name = save_table(tmp_path, Value("string"), ["a", "b"], other=["c", "c"])
     with pytest.raises(ValueError, match="2 columns that may be labels among target, other"):
-        load_labelled_images(dataset_name=name)
-    assert load_labelled_images(dataset_name=name, label_column="other").class_names == ["c"]
+        load_labeled_images(dataset_name=name)
+    assert load_labeled_images(dataset_name=name, label_column="other").class_names == ["c"]
     with pytest.raises(ValueError, match="no column 'none' of labels. The columns are: target, other"):
-        load_labelled_images(dataset_name=name, label_column="none")
+        load_labeled_images(dataset_name=name, label_column="none")
     name = save_table(tmp_path / "declared", ClassLabel(names=["a", "b"]), [0, 1], other=["c", "c"])
-    assert load_labelled_images(dataset_name=name).class_names == ["a", "b"]
+    assert load_labeled_images(dataset_name=name).class_names == ["a", "b"]
 
 
 def test_no_labels_at_all(tmp_path):
     name = save_table(tmp_path, ClassLabel(names=["a"]), [None, -1])
     with pytest.raises(ValueError, match="None of 2 images has a label in column 'target'"):
-        load_labelled_images(dataset_name=name)
+        load_labeled_images(dataset_name=name)
 
 
 def test_shards(tmp_path):
     path = tmp_path / "a.parquet"
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])})
     Dataset.from_dict({"image": [picture(1), picture(2)], "label": [1, 0]}, features=features).to_parquet(path)
-    assert load_labelled_images(data_files=[str(path)]).labels == [1, 0]
+    assert load_labeled_images(data_files=[str(path)]).labels == [1, 0]
 
 
 def test_classes_of_the_training_images(folder, tmp_path):
-    train = load_labelled_images(folder)
+    train = load_labeled_images(folder)
     name = save_table(tmp_path, Value("string"), ["dog", "dog", "bird"])
-    test = load_labelled_images(dataset_name=name)
+    test = load_labeled_images(dataset_name=name)
     with pytest.raises(ValueError, match="1 classes are not among the 2 that are trained on: bird. Remove"):
         test.with_classes(train.class_names)
     assert test.select([0, 1]).with_classes(train.class_names).labels == [1, 1]
     name = save_table(tmp_path / "several", List(Value("string")), [["dog"], [], ["dog"]])
-    several = load_labelled_images(dataset_name=name).with_classes(["cat", "dog", "eel"])
+    several = load_labeled_images(dataset_name=name).with_classes(["cat", "dog", "eel"])
     assert several.labels == [[0, 1, 0], [0, 0, 0], [0, 1, 0]]
     assert several.class_names == ["cat", "dog", "eel"]
     with pytest.raises(ValueError, match="The others labels are numbers and these are classes"):
@@ -161,14 +161,14 @@ def test_classes_of_the_training_images(folder, tmp_path):
 
 @pytest.mark.parametrize("crop_ratio", [None, 1.0, 0.5])
 @pytest.mark.parametrize("image_size", [(24, 24), (24, 48)])
-def test_evaluation_takes_the_centre(image_size, crop_ratio, tmp_path):
-    """As cutting the centre out of the resized picture; exactly, where the sizes divide."""
+def test_evaluation_takes_the_center(image_size, crop_ratio, tmp_path):
+    """As cutting the center out of the resized picture; exactly, where the sizes divide."""
     path = tmp_path / "cat" / "a.png"
     path.parent.mkdir()
     ramp = np.linspace(0, 255, 256 * 256).reshape(256, 256)
     photo = Image.fromarray(np.stack([ramp, ramp.T, 255 - ramp], axis=-1).astype(np.uint8)).resize((320, 256))
     photo.save(path)
-    sample = make_dataset(load_labelled_images(tmp_path).rows, image_size=image_size, crop_ratio=crop_ratio)[0]
+    sample = make_dataset(load_labeled_images(tmp_path).rows, image_size=image_size, crop_ratio=crop_ratio)[0]
     ratio = crop_ratio or 0.875
     zoom = max(image_size[0] / 256, image_size[1] / 320) / ratio
     resized = photo.resize((round(320 * zoom), round(256 * zoom)), Image.Resampling.BICUBIC)
@@ -183,7 +183,7 @@ def test_evaluation_takes_the_centre(image_size, crop_ratio, tmp_path):
 
 
 def test_small_images_are_enlarged():
-    images = load_labelled_images(dataset_name=str(EMBEDDED_DATA), split="test")
+    images = load_labeled_images(dataset_name=str(EMBEDDED_DATA), split="test")
     assert images.class_names[0] == "T-shirt/top"
     statistics = {"image_mean": (0.3,), "image_std": (0.35,)}
     sample = make_dataset(images.rows, image_size=(32, 32), num_channels=1, crop_ratio=1.0, **statistics)[3]
@@ -211,7 +211,7 @@ def test_arrays_and_missing_pixels(tmp_path):
         path = tmp_path / "water" / f"{index}.npy"
         path.parent.mkdir(exist_ok=True)
         np.save(path, array)
-    rows = load_labelled_images(tmp_path).rows
+    rows = load_labeled_images(tmp_path).rows
     settings = {"num_channels": 5, "image_mean": [1.5] * 5, "image_std": [0.5] * 5, "rescale_factor": 1.0}
     for augmentation in (None, Augmentation(random_erasing=0.0, crop_scale=(0.5, 1.0))):
         dataset = make_dataset(rows, nodata=-1, augmentation=augmentation, **settings)
@@ -225,13 +225,13 @@ def test_arrays_and_missing_pixels(tmp_path):
     path.parent.mkdir(parents=True)
     Image.fromarray(np.full((20, 20), 40000, np.uint16)).save(path)
     one = {"num_channels": 1, "image_mean": [0.0], "image_std": [1.0], "rescale_factor": 1 / 65535}
-    values = make_dataset(load_labelled_images(tmp_path / "deep").rows, **one)[0]["pixel_values"]
+    values = make_dataset(load_labeled_images(tmp_path / "deep").rows, **one)[0]["pixel_values"]
     assert torch.allclose(values, torch.tensor(40000 / 65535), atol=1e-5)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_augmented_samples_are_a_function_of_seed_epoch_and_index(num_workers, folder):
-    rows = load_labelled_images(folder).rows
+    rows = load_labeled_images(folder).rows
     dataset = make_dataset(rows, augmentation=Augmentation(backend="builtin"))
     loader = torch.utils.data.DataLoader(
         dataset, 2, collate_fn=MixingCollator(2), num_workers=num_workers, persistent_workers=num_workers > 0
@@ -252,7 +252,7 @@ def test_augmented_samples_are_a_function_of_seed_epoch_and_index(num_workers, f
 
 
 def test_evaluation_is_the_same_in_every_epoch(folder):
-    dataset = make_dataset(load_labelled_images(folder).rows)
+    dataset = make_dataset(load_labeled_images(folder).rows)
     first = dataset[2]["pixel_values"]
     dataset.set_epoch(5)
     assert torch.equal(dataset[2]["pixel_values"], first)
@@ -274,7 +274,7 @@ class Recorder(nn.Module):
 
 @pytest.mark.parametrize("persistent", [False, True])
 def test_trainer_sees_every_epoch_and_resumes_within_one(persistent, folder, tmp_path):
-    rows = load_labelled_images(folder).rows
+    rows = load_labeled_images(folder).rows
 
     def train(resume=None, **kwargs):
         arguments = TrainingArguments(
@@ -303,7 +303,7 @@ def test_unreadable_images_are_replaced_in_training_only(tmp_path):
     write_photos(tmp_path / "cats", 4)
     write_photos(tmp_path / "dogs", 3, seed=1)
     (tmp_path / "dogs" / "broken.jpg").write_bytes(b"This is no image.\n")
-    images = load_labelled_images(tmp_path)
+    images = load_labeled_images(tmp_path)
     index = next(i for i, row in enumerate(images.rows) if row["name"].endswith("broken.jpg"))
     training = make_dataset(images.rows, augmentation=Augmentation())
     labels = set()
@@ -322,7 +322,7 @@ def test_unreadable_images_are_replaced_in_training_only(tmp_path):
 
 
 def test_dataset_errors(folder):
-    rows = load_labelled_images(folder).rows
+    rows = load_labeled_images(folder).rows
     with pytest.raises(ValueError, match="image_mean has 1 and image_std 3 values for 3 channels"):
         make_dataset(rows, image_mean=[0.5])
     with pytest.raises(ValueError, match=r"crop_ratio=1.5 must be in \(0, 1\]"):
