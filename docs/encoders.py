@@ -1,4 +1,4 @@
-"""Print docs/encoders.md: every vision model of the installed transformers as an encoder, tried out.
+"""Print docs/encoders.md: every vision model of the installed transformers as an encoder, with the checks it passed.
 
     python docs/encoders.py > docs/encoders.md       all of them, about ten minutes on two cores
     python docs/encoders.py vit swin                 some of them
@@ -38,13 +38,13 @@ NUM_LOCATED = 4
 
 @dataclass
 class Verdict:
-    """What became of one model as an encoder."""
+    """Result of trying one model as an encoder."""
 
     name: str
-    refusal: str | None = None
+    rejection: str | None = None
     geometry: Any = None
-    leak: float = float("nan")  # largest change of a feature where pixels under the mask change
-    located: int = 0  # of NUM_LOCATED steps of the feature map, how many depend most on their own pixels
+    leak: float = float("nan")  # largest change of a feature where masked pixels change
+    located: int = 0  # how many of NUM_LOCATED positions of the feature map depend most on their own pixels
     is_finite: bool = False
     reloads: bool = False
     export: str = ""
@@ -52,7 +52,7 @@ class Verdict:
 
     @property
     def is_sound(self) -> bool:
-        """Whether everything that an accepted encoder promises holds."""
+        """Whether everything that is promised of an accepted encoder holds."""
         # Random convolutions blur.
         needed = NUM_LOCATED if self.geometry.layout == "tokens" else NUM_LOCATED - 1
         return self.leak == 0 and self.located >= needed and self.is_finite and self.reloads
@@ -104,7 +104,7 @@ def build(name: str) -> SimMIMForMaskedImageModeling:
         torch.manual_seed(0)
         try:
             config = SimMIMConfig(encoder_config=encoder_config)
-            config.encoder_stride  # noqa: B018  refuses what cannot be an encoder, before memory is taken for it
+            config.encoder_stride  # noqa: B018  rejects what cannot be an encoder, before memory is allocated for it
             return SimMIMForMaskedImageModeling(config)
         except Exception:
             if index == len(configs) - 1:
@@ -119,13 +119,14 @@ def examine(name: str) -> Verdict:
     except (ValueError, ImportError, StrictDataclassError) as error:
         reason = str(error)
         if isinstance(error, ImportError):
-            reason = reason.split(" but it was not found")[0].strip() + ", which was not there when this was printed."
-        return Verdict(name, refusal=" ".join(reason.split()))
+            library = reason.split(" but it was not found")[0].strip()
+            reason = f"{library}, which was not installed when this was printed."
+        return Verdict(name, rejection=" ".join(reason.split()))
     verdict = Verdict(name, geometry=model.simmim.geometry)
     config, geometry = model.config, model.simmim.geometry
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
-            # What starts at zero, or nearly so, would hide what depends on it.
+            # A parameter that starts at zero, or nearly so, would conceal what depends on it.
             starts_at_zero = parameter.numel() and parameter.abs().max() < 1e-3
             if parameter.ndim < 2 or starts_at_zero or "token" in parameter_name:
                 parameter.add_(torch.randn_like(parameter) * 0.02)
@@ -136,12 +137,12 @@ def examine(name: str) -> Verdict:
     mask = random_mask(config.grid_size, 0.6, 2, unit_size=unit_size, generator=generator)
     with torch.no_grad():
         features = model.simmim(pixel_values, bool_masked_pos=mask).feature_map
-        hidden = to_pixels(mask, geometry.patch_size, config.image_size)[:, None]
+        masked = to_pixels(mask, geometry.patch_size, config.image_size)[:, None]
         noise = torch.randn(pixel_values.shape, generator=generator) * 10
-        changed = model.simmim(torch.where(hidden, noise, pixel_values), bool_masked_pos=mask).feature_map
+        changed = model.simmim(torch.where(masked, noise, pixel_values), bool_masked_pos=mask).feature_map
         verdict.leak = (changed - features).abs().max().item()
         if torch.equal(features, model.simmim(pixel_values).feature_map):
-            verdict.failures.append("the mask hides nothing")
+            verdict.failures.append("masking changes nothing")
     verdict.located = located(model.simmim, pixel_values[:1])
 
     model.train()
@@ -181,7 +182,7 @@ def examine(name: str) -> Verdict:
 
 @torch.no_grad()
 def wake(model: SimMIMForMaskedImageModeling) -> None:
-    """Give batch norms the statistics of noise: without, what random layers put out dies away in deep networks."""
+    """Give batch norms the statistics of noise: without them, the output of random layers vanishes in deep networks."""
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -196,12 +197,12 @@ def wake(model: SimMIMForMaskedImageModeling) -> None:
 
 
 def close(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Whether two outputs differ by rounding at the most, which depends on where in memory the weights lie."""
+    """Whether two outputs differ by rounding at most, which depends on where in memory the weights lie."""
     return bool((first - second).norm() <= 1e-5 * second.norm())
 
 
 def located(model: Any, pixel_values: torch.Tensor) -> int:
-    """Of some steps of the feature map, how many depend most of all on their own pixels."""
+    """How many of some positions of the feature map depend most on their own pixels."""
     stride = model.geometry.stride
     pixel_values = pixel_values.clone().requires_grad_()
     feature_map = model(pixel_values).feature_map
@@ -251,43 +252,42 @@ def main() -> None:
         try:
             verdicts.append(examine(name))
         except Exception as error:
-            sys.exit(f"{name} is accepted and then fails: {type(error).__name__}: {error}")
+            sys.exit(f"{name} is accepted, and then fails: {type(error).__name__}: {error}")
         gc.collect()
-    accepted = [verdict for verdict in verdicts if verdict.refusal is None]
-    refused = [verdict for verdict in verdicts if verdict.refusal is not None]
+    accepted = [verdict for verdict in verdicts if verdict.rejection is None]
+    rejected = [verdict for verdict in verdicts if verdict.rejection is not None]
     print(
         f"""# Encoders
 
-What `SimMIMConfig(encoder_config=...)` takes: of {len(names)} vision models of transformers
-{transformers.__version__}, {len(accepted)} are accepted and {len(refused)} refused. Printed by
-`python docs/encoders.py` (torch {torch.__version__}, {platform.machine()}, float32, random weights, default configs
-with fewer layers).
+`SimMIMConfig(encoder_config=...)` accepts {len(accepted)} of the {len(names)} vision models of transformers
+{transformers.__version__} and rejects {len(rejected)} with an explanation. `python docs/encoders.py` printed this
+page (torch {torch.__version__}, {platform.machine()}, float32, random weights, default configs with fewer layers).
 
-- **masked by**: how patches are hidden. Pixels under the mask are replaced before any encoder sees them; then the
-  encoder's mask token, ours behind its patch embedding, or a learned patch of pixels tells it where they were.
-- **patch**: grid of `bool_masked_pos`, in pixels. **stride**: pixels for each step of the feature map of **D**
-  channels. **prefix**: class, distillation and register tokens, which are no part of it.
-- **leak**: largest change of any feature when all pixels under the mask change.
-- **place**: how many of {NUM_LOCATED} steps of the feature map depend most of all on their own pixels (or those of a
-  neighbor, for the maps of convolutions), by the gradient.
+- **masked by**: how patches are masked. Masked pixels are replaced before any encoder sees them; then the encoder's
+  mask token, ours behind its patch embedding, or a learned patch of pixels marks their positions.
+- **patch**: grid of `bool_masked_pos`, in pixels. **stride**: output stride of the feature map, in pixels; it has **D**
+  channels. **prefix**: class, distillation and register tokens, which are not part of it.
+- **leak**: largest change of any feature when all masked pixels change.
+- **place**: how many of {NUM_LOCATED} positions of the feature map depend most on their own pixels (or those of a
+  neighbor, for convolutional feature maps), by the gradient.
 - **finite**: loss, reconstruction and all gradients. **reload**: `save_pretrained` and `from_pretrained` give the
   same reconstruction, no tensor missing or left over.
-- **export**: the class that plain `AutoModel.from_pretrained` makes of `export_encoder`'s files, with the same
-  features; `from_encoder` reads them back to the same features too.
+- **export**: the class that plain `AutoModel.from_pretrained` loads from the files of `export_encoder`, with the same
+  features; `from_encoder` reads them back with the same features, too.
 
 | encoder | masked by | patch | stride | D | prefix | leak | place | finite | reload | export |
 | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- | --- |"""
     )
     for verdict in accepted:
         print(row(verdict))
-    print("\n## Refused\n\n| model | reason |\n| --- | --- |")
-    for verdict in refused:
-        print(f"| `{verdict.name}` | {str(verdict.refusal).replace('|', ' ')} |")
+    print("\n## Rejected\n\n| model | reason |\n| --- | --- |")
+    for verdict in rejected:
+        print(f"| `{verdict.name}` | {str(verdict.rejection).replace('|', ' ')} |")
     for verdict in accepted:
         for failure in verdict.failures:
             print(f"{verdict.name}: {failure}", file=sys.stderr)
     if not all(verdict.is_sound and not verdict.failures for verdict in accepted):
-        sys.exit("Some accepted encoders do not hold what is promised; see the table.")
+        sys.exit("Some accepted encoders fail a check; see the table.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""For the API reference: types in docstrings of transformers' style, (`str`, *optional*), without their marks."""
+"""Plain types for the API reference, from docstrings in the style of transformers: (`str`, *optional*)."""
 
 import re
 from typing import Any
@@ -9,7 +9,7 @@ PARAMETER = re.compile(r"^(\s*\w+ \()(`.*)(\):)$", re.MULTILINE)
 
 
 class TransformersTypes(griffe.Extension):
-    """Takes backquotes and asterisks out of the types of parameters: they stand in code already."""
+    """Removes backquotes and asterisks from the types of parameters, which are already set as code."""
 
     def on_class(self, *, cls: griffe.Class, **kwargs: Any) -> None:
         """Change the docstring before it is parsed."""

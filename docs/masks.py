@@ -1,4 +1,4 @@
-"""Draw docs/masks.png: what every masking strategy hides of the same photo, and how far that is from what it shows.
+"""Draw docs/masks.png: what every masking strategy masks of the same photo, and the AvgDist to the visible pixels.
 
     python docs/masks.py [FILE]
 
@@ -55,8 +55,8 @@ def draw() -> Image.Image:
             grid_size, unit_size = mask_units((SIDE, SIDE), PATCH_SIZE, unit)
             generator = torch.Generator().manual_seed(SEED)
             masks = MASK_STRATEGIES[name](grid_size, ratio, NUM_MASKS, unit_size=unit_size, generator=generator)
-            hidden = to_pixels(masks[:1], PATCH_SIZE, (SIDE, SIDE))[0].numpy()
-            cell = Image.fromarray(np.where(hidden[..., None], np.uint8(MASK_GRAY), image))
+            masked = to_pixels(masks[:1], PATCH_SIZE, (SIDE, SIDE))[0].numpy()
+            cell = Image.fromarray(np.where(masked[..., None], np.uint8(MASK_GRAY), image))
             canvas.paste(cell.resize((SIDE * ZOOM, SIDE * ZOOM), Image.Resampling.NEAREST), (left * ZOOM, top * ZOOM))
             distance = average_distance(masks, PATCH_SIZE).mean()
             write(left + SIDE / 2, top + SIDE + 11, f"AvgDist {distance:.1f} px", text)

@@ -1,9 +1,9 @@
-"""Draw docs/targets.png: what each target that is made without a network keeps of the same photo.
+"""Draw docs/targets.png: what each target that needs no network keeps of the same photo.
 
     python docs/targets.py [FILE]
 
-Classes of colors and coarser pixels are shown as the decoder shows a perfect prediction, normalized pixels from two
-standard deviations below their mean to two above, histograms of oriented gradients as lines along the edges.
+Classes of colors and coarser pixels are drawn as a perfect prediction is decoded, normalized pixels from two standard
+deviations below their mean to two above, and histograms of oriented gradients as lines along the edges.
 """
 
 import io
@@ -40,7 +40,7 @@ COLUMNS, GAP, HEADER = 4, 8, 40
 
 
 def perfect(target: torch.Tensor, num_outputs: int) -> torch.Tensor:
-    """The prediction that hits a target: itself, or logits that leave no doubt of its classes."""
+    """The perfect prediction of a target: the target itself, or logits that are certain of its classes."""
     if target.is_floating_point():
         return target
     logits = 100.0 * F.one_hot(target, num_outputs // target.shape[1])  # B, G, h, w, classes
@@ -63,7 +63,7 @@ def lines(histograms: np.ndarray, cell_size: int) -> Image.Image:
 
 
 def picture(name: str, options: dict[str, Any], stride: int | None) -> Image.Image:
-    """What a target keeps of the photo."""
+    """The photo as a target represents it."""
     pixels = photo()
     if name == "color_clusters":
         file = io.BytesIO()

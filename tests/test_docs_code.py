@@ -26,7 +26,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A folder with what the pages speak of."""
+    """A folder with the files that the pages name."""
     folder = tmp_path_factory.mktemp("world")
     rng = np.random.default_rng(0)
     for index in range(48):
@@ -45,7 +45,7 @@ def world(tmp_path_factory):
     for index in range(24):
         bands = rng.integers(0, 4000, (70, 80, 13)).astype(np.uint16)
         tifffile.imwrite(folder / "satellite" / f"{index}.tif", bands, planarconfig="contig")
-    # The demo's is a ViT of gray images of 28 px, as it is when it is made.
+    # The demo's encoder is a ViT for gray images of 28 px.
     demo = {"image_size": 28, "patch_size": 7, "num_channels": 1, "num_hidden_layers": 1}
     encoders = {
         "runs/my_photos": SwinConfig(**ENCODER),
@@ -63,8 +63,8 @@ def world(tmp_path_factory):
             image_mean=[0.5] * encoder.num_channels,
             image_std=[0.25] * encoder.num_channels,
         ).save_pretrained(folder / name)
-    released = FIXTURES / "swin_pretrain.pth"
-    shutil.copy(released, folder / "simmim_pretrain__swin_base__img192_window6__800ep.pth")
+    official = FIXTURES / "swin_pretrain.pth"
+    shutil.copy(official, folder / "simmim_pretrain__swin_base__img192_window6__800ep.pth")
     return folder
 
 
@@ -121,10 +121,17 @@ def test_the_code_of_a_page_runs(path: Path, page: Page):
         ("bash", "accelerate launch examples/run_mimi.py", "there is no examples/run_mimi.py"),
         ("bash", "accelerate launch examples/run_mim.py --train_dir my_photos --mask_ration 0.5", "--mask_ratio"),
         ("bash", "accelerate launch --num_procs 2 examples/run_mim.py", "SystemExit"),
+        ("bash", "hf-simmim pretrian --train_dir my_photos", "there is no command 'pretrian'"),
+        ("bash", "hf-simmim pretrain --train_dir my_photos --mask_ration 0.5", "--mask_ratio"),
+        ("bash", "hf-simmim embed --checkpoint runs/nothing --image_dir my_photos", "runs/nothing"),
+        ("bash", "accelerate launch -m hf_simmim pretrain --train_dir my_photos --mask_ration 0.5", "--mask_ratio"),
+        ("bash", "torchrun --nproc_per_node 2 -m hf_simmim pretrain --train_dir my_photos --nothing", "--nothing"),
+        ("bash", "pip install hf-simmin", "hf-simmin"),
         ("bash", 'pip install -e ".[gpu]"', "gpu"),
         ("bash", "make coffee", "coffee"),
         ("bash", "SECRET=1 make test", "SECRET"),
         ("python", "import hf_simmim\nhf_simmim.nothing", "nothing"),
+        ("python", "import hf_simmim\nhf_simmim.pretrain(train_dir='my_photos', mask_ration=0.5)", "mask_ratio"),
         ("json", "{'mask_ratio': 0.5}", "JSONDecodeError"),
         ("", "anything", "no rule for language"),
         ("sh", "make test", "no rule for language"),
@@ -150,7 +157,7 @@ def test_blocks_in_lists_and_notes_are_found():
 
 
 def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
-    """Pages link to others' sites, but load nothing from there: no fonts, no scripts, no styles, no pictures."""
+    """Pages link to other sites, but load nothing from there: no fonts, no scripts, no styles, no pictures."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert completed.returncode == 0, completed.stderr[-2000:]

@@ -137,8 +137,8 @@ def test_every_choice_changes_the_mask(page, checkpoints):
     ("choice", "reason"),
     [
         ({"patch_size": 12}, "mask_patch_size=12 px is not a multiple"),
-        ({"patch_size": 32}, "hides all mask units"),
-        ({"ratio": 0.99}, "hides all mask units"),
+        ({"patch_size": 32}, "masks all units"),
+        ({"ratio": 0.99}, "masks all units"),
         ({"patch_size": 8.5}, "8.5 is no whole number"),
         ({"seed": None}, "None is no whole number"),
         ({"strategy": PAINTED}, "Nothing is painted"),

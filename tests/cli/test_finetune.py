@@ -245,7 +245,7 @@ def test_balanced_class_weights(script, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels_per_class": 20}, "20 of each class are wanted"),
+        ({"labels_per_class": 20}, "fewer than labels_per_class=20"),
         ({"checkpoint": None}, "name the pre-trained model with --checkpoint"),
         ({"checkpoint": "nowhere/to/be/found"}, "neither a folder"),
         ({"validation_split": "test"}, "needs --dataset_name"),

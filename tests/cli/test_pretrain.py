@@ -505,7 +505,7 @@ def test_statistics_are_computed_where_none_are_known(run_mim, photos, tmp_path)
         ({"image_mean": 0.5}, r"image_mean has 1 values and the model takes 3 channels"),
         ({"output_dir": "/dev/null/run"}, r"output_dir=/dev/null/run cannot be written"),
         ({"per_device_train_batch_size": 64}, r"40 images are fewer than the 64 of one step"),
-        ({"crop_scale": 0.5}, r"crop_scale=\(0\.5,\) must be two rising shares"),
+        ({"crop_scale": 0.5}, r"crop_scale=\(0\.5,\) must be \(min, max\)"),
         ({"validation_split": "test"}, r"validation_split='test' needs --dataset_name"),
         ({"max_eval_samples": 0}, r"max_eval_samples=0 leaves no images"),
         ({"checkpoint": "no/such/model"}, r"checkpoint='no/such/model' is neither a folder"),

@@ -184,7 +184,7 @@ def test_a_test_class_that_is_not_trained_on_is_refused(run_probe, checkpoint, i
         ({"layers": ["first"]}, "layers has 'first'"),
         ({"layers": [1, 1]}, "twice"),
         ({"pooling": "cls"}, "no class token"),
-        ({"labels_per_class": 11}, "has 10 images and 11"),
+        ({"labels_per_class": 11}, "has 10 images, fewer than labels_per_class=11"),
         ({"labels_per_class": 0}, "labels_per_class=0"),
         ({"k": 0}, "k=0"),
         ({"train_dir": None}, "validation_dir=.*without images to train on. Name --train_dir"),

@@ -205,7 +205,7 @@ def test_another_size_and_channels(run, tmp_path):
     [
         ((), "No checkpoint is named"),
         (("--checkpoint", "CHECKPOINT", "--mask_ratio", 1.5), "mask_ratio=1.5 is outside"),
-        (("--checkpoint", "CHECKPOINT", "--mask_ratio", 0.999), "mask_ratio=0.999 hides all mask units"),
+        (("--checkpoint", "CHECKPOINT", "--mask_ratio", 0.999), "mask_ratio=0.999 masks all units"),
         (("--checkpoint", "CHECKPOINT", "--mask_strategy", "stripes"), "mask_strategy='stripes' is unknown"),
         (("--checkpoint", "CHECKPOINT", "--mask_patch_size", 3), "mask_patch_size=3 px is not a multiple"),
         (("--checkpoint", "CHECKPOINT", "--mask", "black.png", "--mask_ratio", 0.5), "mask_ratio changes nothing"),

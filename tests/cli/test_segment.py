@@ -293,7 +293,7 @@ def one_class(folder):
     [
         (remove_mask, {}, "1 of 10 images .* have no mask"),
         (resize_mask, {}, "has 10x10 pixels and its image"),
-        (forget_a_class, {}, "holds the number 2, and the 2 classes are 0 to 1"),
+        (forget_a_class, {}, "has the value 2; the 2 classes are 0 to 1"),
         (one_class, {}, "hold one class at most, beside ignore_index=255"),
         (None, {"ignore_index": 2}, "ignore_index=2 is one of the 3 classes"),
         (None, {"train_dir": None}, "There are no images"),

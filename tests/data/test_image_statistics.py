@@ -78,7 +78,7 @@ def test_fewer_colors_than_clusters(tmp_path, caplog):
 
 def test_one_color_is_no_clusters(tmp_path):
     images = save_colors(tmp_path, np.uint8([[51, 0, 255]] * 4))
-    with pytest.raises(ValueError, match=r"All 4 pixels .* the color \[0.2, 0.0, 1.0\] .* Check the images"):
+    with pytest.raises(ValueError, match=r"All 4 sampled pixels .* the color \[0.2, 0.0, 1.0\] .* Check the images"):
         fit_color_clusters(images)
 
 
@@ -131,5 +131,5 @@ def test_nothing_to_fit(tmp_path, photos):
     with pytest.raises(ValueError, match="num_clusters=1 must be 2 or more"):
         fit_color_clusters(photos, num_clusters=1)
     images = save_colors(tmp_path, np.uint8([[1, 2, 3, 4]]))
-    with pytest.raises(NoReadableImageError, match=r"None of 1 images can be read for the clusters .*0\.npy"):
+    with pytest.raises(NoReadableImageError, match=r"None of 1 images can be read to fit color clusters; .*0\.npy"):
         fit_color_clusters(images, num_channels=5)

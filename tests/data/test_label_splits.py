@@ -12,13 +12,13 @@ def test_few_labels_are_stratified_and_nested():
     assert np.bincount([labels[index] for index in fewer]).tolist() == [5, 5, 5]
     assert set(fewer) < set(more)
     assert fewer == sorted(fewer) == few_labels(labels, 5, seed=1) != few_labels(labels, 5, seed=2)
-    with pytest.raises(ValueError, match="Class eel has 30 images and 31 of each class are wanted. Take at most 30"):
+    with pytest.raises(ValueError, match="Class eel has 30 images, fewer than labels_per_class=31. Use at most 30"):
         few_labels([*labels, 0, 1], 31, 0, class_names=["cat", "dog", "eel"])
     with pytest.raises(ValueError, match="Class none has 0 images"):
         few_labels(labels, 5, 0, class_names=["cat", "dog", "eel", "none"])
     assert len(few_labels([[0.0, 1.0]] * 20, 3, 0)) == 6
     assert len(few_labels([0.5] * 20, 3, 0)) == 3
-    with pytest.raises(ValueError, match="22 images are wanted and there are 20"):
+    with pytest.raises(ValueError, match="22 images are needed and there are 20"):
         few_labels([[0.0, 1.0]] * 20, 11, 0)
 
 
@@ -35,7 +35,7 @@ def test_folds_hold_every_image_out_once():
     assert len(folds([0.5] * 9, 3, 0, 0)[1]) == 3
     with pytest.raises(ValueError, match=r"Class 1 \(counted from 0\) has 3 images, too few for 4 folds"):
         folds([0] * 9 + [1] * 3, 4, 0, 0)
-    with pytest.raises(ValueError, match="Class dog has 1 image, too few for both sides"):
+    with pytest.raises(ValueError, match="Class dog has 1 image, too few for both parts of the split"):
         holdout([0] * 9 + [1], 0.2, 0, ["cat", "dog"])
     with pytest.raises(ValueError, match="fold=4 must be from 0 to 3"):
         folds(labels, 4, 4, 0)
@@ -50,9 +50,9 @@ def test_holdout_keeps_the_share_of_every_class():
     assert np.bincount([labels[index] for index in held_out]).tolist() == [8, 4]
     assert held_out == holdout(labels, 0.2, seed=0)[1] != holdout(labels, 0.2, seed=1)[1]
     assert len(holdout([[1.0, 0.0]] * 10, 0.3, 0)[1]) == 3
-    with pytest.raises(ValueError, match="A share of 0.01 of 60 images is 1, and each side needs at least 2"):
+    with pytest.raises(ValueError, match="A share of 0.01 of 60 images is 1, and each part needs at least 2"):
         holdout(labels, 0.01, 0)
-    with pytest.raises(ValueError, match="Class eel has 1 image, too few for both sides"):
+    with pytest.raises(ValueError, match="Class eel has 1 image, too few for both parts of the split"):
         holdout([0, 0, 0, 1], 0.5, 0, ["dog", "eel"])
     with pytest.raises(ValueError, match="must be between 0 and 1"):
         holdout(labels, 1.0, 0)

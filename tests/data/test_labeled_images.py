@@ -148,14 +148,14 @@ def test_classes_of_the_training_images(folder, tmp_path):
     train = load_labeled_images(folder)
     name = save_table(tmp_path, Value("string"), ["dog", "dog", "bird"])
     test = load_labeled_images(dataset_name=name)
-    with pytest.raises(ValueError, match="1 classes are not among the 2 that are trained on: bird. Remove"):
+    with pytest.raises(ValueError, match="1 classes are not among the 2 training classes: bird. Remove"):
         test.with_classes(train.class_names)
     assert test.select([0, 1]).with_classes(train.class_names).labels == [1, 1]
     name = save_table(tmp_path / "several", List(Value("string")), [["dog"], [], ["dog"]])
     several = load_labeled_images(dataset_name=name).with_classes(["cat", "dog", "eel"])
     assert several.labels == [[0, 1, 0], [0, 0, 0], [0, 1, 0]]
     assert several.class_names == ["cat", "dog", "eel"]
-    with pytest.raises(ValueError, match="The others labels are numbers and these are classes"):
+    with pytest.raises(ValueError, match="These labels are classes and the training labels numbers"):
         train.with_classes(None)
 
 
@@ -314,9 +314,9 @@ def test_unreadable_images_are_replaced_in_training_only(tmp_path):
         assert sample["pixel_values"].isfinite().all()
     assert labels == {0, 1}, "the label is not the replacing image's"
     evaluation = make_dataset(images.rows)
-    with pytest.raises(NoReadableImageError, match=r"broken.jpg cannot be read .* Mend or remove it"):
+    with pytest.raises(NoReadableImageError, match=r"broken.jpg cannot be read .* Fix or remove it"):
         evaluation[index]
-    with pytest.raises(NoReadableImageError, match="1 of 8 images that were tried cannot be used"):
+    with pytest.raises(NoReadableImageError, match="1 of 8 images that were checked cannot be used"):
         check_images([evaluation], 0.0)
     assert [Path(name).name for name, _ in check_images([evaluation], 0.2)] == ["broken.jpg"]
 

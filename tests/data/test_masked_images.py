@@ -67,9 +67,9 @@ def test_gray_pictures_for_one_channel_and_for_three(tmp_path):
     [
         ({"mask_patch_size": 10}, r"mask_patch_size=10 px is not a multiple of the model's patch size of 4 px"),
         ({"mask_ratio": 1.0}, r"mask_ratio=1\.0 is outside \(0, 1\)"),
-        ({"mask_ratio": 0.95}, r"mask_ratio=0\.95 hides all mask units of the image"),
+        ({"mask_ratio": 0.95}, r"mask_ratio=0\.95 masks all units of the image"),
         ({"mask_strategy": "blocks"}, r"mask_strategy='blocks' is unknown"),
-        ({"crop_scale": (0.9, 0.5)}, r"crop_scale=\(0\.9, 0\.5\) must be two rising shares"),
+        ({"crop_scale": (0.9, 0.5)}, r"crop_scale=\(0\.9, 0\.5\) must be \(min, max\) in"),
     ],
 )
 def test_bad_settings_are_refused(folder, settings, message):

@@ -470,7 +470,7 @@ def test_strategies_and_ranges_in_the_data_set(tmp_path, name):
     assert len(counts) > 4
     assert counts <= set(range(5, 21))
     assert all(torch.equal(mask, dataset[index + 24]["bool_masked_pos"]) for index, mask in enumerate(masks))
-    with pytest.raises(ValueError, match="hides all mask units"):
+    with pytest.raises(ValueError, match="masks all units"):
         make_dataset(images, mask_strategy=name, mask_ratio=(0.2, 0.99))
 
 

@@ -156,7 +156,7 @@ def test_several_classes_are_mixed_and_not_smoothed():
 
 
 def test_numbers():
-    with pytest.raises(ValueError, match="Labels that are numbers have no classes to mix or smooth. Set mixup_alpha"):
+    with pytest.raises(ValueError, match="Float labels cannot be mixed or smoothed. Set mixup_alpha"):
         MixingCollator(1)(samples(2, [0.5, 1.5]))
     plain = MixingCollator(1, 0.0, 0.0, label_smoothing=0.0)(samples(2, [0.5, 1.5]))
     assert torch.equal(plain["labels"], torch.tensor([0.5, 1.5]))

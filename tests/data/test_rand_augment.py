@@ -22,12 +22,12 @@ def test_policies():
 
 @pytest.mark.parametrize("text", ["", "rand-m", "original-m9", "rand-m9-tweights", "rand-q3", "rand-p2", "rand-n1.5"])
 def test_policies_that_are_none(text):
-    with pytest.raises(ValueError, match="is no RandAugment policy. Write rand and any of m, n, p"):
+    with pytest.raises(ValueError, match="is not a RandAugment policy. Write rand and any of m, n, p"):
         parse_policy(text)
 
 
 def test_inc_is_always_one():
-    with pytest.raises(ValueError, match="any number after inc for 1"):
+    with pytest.raises(ValueError, match="any number after inc as 1"):
         parse_policy("rand-m9-inc0")
 
 

@@ -64,7 +64,7 @@ def test_a_folder_of_bad_files_only_is_an_error(tmp_path):
     with pytest.raises(NoReadableImageError, match="3 of 3 images"):
         check_images([dataset], 0.05)
     with pytest.raises(
-        NoReadableImageError, match="64 images drawn one after the other cannot be read; the first is .*0.jpg"
+        NoReadableImageError, match="64 randomly drawn images in a row cannot be read; the first is .*0.jpg"
     ):
         dataset[0]
 

@@ -168,7 +168,7 @@ def test_reduced_labels(tmp_path, ids, expected):
     row = load_folder(tmp_path).annotations[0]
     labels = SegmentationLabels(["a", "b"], reduce_labels=True)
     if expected is None:
-        with pytest.raises(ValueError, match="holds the number 300, and the 2 classes are 1 to 2, and 255 for none"):
+        with pytest.raises(ValueError, match="has the value 300; the 2 classes are 1 to 2, and 255 is ignored"):
             labels.read(row)
     else:
         assert labels.read(row).tolist() == expected
@@ -178,8 +178,8 @@ def test_reduced_labels(tmp_path, ids, expected):
     ("ids", "message"),
     [
         (np.zeros((3, 4), np.uint8), "has 3x4 pixels and its image 4x4"),
-        (np.full((4, 4), 3, np.uint8), "holds the number 3, and the 3 classes are 0 to 2, and 255 for none"),
-        (np.zeros((4, 4, 3), np.uint8), "mode RGB: colors are no class ids"),
+        (np.full((4, 4), 3, np.uint8), "has the value 3; the 3 classes are 0 to 2, and 255 is ignored"),
+        (np.zeros((4, 4, 3), np.uint8), "mode RGB: convert its colors to class ids"),
     ],
 )
 def test_bad_annotations_are_named(tmp_path, ids, message):

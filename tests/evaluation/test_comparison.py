@@ -54,7 +54,7 @@ def test_only_seeds_with_both_arms_count():
     verdict = judge(100, arms)
     assert verdict.num_seeds == 2
     assert verdict.difference == pytest.approx(0.1)
-    with pytest.raises(ValueError, match="no seed with both arms"):
+    with pytest.raises(ValueError, match="No seed has both models"):
         judge(100, {"pre-trained": {0: 0.7}, "from scratch": {1: 0.6}})
 
 
@@ -66,7 +66,7 @@ def test_conclusions():
     mixed = conclusion([unclear, yes, no])
     assert mixed.startswith("It depends")
     assert "helps with 100 labels" in mixed
-    assert "does not with 500 labels" in mixed
+    assert "does not help with 500 labels" in mixed
 
 
 def test_table_and_picture(tmp_path):

@@ -21,5 +21,5 @@ def test_the_map_keeps_groups_apart(method):
 
 
 def test_features_without_spread_make_no_map():
-    with pytest.raises(ValueError, match="alike"):
+    with pytest.raises(ValueError, match="equal"):
         project(torch.ones(6, 8))

@@ -91,7 +91,7 @@ def test_a_metric_starts_anew_after_it_was_computed(logits_and_labels):
     metric = TopKAccuracy()
     metric.compute(predictions=logits, references=labels)
     assert metric.compute(predictions=logits[:1], references=logits[:1].argmax(1))["accuracy"] == 1
-    with pytest.raises(ValueError, match="nothing to measure"):
+    with pytest.raises(ValueError, match="nothing to evaluate"):
         metric.compute()
 
 

@@ -203,10 +203,10 @@ def test_a_target_of_its_own_space_is_decoded(tmp_path):
 
 def test_what_cannot_be_shown_is_refused(tmp_path):
     config = SimMIMConfig(encoder_config=vit_config())
-    with pytest.raises(ValueError, match="neither a folder with a model nor one on the Hub"):
+    with pytest.raises(ValueError, match="neither the folder of a model nor a model on the Hub"):
         Reconstructor(tmp_path / "nothing")
     for name, model_class in (("classifier", SimMIMForImageClassification), ("encoder", SimMIMModel)):
-        with pytest.raises(ValueError, match="no prediction head .*Name the checkpoint of a pre-training"):
+        with pytest.raises(ValueError, match="no prediction head .*Name a pre-training checkpoint"):
             Reconstructor(save(tmp_path / name, config, model_class))
     with pytest.raises(ValueError, match="predicts 'hog', which cannot be decoded"):
         Reconstructor(save(tmp_path / "hog", SimMIMConfig(encoder_config=vit_config(), target="hog")))

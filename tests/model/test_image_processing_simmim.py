@@ -394,7 +394,7 @@ def test_masks_need_one_size(processor_class, photo):
         ({"mask_ratio": 1}, r"mask_ratio=1 is outside \(0, 1\).*0\.6"),
         ({"mask_ratio": 1.5}, r"mask_ratio=1\.5 is outside \(0, 1\).*0\.6"),
         ({"mask_ratio": -0.1}, r"mask_ratio=-0\.1 is outside \(0, 1\).*0\.6"),
-        ({"mask_ratio": 0.99}, r"mask_ratio=0\.99 hides all mask units .*\(36\).*smaller mask_patch_size"),
+        ({"mask_ratio": 0.99}, r"mask_ratio=0\.99 masks all units .*\(36\).*smaller mask_patch_size"),
         ({"mask_patch_size": 30}, "mask_patch_size=30 px is not a multiple of the model's patch size of 4 px.*Use 32"),
         (
             {"model_patch_size": 14},

@@ -182,10 +182,10 @@ def test_missing_numbers_are_nan():
     [
         (np.zeros((20, 30, 4)), r"shape \(20, 30, 4\) has no axis of 5 channels"),
         (np.zeros((20, 30)), r"The image has 1 channel and 5 are expected"),
-        (np.zeros((2, 5, 20, 30)), r"shape \(2, 5, 20, 30\), and .* Save each image by itself"),
+        (np.zeros((2, 5, 20, 30)), r"shape \(2, 5, 20, 30\), but .* Save each image by itself"),
         (np.zeros((5, 0, 30)), r"shape \(5, 0, 30\)"),
         (np.zeros(7), r"shape \(7,\)"),
-        (np.zeros((5, 20, 30), complex), "holds complex128, and integers or floats are needed"),
+        (np.zeros((5, 20, 30), complex), "holds complex128, but integers or floats are needed"),
         (np.full((5, 20, 30), None), "holds object"),
         (np.full((5, 20, 30), "a"), "holds <U1"),
         (np.where(np.arange(5)[:, None, None] == 3, np.nan, np.zeros((5, 20, 30))), "Channel 3 .* no finite number"),

@@ -269,13 +269,13 @@ def test_config_keeps_the_stages(tmp_path):
         (lambda: four_stages(backbone_pyramid=True), "several strides already. Leave it out"),
         (
             lambda: SimMIMConfig(encoder_config=vit_config(), backbone_pyramid=True),
-            "and 2 are named of the encoder 'vit'. It has no more than stem, stage1, stage2: use a deeper",
+            "but 2 of the encoder 'vit' are selected. It only has stem, stage1, stage2: use a deeper",
         ),
         (
             lambda: SimMIMConfig(
                 encoder_config=vit_config(num_hidden_layers=4), backbone_pyramid=True, out_indices=[1]
             ),
-            "and 1 are named of the encoder 'vit'. Name 4 with out_features, of: stem, stage1, stage2, stage3, stage4",
+            "but 1 of the encoder 'vit' are selected. Select 4 of them with out_features: stem, stage1, stage2, stage3",
         ),
     ],
 )

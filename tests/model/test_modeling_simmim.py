@@ -368,8 +368,8 @@ def test_presets_build(preset):
 @pytest.mark.parametrize(
     ("encoder_config", "reason"),
     [
-        (YolosConfig(num_hidden_layers=1), "its detection tokens stand behind those of the patches"),
-        (ViTMAEConfig(), "it drops and shuffles patches by itself"),
+        (YolosConfig(num_hidden_layers=1), "its detection tokens follow the patch tokens"),
+        (ViTMAEConfig(), "it drops and shuffles patches itself"),
         (Siglip2VisionConfig(num_hidden_layers=1), "pixel_attention_mask"),
         (VideoMAEConfig(num_hidden_layers=1), "expected 5, got 4"),
         (BertConfig(num_hidden_layers=1), "expected 2"),

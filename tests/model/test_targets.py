@@ -335,7 +335,7 @@ def test_losses_that_do_not_fit(name):
         ("normalized_rgb", {"window_size": 8}, "window_size=8 must be an odd number"),
         ("rgb", {"num_bins": 8}, "has 'num_bins', .* It has no options"),
         ("hog", {"cell": 8}, "has 'cell', .* Did you mean cell_size?"),
-        ("hog", {"num_bins": 1}, "num_bins=1 must be a whole number from 2"),
+        ("hog", {"num_bins": 1}, "num_bins=1 must be a whole number of at least 2"),
     ],
 )
 def test_options_that_make_no_target(name, options, message):
@@ -369,14 +369,14 @@ def test_joint_classes_of_one_channel_are_its_bins():
 
 
 def test_centers_of_other_channels():
-    with pytest.raises(ValueError, match="has centers of 2 channels and the model takes 3. Fit them"):
+    with pytest.raises(ValueError, match="has centers of 2 channels, but the model has 3. Fit them"):
         make_target("color_clusters", {"centers": [[0.1, 0.2], [0.3, 0.4]]})
 
 
 def test_cells_that_do_not_fit():
-    with pytest.raises(ValueError, match="cell_size=8 px, and prediction_stride is 4. Leave prediction_stride out"):
+    with pytest.raises(ValueError, match="cell_size=8 px, but prediction_stride is 4. Leave prediction_stride out"):
         make_target("hog", {}, 4)
-    with pytest.raises(ValueError, match="cell_size=3 px does not fit the encoder, which has one step for 8 px"):
+    with pytest.raises(ValueError, match="cell_size=3 px does not fit the encoder's stride of 8 px"):
         make_target("hog", {"cell_size": 3})
 
 

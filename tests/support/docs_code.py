@@ -2,15 +2,16 @@
 
 A page is run from its first block to its last in a folder of its own. The text is never changed; what is changed is
 the world around it: `my_photos` holds sixteen pictures, `runs/my_photos` a tiny checkpoint, and models of the Hub come
-from a server on this machine, tiny and random. Python runs as it is, but for Trainer, which takes one step. Of a
-command line, whether it is that of `hf-simmim` or of one of its launchers in `examples/`,
+from a server on this machine, tiny and random. Python runs as it is, but Trainer takes one step. A command runs like
+this, whether a page calls `hf-simmim`, one of its launchers in `examples/`, or its function in Python:
 
 - every option is parsed as it is written, by the command's own parser and by that of accelerate or torchrun before it;
 - then the command runs in this process, with the options of `SMALL` behind those of the page: they win, and change
   the encoder's size and the length of the run;
-- what starts several processes is parsed only (tests/cli/test_pretrain.py starts two), and so is what `NOT_HERE` names.
+- commands that start several processes are only parsed (tests/cli/test_pretrain.py starts two), and so are those with
+  an option of `NOT_HERE`. `pip install` is checked, and installs nothing.
 
-What no rule knows fails, so no page can show a command that nobody ran.
+A line without a rule fails, so no page can show a command that nobody ran.
 """
 
 import contextlib
@@ -37,6 +38,7 @@ from paths import ROOT
 from hf_simmim.__main__ import main
 from hf_simmim.cli.command import Command
 from hf_simmim.cli.pretrain import build_config
+from hf_simmim.cli.recipes import options_of
 
 FENCE = re.compile(r"(?P<indent> *)(?P<ticks>`{3,})(?P<language>[\w-]*) *(?P<info>.*)$")
 
@@ -74,7 +76,7 @@ SMALL: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "export": lambda words: {"dynamic_batch": "False"},
     "app": lambda words: {},
 }
-# Options that this machine cannot run, only parse.
+# Options that this machine can only parse, not run.
 NOT_HERE = {"--fp16": "needs a GPU", "--torch_compile": "takes a minute", "--fsdp": "needs a GPU"}
 # Programs that wait for a person, or for a network that is not there.
 NOT_RUN = ("accelerate config", "tensorboard", "hf auth login")
@@ -142,6 +144,17 @@ def command_named(name: str) -> Command:
     return importlib.import_module(f"hf_simmim.cli.{name}").COMMAND
 
 
+CALL = Command.__call__
+
+
+def small_call(command: Command, **options: Any) -> Any:
+    """A Python call of a command, with the options of `SMALL` in place of those of the page."""
+    words = options_of(options)
+    command.parse(words)
+    small = {name: value for name, value in SMALL[command.name](words).items() if value is not None}
+    return CALL(command, **(options | small))
+
+
 class Page:
     """Runs blocks one after the other.
 
@@ -171,18 +184,19 @@ class Page:
             raise AssertionError(f"{block}: {type(error).__name__}: {error}\n{block.code}") from error
 
     def run_text(self, block: Block) -> None:
-        """Output: under the title "Printed" it is what the Python before it printed."""
+        """Output; under the title "Printed" it must be what the Python before it printed."""
         if block.title == "Printed":
             assert block.code.split() == self.printed.split(), f"printed was\n{self.printed}"
 
     def run_python(self, block: Block) -> None:
         """Python, in the page's one namespace."""
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
+        small_calls = mock.patch.object(Command, "__call__", small_call)
+        with contextlib.redirect_stdout(io.StringIO()) as printed, small_calls:
             exec(compile(block.code, str(block), "exec"), self.namespace)
         self.printed = printed.getvalue()
 
     def run_json(self, block: Block) -> None:
-        """A recipe, which a later command of the page reads, and which the command it is for accepts."""
+        """A recipe, which `pretrain` must accept, and which a later command of the page reads."""
         recipe = json.loads(block.code)
         if block.title:
             (self.folder / block.title).write_text(block.code, encoding="utf-8")
@@ -226,7 +240,7 @@ class Page:
         rule(self, rest)
 
     def export(self, words: list[str]) -> None:
-        """Variables that are set for the rest of the page."""
+        """Set variables for the rest of the page."""
         for word in words:
             name, _, value = word.partition("=")
             if name not in ENVIRONMENT:
@@ -292,7 +306,7 @@ class Page:
             self.command(launched[1], words, run)
 
     def look_up(self, name: str, text: str, words: list[str]) -> None:
-        """Refuse options that a program's text does not have: it takes minutes, and has tests of its own."""
+        """Reject options that a program's text does not have: it takes minutes to run, and has tests of its own."""
         missing = [word for word in words if word.startswith("--") and f'"{word}"' not in text + '"--help"']
         assert not missing, f"{name} has no {missing}"
 
@@ -324,7 +338,7 @@ class Page:
             command.main([*words, *options])
 
     def pip(self, words: list[str]) -> None:
-        """Installing this package; its extras must exist."""
+        """Check that a package is known, and that the extras of this one exist; nothing is installed."""
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         known = {re.split(r"[\[<>=]", text)[0] for extra in project["optional-dependencies"].values() for text in extra}
         assert words[0] == "install"

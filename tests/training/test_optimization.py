@@ -108,7 +108,7 @@ def test_schedules_are_as_released(name):
     else:
         options |= {"milestones": [m / golden["epochs"] for m in golden["milestones"]], "gamma": golden["gamma"]}
     arguments = SimpleNamespace(
-        lr_scheduler_type=f"released_{golden['kind']}",
+        lr_scheduler_type=f"simmim_{golden['kind']}",
         lr_scheduler_kwargs=options,
         learning_rate=golden["base_lr"],
         warmup_steps=golden["warmup_epochs"] / golden["epochs"],

@@ -1,1 +1,1 @@
-"""Any checkpoint in, and out: loading, conversion, export."""
+"""Loading, converting and exporting checkpoints."""

@@ -1,7 +1,7 @@
-"""Converts checkpoints of the authors' code and of mmpretrain into checkpoints of this package.
+"""Converts checkpoints of the official implementation and of mmpretrain into checkpoints of this package.
 
-Nothing is guessed and nothing is dropped in silence: every tensor of the file goes into the model, or is a buffer that
-is compared with what our code computes, or is named in the report with the reason.
+No silent weight mismatches: every tensor of the file is loaded into the model, or is a buffer that is compared with the
+one that our code computes, or is listed in the report with a reason.
 """
 
 import copy
@@ -44,7 +44,7 @@ from .pth_geometry import Size, check_windows, encoder_settings
 from .pth_names import our_names
 from .pth_settings import Settings
 
-# A fine-tuned ViT normalizes after pooling: that norm belongs to its classifier.
+# A fine-tuned ViT normalizes after pooling; that norm belongs to its classifier.
 CLASSIFIER = re.compile(r"(head|fc_norm)\.(weight|bias)")
 
 
@@ -54,12 +54,12 @@ class Conversion:
 
     Args:
         model: A `SimMIMForMaskedImageModeling` if the file has the prediction head, else a `SimMIMModel`; `eval()`.
-        processor: The image processor that goes with it.
+        processor: Image processor of the model.
         source: Path of the file.
-        sha256: Of the file.
+        sha256: SHA-256 of the file.
         framework: Repository whose code wrote the file.
-        classifier: Weights of a classifier under the authors' names, which no part of the model takes.
-        report: What became of everything in the file, in lines by title.
+        classifier: Weights of a classifier under the authors' names, which the model does not use.
+        report: What happened to each part of the file, in lines by title.
     """
 
     model: SimMIMPreTrainedModel
@@ -75,15 +75,15 @@ def convert_checkpoint(path: str | Path, image_size: Size | None = None) -> Conv
     """Convert a .pth file of microsoft/SimMIM, microsoft/Swin-Transformer or mmpretrain.
 
     Args:
-        path: The file. It may come from anyone: nothing in it is run.
-        image_size: (height, width) in pixels, for files that do not tell what they were trained on.
+        path: The file. It may come from an untrusted source: no code in it is run.
+        image_size: (height, width) in pixels that the file was trained on, if the file does not state it.
 
     Returns:
         Model, processor and report.
 
     Raises:
-        ValueError: If the file cannot be read or is of another kind, if it has weights that our model has no place for
-            or lacks weights that it needs, or if our model would not compute what the file's did.
+        ValueError: If the file cannot be read or is of another kind, if it has unknown weights or lacks some, or if our
+            model would not compute the same as the original one.
     """
     original = open_checkpoint(read_pth(path))
     encoder, remarks = encoder_settings(original, image_size)
@@ -99,7 +99,7 @@ def convert_checkpoint(path: str | Path, image_size: Size | None = None) -> Conv
     state_dict, used, classifier, unknown = _renamed(original, model)
     if unknown:
         raise ValueError(
-            f"The file holds {len(unknown)} weights that our {encoder['model_type']} has no place for, so it would not"
+            f"The file holds {len(unknown)} weights that our {encoder['model_type']} does not have, so it would not"
             f" compute the same: {listed(unknown)}."
         )
     _load(model, state_dict, used)
@@ -115,20 +115,20 @@ def convert_checkpoint(path: str | Path, image_size: Size | None = None) -> Conv
         + (f", epoch {original.epoch}" if original.epoch is not None else ""),
         "Encoder": _described(config),
         **remarks,
-        "Used": f"{len(used)} tensors, which fill all {len(state_dict)} of the model's (query, key, value joined)",
+        "Used": f"{len(used)} tensors, which fill all {len(state_dict)} of the model (query, key and value are joined)",
     }
     if verified:
         counts = Counter(verified).items()
         report["Verified"] = (
-            ", ".join(f"{count} {name}" for name, count in counts) + ": equal to what our code computes, so not needed"
+            ", ".join(f"{count} {name}" for name, count in counts) + ": equal to those that our code computes"
         )
     if original.dropped:
-        report["Dropped"] = f"{', '.join(original.dropped)}: the state of the run"
+        report["Dropped"] = f"{', '.join(original.dropped)}: training state"
     if classifier:
-        report["Left out"] = f"{', '.join(original.file_names[name] for name in classifier)}: the classifier"
+        report["Left out"] = f"{', '.join(original.file_names[name] for name in classifier)}: classifier"
     if not is_pretrained:
-        absent = ["the prediction head"] + ["the mask token"] * ("mask_token" not in original.weights)
-        report["Not in the file"] = f"{' and '.join(absent)}, which pre-training would draw anew"
+        absent = ["prediction head"] + ["mask token"] * ("mask_token" not in original.weights)
+        report["Not in the file"] = f"{' and '.join(absent)}; pre-training would initialize them at random"
     types = {str(tensor.dtype).removeprefix("torch.") for tensor in used.values()} - {"float32"}
     if types:
         report["Precision"] = f"{', '.join(sorted(types))} in the file, float32 in the model"
@@ -140,19 +140,19 @@ def convert_checkpoint(path: str | Path, image_size: Size | None = None) -> Conv
 
 
 def save_conversion(conversion: Conversion, output_dir: str | Path, overwrite: bool = False) -> None:
-    """Write a checkpoint with its model card, and prove that it is what was converted.
+    """Write a checkpoint with its model card, and verify that it loads as the converted model.
 
-    It is written beside its place first, loaded back as anyone would load it, and compared in a forward; only then does
-    it take its place.
+    It is first written to a temporary folder, loaded with `from_pretrained`, and compared in a forward pass; only then
+    is it moved to the output folder.
 
     Args:
-        conversion: What `convert_checkpoint` returned.
+        conversion: Result of `convert_checkpoint`.
         output_dir: Folder to write to.
-        overwrite: Whether it may hold files already. Those of the same name are replaced.
+        overwrite: Whether the folder may contain files. Files of the same name are replaced.
 
     Raises:
         ValueError: If the folder is not empty and `overwrite` is not set, or is a file.
-        RuntimeError: If what is loaded back is not what was written.
+        RuntimeError: If the loaded model differs from the converted one.
     """
     output_dir = Path(output_dir)
     check_output_dir(output_dir, overwrite)
@@ -172,14 +172,14 @@ def save_conversion(conversion: Conversion, output_dir: str | Path, overwrite: b
 
 
 def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> None:
-    """Refuse a folder that a checkpoint cannot be written to, before any work is done.
+    """Check before any work that a checkpoint may be written to a folder.
 
     Args:
         output_dir: Folder to write to.
-        overwrite: Whether it may hold files already.
+        overwrite: Whether the folder may contain files.
 
     Raises:
-        ValueError: If it is not empty and `overwrite` is not set, or is a file.
+        ValueError: If the folder is not empty and `overwrite` is not set, or is a file.
     """
     output_dir = Path(output_dir)
     if output_dir.exists() and not output_dir.is_dir():
@@ -196,7 +196,7 @@ def _config(encoder: dict[str, Any], settings: dict[str, Any]) -> SimMIMConfig:
     try:
         return SimMIMConfig(encoder_config=encoder, **target)
     except StrictDataclassError as error:
-        raise ValueError(f"The file's geometry is not one of ours: {error.__cause__ or error}") from error
+        raise ValueError(f"The file's geometry is not supported: {error.__cause__ or error}") from error
 
 
 def _described(config: SimMIMConfig) -> str:
@@ -213,7 +213,7 @@ def _described(config: SimMIMConfig) -> str:
 def _renamed(
     original: OriginalCheckpoint, model: SimMIMPreTrainedModel
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor], list[str]]:
-    """Our state dict, which of the file's tensors it takes, the classifier, and names in the file that fit nowhere."""
+    """Our state dict, the tensors of the file that it uses, the classifier, and unknown names in the file."""
     places = model.state_dict()
     prefix = "simmim.encoder." if isinstance(model, SimMIMForMaskedImageModeling) else "encoder."
     state_dict: dict[str, torch.Tensor] = {}
@@ -231,7 +231,7 @@ def _renamed(
             unknown.append(original.file_names[name])
         elif tensor.dim() == 0 or tensor.shape[0] % len(ours):
             raise ValueError(
-                f"{original.file_names[name]} of shape {tuple(tensor.shape)} is not that of query, key, value."
+                f"{original.file_names[name]} of shape {tuple(tensor.shape)} is not made of query, key and value."
             )
         else:
             used[name] = tensor
@@ -240,7 +240,7 @@ def _renamed(
 
 
 def _load(model: SimMIMPreTrainedModel, state_dict: dict[str, torch.Tensor], used: dict[str, torch.Tensor]) -> None:
-    """Fill every parameter, or say why not."""
+    """Load every parameter, or raise if one is missing or does not fit."""
     places = model.state_dict()
     missing = [name for name in places if name not in state_dict]
     if missing:
@@ -252,19 +252,19 @@ def _load(model: SimMIMPreTrainedModel, state_dict: dict[str, torch.Tensor], use
         theirs, ours = tuple(tensor.shape), tuple(places[name].shape)
         if theirs != ours:
             raise ValueError(
-                f"The file's tensor for {name} has shape {theirs} and the model's {ours}. If the image size is not the"
-                " file's, give --image_size."
+                f"The file's tensor for {name} has shape {theirs} and the model's has {ours}. If the image size is"
+                " wrong, set --image_size."
             )
     broken = [name for name, tensor in used.items() if not tensor.isfinite().all()]
     if broken:
         raise ValueError(
-            f"{', '.join(broken[:5])} in the file holds NaN or infinity: the run had diverged. Use an earlier file."
+            f"{', '.join(broken[:5])} in the file has NaN or infinite values: the run diverged. Use an earlier file."
         )
     model.load_state_dict(state_dict, strict=True)
 
 
 def _processor(config: SimMIMConfig, settings: Settings) -> SimMIMImageProcessor:
-    """The processor of the images that the model was trained on, and of the masks where the file tells."""
+    """Image processor with the normalization of the training images, and with masks if the file states them."""
     options: dict[str, Any] = {name: settings[name] for name in ("mask_patch_size", "mask_ratio") if name in settings}
     for name, default in (("image_mean", 0.5), ("image_std", 0.25)):
         values = settings.get(name)
@@ -278,7 +278,7 @@ def _processor(config: SimMIMConfig, settings: Settings) -> SimMIMImageProcessor
 
 @torch.no_grad()
 def _check_reloads(model: Any, folder: Path) -> None:
-    """Load a checkpoint as anyone would and compare weights and a forward, bit for bit."""
+    """Load a checkpoint with Auto classes and compare weights and a forward pass, bit for bit."""
     config = model.config
     pixel_values = torch.randn(1, config.num_channels, *config.image_size, generator=torch.Generator().manual_seed(0))
     if isinstance(model, SimMIMForMaskedImageModeling):
@@ -295,13 +295,13 @@ def _check_reloads(model: Any, folder: Path) -> None:
     if not torch.equal(before, after) or not _same_weights(model, reloaded):
         difference = (before - after).abs().max().item()
         raise RuntimeError(
-            f"The checkpoint that was written does not compute what was converted: the outputs differ by up to"
-            f" {difference:g}. Nothing was left behind; please report this with the file's name."
+            f"The written checkpoint does not compute the same as the converted model: outputs differ by up to"
+            f" {difference:g}. It was deleted; please report this with the name of the file."
         )
 
 
 def _in_own_memory(model: Any) -> Any:
-    """Loaded tensors lie at any address, and small matrix products differ in the last bits with alignment."""
+    """Copy loaded tensors: the alignment of their memory changes the last bits of small matrix products."""
     return copy.deepcopy(model).eval()
 
 
@@ -311,7 +311,7 @@ def _same_weights(model: Any, other: Any) -> bool:
 
 
 def conversion_card(conversion: "Conversion", output_dir: Path) -> ModelCard:
-    """Render the card of a converted checkpoint.
+    """Render the model card of a converted checkpoint.
 
     Args:
         conversion: The checkpoint.
@@ -345,7 +345,7 @@ def conversion_card(conversion: "Conversion", output_dir: Path) -> ModelCard:
         model_rows=encoder_table(config, model),
         report=conversion.report,
         versions=versions_table(),
-        # The method if it is in the weights, and the code that wrote the file if it is not its own.
+        # SimMIM only if the weights are pre-trained with it, and mmpretrain if its code wrote the file.
         citations=citations(config, with_simmim=has_head or model_type == "beit")
         + [MMPRETRAIN] * ("mmpretrain" in conversion.framework),
     )

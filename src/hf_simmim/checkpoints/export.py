@@ -1,4 +1,4 @@
-"""Models as programs that run without this package: ONNX files and those of torch.export, checked against the model."""
+"""Exports models as ONNX or torch.export programs that run without this package, verified against the model."""
 
 import importlib.util
 import itertools
@@ -21,22 +21,22 @@ from ..model.modeling_base import SimMIMModel
 from ..model.modeling_simmim import SimMIMForImageClassification, SimMIMForMaskedImageModeling
 from .loading import load_config
 
-# Largest difference between program and model, as a share of the model's largest output.
+# Largest allowed difference between program and model, relative to the model's largest output.
 TOLERANCE = 1e-4
-# Batches that a program is traced with, and checked with.
+# Batch sizes that a program is traced with and checked with.
 TRACED_BATCH = 2
 CHECKED_BATCHES = (1, 3)
-MAX_PROTOBUF_BYTES = 2**31 - 2**24  # a file of more cannot be read; some of it is no weights
+MAX_PROTOBUF_BYTES = 2**31 - 2**24  # larger files cannot be read; a margin for what is not weights
 SMALLEST_OPSET = 18
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 FILE_NAMES = {"onnx": "model.onnx", "torch": "model.pt2"}
 
 
 class ExportTask(NamedTuple):
-    """What a program computes."""
+    """Model class, outputs and inputs of an export task."""
 
     model_class: type
-    outputs: tuple[str, ...]  # fields of the model's output; those that are None are left out
+    outputs: tuple[str, ...]  # fields of the model's output, except those that are None
     takes_mask: bool = False
 
 
@@ -48,10 +48,10 @@ TASKS: dict[str, ExportTask] = {
 
 
 class ExportProgram(nn.Module):
-    """A model as a function of tensors to tensors, which is what can be exported.
+    """A model as a function from tensors to tensors, which can be exported.
 
     Args:
-        model: The model of a task, on the CPU in float32.
+        model: Model of the task, on the CPU in float32.
         task: Name of the task.
     """
 
@@ -68,7 +68,7 @@ class ExportProgram(nn.Module):
     def random_inputs(
         self, batch_size: int, seed: int, image_size: tuple[int, int] | None = None
     ) -> tuple[torch.Tensor, ...]:
-        """Random images (B, C, H, W), of the program's size if no other is named, and a mask (B, N) if it takes one."""
+        """Random images (B, C, H, W), by default of the program's size, and a mask (B, N) if the program takes one."""
         generator = torch.Generator().manual_seed(seed)
         config, size = self.model.config, image_size or self.image_size
         inputs = [torch.randn(batch_size, config.num_channels, *size, generator=generator)]
@@ -91,13 +91,13 @@ class ExportProgram(nn.Module):
 
 
 class ExportedFile(NamedTuple):
-    """A program that was written and checked. Shapes have a name where a size is open."""
+    """A program that was written and checked. Shapes have names for dynamic sizes."""
 
     path: Path
-    num_bytes: int  # of the file, and of that of its weights if they have one of their own
-    differences: dict[str, float]  # of each output, the largest difference as a share of the model's largest output
-    batch_sizes: tuple[int, ...]  # that were checked
-    image_sizes: tuple[tuple[int, int], ...]  # (height, width) that were checked, each with every batch
+    num_bytes: int  # including a separate file of weights
+    differences: dict[str, float]  # largest difference of each output, relative to the model's largest value
+    batch_sizes: tuple[int, ...]  # checked
+    image_sizes: tuple[tuple[int, int], ...]  # (height, width), each checked with every batch size
     inputs: dict[str, tuple[str | int, ...]]
     outputs: dict[str, tuple[str | int, ...]]
 
@@ -106,9 +106,9 @@ def load_program(checkpoint: str, task: str | None = None, image_size: tuple[int
     """Load a checkpoint for export.
 
     Args:
-        checkpoint: Folder or name on the Hub, of ours or, for features, of a vision model of transformers.
+        checkpoint: Folder or name on the Hub of a SimMIM model or, for features, of a vision model of transformers.
         task: One of `TASKS`; if None, classification for a fine-tuned classifier and features for everything else.
-        image_size: (height, width) in pixels; that of the checkpoint if None.
+        image_size: (height, width) in pixels; the checkpoint's if None.
 
     Returns:
         The program.
@@ -127,8 +127,8 @@ def load_program(checkpoint: str, task: str | None = None, image_size: tuple[int
     if task != "features" and model_class.__name__ not in architectures:
         found = architectures[0] if architectures else f"a {stored.model_type!r} model of transformers"
         raise ValueError(
-            f"task={task!r} needs a checkpoint of {model_class.__name__}, and {checkpoint} holds {found}. Use"
-            " task=features, or train what it lacks first."
+            f"task={task!r} needs a checkpoint of {model_class.__name__}, but {checkpoint} holds {found}. Use"
+            " task=features, or train such a model first."
         )
     geometry = {} if image_size is None else {"image_size": tuple(image_size)}
     load = model_class.from_pretrained if is_ours else model_class.from_encoder
@@ -136,15 +136,18 @@ def load_program(checkpoint: str, task: str | None = None, image_size: tuple[int
 
 
 def check_packages(formats: Collection[str]) -> None:
-    """Refuse to write ONNX without the packages that it takes.
+    """Check that the packages for the formats are installed.
+
+    Args:
+        formats: Names of the formats, "onnx" or "torch".
 
     Raises:
-        ValueError: If one of them is not installed.
+        ValueError: If a package is missing.
     """
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None] if "onnx" in formats else []
     if missing:
         raise ValueError(
-            f"ONNX files need {', '.join(missing)}, which is not installed. Install what export takes with"
+            f"ONNX files need {', '.join(missing)}, which is not installed. Install the packages for export with"
             ' pip install "hf-simmim[export]", or use format=torch.'
         )
 
@@ -158,26 +161,26 @@ def export_program(
     opset: int | None = None,
     tolerance: float = TOLERANCE,
 ) -> list[ExportedFile]:
-    """Write a program and prove that what was written computes the same.
+    """Write a program and verify that the written files compute the same.
 
-    The files are written beside their place first, read back, and run on random batches of other sizes than they were
-    traced with; only then do they take their place.
+    The files are first written to a temporary folder, read back, and run on random batches of other sizes than they
+    were traced with; only then are they moved to the output folder.
 
     Args:
-        program: What `load_program` returned.
+        program: Result of `load_program`.
         output_dir: Folder to write to. Files of the same names are replaced.
-        formats: Of `"onnx"` (`model.onnx`) and `"torch"` (`model.pt2`).
+        formats: Some of `"onnx"` (`model.onnx`) and `"torch"` (`model.pt2`).
         dynamic_batch: Whether the program takes batches of any size, else only one image at a time.
         dynamic_size: Whether it takes images of any height and width that are multiples of the encoder's stride.
             Convolutional networks can; positions and windows are laid out for one size.
-        opset: Version of ONNX's operators; torch's own choice if None.
-        tolerance: Largest difference from the model that is let pass, as a share of its largest output.
+        opset: Version of the ONNX operators; torch's default if None.
+        tolerance: Largest allowed difference from the model, relative to its largest output.
 
     Returns:
-        What was written, in the order of the formats.
+        The written files, in the order of the formats.
 
     Raises:
-        ValueError: If the model cannot be exported, or computes something else after it; nothing is written then.
+        ValueError: If the model cannot be exported, or the program computes something else; nothing is written then.
     """
     unknown = [name for name in formats if name not in FILE_NAMES]
     if unknown or not formats:
@@ -216,12 +219,12 @@ def export_program(
 def trace(
     program: ExportProgram, dynamic_batch: bool = True, dynamic_size: bool = False
 ) -> torch.export.ExportedProgram:
-    """The program as a graph.
+    """Trace a program to a graph.
 
     Args:
-        program: What to trace.
-        dynamic_batch: Whether the graph is for batches of any size, else for one image.
-        dynamic_size: Whether the graph is for images of any whole number of strides, else for those of its size.
+        program: The program.
+        dynamic_batch: Whether the graph takes batches of any size, else one image.
+        dynamic_size: Whether the graph takes images of any multiple of the stride, else of the program's size.
 
     Returns:
         The graph.
@@ -244,22 +247,22 @@ def trace(
                 else f"the encoder {program.model.config.encoder_config.model_type!r}"
             )
             raise ValueError(
-                f"dynamic_size: {kind} is laid out for images of one size. Leave it out, and export once for each"
+                f"dynamic_size: {kind} only supports images of one size. Leave it out, and export once for each"
                 " --image_size."
             )
         sizes[0] |= {axis: geometry.stride * torch.export.Dim(f"steps_{axis}", min=1) for axis in (2, 3)}
     with _quiet():
         try:
             return torch.export.export(program, inputs, dynamic_shapes=tuple(sizes))
-        except Exception as error:  # torch raises anything on what it cannot trace
+        except Exception as error:  # torch raises any type
             remedy = " Leave out --dynamic_size." if dynamic_size else ""
             if dynamic_batch and not dynamic_size:
-                remedy = " Perhaps it can for one image at a time: --no_dynamic_batch."
+                remedy = " Try a program for one image at a time: --no_dynamic_batch."
             raise ValueError(f"torch.export cannot trace this model: {_first_line(error)}{remedy}") from error
 
 
 def _other_sizes(program: ExportProgram) -> tuple[tuple[int, int], ...]:
-    """Sizes (height, width) to check a program with that is for many: the smallest, and a larger one."""
+    """Sizes (height, width) to check a program of dynamic size with: the smallest, and a larger one."""
     stride, (height, width) = program.model.config.encoder_stride, program.image_size
     return (2 * stride, 3 * stride), (height + stride, width + 2 * stride)
 
@@ -275,18 +278,18 @@ def differences_from_model(
     """Compare an exported program with its model, on random batches.
 
     Args:
-        run: The exported program: tensors to tensors.
-        program: What was exported.
+        run: The exported program, a function from tensors to tensors.
+        program: The model that was exported.
         batch_sizes: Sizes of the batches.
-        image_sizes: (height, width) of the images, each with every batch.
-        name: What it is called in errors.
+        image_sizes: (height, width) of the images, each with every batch size.
+        name: Name of the exported program in errors.
         tolerance: As in `export_program`.
 
     Returns:
-        The largest difference of each output, as a share of the model's largest.
+        The largest difference of each output, relative to the model's largest value.
 
     Raises:
-        ValueError: If a difference is larger than let pass, or the program does not run.
+        ValueError: If a difference is larger than the tolerance, or the program does not run.
     """
     found = dict.fromkeys(program.output_names, 0.0)
     for batch_size, image_size in itertools.product(batch_sizes, image_sizes):
@@ -295,21 +298,21 @@ def differences_from_model(
             expected = program(*inputs)
             try:
                 actual = run(*inputs)
-            except Exception as error:  # whatever the runtime raises
+            except Exception as error:  # runtimes raise any type
                 raise ValueError(f"{name} does not run on a batch of {batch_size}: {_first_line(error)}") from error
         for output, ours, theirs in zip(program.output_names, expected, actual, strict=True):
             if ours.shape != theirs.shape:
                 raise ValueError(
-                    f"{name} gives {output} of shape {tuple(theirs.shape)} for a batch of {batch_size}, and the model"
-                    f" {tuple(ours.shape)}. It is not kept."
+                    f"{name} gives {output} of shape {tuple(theirs.shape)} for a batch of {batch_size}, but the model"
+                    f" {tuple(ours.shape)}. The export was deleted."
                 )
             largest = ours.abs().max().item()
             difference = (ours - theirs).abs().max().item() / (largest or 1.0)
-            # Not the other way round, so that NaN is refused.
+            # In this form NaN is rejected, too.
             if not difference <= tolerance:
                 raise ValueError(
-                    f"{name} does not compute what the model does: {output} is off by {difference:.2g} of its largest"
-                    f" value in a batch of {batch_size}, and {tolerance:.2g} is allowed. It is not kept."
+                    f"{name} does not compute the same as the model: {output} differs by {difference:.2g} of its"
+                    f" largest value in a batch of {batch_size}; {tolerance:.2g} is allowed. The export was deleted."
                 )
             found[output] = max(found[output], difference)
     return found
@@ -333,7 +336,7 @@ def _write_onnx(
                 traced, dynamo=True, verbose=False, opset_version=opset, dynamic_shapes=shapes, **names
             )
             written.save(path, external_data=num_bytes > MAX_PROTOBUF_BYTES)
-        except Exception as error:  # torch raises anything on what ONNX has no operator for
+        except Exception as error:  # torch raises any type if ONNX has no operator
             raise ValueError(f"torch.onnx cannot write this model: {_first_line(error)}") from error
 
 
@@ -355,7 +358,7 @@ def _onnx_runner(path: Path) -> Callable[..., list[torch.Tensor]]:
 def _shapes(
     program: ExportProgram, dynamic_batch: bool, dynamic_size: bool
 ) -> tuple[dict[str, tuple[str | int, ...]], dict[str, tuple[str | int, ...]]]:
-    """Shapes of inputs and outputs by name, with names for the sizes that are open."""
+    """Shapes of inputs and outputs by name, with names for dynamic sizes."""
     inputs = program.random_inputs(1, seed=0)
     with torch.no_grad():
         outputs = program(*inputs)
@@ -373,13 +376,13 @@ def _shapes(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without gradients, in the form of attention that every exporter knows, and without the exporters' chatter."""
+    """Export without gradients, with the attention that every exporter supports, and without the exporters' logs."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        # The fused kernels lay their outputs out in another way than what ONNX gets in their place, and views of those
-        # outputs fail. The graph for torch holds the function itself, which takes any kernel when it is run.
+        # The memory layout of fused kernels differs from that of their ONNX replacement, on which views then fail. The
+        # torch graph contains the function itself, which uses any kernel when it runs.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
@@ -388,9 +391,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    """What an error says, without the pages that exporters add to it."""
+    """First line of an error's message, without the pages that exporters append."""
     while error.__cause__ is not None and type(error).__module__.startswith("torch.onnx"):
         error = error.__cause__  # type: ignore[assignment]
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else "no reason given"
+    text = lines[0] if lines else "no message"
     return f"{type(error).__name__}: {text}" + ("" if text.endswith((".", "!")) else ".")

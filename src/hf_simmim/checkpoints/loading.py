@@ -1,4 +1,4 @@
-"""Checkpoints as encoders whose features are taken: of ours or of transformers, with the pixels that they expect."""
+"""Loading any checkpoint, of SimMIM or of transformers, as an encoder with the normalization that it expects."""
 
 from typing import Any
 
@@ -15,17 +15,17 @@ logger = logging.get_logger(__name__)
 
 
 def load_encoder(checkpoint: str, **geometry: Any) -> SimMIMModel:
-    """The encoder of a SimMIM checkpoint or of a vision model of transformers, in float32.
+    """Load the encoder of a SimMIM checkpoint or of a vision model of transformers, in float32.
 
     Args:
         checkpoint: Folder or name on the Hub.
-        **geometry: `image_size` (height, width) in pixels or `window_size` in patches, other than the checkpoint's.
+        **geometry: `image_size` (height, width) in pixels or `window_size` in patches, to replace the checkpoint's.
 
     Returns:
         The model, in evaluation mode.
 
     Raises:
-        ValueError: If there is none, or it does not go to that geometry.
+        ValueError: If there is no such checkpoint, or its encoder does not support the geometry.
     """
     stored = load_config(checkpoint)
     if stored.model_type == SimMIMConfig.model_type:
@@ -34,34 +34,34 @@ def load_encoder(checkpoint: str, **geometry: Any) -> SimMIMModel:
 
 
 def pixel_settings(checkpoint: str, num_channels: int) -> dict[str, Any]:
-    """Scale, mean, standard deviation and nodata of the checkpoint's image processor.
+    """Read rescale factor, mean, standard deviation and nodata value of a checkpoint's image processor.
 
     Args:
         checkpoint: Folder or name on the Hub.
-        num_channels: Channels that its encoder takes.
+        num_channels: Channels of its encoder.
 
     Returns:
         `image_mean`, `image_std` and, where they are stored, `rescale_factor` and `nodata`.
 
     Raises:
-        ValueError: If it has no processor, and its channels are not those of color pictures.
+        ValueError: If it has no image processor, and its encoder does not take three channels.
     """
     try:
         stored, _ = SimMIMImageProcessor.get_image_processor_dict(checkpoint)
     except OSError as error:
         if num_channels != 3:
             raise ValueError(
-                f"{checkpoint} has no image processor, which tells how its {num_channels} channels are normalized. Save"
-                " a preprocessor_config.json with image_mean and image_std beside the model."
+                f"{checkpoint} has no image processor, so the normalization of its {num_channels} channels is unknown."
+                " Save a preprocessor_config.json with image_mean and image_std next to the model."
             ) from error
-        logger.warning(f"{checkpoint} has no image processor; images are normalized by ImageNet's mean and deviation.")
+        logger.warning(f"{checkpoint} has no image processor; images are normalized with ImageNet's mean and std.")
         stored = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
     keys = ("image_mean", "image_std", "rescale_factor", "nodata")
     return {key: stored[key] for key in keys if stored.get(key) is not None}
 
 
 def inherited_pixels(checkpoint: str | None) -> dict[str, Any]:
-    """Scale, normalization and nodata that --checkpoint was trained with, if its image processor tells."""
+    """Rescale factor, mean, std and nodata value of --checkpoint's image processor; empty if it has none."""
     if checkpoint is None:
         return {}
     try:
@@ -76,14 +76,20 @@ def inherited_pixels(checkpoint: str | None) -> dict[str, Any]:
 
 
 def load_config(checkpoint: str) -> PreTrainedConfig:
-    """The config of a checkpoint, of ours or of transformers.
+    """Load the config of a checkpoint of SimMIM or of transformers.
+
+    Args:
+        checkpoint: Folder or name on the Hub.
+
+    Returns:
+        The config.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no such checkpoint.
     """
     try:
         return AutoConfig.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"checkpoint={checkpoint!r} is neither a folder with a model nor one on the Hub. {error}"
+            f"checkpoint={checkpoint!r} is neither the folder of a model nor a model on the Hub. {error}"
         ) from error

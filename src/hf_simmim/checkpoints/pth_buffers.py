@@ -1,6 +1,6 @@
-"""Buffers in the checkpoints of others, against what our code computes in their place.
+"""Comparison of the buffers in a .pth file with those that our code computes.
 
-A buffer is derived from the geometry. That it is the same here is what says that weights mean the same here.
+Buffers are derived from the geometry. If they agree, the weights have the same meaning in our model.
 """
 
 import re
@@ -20,18 +20,18 @@ BUFFER = re.compile(r"(.*\.)?(relative_position_index|attn_mask|relative_coords_
 
 
 def verify_buffers(original: OriginalCheckpoint, config: SimMIMConfig, encoder: Any) -> list[str]:
-    """Compare the buffers of a checkpoint with what our code computes in their place.
+    """Compare the buffers of a checkpoint with those that our code computes.
 
     Args:
         original: The checkpoint.
-        config: The config that was read off it.
-        encoder: The encoder of that config.
+        config: Its config.
+        encoder: Our encoder of that config.
 
     Returns:
-        What each buffer is: relative_position_index, attn_mask or relative_coords_table.
+        Kind of each buffer: relative_position_index, attn_mask or relative_coords_table.
 
     Raises:
-        ValueError: If one of them is another than ours.
+        ValueError: If a buffer differs from ours.
     """
     verified = []
     layouts: dict[int, WindowLayout] = {}
@@ -43,7 +43,7 @@ def verify_buffers(original: OriginalCheckpoint, config: SimMIMConfig, encoder: 
             ours = _vit_index(config) if VIT_INDEX.fullmatch(name) else None
         else:
             ours = _swin_buffer(name, encoder, stage_grids(config.encoder_config), layouts)
-        # The table is computed in floating point, and on another machine.
+        # The table was computed in floating point on another machine.
         tolerance = 8 * torch.finfo(theirs.dtype).eps if theirs.is_floating_point() else 0.0
         if (
             ours is None
@@ -51,21 +51,21 @@ def verify_buffers(original: OriginalCheckpoint, config: SimMIMConfig, encoder: 
             or not torch.allclose(theirs.double(), ours.double(), rtol=0.0, atol=tolerance)
         ):
             raise ValueError(
-                f"{original.file_names[name]} in the file is not what our {original.architecture} computes at"
+                f"{original.file_names[name]} in the file differs from what our {original.architecture} computes at"
                 f" {config.image_size[0]} x {config.image_size[1]} px, so the model would not be the same. If the file"
-                " was made for another size, give --image_size."
+                " is for another image size, set --image_size."
             )
         verified.append(found[2])
     return verified
 
 
 def _vit_index(config: SimMIMConfig) -> torch.Tensor:
-    """Which row of its table transformers' BEiT takes for each pair of tokens, the class token first."""
+    """Row of the relative position table of transformers' BEiT for each pair of tokens, the class token first."""
     return BeitRelativePositionBias.generate_relative_position_index(config.grid_size)
 
 
 def _swin_buffer(name: str, encoder: Swin, grids: list[Size], layouts: dict[int, WindowLayout]) -> torch.Tensor | None:
-    """What our Swin or SwinV2 computes in the place of a buffer, or None if it has no such thing."""
+    """The buffer as our Swin or SwinV2 computes it, or None if it has no such buffer."""
     found = re.fullmatch(SWIN_BLOCK + r"(?:attn\.(relative_position_index|relative_coords_table)|(attn_mask))", name)
     if not found or int(found[1]) >= len(grids):
         return None

@@ -1,4 +1,4 @@
-"""Checkpoints of the authors' code and of mmpretrain, brought to one naming: that of the authors, without prefixes.
+"""Checkpoints of the official implementation and of mmpretrain, with the authors' names without prefixes.
 
 Source: `save_checkpoint` in utils.py of microsoft/SimMIM and microsoft/Swin-Transformer; the runner of mmengine.
 """
@@ -14,7 +14,7 @@ from .pth_settings import Settings, authors_settings, mmpretrain_settings
 
 SIMMIM, SWIN_TRANSFORMER, MMPRETRAIN = "microsoft/SimMIM", "microsoft/Swin-Transformer", "open-mmlab/mmpretrain"
 
-# What a file holds beside weights and settings, and no model needs.
+# Entries of a file besides weights and settings, which no model needs.
 STATE_OF_THE_RUN = (
     *("optimizer", "lr_scheduler", "max_accuracy", "epoch", "amp", "scaler", "loss_scaler"),
     *("param_schedulers", "message_hub", "ema_state_dict", "optim_wrapper", "iter"),
@@ -23,16 +23,16 @@ STATE_OF_THE_RUN = (
 
 @dataclass
 class OriginalCheckpoint:
-    """What a file holds.
+    """Contents of a .pth file.
 
     Args:
-        framework: Repository whose code wrote it.
+        framework: Repository whose code wrote the file.
         architecture: transformers' model type of the encoder: swin, swinv2 or beit.
         weights: Parameters and buffers under the authors' names, `layers.0.blocks.0.attn.qkv.weight`.
-        file_names: Of each of these names, the one in the file.
-        settings: What the stored config says, under the names of our configs; empty if none is stored.
+        file_names: Name in the file of each of these names.
+        settings: Settings of the stored config, under the names of our configs; empty if none is stored.
         dropped: Other entries of the file.
-        epoch: Number of the last epoch, if the file says.
+        epoch: Number of the last epoch, if the file states it.
     """
 
     framework: str
@@ -45,20 +45,22 @@ class OriginalCheckpoint:
 
 
 def open_checkpoint(content: Any) -> OriginalCheckpoint:
-    """Make sense of what a file holds.
+    """Interpret the contents of a .pth file.
 
     Args:
-        content: What `read_pth` returned.
+        content: Result of `read_pth`.
 
     Returns:
-        Its weights, settings and the rest.
+        Weights, settings and other entries.
 
     Raises:
-        ValueError: If there are no weights in it, or entries that nobody can explain, or weights of a model that is
-            none of Swin, SwinV2 and the authors' ViT.
+        ValueError: If the file has no weights, unknown entries, or weights of another model than Swin, SwinV2 and the
+            authors' ViT.
     """
     if not isinstance(content, dict):
-        raise ValueError(f"The file holds a {type(content).__name__} and no dict of weights, so it is no checkpoint.")
+        raise ValueError(
+            f"The file holds a {type(content).__name__}, not a dict of weights: it is not a checkpoint."
+        )
     entry = next((key for key in ("model", "state_dict") if isinstance(content.get(key), dict)), None)
     if entry is None and content and all(isinstance(value, torch.Tensor) for value in content.values()):
         content, entry = {"model": content}, "model"
@@ -67,7 +69,7 @@ def open_checkpoint(content: Any) -> OriginalCheckpoint:
     weights = _checked_weights(content[entry])
     unknown = [key for key in content if key not in (entry, "config", "meta", *STATE_OF_THE_RUN)]
     if unknown:
-        raise ValueError(f"The file has entries that nothing is known of: {listed(unknown)}. Remove them from it.")
+        raise ValueError(f"The file has unknown entries: {listed(unknown)}. Remove them from it.")
     dropped = [key for key in content if key in STATE_OF_THE_RUN]
 
     if any(".attn.w_msa." in name for name in weights):
@@ -93,15 +95,15 @@ def open_checkpoint(content: Any) -> OriginalCheckpoint:
 
 
 def _checked_weights(weights: dict[Any, Any]) -> dict[str, torch.Tensor]:
-    """Tensors as they should be: dense, real, and as large as the memory that they say they have."""
+    """Check that tensors are dense, real, and not larger than their memory."""
     for key, tensor in weights.items():
         name = printable(str(key))
         if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
-            raise ValueError(f"The weights hold {name!r}, of type {type(tensor).__name__} and no tensor.")
+            raise ValueError(f"The weights contain {name!r} of type {type(tensor).__name__}, which is not a tensor.")
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_complex():
             raise ValueError(f"{name} is not a plain tensor but {tensor.layout}, {tensor.dtype} on {tensor.device}.")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ValueError(f"{name} of shape {tuple(tensor.shape)} is larger than what the file holds of it.")
+            raise ValueError(f"{name} of shape {tuple(tensor.shape)} is larger than its data in the file.")
     return {name: tensor.detach() for name, tensor in weights.items()}
 
 
@@ -111,12 +113,12 @@ def _architecture(weights: dict[str, torch.Tensor]) -> str:
     if "layers.0.blocks.0.attn.qkv.weight" in weights:
         return "swinv2" if "layers.0.blocks.0.attn.logit_scale" in weights else "swin"
     raise ValueError(
-        f"The weights are those of no Swin, SwinV2 or ViT of {SIMMIM}, {SWIN_TRANSFORMER} or {MMPRETRAIN}: they are"
+        f"The weights are not those of a Swin, SwinV2 or ViT of {SIMMIM}, {SWIN_TRANSFORMER} or {MMPRETRAIN}:"
         f" {listed(weights)}."
     )
 
 
 def listed(names: Any, limit: int = 12) -> str:
-    """Names that a file gives, in one line that is safe to print."""
+    """Names from a file, in one line that is safe to print."""
     names = [printable(str(name)[:120]) for name in names]
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "") or "nothing"

@@ -1,4 +1,4 @@
-"""Reads .pth files of strangers: tensors and plain values, and nothing that a file says is ever run."""
+"""Reads untrusted .pth files: tensors and plain values only, without running any code in them."""
 
 import re
 import zipfile
@@ -10,20 +10,20 @@ from typing import Any
 
 import torch
 
-# How files begin: of torch.save since torch 1.6, and before.
+# First bytes of files of torch.save, since torch 1.6 and before.
 ZIP_START = b"PK\x03\x04"
 LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 class PlainNode:
-    """Stands in for yacs' CfgNode, a kind of dict: what is made is an OrderedDict, which torch fills with values."""
+    """Replaces yacs' CfgNode, a kind of dict, by an OrderedDict, which torch fills with values."""
 
     def __new__(cls, *args: Any) -> Any:
         return OrderedDict()
 
 
 class Unread:
-    """Stands in for what no conversion needs, such as the loss history in a file to resume from. Does nothing."""
+    """Replaces objects that no conversion needs, such as the loss history of a resumable checkpoint. Does nothing."""
 
     def __new__(cls, *args: Any) -> "Unread":
         return super().__new__(cls)
@@ -32,14 +32,14 @@ class Unread:
         pass
 
 
-# Everything beside torch's own list that a file may name. None of it is what the name says: each makes an inert object.
+# Classes and functions that a file may name, besides torch's own list. Inert objects replace all of them.
 STAND_INS: list[Any] = [
     (PlainNode, "yacs.config.CfgNode"),
     *(
         (Unread, name)
         for name in (
             "mmengine.logging.history_buffer.HistoryBuffer",
-            "builtins.getattr",  # how such a buffer names its own methods
+            "builtins.getattr",  # used by such a buffer to name its own methods
             "numpy.ndarray",
             "numpy.dtype",
             "numpy.core.multiarray._reconstruct",
@@ -52,70 +52,72 @@ STAND_INS: list[Any] = [
 
 
 def read_pth(path: str | Path) -> Any:
-    """Read a file of `torch.save`, of the format of today or that before torch 1.6, without running anything in it.
+    """Read a file of `torch.save`, in its current format or that before torch 1.6, without running any code in it.
 
     Args:
-        path: The file. Its tensors stay in it until they are used, where the format allows.
+        path: The file. Its tensors are memory-mapped if the format allows.
 
     Returns:
-        What was saved, made of dicts, lists, tuples, numbers, texts and tensors. Objects of other kinds are refused, or
-        are `Unread` if they are known to be of no use.
+        The content, made of dicts, lists, tuples, numbers, strings and tensors. Other objects are rejected, or are
+        `Unread` if they are known to be unnecessary.
 
     Raises:
-        ValueError: If there is no such file, or it is cut off, or of another kind, or asks for code to be run.
+        ValueError: If there is no such file, or it is truncated, of another kind, or would run code.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'not there'}. Name a .pth file.")
+        raise ValueError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}. Name a .pth file.")
     is_zip = _check_kind(path)
     with _only_stand_ins():
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
             return _plain(content, {})
-        except Exception as error:  # a file made to do harm can fail in any way
+        except Exception as error:  # malicious files can raise any type
             raise ValueError(_explanation(path, error)) from error
 
 
 def printable(text: str) -> str:
-    """A text of a stranger without what terminals take for commands.
+    """Remove control characters from an untrusted text.
 
     Args:
         text: Any text.
 
     Returns:
-        The text with a question mark for each character that is not printed.
+        The text with a question mark in place of each unprintable character.
     """
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _check_kind(path: Path) -> bool:
-    """Whether a file is of today's format; raises unless it is of one that torch reads weights from."""
+    """Whether a file has the current format; raises if it is neither this nor the old format of torch.save."""
     with path.open("rb") as file:
         start = file.read(len(LEGACY_START))
     if start == LEGACY_START:
         return False
     if not start.startswith(ZIP_START):
         raise ValueError(
-            f"{path} is not a file of torch.save: it begins with {start!r}. A web page that was saved in the file's"
-            " place begins with '<': download it again. A .safetensors file is for from_pretrained, with its folder."
+            f"{path} is not a file of torch.save: it begins with {start!r}. If that is '<', a web page was saved"
+            " instead of the file: download it again. Load a .safetensors file with from_pretrained, by its folder."
         )
     try:
         with zipfile.ZipFile(path) as archive:
             records = {name.partition("/")[2] for name in archive.namelist()}
     except zipfile.BadZipFile as error:
         raise ValueError(
-            f"{path} is cut off: it begins like a file of torch.save and has no end. Get it again."
+            f"{path} is truncated: it begins like a file of torch.save but has no end. Download it again."
         ) from error
     if "constants.pkl" in records:
         raise ValueError(f"{path} is a TorchScript archive, which holds a program. Use the .pth file of its weights.")
     if "data.pkl" not in records:
-        raise ValueError(f"{path} is a zip archive that torch.save did not write. If a .pth file is in it, unpack it.")
+        raise ValueError(
+            f"{path} is a zip archive, but not of torch.save. If it contains a .pth file, unpack it."
+        )
     return True
 
 
 @contextmanager
 def _only_stand_ins() -> Iterator[None]:
-    """Allow the stand-ins, and nothing that other code of this process has allowed."""
+    """Allow only the stand-ins, and nothing that other code of this process allowed."""
     before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     torch.serialization.add_safe_globals(STAND_INS)
@@ -127,7 +129,7 @@ def _only_stand_ins() -> Iterator[None]:
 
 
 def _plain(value: Any, seen: dict[int, Any]) -> Any:
-    """A copy of the containers, for a file can put anything in the place of a container's own methods."""
+    """Copy the containers into built-in ones, since a file can replace the methods of a container."""
     if id(value) in seen:
         return seen[id(value)]
     if isinstance(value, dict):
@@ -151,12 +153,12 @@ def _explanation(path: Path, error: Exception) -> str:
     asked = re.search(r"GLOBAL ([\w.]+)", text)
     if asked:
         return (
-            f"{path} asks for {asked[1]} when it is read, which is neither a tensor nor a plain value. Nothing of it"
-            " was run. Do not load this file by other means unless you trust whoever made it."
+            f"{path} uses {asked[1]}, which is neither a tensor nor a plain value. No code in it was run. Do not load"
+            " this file by other means unless you trust its author."
         )
     found = re.search(r"WeightsUnpickler error:\s*([^\n]+)", text)
     reason = printable(found[1] if found else (text.splitlines() or [""])[0])
     return (
-        f"{path} cannot be read: it is cut off or damaged, or was not made by torch.save ({type(error).__name__}:"
-        f" {reason}). Nothing of it was run. Get it again."
+        f"{path} cannot be read: it is truncated or damaged, or was not written by torch.save ({type(error).__name__}:"
+        f" {reason}). No code in it was run. Download it again."
     )

@@ -1,4 +1,4 @@
-"""Geometry of a checkpoint of others, read from its tensors and from the config that is stored with them."""
+"""Geometry of a .pth checkpoint, read from its tensors and from the config that is stored with them."""
 
 import math
 import re
@@ -6,7 +6,7 @@ from typing import Any
 
 from .pth_checkpoint import MMPRETRAIN, OriginalCheckpoint
 
-# Settings that the tensors tell: where the stored config says otherwise, they win and the report says so.
+# Settings that the tensors determine; if the stored config contradicts them, the tensors win and the report says so.
 TOLD_BY_TENSORS = (
     *("patch_size", "num_channels", "embed_dim", "depths", "num_heads", "window_size", "qkv_bias"),
     *("hidden_size", "num_hidden_layers", "num_attention_heads"),
@@ -19,18 +19,18 @@ Size = tuple[int, int]
 def encoder_settings(
     original: OriginalCheckpoint, image_size: Size | None = None
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Read the encoder's config off a checkpoint.
+    """Read the encoder's config from a checkpoint.
 
     Args:
         original: The checkpoint.
-        image_size: (height, width) in pixels, for files that do not tell.
+        image_size: (height, width) in pixels, for files that do not state it.
 
     Returns:
         The config as a dict with its `model_type`, and remarks for the report by title.
 
     Raises:
-        ValueError: If the tensors do not make a model, the image size is nowhere or contradicts them, or the stored
-            config asks for something that our encoders do not compute.
+        ValueError: If the tensors do not form a model, the image size is unknown or contradicts them, or the stored
+            config has a setting that our encoders do not support.
     """
     stored = original.settings
     _check_supported(original)
@@ -51,30 +51,28 @@ def encoder_settings(
         if None not in (value, ours) and value != ours:
             differ.append(f"{name}={value} (the tensors: {ours})")
     if differ:
-        remarks["Stored config"] = f"contradicts the tensors, which were followed: {', '.join(differ)}"
+        remarks["Stored config"] = f"contradicts the tensors, which take precedence: {', '.join(differ)}"
     return encoder, remarks
 
 
 def _check_supported(original: OriginalCheckpoint) -> None:
-    """Refuse settings that leave no trace in the tensors and that our encoders have no name for."""
+    """Refuse settings that the tensors do not show and that our encoders do not support."""
     stored, eps = original.settings, LAYER_NORM_EPS[original.architecture]
     if stored.get("qk_scale") and original.architecture == "swin":
         raise ValueError(
-            f"The stored config sets qk_scale={stored['qk_scale']}, and our Swin scales by the square root of the"
-            " head's width alone. Multiply the query weights instead."
+            f"The stored config sets qk_scale={stored['qk_scale']}, but our Swin always scales by the square root of"
+            " the head's width. Multiply the query weights instead."
         )
     if stored.get("layer_norm_eps", eps) != eps:
-        raise ValueError(f"The stored config sets eps={stored['layer_norm_eps']} and our encoder computes with {eps}.")
+        raise ValueError(f"The stored config sets eps={stored['layer_norm_eps']}, but our encoder uses {eps}.")
 
 
 def _shape(original: OriginalCheckpoint, name: str, dimensions: int) -> tuple[int, ...]:
     tensor = original.weights.get(name)
     if tensor is None:
-        raise ValueError(f"The file lacks {name}, without which there is no model. It was written by other code.")
+        raise ValueError(f"The file lacks {name}, which every model needs. It was written by other code.")
     if tensor.dim() != dimensions or 0 in tensor.shape:
-        raise ValueError(
-            f"{original.file_names[name]} has shape {tuple(tensor.shape)} and not {dimensions} dimensions."
-        )
+        raise ValueError(f"{original.file_names[name]} has shape {tuple(tensor.shape)}, not {dimensions} dimensions.")
     return tuple(tensor.shape)
 
 
@@ -82,22 +80,22 @@ def _patches(original: OriginalCheckpoint) -> tuple[int, int, int]:
     """Hidden size, channels and side of a patch in pixels."""
     hidden_size, num_channels, height, width = _shape(original, "patch_embed.proj.weight", 4)
     if height != width:
-        raise ValueError(f"The patches are {height}x{width} px and not square, which is not supported.")
+        raise ValueError(f"The patches are {height}x{width} px; only square patches are supported.")
     return hidden_size, num_channels, height
 
 
 def _count(original: OriginalCheckpoint, pattern: str) -> int:
-    """How many numbered modules there are."""
+    """Number of numbered modules."""
     numbers = {int(found[1]) for name in original.weights if (found := re.match(pattern, name))}
     if numbers != set(range(len(numbers))):
-        raise ValueError(f"Of the modules {pattern.replace(chr(92), '')} only the numbers {sorted(numbers)} are there.")
+        raise ValueError(f"Modules {pattern.replace(chr(92), '')} exist only for the numbers {sorted(numbers)}.")
     return len(numbers)
 
 
 def _mlp_ratio(original: OriginalCheckpoint, block: str, width: int) -> float:
     hidden = _shape(original, f"{block}.mlp.fc1.weight", 2)[0]
     ratio = original.settings.get("mlp_ratio")
-    # The stored ratio where it fits, for widths are rounded down and do not tell it exactly.
+    # Prefer the stored ratio if it fits: widths are rounded down and do not determine it exactly.
     return float(ratio) if isinstance(ratio, (int, float)) and int(ratio * width) == hidden else hidden / width
 
 
@@ -130,17 +128,17 @@ def _read_swin(original: OriginalCheckpoint) -> dict[str, Any]:
 
 
 def table_window(original: OriginalCheckpoint, stage: int) -> int:
-    """Window of a stage in tokens, as its tensors tell it.
+    """Read the window of a stage, in tokens, from its tensors.
 
     Args:
         original: A checkpoint of Swin or SwinV2.
         stage: Number of the stage, from 0.
 
     Returns:
-        The window; a stage that is smaller than the window of the config has a smaller one.
+        The window, which is smaller than the config's in a stage with a smaller grid.
 
     Raises:
-        ValueError: If nothing tells it.
+        ValueError: If the window is unknown.
     """
     attention = f"layers.{stage}.blocks.0.attn"
     if original.architecture == "swin":
@@ -153,11 +151,11 @@ def table_window(original: OriginalCheckpoint, stage: int) -> int:
         return window
     else:
         raise ValueError(
-            "SwinV2 keeps the window in no weight, and the file has neither relative_coords_table nor a stored config."
-            " Convert the file as it was released."
+            "No weight of SwinV2 determines the window, and the file has neither relative_coords_table nor a stored"
+            " config. Convert the original file."
         )
     if side * side != rows or side % 2 == 0:
-        raise ValueError(f"The relative positions of stage {stage} are {rows}, which no square window has.")
+        raise ValueError(f"Stage {stage} has {rows} relative positions, which fit no square window.")
     return (side + 1) // 2
 
 
@@ -166,7 +164,7 @@ def _has_table(original: OriginalCheckpoint, stage: int) -> bool:
 
 
 def _pretrained_window(original: OriginalCheckpoint, stage: int) -> int:
-    """The window in whose units SwinV2 measures distances: from the largest one, log2(8 (w - 1) / (p - 1) + 1) / 3."""
+    """Window p in whose units SwinV2 measures distances, from the largest one: log2(8 (w - 1) / (p - 1) + 1) / 3."""
     table = original.weights.get(f"layers.{stage}.blocks.0.attn.relative_coords_table")
     window = table_window(original, stage)
     if table is None or window == 1:
@@ -186,8 +184,10 @@ def _read_vit(original: OriginalCheckpoint) -> dict[str, Any]:
     else:
         num_heads = original.settings.get("num_attention_heads", 0)
         if type(num_heads) is not int or num_heads < 1:
-            raise ValueError("The file has no relative position table and no stored config, so its heads are unknown.")
-    # The initial value of the layer scale says no more than whether there is one.
+            raise ValueError(
+                "The file has no relative position table and no stored config, so its heads are unknown."
+            )
+    # The initial value of the layer scale only matters for whether there is one.
     layer_scale = 0.0
     if "blocks.0.gamma_1" in original.weights:
         layer_scale = float(original.settings.get("layer_scale_init_value", 0.1)) or 0.1
@@ -208,36 +208,36 @@ def _read_vit(original: OriginalCheckpoint) -> dict[str, Any]:
 
 
 def _image_size(original: OriginalCheckpoint, encoder: dict[str, Any], asked: Size | None) -> tuple[Size, str]:
-    """The size in pixels, and where it comes from."""
+    """Image size in pixels, and where it comes from."""
     told, witness = _size_of_tensors(original, encoder)
     stored = original.settings.get("image_size")
     if isinstance(stored, (int, list)):
         stored = (stored, stored) if isinstance(stored, int) else tuple(stored)
         if len(stored) != 2 or not all(type(side) is int and side > 0 for side in stored):
-            raise ValueError(f"The stored config has the image size {stored}. Give --image_size.")
+            raise ValueError(f"The stored config has the invalid image size {stored}. Set --image_size.")
     if asked is not None:
         if told is not None and told != asked:
             raise ValueError(
-                f"--image_size {asked[0]} {asked[1]} contradicts {witness}, which is made for {told[0]} x {told[1]} px."
-                " Leave it out: the converted model takes images of other sizes."
+                f"--image_size {asked[0]} {asked[1]} contradicts {witness}, which is for {told[0]} x {told[1]} px."
+                " Leave it out: the converted model can be loaded for images of other sizes."
             )
-        return asked, "as asked" + (
+        return asked, "from --image_size" + (
             f"; the stored config has {stored[0]} x {stored[1]}" if stored not in (None, asked) else ""
         )
     if stored is not None:
         if told is not None and told != stored:
             raise ValueError(
-                f"The stored config has images of {stored[0]} x {stored[1]} px and {witness} is made for {told[0]} x"
-                f" {told[1]}. Say which is right: --image_size {told[0]} {told[1]} if the weights are."
+                f"The stored config has images of {stored[0]} x {stored[1]} px, but {witness} is for {told[0]} x"
+                f" {told[1]}. If the weights are right, set --image_size {told[0]} {told[1]}."
             )
         return stored, "from the stored config"
     if told is not None:
         return told, f"from {witness}"
-    raise ValueError("The file does not tell the size of its images. Give --image_size, in pixels.")
+    raise ValueError("The file does not state the size of its images. Set --image_size, in pixels.")
 
 
 def _size_of_tensors(original: OriginalCheckpoint, encoder: dict[str, Any]) -> tuple[Size | None, str]:
-    """The size of square images that tensors of a fixed grid belong to, and their name."""
+    """Size of square images that tensors of a fixed grid are for, and the name of these tensors."""
     if original.architecture == "beit":
         candidates = {
             "pos_embed": lambda shape: shape[1] - 1,
@@ -259,21 +259,21 @@ def _size_of_tensors(original: OriginalCheckpoint, encoder: dict[str, Any]) -> t
 
 
 def _tokens_of_table(shape: Any) -> int:
-    """Patches of a square grid from the rows of its table: (2h - 1)(2w - 1), and three for the class token."""
+    """Number of patches of a square grid, from the rows of its table: (2h - 1)(2w - 1), and 3 for the class token."""
     side = math.isqrt(max(shape[0] - 3, 0))
     return ((side + 1) // 2) ** 2 if side * side == shape[0] - 3 else 0
 
 
 def check_windows(original: OriginalCheckpoint, encoder: dict[str, Any], grids: list[Size]) -> None:
-    """Refuse a Swin whose stages have other windows than ours would have.
+    """Refuse a Swin whose stages have other windows than our model would have.
 
     Args:
         original: A checkpoint of Swin or SwinV2.
-        encoder: What `encoder_settings` returned.
+        encoder: Result of `encoder_settings`.
         grids: (h, w) of each stage in tokens.
 
     Raises:
-        ValueError: If a stage pads its grid to the window, which mmpretrain can and ours does not, or does not fit.
+        ValueError: If a window does not fit, or a stage pads its grid to the window, which only mmpretrain supports.
     """
     for stage, grid in enumerate(grids):
         if original.architecture == "swinv2" and not _has_table(original, stage):
@@ -289,10 +289,10 @@ def check_windows(original: OriginalCheckpoint, encoder: dict[str, Any], grids: 
         if theirs > ours and original.framework == MMPRETRAIN:
             size = encoder["patch_size"] * 2 ** (len(grids) - 1) * theirs
             text += (
-                " The file was made with pad_small_map=True, which pads a small grid to the window; ours shrinks the"
-                f" window. From images of {size} px on nothing is padded, and both compute the same: give --image_size"
+                " The file was made with pad_small_map=True, which pads a small grid to the window; our model shrinks"
+                f" the window. Images of {size} px or more need no padding, and both compute the same: set --image_size"
                 f" {size}."
             )
         else:
-            text += " The image size may be wrong: give --image_size."
+            text += " The image size may be wrong: set --image_size."
         raise ValueError(text)

@@ -1,4 +1,4 @@
-"""Names of parameters: mmpretrain's as the authors', and the authors' as ours.
+"""Names of parameters: from mmpretrain's to the authors', and from the authors' to ours.
 
 Source: models/ of microsoft/SimMIM and microsoft/Swin-Transformer; models/backbones/swin_transformer*.py and
 models/utils/embed.py of open-mmlab/mmpretrain.
@@ -11,7 +11,7 @@ import torch
 
 SWIN_BLOCK = r"layers\.(\d+)\.blocks\.(\d+)\."
 _OURS = r"encoder.layers.\1.blocks.\2."
-# Authors' name -> ours inside the encoder, in one or in three equal parts. The first pattern that fits counts.
+# Authors' name -> our name in the encoder, in one or in three equal parts. The first pattern that matches is used.
 SWIN_NAMES: dict[str, tuple[str, ...]] = {
     r"mask_token": ("embeddings.mask_token",),
     r"absolute_pos_embed": ("embeddings.position_embeddings",),
@@ -49,12 +49,12 @@ ENCODER_NAMES = {"swin": SWIN_NAMES, "swinv2": SWIN_NAMES, "beit": VIT_NAMES}
 
 
 def our_names(name: str, architecture: str, prefix: str = "simmim.encoder.") -> list[str]:
-    """Our parameters that hold what one of the authors' holds, in order.
+    """Find our parameters that correspond to one of the authors', in order.
 
     Args:
         name: The authors' name, without `encoder.`.
         architecture: swin, swinv2 or beit.
-        prefix: Before the names of our encoder's parameters.
+        prefix: Prefix of the names of our encoder's parameters.
 
     Returns:
         One name, three for query, key and value, or none if we have no such parameter.
@@ -68,31 +68,31 @@ def our_names(name: str, architecture: str, prefix: str = "simmim.encoder.") -> 
 
 
 def from_authors(weights: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Weights of the authors' code without the prefixes of data parallelism and of pre-training.
+    """Remove the prefixes of data parallelism and pre-training from names of the authors' code.
 
     Args:
         weights: Tensors by their names in the file.
 
     Returns:
-        The same by the authors' names, `layers.0.blocks.0.attn.qkv.weight`, and of each its name in the file.
+        Tensors by the authors' names, `layers.0.blocks.0.attn.qkv.weight`, and the name of each in the file.
 
     Raises:
-        ValueError: If two names come to the same.
+        ValueError: If two names become the same.
     """
     return _renamed(weights, [(r"^module\.", ""), (r"^encoder\.", "")])
 
 
 def from_mmpretrain(weights: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """mmpretrain's weights as the authors' code would have them.
+    """Convert mmpretrain's weights to those of the authors' code.
 
     Args:
         weights: Tensors by their names in the file.
 
     Returns:
-        Tensors by the authors' names, and of each its name in the file.
+        Tensors by the authors' names, and the name of each in the file.
 
     Raises:
-        ValueError: If two names come to the same.
+        ValueError: If two names become the same.
     """
     is_v2 = any(name.endswith(".logit_scale") for name in weights)
     last_stage = max((int(stage) for name in weights for stage in re.findall(r"\bstages\.(\d+)\.", name)), default=0)
@@ -103,7 +103,7 @@ def from_mmpretrain(weights: dict[str, torch.Tensor]) -> tuple[dict[str, torch.T
             (r"^backbone\.", ""),
             (r"^neck\.decoder\.", "decoder."),
             (r"^head\.fc\.", "head."),
-            # SwinV2 there begins a stage with the step down to it, where the authors end the stage before with it.
+            # mmpretrain's SwinV2 downsamples at the start of a stage, the authors' at the end of the previous stage.
             (r"^stages\.(\d+)\.downsample\.", lambda found: f"layers.{int(found[1]) - is_v2}.downsample."),
             (r"^stages\.", "layers."),
             (r"\.attn\.w_msa\.", ".attn."),
@@ -114,7 +114,7 @@ def from_mmpretrain(weights: dict[str, torch.Tensor]) -> tuple[dict[str, torch.T
         ],
     )
     for name, tensor in renamed.items():
-        # SwinV2 normalizes after the reduction, so its norm knows nothing of the four tokens.
+        # SwinV2 normalizes after the reduction, so its norm does not depend on the order of the four tokens.
         if name.endswith(".downsample.reduction.weight") or (".downsample.norm." in name and not is_v2):
             renamed[name] = authors_merging_order(tensor)
     return renamed, file_names
@@ -129,24 +129,24 @@ def _renamed(
         for pattern, replacement in renames:
             name = re.sub(pattern, replacement, name)
         if name in file_names:
-            raise ValueError(f"The file names some weights twice: {file_names[name]!r} and {original!r}.")
+            raise ValueError(f"The file has the same weights twice: {file_names[name]!r} and {original!r}.")
         file_names[name] = original
     return {name: weights[original] for name, original in file_names.items()}, file_names
 
 
 def authors_merging_order(tensor: torch.Tensor) -> torch.Tensor:
-    """Bring the channels that a patch merging takes from mmpretrain's order to the authors'.
+    """Reorder the input channels of patch merging from mmpretrain's order to the authors'.
 
-    Both see the four tokens of a 2x2 square. mmpretrain unfolds: channel by channel, and in each the square row by row.
-    The authors concatenate: token by token down a column and then the next column, and of each all channels.
+    Both merge the four tokens of a 2x2 square. mmpretrain unfolds: channel by channel, each with the square row by row.
+    The authors concatenate: token by token, column by column, each with all its channels.
 
     Args:
-        tensor: Weights whose last dimension is those 4 * C channels.
+        tensor: Weights whose last dimension is these 4 * C channels.
 
     Returns:
         The same weights in the authors' order.
     """
     if tensor.shape[-1] % 4:
-        raise ValueError(f"A patch merging takes {tensor.shape[-1]} channels, which are not those of four tokens.")
+        raise ValueError(f"Patch merging has {tensor.shape[-1]} input channels, which is not a multiple of four.")
     squares = tensor.unflatten(-1, (-1, 2, 2))  # ..., C, row, column
     return squares.movedim(-3, -1).transpose(-3, -2).flatten(-3)  # ..., column, row, C

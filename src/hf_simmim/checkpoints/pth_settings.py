@@ -1,4 +1,4 @@
-"""Settings that are stored with the checkpoints of others, under the names of our configs.
+"""Settings that are stored in .pth checkpoints, under the names of our configs.
 
 Source: config.py of microsoft/SimMIM and microsoft/Swin-Transformer; models/backbones/swin_transformer*.py of
 open-mmlab/mmpretrain for its defaults.
@@ -14,14 +14,14 @@ LISTS = ("image_size", "depths", "num_heads", "pretrained_window_sizes", "image_
 
 
 def authors_settings(config: Any, architecture: str) -> Settings:
-    """What the authors' stored config says, under the names of our configs.
+    """Read the authors' stored config, under the names of our configs.
 
     Args:
-        config: The config, as nested dicts; anything else counts as none.
+        config: The config, as nested dicts; anything else is ignored.
         architecture: swin, swinv2 or beit.
 
     Returns:
-        The settings that it has, and `is_simmim` if it is one of microsoft/SimMIM.
+        Its settings, and `is_simmim`: whether it is a config of microsoft/SimMIM.
     """
     section = {"swin": "SWIN", "swinv2": "SWINV2", "beit": "VIT"}[architecture]
     width, depth, heads = (
@@ -54,19 +54,19 @@ def authors_settings(config: Any, architecture: str) -> Settings:
     if settings.get("model_type") == "vit":
         settings["model_type"] = "beit"
     if settings:
-        settings["is_simmim"] = _at(config, "MODEL.SWINV2") is None  # which the other repository always has
+        settings["is_simmim"] = _at(config, "MODEL.SWINV2") is None  # Swin-Transformer always has it
     return _checked_settings(settings)
 
 
 def mmpretrain_settings(text: Any, architecture: str) -> Settings:
-    """What the config of mmpretrain says, under the names of our configs.
+    """Read the config of mmpretrain, under the names of our configs.
 
     Args:
-        text: The config as Python text. It is parsed for literals, never run; anything else counts as none.
+        text: The config as Python code. It is parsed for literals, never run; anything else is ignored.
         architecture: swin or swinv2.
 
     Returns:
-        The settings that it has, with mmpretrain's defaults where it leaves them open.
+        Its settings, with mmpretrain's defaults where it has none.
     """
     config = literals(text) if isinstance(text, str) else {}
     backbone = _at(config, "model.backbone")
@@ -90,7 +90,7 @@ def mmpretrain_settings(text: Any, architecture: str) -> Settings:
     settings["layer_norm_eps"] = next(_named("eps", backbone), None)
     for name in ("mask_patch_size", "mask_ratio"):
         settings[name] = next(_named(name, config), None)
-    # On the scale of 0 to 255 there.
+    # mmpretrain uses a scale of 0 to 255.
     for name, key in (("image_mean", "mean"), ("image_std", "std")):
         values = next(_named(key, config.get("data_preprocessor")), None)
         if isinstance(values, list) and all(isinstance(value, (int, float)) for value in values):
@@ -99,13 +99,13 @@ def mmpretrain_settings(text: Any, architecture: str) -> Settings:
 
 
 def literals(text: str) -> dict[str, Any]:
-    """The assignments of literals in a Python text, without running it.
+    """Read the assignments of literals in Python code, without running it.
 
     Args:
-        text: Python source; `dict(a=1)` counts as a literal.
+        text: Python code; `dict(a=1)` counts as a literal.
 
     Returns:
-        Value of each name. What is not a literal is None; a text that is no Python gives nothing.
+        Value of each name, None if it is not a literal; empty if the text is not Python.
     """
     try:
         statements = ast.parse(text).body
@@ -137,14 +137,14 @@ def _literal(node: ast.expr) -> Any:
 
 
 def _at(config: Any, path: str) -> Any:
-    """What is in nested dicts under a dotted path, or None."""
+    """Value in nested dicts at a dotted path, or None."""
     for key in path.split("."):
         config = config.get(key) if isinstance(config, dict) else None
     return config
 
 
 def _named(name: str, config: Any) -> Iterator[Any]:
-    """Every value under a key, at any depth."""
+    """All values of a key, at any depth."""
     if isinstance(config, dict):
         if config.get(name) is not None:
             yield config[name]
@@ -159,7 +159,7 @@ def _checked_settings(settings: Settings) -> Settings:
         values = list(value) if isinstance(value, (list, tuple)) and name in LISTS else [value]
         is_known = str.isidentifier(str(value)) if name == "model_type" else bool(values)
         if not is_known or not all(isinstance(item, str if name == "model_type" else (int, float)) for item in values):
-            raise ValueError(f"The stored config has {name}={value!r}, of which nothing can be made.")
+            raise ValueError(f"The stored config has the invalid setting {name}={value!r}.")
         if isinstance(value, tuple):
             settings[name] = values
     return settings

@@ -1,11 +1,11 @@
-"""A page in the browser: mask patches of a picture, and see what a model predicts there.
+"""Web app: mask patches of a picture, and see what a model predicts there.
 
     hf-simmim app --checkpoint runs/demo
     hf-simmim app --checkpoint runs/demo runs/longer --compare runs/other --examples my_photos
 
-A masking strategy with its settings, or a mask painted by hand: the page shows the original, what is left of it, the
-prediction, both put together and the error, with numbers, for one checkpoint or for two below each other. It needs no
-network, and no picture leaves the machine unless --share is given. It needs gradio: pip install "hf-simmim[app]".
+Choose a masking strategy with its settings, or paint a mask. The page shows the original, the masked image, the
+prediction, the composite and the error, with metrics, for one checkpoint or for two below each other. It needs no
+network, and no picture leaves the machine unless --share is set. It requires gradio: pip install "hf-simmim[app]".
 """
 
 import html
@@ -35,13 +35,13 @@ from .recipes import CommandError
 try:
     import gradio as gr
 except ImportError as error:
-    raise CommandError('the page needs gradio. Install it with: pip install "hf-simmim[app]"') from error
+    raise CommandError('the app requires gradio. Install it with: pip install "hf-simmim[app]"') from error
 
 NO_MODEL = "none"
-TITLE = "# Hide patches, see what the model predicts\nPick a picture, or drop your own. Everything updates at once."
+TITLE = "# Mask patches, see what the model predicts\nPick a picture, or upload your own. The page updates at once."
 MEANING = (
-    '<p class="meaning"><b>Masked l1</b> is how far hidden pixels are off on average, on the scale of 0 to 255: lower'
-    " is better. <b>AvgDist</b> is how far a hidden pixel is from the nearest visible one on average: the further, the"
+    '<p class="meaning"><b>Masked l1</b> is the mean absolute error of masked pixels on a scale of 0 to 255: lower is'
+    " better. <b>AvgDist</b> is the mean distance of masked pixels from the nearest visible pixel: the larger, the"
     " harder.</p>"
 )
 # Small pictures are enlarged by a whole number, as far as their column allows; 100cqw is its width.
@@ -84,7 +84,7 @@ CSS = """
 
 @dataclass
 class AppArguments:
-    """What the page offers."""
+    """Options of the web app."""
 
     _argument_group_name = "page"
 
@@ -92,33 +92,33 @@ class AppArguments:
         default_factory=list, metadata={"help": "Checkpoints to choose from: folders or names on the Hub."}
     )
     compare: list[str] = field(
-        default_factory=list, metadata={"help": "More of them; the first stands below the first --checkpoint."}
+        default_factory=list, metadata={"help": "More checkpoints; the first is shown below the first --checkpoint."}
     )
     examples: str | None = field(
-        default=None, metadata={"help": "Folder of pictures to pick from; the embedded ones if unset."}
+        default=None, metadata={"help": "Folder of example pictures (the embedded ones if unset)."}
     )
-    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on; 0.0.0.0 for the whole network."})
-    port: int | None = field(default=None, metadata={"help": "Port to listen on; a free one from 7860 on if unset."})
-    share: bool = field(default=False, metadata={"help": "Also give the page a public address, by Gradio's server."})
+    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on, 0.0.0.0 for the whole network."})
+    port: int | None = field(default=None, metadata={"help": "Port (the first free one from 7860 if unset)."})
+    share: bool = field(default=False, metadata={"help": "Create a public link through Gradio's server."})
     loading: bool | None = field(
         default=None,
-        metadata={"help": "Whether visitors may load other checkpoints; if unset, they may unless --share is given."},
+        metadata={"help": "Allow visitors to load other checkpoints (if unset, allowed without --share)."},
     )
-    device: str | None = field(default=None, metadata={"help": "Where to compute, such as cpu; a GPU if there is one."})
+    device: str | None = field(default=None, metadata={"help": "Device, such as cpu (a GPU if available, if unset)."})
 
     def __post_init__(self):
         if not self.checkpoint:
             raise ValueError("No checkpoint is named. Give --checkpoint, the output folder of a pre-training.")
         if self.port is not None and not 0 < self.port < 65536:
-            raise ValueError(f"port={self.port} is none. Use a number from 1 to 65535.")
+            raise ValueError(f"port={self.port} is out of range. Use a number from 1 to 65535.")
 
 
 class AppPage:
-    """The functions behind the page; all that belongs to one visitor is passed to them.
+    """Callbacks of the page; the state of a visitor is passed as arguments.
 
     Args:
         models: The checkpoints.
-        pictures: What can be picked.
+        pictures: The example pictures.
     """
 
     def __init__(self, models: LoadedModels, pictures: ExamplePictures):
@@ -135,17 +135,17 @@ class AppPage:
         seed: float,
         painting: dict[str, Any] | None,
     ) -> list[Any]:
-        """Problem and panel of either model: new pictures and numbers, or why there are none, with the last ones kept.
+        """Update error message and panel of both models; the last panel is kept if there is an error.
 
         Args:
             source: Number of an example, or path of an uploaded file; None if there is no picture.
-            first: A checkpoint.
-            second: Another one, or NO_MODEL.
-            strategy: As in `MaskSettings`, like the next three.
-            ratio: Of the mask.
-            patch_size: Of the mask, in pixels of the first model's image.
-            seed: Of the mask.
-            painting: What `gr.ImageMask` gives.
+            first: Name of a checkpoint.
+            second: Name of another one, or NO_MODEL.
+            strategy: Masking strategy, or PAINTED.
+            ratio: Mask ratio, 0 to 1.
+            patch_size: Side of a mask patch, in pixels of the first model's image.
+            seed: Random seed of the mask.
+            painting: Value of `gr.ImageMask`.
 
         Returns:
             Updates of four components.
@@ -159,7 +159,7 @@ class AppPage:
                 continue
             try:
                 if source is None:
-                    raise ValueError("There is no picture. Drop one, or pick an example.")
+                    raise ValueError("There is no picture. Upload one, or pick an example.")
                 settings = MaskSettings(strategy, ratio, _whole(patch_size), _whole(seed), painted)
                 model = self.models[name]
                 if name != first:
@@ -172,7 +172,7 @@ class AppPage:
         return updates
 
     def fit(self, first: str, patch_size: float) -> Any:
-        """The slider of the mask patch for another model; what the model cannot do becomes its own setting."""
+        """Adapt the slider of the mask patch to another model; an unsupported size becomes the model's default."""
         model = self.models[first]
         side = min(model.image_size)
         fits = patch_size % model.patch_size == 0 and patch_size < side
@@ -180,20 +180,20 @@ class AppPage:
         return gr.update(value=value, **_patch_sizes(model.patch_size, side))
 
     def canvas(self, source: int | str | None, first: str, strategy: str, on_canvas: Any) -> list[Any]:
-        """Either the settings of the strategies or a picture to paint on, which stays until it is another one."""
+        """Show the settings of the strategies, or the picture to paint on, kept until picture or model change."""
         if strategy != PAINTED:
             return [gr.update(visible=True), gr.update(visible=False), on_canvas]
         if source is None or on_canvas == (source, first):
             return [gr.update(visible=False), gr.update(visible=True), on_canvas]
         try:
             picture = enlarged(picture_of(self.models[first], self.pictures[source]), CANVAS)
-        except Exception:  # `update` tells
+        except Exception:  # `update` shows the error
             return [gr.skip()] * 3
         value = {"background": picture, "layers": [], "composite": None}
         return [gr.update(visible=False), gr.update(value=value, visible=True), (source, first)]
 
     def load(self, name: str, names: list[str]) -> list[Any]:
-        """Load a checkpoint that a visitor named, and show it beside the first one."""
+        """Load a checkpoint that a visitor named, and compare the first one with it."""
         name = name.strip()
         try:
             if not name:
@@ -208,12 +208,12 @@ class AppPage:
 
 def _whole(value: float | None) -> int:
     if value is None or value != int(value):
-        raise ValueError(f"{value} is no whole number, as mask patch and seed must be.")
+        raise ValueError(f"{value} is not a whole number. Mask patch and seed must be whole numbers.")
     return int(value)
 
 
 def _patch_sizes(patch_size: int, side: int) -> dict[str, Any]:
-    """Ends and step of the slider of the mask patch."""
+    """Range and step of the slider of the mask patch, in pixels."""
     return {"minimum": patch_size, "maximum": max(side // patch_size, 2) * patch_size, "step": patch_size}
 
 
@@ -228,19 +228,19 @@ def build_page(
 
     Args:
         models: The checkpoints.
-        pictures: What can be picked.
-        compared: Checkpoint to show below the first one.
-        loading: Whether visitors may load others.
+        pictures: The example pictures.
+        compared: Checkpoint to show below the first one; none if None.
+        loading: Whether visitors may load other checkpoints.
 
     Returns:
-        The page, to be launched.
+        The page, ready to launch.
     """
     page, names = AppPage(models, pictures), models.given
     model = models[names[0]]
     processor = model.processor
     share = float(np.mean(processor.mask_ratio))  # the middle of a range
     sizes = _patch_sizes(model.patch_size, min(model.image_size))
-    # What is older than a day is deleted every hour.
+    # Uploads older than a day are deleted, once an hour.
     blocks = gr.Blocks(title="SimMIM", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400))
     with blocks:
         source, on_canvas, known = gr.State(0), gr.State(None), gr.State(names)
@@ -294,7 +294,7 @@ def build_page(
                         seed = gr.Number(0, label="Seed", precision=0, min_width=120, elem_id="seed")
                         new_mask = gr.Button("New mask", min_width=120, elem_id="new_mask")
                 editor = gr.ImageMask(
-                    label="Paint what to hide",
+                    label="Paint what to mask",
                     sources=[],
                     transforms=[],
                     layers=False,
@@ -312,9 +312,9 @@ def build_page(
             return event.index, pictures.shown(event.index)
 
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        # Not `input`: when a picture is removed, that still gives the old one.
+        # Not `input`, which still gives the old picture after it was removed.
         uploaded = picture.upload(lambda path: path, picture, source, **quiet)
-        uploaded.failure(lambda: gr.Warning("The file is no picture that can be read. Drop another one."), **quiet)
+        uploaded.failure(lambda: gr.Warning("The file is not a readable picture. Upload another one."), **quiet)
         picture.clear(lambda: None, None, source, **quiet)
         gallery.select(pick, None, [source, picture], **quiet)
         new_mask.click(lambda number: int(number or 0) + 1, seed, seed, **quiet)
@@ -341,7 +341,7 @@ def build_page(
 
 
 def theme() -> gr.themes.Base:
-    """Gradio's own, with fonts that it brings along: the half-bold one of its default lacks most letters."""
+    """Gradio's default theme with its bundled fonts; the semi-bold font of the default lacks most letters."""
     font = (gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "system-ui", "sans-serif")
     return gr.themes.Default(font=font, font_mono="ui-monospace").set(
         body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400"
@@ -349,7 +349,7 @@ def theme() -> gr.themes.Base:
 
 
 def serve(arguments: AppArguments) -> None:
-    """Load everything and serve the page until it is interrupted."""
+    """Load checkpoints and pictures, and serve the page until interrupted."""
     models = LoadedModels([*arguments.checkpoint, *arguments.compare], arguments.device)
     examples = arguments.examples or Path(embedded_data("--examples"), "test.parquet")
     pictures = ExamplePictures(examples, models[models.given[0]])
@@ -365,7 +365,7 @@ def serve(arguments: AppArguments) -> None:
 
 
 def run(arguments: AppArguments) -> None:
-    """Show the page until it is interrupted."""
+    """Run the web app until interrupted."""
     with in_words(" ".join(arguments.checkpoint)):
         serve(arguments)
 

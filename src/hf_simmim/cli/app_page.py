@@ -1,4 +1,4 @@
-"""What `examples/app.py` shows: checkpoints and pictures to choose from, masks as asked for, and results as HTML."""
+"""Parts of the web app: checkpoints, example pictures, masks, and results as HTML."""
 
 import base64
 import html
@@ -25,9 +25,9 @@ logger = logging.get_logger(__name__)
 
 PAINTED = "painted"
 NUM_EXAMPLES = 12
-MAX_LOADED = 8  # checkpoints that visitors brought and that stay in memory
+MAX_LOADED = 8  # checkpoints of visitors that stay in memory
 THUMBNAIL, CANVAS = 56, 280  # pixels
-CRISP = 64  # pictures below that are enlarged by whole numbers only; larger ones fill their column
+CRISP = 64  # pixels; smaller pictures are enlarged by whole numbers only, larger ones fill their column
 FITTED = 384
 CAPTIONS = {
     "original": "Original",
@@ -43,10 +43,10 @@ class LoadedModels:
 
     Args:
         given: Checkpoints to load now and to keep.
-        device: Where they compute; a GPU if there is one and this is None.
+        device: Device of the models; a GPU if available and this is None.
 
     Raises:
-        ValueError: If one cannot be loaded.
+        ValueError: If a checkpoint cannot be loaded.
     """
 
     def __init__(self, given: Sequence[str], device: str | None = None):
@@ -58,14 +58,20 @@ class LoadedModels:
             self[checkpoint]
 
     def __getitem__(self, checkpoint: str) -> Reconstructor:
-        """The model of a checkpoint, loaded if it is not there.
+        """Get the model of a checkpoint, which is loaded if necessary.
+
+        Args:
+            checkpoint: Folder or name on the Hub.
+
+        Returns:
+            The model.
 
         Raises:
-            ValueError: If it cannot be loaded, and whatever else its files give rise to.
+            ValueError: If it cannot be loaded; damaged files may raise other errors.
         """
         model = self._loaded.get(checkpoint)
         if model is None:
-            # One at a time, while those who want what is there go on.
+            # Load one at a time; requests for loaded models need no lock.
             with self._lock:
                 model = self._loaded.get(checkpoint) or Reconstructor(checkpoint, self._device)
                 brought = [name for name in self._loaded if name not in self.given]
@@ -76,11 +82,11 @@ class LoadedModels:
 
 
 class ExamplePictures:
-    """Pictures to pick from, spread evenly over their source; files that cannot be read are left out.
+    """Example pictures, spread evenly over their source; unreadable files are left out.
 
     Args:
         source: Folder of image files, or a parquet file.
-        model: Whose image processor opens them.
+        model: Model whose image processor opens them.
 
     Raises:
         ValueError, FileNotFoundError: If there is no such source, or none of its pictures can be read.
@@ -96,31 +102,31 @@ class ExamplePictures:
                 image = open_row(row, processor.num_channels, processor.rescale_factor, processor.nodata)
                 self._shown.append(picture_of(model, image))
                 self.images.append(image)
-            except Exception as error:  # readers raise anything on a broken file
+            except Exception as error:  # readers of damaged files raise any type
                 logger.warning(f"{row['name']} is left out: {describe(error)}")
         if not self.images:
             raise ValueError(f"None of the pictures that were tried in {source} can be read. Name another folder.")
         self.thumbnails = [enlarged(picture, THUMBNAIL) for picture in self._shown]
 
     def __getitem__(self, source: int | str) -> Any:
-        """What a model takes: an image of ours by its number, or an uploaded file by its path."""
+        """Input of a model: an example by its number, or an uploaded file by its path."""
         return self.images[source] if isinstance(source, int) else source
 
     def shown(self, index: int) -> Image.Image:
-        """One of ours, for the eye."""
+        """An example, enlarged for display."""
         return enlarged(self._shown[index], CANVAS)
 
 
 @dataclass(frozen=True)
 class MaskSettings:
-    """Which patches are to be hidden.
+    """Settings of a mask.
 
     Args:
         strategy: One of MASK_STRATEGIES, or PAINTED.
-        ratio: Share of the image to hide.
-        patch_size: Side of the squares that are hidden, in pixels of the model's image.
-        seed: Of the mask.
-        painting: Array (H', W', 4) of which the last channel tells where was painted; None if nothing was.
+        ratio: Mask ratio, 0 to 1.
+        patch_size: Side of a mask patch, in pixels of the model's image.
+        seed: Random seed of the mask.
+        painting: Array (H', W', 4) whose last channel is positive where it was painted; None if nothing was.
     """
 
     strategy: str
@@ -130,24 +136,24 @@ class MaskSettings:
     painting: np.ndarray | None = None
 
     def scaled(self, first: Reconstructor, other: Reconstructor) -> "MaskSettings":
-        """The same for another model: squares that are as much of its image, as near as its patches allow."""
+        """The same settings for another model, with mask patches of about the same share of its image."""
         side = self.patch_size * min(other.image_size) / min(first.image_size)
         return replace(self, patch_size=max(1, round(side / other.patch_size)) * other.patch_size)
 
 
 def reconstruct(model: Reconstructor, image: Any, settings: MaskSettings) -> Reconstruction:
-    """Hide patches of an image and predict them.
+    """Mask patches of an image and predict them.
 
     Args:
         model: The model.
-        image: What its image processor takes.
-        settings: Which patches.
+        image: Input of its image processor.
+        settings: Settings of the mask.
 
     Returns:
-        The result.
+        The reconstruction.
 
     Raises:
-        ValueError: If the model cannot do what is asked for, or nothing is painted.
+        ValueError: If the model does not support the settings, or nothing is painted.
     """
     with torch.inference_mode():
         if settings.strategy != PAINTED:
@@ -159,19 +165,19 @@ def reconstruct(model: Reconstructor, image: Any, settings: MaskSettings) -> Rec
                 seed=settings.seed,
             )
         if settings.painting is None or not settings.painting[..., -1].any():
-            raise ValueError("Nothing is painted. Paint over the picture: patches that you touch are hidden.")
+            raise ValueError("Nothing is painted. Paint over the picture: patches that you touch are masked.")
         return model(image, bool_masked_pos=mask_from_painting(settings.painting, model.grid_size))
 
 
 def picture_of(model: Reconstructor, image: Any) -> Image.Image:
-    """An image as a model sees it when nothing is hidden."""
+    """An image as a model sees it without a mask."""
     processor = model.processor
     pixel_values = processor(image, return_tensors="pt")["pixel_values"]
     return Image.fromarray(to_pictures(pixel_values, processor.image_mean, processor.image_std)[0])
 
 
 def enlarged(picture: Image.Image, side: int) -> Image.Image:
-    """A picture of at most `side` pixels: enlarged by a whole number, or shrunk."""
+    """Resize a picture to at most `side` pixels: enlarge it by a whole number, or shrink it."""
     factor = side // max(picture.size)
     if factor > 0:
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
@@ -181,16 +187,16 @@ def enlarged(picture: Image.Image, side: int) -> Image.Image:
 
 
 def panel(name: str, model: Reconstructor, result: Reconstruction, mask_patch_size: int | None = None) -> str:
-    """Pictures and numbers of a model, as HTML.
+    """Render pictures and metrics of a model as HTML.
 
     Args:
-        name: Of the checkpoint.
+        name: Name of the checkpoint.
         model: The model.
-        result: Of one image.
-        mask_patch_size: Side of the squares that were hidden, in pixels; None if there were none.
+        result: Reconstruction of one image.
+        mask_patch_size: Side of a mask patch in pixels; None for a painted mask.
 
     Returns:
-        A section without any file of its own.
+        A section that refers to no files.
     """
     height, width = model.image_size
     facts = [
@@ -200,14 +206,14 @@ def panel(name: str, model: Reconstructor, result: Reconstruction, mask_patch_si
         f"patches of {model.patch_size} px",
     ]
     if model.model.target.decode_uses:
-        facts.append(f"{model.model.target.decode_uses} of the original")
+        facts.append(f"decoded with the {model.model.target.decode_uses} of the original")
     if mask_patch_size is not None:
         facts.append(f"mask patches of {mask_patch_size} px")
     hidden, patches = int(result.bool_masked_pos.sum()), result.bool_masked_pos.numel()
     numbers = {
         "Masked l1": f"{_number(result.masked_l1)} <small>of 255</small>",
         "AvgDist": f"{_number(result.average_distance)} <small>px</small>",
-        "Hidden patches": f"{hidden} <small>of {patches}</small>",
+        "Masked patches": f"{hidden} <small>of {patches}</small>",
     }
     terms = "".join(f"<div><dt>{term}</dt><dd>{value}</dd></div>" for term, value in numbers.items())
     figures = "".join(_figure(CAPTIONS[column], result.pictures(column)[0]) for column in RECONSTRUCTION_COLUMNS)
@@ -218,17 +224,17 @@ def panel(name: str, model: Reconstructor, result: Reconstruction, mask_patch_si
 
 
 def _number(values: torch.Tensor) -> str:
-    """That of one image."""
-    return "none" if values.isnan().any() else f"{values.item():.1f}"
+    """Value of one image as text."""
+    return "n/a" if values.isnan().any() else f"{values.item():.1f}"
 
 
 def _figure(caption: str, pixels: np.ndarray) -> str:
-    """A picture (H, W, 3) with its caption. The page's style enlarges crisp ones and fits the others."""
+    """A picture (H, W, 3) with its caption. The style sheet enlarges crisp ones and fits the others."""
     picture = Image.fromarray(pixels)
     width = picture.width
     is_crisp = max(picture.size) < CRISP
     if not is_crisp:
-        # Enlarged so far, then shrunk by the browser, small pictures stay sharp at any width.
+        # Small pictures stay sharp at any width if they are enlarged here and shrunk by the browser.
         factor = math.ceil(FITTED / max(picture.size))
         picture = picture.resize((width * factor, picture.height * factor), Image.Resampling.NEAREST)
     file = io.BytesIO()
@@ -242,9 +248,9 @@ def _figure(caption: str, pixels: np.ndarray) -> str:
 
 
 def describe(error: Exception) -> str:
-    """An error in one line for who visits the page; one that is no refusal goes to the log as a whole."""
+    """Describe an error in one line for visitors; unexpected errors are logged with their traceback."""
     text = " ".join(str(error).split())
     if isinstance(error, (ValueError, OSError)):
         return text
-    logger.error("The page met an error.", exc_info=error)
+    logger.error("Unexpected error in the app.", exc_info=error)
     return f"{type(error).__name__}: {text}"

@@ -1,4 +1,4 @@
-"""What all commands have in common: options, help, errors in words, plans, and calls from Python."""
+"""Common parts of all commands: options, help, error messages, plans, and calls from Python."""
 
 import argparse
 import contextlib
@@ -30,11 +30,11 @@ PROGRAM = "hf-simmim"
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The description as it is written, and every default."""
+    """Keeps the line breaks of the description, and shows every default."""
 
 
 class _Parser(HfArgumentParser):
-    """A parser that raises instead of ending the process: commands are called from Python, too."""
+    """A parser that raises instead of exiting, since commands are also called from Python."""
 
     def error(self, message: str) -> Any:
         raise CommandError(f"{message}.")
@@ -45,14 +45,14 @@ class Command:
     """A command: `hf-simmim NAME` in a shell, `hf_simmim.NAME(...)` in Python.
 
     Args:
-        name: What it is called.
-        usage: Its command line in short, for the help.
-        description: What it does, for the help.
+        name: Name of the command.
+        usage: Short form of its command line, for the help.
+        description: Description, for the help.
         kinds: Dataclasses whose fields are the options.
-        run: What it does with one object of each kind.
-        common: The options that people use; `--help` shows these, and `--help-all` all.
-        positional: Options that may be given without their names, first and in this order.
-        demo: Whether the recipe `demo` is used where no images and no recipe are named.
+        run: Function that is called with one object of each kind.
+        common: Options that `--help` shows; `--help-all` shows all.
+        positional: Options that may be given first, without their names and in this order.
+        demo: Whether the recipe `demo` is used if no images and no recipe are named.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Command:
     demo: bool = False
 
     def main(self, argv: Sequence[str] | None = None) -> Any:
-        """Run the command as a shell asks for it.
+        """Run the command from a shell.
 
         Args:
             argv: The command line after the name of the command; that of the process if None.
@@ -74,7 +74,7 @@ class Command:
             What the command computed.
 
         Raises:
-            SystemExit: If it cannot be done; the message says why and what to do.
+            SystemExit: If the command fails; the message says why and what to do.
         """
         argv = list(sys.argv[1:] if argv is None else argv)
         try:
@@ -96,7 +96,7 @@ class Command:
 
         Raises:
             TypeError: If an option is unknown; the message names the nearest valid one.
-            CommandError: If it cannot be done; the message says why and what to do.
+            CommandError: If the command fails; the message says why and what to do.
         """
         known = self.option_names()
         for name in options:
@@ -106,7 +106,7 @@ class Command:
             return self.run(*self.parse(options_of(options)))
 
     def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
-        """Command line over recipe over defaults.
+        """Parse options; the command line takes precedence over the recipe, and the recipe over defaults.
 
         Args:
             argv: The command line after the name of the command.
@@ -115,7 +115,7 @@ class Command:
             One object of each kind.
 
         Raises:
-            CommandError: If an option or a key of the recipe is unknown, or a value is refused; the message says why.
+            CommandError: If an option or a key of the recipe is unknown, or a value is invalid; the message says why.
         """
         parser, argv = self._parser(), self._with_names(list(argv))
         known = self.option_names() - {"recipe"}
@@ -146,7 +146,7 @@ class Command:
         return names | {"recipe"}
 
     def help(self, everything: bool = False) -> str:
-        """The help: usage, description, and the options that people use, or all."""
+        """Render the help: usage, description, and the common options or all options."""
         parser = self._parser()
         if everything:
             return parser.format_help()
@@ -198,13 +198,13 @@ def _in_short(action: argparse.Action) -> str:
 
 @contextlib.contextmanager
 def in_words(checkpoint: Any = None) -> Iterator[None]:
-    """Turn errors of what a user passed into a `CommandError`.
+    """Turn errors about a user's input into a `CommandError`.
 
     Args:
-        checkpoint: Name of the weights that are read meanwhile, for the message.
+        checkpoint: Name of the weights that are read, for the message.
 
     Raises:
-        CommandError: If anything is refused, cannot be read, or cannot be written.
+        CommandError: If an input is invalid or cannot be read, or an output cannot be written.
     """
     try:
         yield
@@ -220,7 +220,7 @@ def in_words(checkpoint: Any = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def process_as_it_was() -> Iterator[None]:
-    """Leave random states, environment, progress bars and accelerate's state as a caller in Python had them."""
+    """Restore random states, environment, progress bars and accelerate's state for a caller in Python."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     environment = dict(os.environ)
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -250,7 +250,7 @@ def print_titled(lines: Mapping[str, str]) -> None:
 
 
 def print_files(folder: Path, meanings: Mapping[str, str]) -> None:
-    """Say what the files of a folder are, those that exist."""
+    """Print what the files of a folder are, if they exist."""
     for name, meaning in meanings.items():
         if (folder / name).exists():
             print(f"{folder / name}  {meaning}")
@@ -262,10 +262,16 @@ def existing(folder: Path, *names: str) -> dict[str, Path]:
 
 
 def make_folder(path: str | Path) -> Path:
-    """Make the folder that results are written to.
+    """Create the folder that results are written to.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        The folder as a path.
 
     Raises:
-        ValueError: If it cannot be made.
+        ValueError: If it cannot be created.
     """
     folder = Path(path)
     try:

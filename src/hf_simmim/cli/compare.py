@@ -1,12 +1,12 @@
-"""Does pre-training help on your images? Pre-trains once, then trains from the checkpoint and from scratch, and judges.
+"""Evaluate the benefit of pre-training: pre-train once, fine-tune from the checkpoint and from scratch, and compare.
 
     hf-simmim compare --train_dir labeled_photos --unlabeled_dir all_photos
     hf-simmim compare --checkpoint runs/photos --train_dir labeled_photos --labels_per_class 5 20 0
     accelerate launch -m hf_simmim compare --checkpoint runs/demo           on the demo's images, in a checkout
 
-Both arms get the same images, steps and settings, and the same choice of learning rates and layer-wise decays, of which
-each takes what does best in a cross-validation on its few labeled images: the test set is seen only once, at the end.
-Started again, it resumes where it stopped.
+Both models get the same images, steps and settings. Each chooses among the same learning rates and layer-wise decays by
+cross-validation on its labeled images; the test set is used only once, at the end. An interrupted comparison resumes
+automatically.
 """
 
 import contextlib
@@ -36,46 +36,52 @@ from .recipes import options_of
 
 @dataclass
 class CompareArguments(LabeledSourceArguments):
-    """What is compared."""
+    """Options of the comparison."""
 
     _argument_group_name = "comparison"
 
     validation_dir: str | None = field(
-        default=None, metadata={"help": "The same of images that decide. Without it a part is held out."}
+        default=None, metadata={"help": "Folder of the test set, with the same subfolders (--holdout if unset)."}
     )
-    holdout: float = field(default=0.2, metadata={"help": "Share of the images that decide if no other are named."})
+    holdout: float = field(
+        default=0.2, metadata={"help": "Share of the images (0 to 1) held out as test set if none is named."}
+    )
     unlabeled_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder of images to pre-train on. Without it those to train on, without their labels."},
+        default=None, metadata={"help": "Folder of images to pre-train on (the labeled training images if unset)."}
     )
     checkpoint: str | None = field(
-        default=None, metadata={"help": "A pre-trained model, instead of pre-training one here."}
+        default=None, metadata={"help": "Pre-trained model to evaluate, instead of pre-training one here."}
     )
     labels_per_class: list[int] = field(
-        default_factory=lambda: [10, 50], metadata={"help": "Label budgets: images of each class, 0 for all."}
+        default_factory=lambda: [10, 50], metadata={"help": "Label budgets: labeled images per class, 0 for all."}
     )
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2, 3, 4],
-        metadata={"help": "A run of each arm for each seed: it draws the labeled images, the head and the batches."},
+        metadata={"help": "Random seeds of labeled images, head and batches: one run of each model per seed."},
     )
     learning_rates: list[float] | None = field(
-        default=None, metadata={"help": "Rates of the head that each arm may choose from; that of the recipe if unset."}
+        default=None, metadata={"help": "Learning rates to choose from by cross-validation (the recipe's if unset)."}
     )
     layer_decays: list[float] | None = field(
-        default=None,
-        metadata={"help": "Layer-wise decays of the rate that each arm may choose from; that of the recipe if unset."},
+        default=None, metadata={"help": "Layer-wise decays to choose from by cross-validation (the recipe's if unset)."}
     )
     tuning_folds: int = field(
-        default=5, metadata={"help": "Folds of the labeled images of the first seed, by which these are chosen."}
+        default=5, metadata={"help": "Folds of the cross-validation, on the labeled images of the first seed."}
     )
-    pretrain_recipe: str | None = field(default=None, metadata={"help": "Recipe of pretrain."})
+    pretrain_recipe: str | None = field(
+        default=None, metadata={"help": "Recipe of pretrain: a name or a JSON file (its defaults if unset)."}
+    )
     pretrain_options: dict | str | None = field(
         default=None,
-        metadata={"help": 'More options of pretrain, as JSON, such as {"num_train_epochs": 100}.'},
+        metadata={"help": 'Further options of pretrain, as JSON, such as {"num_train_epochs": 100}.'},
     )
-    finetune_recipe: str | None = field(default=None, metadata={"help": "Recipe of finetune."})
-    finetune_options: dict | str | None = field(default=None, metadata={"help": "More options of finetune, as JSON."})
-    output_dir: str = field(default="runs/comparison", metadata={"help": "Folder of all runs, figures and the plot."})
+    finetune_recipe: str | None = field(
+        default=None, metadata={"help": "Recipe of finetune: a name or a JSON file (its defaults if unset)."}
+    )
+    finetune_options: dict | str | None = field(
+        default=None, metadata={"help": "Further options of finetune, as JSON."}
+    )
+    output_dir: str = field(default="runs/comparison", metadata={"help": "Folder of all runs, results and the plot."})
 
     def __post_init__(self):
         self.pretrain_options = json_object("pretrain_options", self.pretrain_options)
@@ -83,13 +89,13 @@ class CompareArguments(LabeledSourceArguments):
         if min(self.labels_per_class) < 0 or len(set(self.labels_per_class)) < len(self.labels_per_class):
             raise ValueError(f"labels_per_class={self.labels_per_class} must be different numbers, 0 for all labels.")
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds={self.seeds} has one twice. Give each once.")
+            raise ValueError(f"seeds={self.seeds} contains duplicates. Give each seed once.")
         if self.checkpoint and (self.unlabeled_dir or self.pretrain_recipe or self.pretrain_options):
             raise ValueError(
                 f"checkpoint={self.checkpoint!r} is pre-trained already. Leave out --unlabeled_dir,"
                 " --pretrain_recipe and --pretrain_options."
             )
-        # Tried before the pre-training, after which the runs would refuse them.
+        # Checked before pre-training; the runs would refuse them only afterwards.
         if not all(0 < decay <= 1 for decay in self.layer_decays or ()):
             raise ValueError(f"layer_decays={self.layer_decays} must be in (0, 1], 1 for none.")
         if not all(rate > 0 for rate in self.learning_rates or ()):
@@ -98,13 +104,13 @@ class CompareArguments(LabeledSourceArguments):
         for name, value in (self.finetune_options or {}).items():
             if name in own:
                 raise ValueError(
-                    f"finetune_options has {name!r}, which this script decides. Leave it out; for the images and seeds"
-                    " there are options of this script."
+                    f"finetune_options has {name!r}, which compare sets itself. Leave it out; compare has options of"
+                    " its own for images and seeds."
                 )
             if name == "eval_strategy" and value != "no":
                 raise ValueError(
-                    f"finetune_options has eval_strategy={value!r}, and the images that decide are seen once, at the"
-                    " end. Leave it out."
+                    f"finetune_options has eval_strategy={value!r}, but the test set is used only once, at the end."
+                    " Leave it out."
                 )
 
     def labeled_source(self) -> dict[str, Any]:
@@ -119,16 +125,16 @@ class CompareArguments(LabeledSourceArguments):
         return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
     def tuning_source(self) -> dict[str, Any]:
-        """The same for a cross-validation in which the images that decide play no part."""
+        """The same options for a cross-validation without the test set."""
         source = self.labeled_source()
         named = [source.pop(name, None) for name in ("validation_dir", "validation_split")]
-        # The embedded data have a split that decides, without its being named.
+        # The embedded data set has a test split, which is used without being named.
         if any(named) or not self.names_images:
             source["holdout"] = 0.0
         return source | {"num_folds": self.tuning_folds}
 
     def unlabeled_source(self) -> dict[str, Any]:
-        """Options of `hf-simmim pretrain` that name the images; it holds out some itself, for the test set waits."""
+        """Options of `hf-simmim pretrain` that name the images; it never gets the test set, and holds out its own."""
         if self.unlabeled_dir is not None:
             return {"train_dir": self.unlabeled_dir}
         left_out = ("label_column", "holdout", "holdout_seed", "validation_dir", "validation_split", "max_eval_samples")
@@ -145,8 +151,11 @@ _LABELED = (
 def check_runs(arguments: CompareArguments) -> tuple[list[str], str]:
     """Check that all runs can be made, before a long pre-training.
 
+    Args:
+        arguments: The options.
+
     Returns:
-        Names of the images of the test set, and a short text that differs if any of the labeled images are others.
+        Names of the images of the test set, and a fingerprint of the labeled images.
 
     Raises:
         ValueError, OSError: If a run cannot be made; the message says why and what to do.
@@ -167,21 +176,21 @@ def check_runs(arguments: CompareArguments) -> tuple[list[str], str]:
                 parts = [part for part in finetune.load_splits(parsed.data) if part is not None]
                 images = "; ".join(digest(part.rows) for part in parts)
             if planned.train.problem_type != "single_label_classification":
-                raise ValueError("accuracy is compared, and the labels are not one class for each image.")
+                raise ValueError("accuracy is compared, so the labels must be one class for each image.")
             if planned.evaluation is None:
                 raise ValueError(f"holdout={arguments.holdout:g} leaves no images for the test set. Use 0.2.")
             if source is sources[0]:
                 if planned.fold is not None:
-                    raise ValueError("the recipe has num_folds, and a comparison has one test set. Leave it out.")
+                    raise ValueError("the recipe has num_folds, but a comparison has a single test set. Leave it out.")
                 test_set = planned.evaluation
-    # Without one that cannot be read others would be held out, and the pre-training would have seen some of them.
+    # Removing an unreadable image would change which images are held out, and pre-training would have seen some.
     dataset = ImageDataset(test_set.rows, (8, 8), num_channels(arguments))
     check_images([dataset], 0.0, len(dataset))
     return list(test_set.rows["name"]), images
 
 
 def num_channels(arguments: CompareArguments) -> int:
-    """Channels of the model that is compared."""
+    """Number of channels of the compared models."""
     if arguments.checkpoint is not None:
         return pretrain.build_config(pretrain.PretrainingModelArguments(checkpoint=arguments.checkpoint)).num_channels
     _, model, _ = pretrain.COMMAND.parse(options_of(pretraining_options(arguments)))
@@ -197,15 +206,15 @@ def pretraining_options(arguments: CompareArguments) -> dict[str, Any]:
 
 
 def pretrained_checkpoint(arguments: CompareArguments, left_out: list[str], images: str) -> str:
-    """Pre-train if no checkpoint is named.
+    """Pre-train unless a checkpoint is named.
 
     Args:
-        arguments: Where the images are.
-        left_out: Names of those that are not trained on.
-        images: What tells these from others.
+        arguments: The options.
+        left_out: Names of the test images, which are not trained on.
+        images: Fingerprint of the labeled images.
 
     Returns:
-        Where the checkpoint is.
+        Folder or name on the Hub of the checkpoint.
     """
     if arguments.checkpoint is not None:
         return arguments.checkpoint
@@ -231,37 +240,37 @@ def fine_tune(
     inputs: dict[str, Any],
     keeps_weights: bool = True,
 ) -> dict[str, Any]:
-    """Train and evaluate, once for each seed and fold; what is done already is not repeated.
+    """Train and evaluate, once for each seed and fold; finished runs are not repeated.
 
     Args:
-        arguments: Where the images are.
+        arguments: The options of the comparison.
         options: Options of `hf-simmim finetune`.
-        folder: Where everything goes.
-        inputs: What tells images and weights from others of the same names.
-        keeps_weights: Whether the trained models are kept; checkpoints are not.
+        folder: Folder of the runs.
+        inputs: Fingerprints of images and weights.
+        keeps_weights: Whether the trained models are kept; checkpoints are always deleted.
 
     Returns:
-        What `results.json` holds.
+        Contents of `results.json`.
     """
     options = _default_options(arguments) | options | {"output_dir": str(folder)}
     record = RunRecord(folder, options, inputs)
     done = record.results
     if done is None:
         is_begun, is_main = record.is_begun, PartialState().is_main_process
-        # Every process has read it before the first one writes.
+        # All processes must have read it before the first one writes.
         PartialState().wait_for_everyone()
         folder.mkdir(parents=True, exist_ok=True)
         if is_main and not is_begun:
-            # What other options, images or weights have left there is nothing to go on with.
+            # Checkpoints of other options, images or weights must not be resumed.
             _delete_checkpoints(folder)
             record.note(None)
         PartialState().wait_for_everyone()
         with _quiet(folder / "log.txt"):
-            # Trainer would have the other processes warn, whatever is set here.
+            # Otherwise Trainer lets the other processes warn, regardless of the verbosity set here.
             done = _finetune(options_of({"log_level_replica": "error"} | options))
         if is_main:
             record.note(done)
-            # They are of use to an interrupted run only, and those of a comparison would fill a disk.
+            # Only an interrupted run needs them, and those of a comparison would fill a disk.
             _delete_checkpoints(folder)
             for path in () if keeps_weights else list(folder.rglob("*.safetensors")):
                 path.unlink()
@@ -273,7 +282,7 @@ def _pretrain(argv: list[str]) -> None:
 
 
 def _finetune(argv: list[str]) -> dict[str, Any]:
-    """Train and evaluate; what `results.json` holds."""
+    """Train and evaluate; returns the contents of `results.json`."""
     result = finetune.run(*finetune.COMMAND.parse(argv))
     return {"summary": result.summary, "runs": result.runs}
 
@@ -288,9 +297,9 @@ def _options(given: Any) -> dict[str, Any]:
 
 
 def _default_options(arguments: CompareArguments) -> dict[str, Any]:
-    """Options of `hf-simmim finetune` that all runs have."""
-    # Bars of many short runs would hide what comes out; what Trainer prints instead is in the log. And the images that
-    # decide are not looked at before the end.
+    """Options of `hf-simmim finetune` for all runs."""
+    # Progress bars of many short runs would hide the results; Trainer prints to the log instead. The test set is not
+    # used before the end.
     options = {"disable_tqdm": True, "eval_strategy": "no"} | _options(arguments.finetune_options)
     if arguments.finetune_recipe is not None:
         options["recipe"] = arguments.finetune_recipe
@@ -299,7 +308,7 @@ def _default_options(arguments: CompareArguments) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet(path: Path) -> Iterator[None]:
-    """What is printed goes to a file, and of what is logged only errors are shown."""
+    """Redirect printed text to a file, and only show errors of what is logged."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -316,10 +325,16 @@ def _quiet(path: Path) -> Iterator[None]:
 def choose_rates(
     arguments: CompareArguments, options: dict[str, Any], folder: Path, inputs: dict[str, Any]
 ) -> dict[str, float]:
-    """Learning rate and layer-wise decay of one arm at one budget, by cross-validation on its labeled images alone.
+    """Choose learning rate and layer-wise decay of one arm at one budget, by cross-validation on its labeled images.
+
+    Args:
+        arguments: The options of the comparison.
+        options: Options of `hf-simmim finetune` for the arm and budget.
+        folder: Folder of the runs.
+        inputs: Fingerprints of images and weights.
 
     Returns:
-        Options of `hf-simmim finetune`; none of what there is no choice of.
+        Options of `hf-simmim finetune`; those without a choice are left out.
     """
     choices = arguments.choices
     if len(choices) == 1:
@@ -327,7 +342,7 @@ def choose_rates(
     accuracies = []
     for choice in choices:
         name = described(choice)
-        _say(f"  trying {name} on {arguments.tuning_folds} folds")
+        _say(f"  cross-validation of {name}, {arguments.tuning_folds} folds")
         tuning = arguments.tuning_source() | options | choice | {"seeds": arguments.seeds[:1]}
         place = folder / name.replace(", ", "-").replace(" ", "-")
         results = fine_tune(arguments, tuning, place, inputs, keeps_weights=False)
@@ -336,22 +351,22 @@ def choose_rates(
 
 
 def described(choice: dict[str, float]) -> str:
-    """Chosen options in words."""
+    """Describe chosen options."""
     return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in choice.items())
 
 
 def run_arms(
     arguments: CompareArguments, checkpoint: str, images: str
 ) -> tuple[dict[int, dict[str, dict[int, float]]], int]:
-    """Run both arms at every budget.
+    """Run both arms at every label budget.
 
     Args:
         arguments: The options.
         checkpoint: The pre-trained model.
-        images: What tells the labeled images from others.
+        images: Fingerprint of the labeled images.
 
     Returns:
-        Labeled images in all, to arm, to seed, to accuracy; and the number of images that decide.
+        Accuracies by number of labeled images, arm and seed; and the size of the test set.
     """
     output_dir, num_images = Path(arguments.output_dir), 0
     scores: dict[int, dict[str, dict[int, float]]] = {}
@@ -361,7 +376,7 @@ def run_arms(
             if budget:
                 options["labels_per_class"] = budget
             folder = output_dir / f"{budget or 'all'}-labels" / arm.replace(" ", "-")
-            labels = f"{budget} labels a class" if budget else "all labels"
+            labels = f"{budget} labels per class" if budget else "all labels"
             _say(f"{labels}, {arm}: {len(arguments.seeds)} runs, see {folder / 'log.txt'}")
             inputs = {"images": images, "model": model_digest(checkpoint, with_weights=arm == ARMS[0])}
             choice = choose_rates(arguments, options, folder / "tuning", inputs)
@@ -374,7 +389,7 @@ def run_arms(
             chosen = f", {described(choice)}" if choice else ""
             spread = f" ± {100 * np.std(list(accuracies.values()), ddof=1):.1f}" if len(accuracies) > 1 else ""
             mean = 100 * np.mean(list(accuracies.values()))
-            _say(f"  {mean:.1f}{spread} % right of {num_images:,}{chosen}")
+            _say(f"  test accuracy {mean:.1f}{spread} % (n = {num_images:,}){chosen}")
     return scores, num_images
 
 
@@ -384,7 +399,7 @@ def _say(text: str) -> None:
 
 
 def report(scores: dict[int, dict[str, dict[int, float]]], num_images: int, output_dir: Path) -> list[Verdict]:
-    """Write `comparison.json`, `comparison.md` and `comparison.png`, and say what came out."""
+    """Write `comparison.json`, `comparison.md` and `comparison.png`, and print the verdicts."""
     verdicts = [judge(budget, scores[budget], num_images) for budget in sorted(scores)]
     if PartialState().is_main_process:
         sentences = [str(verdict) for verdict in verdicts]
@@ -399,18 +414,18 @@ def report(scores: dict[int, dict[str, dict[int, float]]], num_images: int, outp
         (output_dir / "comparison.md").write_text(f"{text}\n", encoding="utf-8")
         plot_comparison(scores, output_dir / "comparison.png", conclusion(verdicts))
         print("\n".join(["", *sentences, conclusion(verdicts)]))
-        print(f"{output_dir / 'comparison.png'}  accuracy over the number of labels, both arms, every seed")
+        print(f"{output_dir / 'comparison.png'}  test accuracy over the number of labels, both models, every seed")
     return verdicts
 
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """What a comparison found.
+    """Result of a comparison.
 
     Args:
-        conclusion: The answer in a sentence.
-        verdicts: What the runs at each label budget say.
-        scores: Accuracies in [0, 1]: number of labeled images, to arm, to seed.
+        conclusion: The conclusion in a sentence.
+        verdicts: Verdict at each label budget.
+        scores: Accuracies in [0, 1] by number of labeled images, arm and seed.
         checkpoint: The pre-trained model.
         output_dir: Folder of all runs.
         pictures: Path of `comparison`.
@@ -425,7 +440,7 @@ class ComparisonResult:
 
 
 def run(arguments: CompareArguments) -> ComparisonResult:
-    """Pre-train unless there is a checkpoint, fine-tune all arms, and judge."""
+    """Pre-train unless there is a checkpoint, fine-tune both models, and compare them."""
     with in_words(arguments.checkpoint):
         output_dir = make_folder(arguments.output_dir)
         names, images = check_runs(arguments)

@@ -4,7 +4,7 @@
     hf-simmim convert swin_base_patch4_window7_224.pth swin-base-224 --image_size 224
 
 Swin, SwinV2 and the authors' ViT; pre-trained with SimMIM, fine-tuned, or trained with labels. No code in the file is
-run. What became of everything in it is printed, and written into the model card.
+run. A report on every part of the file is printed, and written into the model card.
 """
 
 from dataclasses import dataclass, field
@@ -19,20 +19,20 @@ from .recipes import CommandError
 
 @dataclass
 class ConvertArguments:
-    """What is converted, and where to."""
+    """Options of the conversion."""
 
     _argument_group_name = "conversion"
 
-    path: str = field(metadata={"help": "The .pth file; may be given without --path, first."})
-    output_dir: str = field(metadata={"help": "Folder to write the checkpoint to; without --output_dir, second."})
+    path: str = field(metadata={"help": "The .pth file; --path may be left out if first."})
+    output_dir: str = field(metadata={"help": "Folder to write to; --output_dir may be left out if second."})
     image_size: list[int] | None = field(
         default=None,
         metadata={
-            "help": "Side in pixels of the images that the file was trained on, or height and width. Needed if the file"
-            " does not tell."
+            "help": "Image size of the file in pixels: one side, or height and width (read from the file if unset)."
+            " It is required if the file does not state it."
         },
     )
-    overwrite: bool = field(default=False, metadata={"help": "Write into a folder that is not empty."})
+    overwrite: bool = field(default=False, metadata={"help": "Write into a folder that is not empty, replacing files."})
 
     def __post_init__(self):
         size = self.image_size
@@ -45,7 +45,7 @@ class ConversionResult:
     """A converted checkpoint.
 
     Args:
-        conversion: The model, its processor, and what became of everything in the file.
+        conversion: The model, its processor, and the report on the file.
         output_dir: Folder of the checkpoint.
     """
 
@@ -54,7 +54,7 @@ class ConversionResult:
 
 
 def run(arguments: ConvertArguments) -> ConversionResult:
-    """Convert, write, and say what became of everything in the file."""
+    """Convert the file, write the checkpoint, and print the report."""
     logging.disable_progress_bar()
     size = arguments.image_size
     try:
@@ -65,7 +65,7 @@ def run(arguments: ConvertArguments) -> ConversionResult:
     except RuntimeError as error:
         raise CommandError(str(error)) from error
     print_titled(
-        conversion.report | {"Written to": f"{arguments.output_dir}; loaded back, a forward is the same bit for bit"}
+        conversion.report | {"Written to": f"{arguments.output_dir}; verified to compute the same, bit for bit"}
     )
     return ConversionResult(conversion, Path(arguments.output_dir))
 

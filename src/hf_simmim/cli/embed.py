@@ -1,12 +1,12 @@
-"""Write the features of images to a parquet file, and draw nearest neighbors and a 2-D map.
+"""Write the features of images to a parquet file, and plot nearest neighbors and a 2-D map.
 
     hf-simmim embed --checkpoint runs/photos --image_dir photos --output_dir runs/features
     hf-simmim embed --checkpoint NAME --dataset_name DATA --layer 8 --pooling mean_std
     hf-simmim embed --checkpoint runs/demo                                  the demo's images, in a checkout
 
-features.parquet has a row for each image: its name, its label if it has one (that of --label_column, or the sub-folder
-that it lies in), and its features. neighbours.png shows some images and those most like them; map.png shows images
-where t-SNE puts them, framed in the colors of their labels.
+features.parquet has a row for each image: its name, its label if there is one (from --label_column, or the subfolder of
+the file), and its features. neighbours.png shows some images and their nearest neighbors; map.png shows images at their
+t-SNE coordinates, with frames in the colors of their labels.
 """
 
 import importlib.metadata
@@ -33,22 +33,24 @@ TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass
 class ImageArguments:
-    """Where the images come from; the embedded ones if none are named."""
+    """Source of the images; the embedded ones if none are named."""
 
     _argument_group_name = "images"
 
     image_dir: str | None = field(default=None, metadata={"help": "Folder of images, nested or not."})
-    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, or a local one."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Data set on the Hub, or path of a local one, instead of --image_dir."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of --dataset_name."})
     data_files: list[str] | None = field(
         default=None, metadata={"help": "Parquet or webdataset (.tar) shards: paths, patterns or URLs."}
     )
     split: str | None = field(
-        default=None, metadata={"help": "Split of the data set; train if unset, or test of the embedded one."}
+        default=None, metadata={"help": "Split of the data set (train if unset, or test of the embedded one)."}
     )
-    image_column: str | None = field(default=None, metadata={"help": "Column of the images; found by its type."})
-    label_column: str | None = field(default=None, metadata={"help": "Column of a data set that the map shows."})
-    max_images: int | None = field(default=None, metadata={"help": "Use only this many, spread evenly over them."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of the images (found by type if unset)."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of labels (none if unset)."})
+    max_images: int | None = field(default=None, metadata={"help": "Largest number of images (all if unset)."})
 
     def __post_init__(self):
         if self.max_images is not None and self.max_images < 1:
@@ -56,7 +58,7 @@ class ImageArguments:
         for name in ("split", "dataset_config", "image_column", "label_column"):
             value = getattr(self, name)
             if value is not None and self.image_dir is not None:
-                raise ValueError(f"{name}={value!r} does nothing in a folder. Leave it out.")
+                raise ValueError(f"{name}={value!r} has no effect for a folder. Leave it out.")
         if self.image_dir is None and self.dataset_name is None and self.data_files is None:
             self.dataset_name, self.split = embedded_data("--image_dir"), self.split or "test"
             self.label_column = self.label_column or "label"
@@ -65,39 +67,39 @@ class ImageArguments:
 
 @dataclass
 class FeatureArguments:
-    """What is computed and drawn."""
+    """Options of features and pictures."""
 
     _argument_group_name = "features"
 
     checkpoint: str | None = field(
         default=None,
-        metadata={"help": "A SimMIM checkpoint, or that of a vision model of transformers: folder or name on the Hub."},
+        metadata={"help": "SimMIM checkpoint or vision model of transformers: folder or name on the Hub."},
     )
     image_size: list[int] | None = field(
         default=None,
-        metadata={"help": "Side of the images in pixels, or height and width. That of the checkpoint if unset."},
+        metadata={"help": "Image size in pixels: one side, or height and width (the checkpoint's if unset)."},
     )
     layer: int | None = field(
         default=None,
         metadata={
-            "help": "Hidden state to take, 0 for the patch embedding, -1 for the last; the encoder's output if unset."
+            "help": "Hidden state to use, 0 for the patch embedding, -1 for the last (the encoder's output if unset)."
             " The paper probes layer 8 of ViT-B."
         },
     )
     pooling: str = field(
-        default="mean", metadata={"help": "How an image's features become one vector.", "choices": list(POOLINGS)}
+        default="mean", metadata={"help": "Pooling of an image's features to one vector.", "choices": list(POOLINGS)}
     )
     output_dir: str = field(default="runs/features", metadata={"help": "Folder of features.parquet and the pictures."})
-    precision: str = field(default="fp32", metadata={"help": "What is computed in.", "choices": list(TYPES)})
-    half: bool = field(default=False, metadata={"help": "Write numbers of 16 bits instead of 32."})
-    batch_size: int = field(default=128, metadata={"help": "Images that are encoded at once."})
-    num_workers: int = field(default=2, metadata={"help": "Processes that load images."})
-    device: str | None = field(default=None, metadata={"help": "Where to compute, such as cpu; a GPU if there is one."})
-    num_queries: int = field(default=10, metadata={"help": "Images in neighbours.png; 0 for no picture."})
-    num_neighbors: int = field(default=8, metadata={"help": "How many neighbors of each."})
-    map: str = field(default="tsne", metadata={"help": "How the map is computed.", "choices": ["tsne", "pca", "none"]})
-    map_images: int = field(default=1000, metadata={"help": "Images on the map at most, spread evenly over them."})
-    seed: int = field(default=0, metadata={"help": "Of the course of t-SNE."})
+    precision: str = field(default="fp32", metadata={"help": "Compute dtype.", "choices": list(TYPES)})
+    half: bool = field(default=False, metadata={"help": "Write features as float16 instead of float32."})
+    batch_size: int = field(default=128, metadata={"help": "Images per batch."})
+    num_workers: int = field(default=2, metadata={"help": "Data loading processes."})
+    device: str | None = field(default=None, metadata={"help": "Device, such as cpu (a GPU if available, if unset)."})
+    num_queries: int = field(default=10, metadata={"help": "Number of images in neighbours.png, 0 for no picture."})
+    num_neighbors: int = field(default=8, metadata={"help": "Number of nearest neighbors of each image."})
+    map: str = field(default="tsne", metadata={"help": "Method of the 2-D map.", "choices": ["tsne", "pca", "none"]})
+    map_images: int = field(default=1000, metadata={"help": "Largest number of images on the map, spread evenly."})
+    seed: int = field(default=0, metadata={"help": "Random seed of t-SNE."})
 
     def __post_init__(self):
         if self.checkpoint is None:
@@ -111,7 +113,7 @@ class FeatureArguments:
 
 
 def load_rows(arguments: ImageArguments) -> tuple[Dataset, list[str] | None]:
-    """Rows of `name` and undecoded `image`, and the label of each, if there are any."""
+    """Load rows of `name` and undecoded `image`, and the label of each row if there are labels."""
     if arguments.image_dir is not None:
         rows = load_images(arguments.image_dir)
         labels = sub_folders(rows["name"], Path(arguments.image_dir))
@@ -130,20 +132,27 @@ def load_rows(arguments: ImageArguments) -> tuple[Dataset, list[str] | None]:
 
 
 def sub_folders(names: list[str], folder: Path) -> list[str] | None:
-    """The sub-folder that each file lies in; None if all lie in the same."""
+    """The subfolder of each file; None if all files are in the same one."""
     parts = [Path(name).relative_to(folder).parts for name in names]
     labels = [part[0] if len(part) > 1 else "." for part in parts]
     return labels if len(set(labels)) > 1 else None
 
 
 def column_labels(table: Dataset, column: str) -> list[str]:
-    """The labels of a column as text.
+    """Read the labels of a column as text.
+
+    Args:
+        table: The data set.
+        column: Name of the column.
+
+    Returns:
+        The label of each row.
 
     Raises:
         ValueError: If there is no such column.
     """
     if column not in table.column_names:
-        raise ValueError(f"There is no label_column={column!r}. The columns are: {', '.join(table.column_names)}.")
+        raise ValueError(f"label_column={column!r} does not exist. The columns are: {', '.join(table.column_names)}.")
     feature, values = table.features[column], table[column]
     if isinstance(feature, ClassLabel):
         return ["none" if value is None or value < 0 else feature.names[value] for value in values]
@@ -159,13 +168,13 @@ def pictures(dataset: WholeImageDataset, indices: list[int]) -> list[np.ndarray]
 def draw(
     path: Path, dataset: WholeImageDataset, rows: list[int], labels: list[str] | None, arguments: FeatureArguments
 ):
-    """Draw the pictures that are asked for.
+    """Draw the pictures that the options ask for.
 
     Args:
-        path: The features.
+        path: File of the features.
         dataset: The images.
-        rows: The image of each row of the file.
-        labels: Of the images.
+        rows: Index of the image of each row of the file.
+        labels: Labels of the images, if there are any.
         arguments: The options.
     """
     output_dir = path.parent
@@ -175,25 +184,25 @@ def draw(
         neighbors = [pictures(dataset, [rows[row] for row in line]) for line in found.tolist()]
         grid = draw_neighbors(pictures(dataset, [rows[row] for row in queries]), neighbors, similarities)
         grid.save(output_dir / "neighbours.png")
-        print(f"{output_dir / 'neighbours.png'}  images, and those most like them")
+        print(f"{output_dir / 'neighbours.png'}  images and their nearest neighbors")
     if arguments.map != "none" and len(rows) > 2:
         chosen = evenly_spaced(len(rows), arguments.map_images)
         points = project(read_features(path, chosen), arguments.map, arguments.seed)
         indices = [rows[row] for row in chosen]
         shown = None if labels is None else [labels[index] for index in indices]
         draw_map(points, pictures(dataset, indices), shown).save(output_dir / "map.png")
-        print(f"{output_dir / 'map.png'}  {len(chosen):,} images where {arguments.map} puts them")
+        print(f"{output_dir / 'map.png'}  2-D map of {len(chosen):,} images by {arguments.map}")
 
 
 @dataclass(frozen=True)
 class EmbeddingResult:
-    """Features of images.
+    """Result of computing features.
 
     Args:
-        path: Parquet file of a row for each image: `name`, `label` if there are labels, and `features`.
+        path: Parquet file with a row for each image: `name`, `label` if there are labels, and `features`.
         names: Names of the images, row by row.
         unreadable: Names of the images that were left out, with reasons.
-        output_dir: Folder of everything.
+        output_dir: Folder of features and pictures.
         pictures: Paths of `neighbors` and `map`, those that were drawn.
     """
 
@@ -209,7 +218,14 @@ class EmbeddingResult:
 
 
 def embed_all(images: ImageArguments, arguments: FeatureArguments) -> EmbeddingResult:
-    """Compute, write and draw.
+    """Compute and write features, and draw pictures.
+
+    Args:
+        images: Source of the images.
+        arguments: The other options.
+
+    Returns:
+        The result.
 
     Raises:
         ValueError, OSError: If the checkpoint or the images cannot be used; the message says why and what to do.

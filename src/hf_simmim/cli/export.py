@@ -1,12 +1,11 @@
-"""Export a checkpoint to ONNX, and to a program of torch.export, that run without this package.
+"""Export a checkpoint to ONNX or torch.export programs that run without this package.
 
     hf-simmim export --checkpoint runs/demo --output_dir exported
     hf-simmim export --checkpoint runs/classifier --output_dir exported --image_size 224 --format both
 
-A fine-tuned classifier is exported with its logits as output, everything else with its features: tokens, their mean,
-and the feature map. What is written is read back and compared with the model on random batches; an export that does
-not compute the same is not kept. Beside it lie the image processor with its code, and the config, with the names of
-the classes.
+The output of a fine-tuned classifier is its logits, that of other models their features: tokens, their mean, and the
+feature map. The written files are read back and compared with the model on random batches; an export that does not
+compute the same is deleted. The image processor with its code and the config with the class names are saved next to it.
 """
 
 from dataclasses import dataclass, field
@@ -52,53 +51,53 @@ inputs = AutoImageProcessor.from_pretrained("{folder}")("photo.jpg", {options}re
 
 @dataclass
 class ExportArguments:
-    """What is exported, and how."""
+    """Options of the export."""
 
     _argument_group_name = "export"
 
     checkpoint: str | None = field(
         default=None,
-        metadata={"help": "A SimMIM checkpoint, or that of a vision model of transformers: folder or name on the Hub."},
+        metadata={"help": "SimMIM checkpoint or vision model of transformers: folder or name on the Hub."},
     )
     output_dir: str = field(default="runs/export", metadata={"help": "Folder to write to."})
-    format: str = field(default="onnx", metadata={"help": "What to write.", "choices": list(FORMATS)})
+    format: str = field(default="onnx", metadata={"help": "Format to write.", "choices": list(FORMATS)})
     task: str | None = field(
         default=None,
         metadata={
-            "help": "What is computed: classification for a fine-tuned classifier and features for everything else, if"
-            " unset. reconstruction takes a mask, too.",
+            "help": "Output of the program (if unset, classification for a fine-tuned classifier, else features)."
+            " Programs for reconstruction also take a mask.",
             "choices": list(TASKS),
         },
     )
     image_size: list[int] | None = field(
         default=None,
-        metadata={"help": "Side of the images in pixels, or height and width. The checkpoint's own if unset."},
+        metadata={"help": "Image size in pixels: one side, or height and width (the checkpoint's if unset)."},
     )
     dynamic_batch: bool = field(
-        default=True, metadata={"help": "Whether batches of any size are taken, else one image at a time."}
+        default=True, metadata={"help": "Accept batches of any size instead of one image at a time."}
     )
     dynamic_size: bool = field(
         default=False,
         metadata={
-            "help": "Whether images of any height and width are taken that are multiples of the encoder's stride."
-            " Convolutional networks can."
+            "help": "Accept images of any height and width that are multiples of the encoder's stride. Only"
+            " convolutional networks support it."
         },
     )
-    opset: int | None = field(default=None, metadata={"help": "Version of ONNX's operators. torch's own if unset."})
-    overwrite: bool = field(default=False, metadata={"help": "Write into a folder that is not empty."})
+    opset: int | None = field(default=None, metadata={"help": "Version of ONNX operators (torch's default if unset)."})
+    overwrite: bool = field(default=False, metadata={"help": "Write into a folder that is not empty, replacing files."})
 
     def __post_init__(self):
         if self.checkpoint is None:
             raise ValueError("No checkpoint is named. Give --checkpoint, the output folder of a training.")
         size = self.image_size
         if size is not None and (len(size) > 2 or min(size) < 1):
-            raise ValueError(f"image_size={size} is no size. Give one side, or height and width.")
+            raise ValueError(f"image_size={size} is invalid. Give one side, or height and width.")
         if Path(self.output_dir).resolve() == Path(self.checkpoint).resolve():
-            raise ValueError(f"output_dir={self.output_dir!r} is the checkpoint, which stays as it is. Name another.")
+            raise ValueError(f"output_dir={self.output_dir!r} is the checkpoint, which must not change. Name another.")
 
 
 def load_processor(checkpoint: str, program: ExportProgram) -> Any:
-    """The checkpoint's image processor, for images of the program's size; None if there is none."""
+    """Load the checkpoint's image processor for the program's image size; None if there is none."""
     height, width = program.image_size
     try:
         stored, _ = SimMIMImageProcessor.get_image_processor_dict(checkpoint)
@@ -112,28 +111,28 @@ def load_processor(checkpoint: str, program: ExportProgram) -> Any:
     made = tuple(processor(black, input_data_format="channels_first", return_tensors="pt")["pixel_values"].shape[-2:])
     if made != program.image_size:
         raise ValueError(
-            f"The image processor of {checkpoint} makes images of {made[0]}x{made[1]} px, and the program takes"
-            f" {height}x{width}. Use --image_size {made[0]} {made[1]}, or save another processor beside the model."
+            f"The image processor of {checkpoint} gives images of {made[0]}x{made[1]} px, but the program takes"
+            f" {height}x{width}. Use --image_size {made[0]} {made[1]}, or save another processor next to the model."
         )
     return processor
 
 
 def describe(shapes: dict[str, tuple[str | int, ...]]) -> str:
-    """Names and shapes in a line."""
+    """Format names and shapes in one line."""
     return ", ".join(f"{name} ({', '.join(map(str, shape))})" for name, shape in shapes.items())
 
 
 def print_report(
     files: list[ExportedFile], program: ExportProgram, arguments: ExportArguments, has_processor: bool
 ) -> None:
-    """What was written, what was checked, and how it is run."""
+    """Print what was written, what was checked, and how to run it."""
     config = program.model.config
     parameters = sum(parameter.numel() for parameter in program.model.parameters())
     print(f"{type(program.model).__name__}, {config.encoder_config.model_type}: {parameters:,} parameters")
     print(f"inputs   {describe(files[0].inputs)}\noutputs  {describe(files[0].outputs)}")
     if arguments.dynamic_size:
         stride = config.encoder_stride
-        print(f"         height and width are multiples of {stride} px, from {2 * stride} on, in h and w steps")
+        print(f"         height and width are multiples of {stride} px, at least {2 * stride}; h and w count strides")
     for file in files:
         differences = ", ".join(f"{name} {value:.1e}" for name, value in file.differences.items())
         batches = " and ".join(map(str, file.batch_sizes))
@@ -141,8 +140,8 @@ def print_report(
         traced = TRACED_BATCH if arguments.dynamic_batch else 1
         sizes = ", ".join(f"{height}x{width}" for height, width in file.image_sizes)
         print(
-            f"  checked on random images of {sizes} px in batches of {batches}, traced with {traced}: largest"
-            f" difference from the model, as a share of its largest output: {differences}; {TOLERANCE:.0e} is allowed"
+            f"  verified on random images of {sizes} px in batches of {batches}, traced with {traced}: largest"
+            f" difference from the model, relative to its largest output: {differences} (tolerance {TOLERANCE:.0e})"
         )
     if has_processor:
         options = "do_mask=True, " if program.task.takes_mask else ""
@@ -153,11 +152,11 @@ def print_report(
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was exported.
+    """Result of an export.
 
     Args:
-        files: The programs, with what was checked of each.
-        output_dir: Folder of everything.
+        files: The programs, with the results of their verification.
+        output_dir: Folder of the programs, config and image processor.
     """
 
     files: list[ExportedFile]
@@ -165,7 +164,7 @@ class ExportResult:
 
 
 def export_all(arguments: ExportArguments) -> ExportResult:
-    """Export, and say what was written."""
+    """Export the checkpoint, and print a report."""
     formats = FORMATS[arguments.format]
     checkpoint, size = str(arguments.checkpoint), arguments.image_size
     check_packages(formats)

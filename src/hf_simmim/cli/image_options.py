@@ -1,4 +1,4 @@
-"""Options of scripts that say where images come from and what their pixels mean."""
+"""Options of commands that name the images and define their normalization."""
 
 import math
 from dataclasses import dataclass, field
@@ -20,31 +20,38 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class SourceArguments:
-    """Where the images come from."""
+    """Source of the images."""
 
-    train_dir: str | None = field(default=None, metadata={"help": "Folder of images to train on."})
+    train_dir: str | None = field(default=None, metadata={"help": "Folder of training images, nested or not."})
     validation_dir: str | None = field(
-        default=None, metadata={"help": "Folder of images to evaluate on. Without it a part of the images is held out."}
+        default=None, metadata={"help": "Folder of validation images (--holdout of the training images if unset)."}
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, or a local one."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Data set on the Hub, or path of a local one, instead of --train_dir."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of --dataset_name."})
     data_files: list[str] | None = field(
         default=None, metadata={"help": "Parquet or webdataset (.tar) shards: paths, patterns or URLs."}
     )
-    train_split: str = field(default="train", metadata={"help": "Split of the data set to train on."})
+    train_split: str = field(default="train", metadata={"help": "Training split of the data set."})
     validation_split: str | None = field(
-        default=None, metadata={"help": "Split of --dataset_name to evaluate on. Without it a part is held out."}
+        default=None,
+        metadata={"help": "Validation split of --dataset_name (--holdout of the training images if unset)."},
     )
-    image_column: str | None = field(default=None, metadata={"help": "Column of the images; found by its type."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of the images (found by type if unset)."})
     holdout: float = field(
         default=0.05,
-        metadata={"help": "Share of the images held out for evaluation if no other are named; 0 for none."},
+        metadata={"help": "Share of the training images (0 to 1) held out if no validation images are named."},
     )
-    holdout_seed: int = field(default=0, metadata={"help": "Seed of the choice of those images."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use only this many images."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on only this many images."})
+    holdout_seed: int = field(default=0, metadata={"help": "Random seed of the choice of held-out images."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Largest number of training images (all if unset)."}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Largest number of validation images (all if unset)."}
+    )
     max_unreadable: float = field(
-        default=0.05, metadata={"help": "Largest share of images that may be unreadable before the run stops."}
+        default=0.05, metadata={"help": "Largest share of unreadable images (0 to 1) before the run stops."}
     )
 
     @property
@@ -52,24 +59,34 @@ class SourceArguments:
         """Whether any source of training images is named."""
         return bool(self.train_dir or self.dataset_name or self.data_files)
 
+    def source(self) -> dict[str, Any]:
+        """Arguments of `load_images` that name the training images, or the embedded ones if none are named."""
+        return {
+            "folder": self.train_dir,
+            "dataset_name": self.dataset_name if self.names_images else embedded_data(),
+            "dataset_config": self.dataset_config,
+            "data_files": self.data_files,
+            "image_column": self.image_column,
+        }
+
     def check_source(self) -> None:
-        """Refuse what cannot be meant.
+        """Refuse contradictory options.
 
         Raises:
-            ValueError: If a split is named where there are none, or no images are left.
+            ValueError: If a split is named for images without splits, or no images are left.
         """
         if self.validation_split is not None and (self.train_dir or self.data_files):
             raise ValueError(
                 f"validation_split={self.validation_split!r} needs --dataset_name: folders and files have no splits."
-                " Use --validation_dir, or --holdout to keep a part of the images apart."
+                " Use --validation_dir, or --holdout to hold out a part of the images."
             )
         if self.dataset_config is not None and self.dataset_name is None:
             raise ValueError(
-                f"dataset_config={self.dataset_config!r} does nothing without --dataset_name. Name that too, or leave"
+                f"dataset_config={self.dataset_config!r} has no effect without --dataset_name. Set that too, or leave"
                 " it out."
             )
         if self.image_column is not None and self.train_dir is not None:
-            raise ValueError(f"image_column={self.image_column!r} does nothing in a folder. Leave it out.")
+            raise ValueError(f"image_column={self.image_column!r} has no effect for a folder. Leave it out.")
         for name in ("max_train_samples", "max_eval_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -78,37 +95,37 @@ class SourceArguments:
 
 @dataclass
 class PixelArguments:
-    """What the numbers in the images mean."""
+    """Normalization of the images, and their missing pixels."""
 
     rescale_factor: str | None = field(
         default=None,
         metadata={
-            "help": "What pixels are multiplied with before anything else, a number or a fraction; that of --checkpoint"
-            " or 1/255 if unset. At 1/255 pictures of 16 bits are scaled to 8. Any other factor keeps their numbers:"
-            " 1/65535 if they use the whole range, 1/4095 for 12 bits in 16. Arrays (.npy, TIFF of many bands or other"
-            " numbers) always keep theirs."
+            "help": "Factor of the pixel values, a number or a fraction (that of --checkpoint or 1/255 if unset). At"
+            " 1/255, 16-bit pictures are scaled to 8 bits. Any other factor keeps their values: 1/65535 if they use"
+            " the whole range, 1/4095 for 12 bits in 16. Arrays (.npy, TIFF with many bands or other data types) always"
+            " keep their values."
         },
     )
     image_mean: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Mean of each channel, of rescaled pixels. That of --checkpoint, or ImageNet's for three channels"
-            " at 1/255, or else computed from the training images."
+            "help": "Mean of each channel of the rescaled pixels. If unset, that of --checkpoint, or ImageNet's for"
+            " three channels at 1/255, otherwise computed from the training images."
         },
     )
     image_std: list[float] | None = field(
-        default=None, metadata={"help": "Standard deviation of each channel, of rescaled pixels; likewise."}
+        default=None, metadata={"help": "Standard deviation of each channel (chosen like --image_mean if unset)."}
     )
     compute_statistics: bool = field(
         default=False,
-        metadata={"help": "Compute mean and standard deviation from the training images in any case."},
+        metadata={"help": "Always compute mean and standard deviation from the training images."},
     )
     nodata: float | None = field(
         default=None,
         metadata={
-            "help": "Pixels of which all channels are this number in the file are none: no target, no statistics. TIFF"
-            " files may tell it themselves (GDAL); numbers that are not finite always count as such. That of"
-            " --checkpoint if unset and the rescale_factor is the same; nan for none."
+            "help": "Value of missing pixels in the file (that of --checkpoint if unset, nan for none). Pixels with"
+            " this value in all channels are missing, as are NaN and infinite values: they are excluded from targets"
+            " and statistics. TIFF files may state the value (GDAL). The checkpoint's requires its rescale_factor."
         },
     )
 
@@ -120,24 +137,24 @@ class PixelArguments:
             except (ValueError, ZeroDivisionError):
                 self.rescale = 0.0
         if self.rescale <= 0:
-            raise ValueError(f"rescale_factor={self.rescale_factor} is no positive number. Use one such as 1/65535.")
+            raise ValueError(f"rescale_factor={self.rescale_factor} must be a positive number, such as 1/65535.")
 
     def settle(
         self, checkpoint: str | None, num_channels: int, images: Dataset, before: dict[str, Any]
     ) -> dict[str, list[float]]:
-        """Fill in what was not given: from the checkpoint, ImageNet, or the images themselves.
+        """Fill in unset options from the checkpoint, ImageNet, or the images.
 
         Args:
             checkpoint: Folder or name on the Hub of the weights to start from, if any.
             num_channels: Channels of the model.
             images: Training images.
-            before: `run.json` of the run that is gone on with, or nothing.
+            before: `run.json` of the resumed run; empty for a new run.
 
         Returns:
             `image_mean` and `image_std`.
 
         Raises:
-            ValueError: If other than one value for each channel is given.
+            ValueError: If the number of values differs from the number of channels.
         """
         inherited = inherited_pixels(checkpoint)
         if self.rescale_factor is None:
@@ -145,7 +162,7 @@ class PixelArguments:
         if self.nodata is None and inherited.get("rescale_factor") == self.rescale:
             self.nodata = inherited.get("nodata")
         if self.nodata is not None and not math.isfinite(self.nodata):
-            # Such pixels are none in any case, and NaN would be another number whenever it is compared.
+            # Such pixels are always missing, and NaN does not equal itself.
             self.nodata = None
         return image_statistics(self, num_channels, images, before, inherited)
 
@@ -153,26 +170,26 @@ class PixelArguments:
 def image_statistics(
     data: PixelArguments, num_channels: int, images: Dataset, before: dict[str, Any], inherited: dict[str, Any]
 ) -> dict[str, list[float]]:
-    """Mean and standard deviation of the channels.
+    """Choose mean and standard deviation of the channels.
 
     Args:
-        data: The options, which win where they are given.
+        data: The options, which take precedence.
         num_channels: Channels of the model.
         images: Training images.
-        before: `run.json` of the run that is gone on with, or nothing.
-        inherited: Settings of the image processor of `--checkpoint`, or nothing.
+        before: `run.json` of the resumed run; empty for a new run.
+        inherited: Settings of the image processor of `--checkpoint`, or empty.
 
     Returns:
-        `image_mean` and `image_std`: those given, or else the checkpoint's, ImageNet's, or those of the images.
+        `image_mean` and `image_std`: those of the options, the checkpoint, ImageNet, or the images.
 
     Raises:
-        ValueError: If other than one value for each channel is given.
+        ValueError: If the number of values differs from the number of channels.
     """
     given = {key: getattr(data, key) for key in ("image_mean", "image_std") if getattr(data, key) is not None}
     for key, values in given.items():
         if len(values) != num_channels:
             raise ValueError(
-                f"{key} has {len(values)} values and the model takes {num_channels} channels. Give one for each"
+                f"{key} has {len(values)} values, but the model takes {num_channels} channels. Give one for each"
                 " channel."
             )
     if len(given) == 2:
@@ -190,61 +207,55 @@ def image_statistics(
         brightest = max(m + 2 * s for m, s in zip(mean, std, strict=True))
         if not 0.02 < brightest < 5:
             logger.warning(
-                f"Rescaled pixels reach about {brightest:.3g}, where 0 to 1 is usual. Is --rescale_factor"
+                f"Rescaled pixels reach about {brightest:.3g}; 0 to 1 is usual. Is --rescale_factor"
                 f" {data.rescale_factor or '1/255'} right? 1/65535 is for 16 bits, 1/10000 for reflectances, 1 for"
-                " floats in [0, 1]. masked_l1 is meant for such a scale."
+                " floats in [0, 1]. masked_l1 assumes this scale."
             )
     return {"image_mean": mean, "image_std": std} | given
 
 
 @dataclass
 class LabeledSourceArguments(SourceArguments):
-    """Where the images and labels come from."""
+    """Source of the labeled images."""
 
-    train_dir: str | None = field(default=None, metadata={"help": "Folder with one sub-folder for each class."})
-    validation_dir: str | None = field(
-        default=None, metadata={"help": "The same of images to evaluate on. Without it a part is held out."}
+    train_dir: str | None = field(
+        default=None, metadata={"help": "Folder of training images, with a subfolder for each class."}
     )
-    label_column: str | None = field(default=None, metadata={"help": "Column of the labels; found by its type."})
+    validation_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder of validation images, with the same subfolders (--holdout is used if unset)."},
+    )
+    label_column: str | None = field(default=None, metadata={"help": "Column of the labels (found by type if unset)."})
 
 
 def load_labeled_splits(
     arguments: SourceArguments, label_column: str | None, needs_validation: bool = True
 ) -> tuple[LabeledImages, LabeledImages | None]:
-    """Labeled images to train on, and those to evaluate on if they are named; the embedded ones if none are named.
+    """Load labeled training images, and validation images if they are named; the embedded ones if none are named.
 
     Args:
-        arguments: Where they are.
-        label_column: Column of the labels.
-        needs_validation: Whether the test split of the embedded images is wanted.
+        arguments: Source of the images.
+        label_column: Column of the labels; found by type if None.
+        needs_validation: Whether to use the test split of the embedded images for validation.
 
     Returns:
-        Both, with the same classes.
+        Training images, and validation images or None, with the same classes.
 
     Raises:
-        ValueError, OSError: If they cannot be used; the message says why and what to do.
+        ValueError, OSError: If the images cannot be used; the message says why and what to do.
     """
     arguments.check_source()
     for name in ("validation_dir", "validation_split"):
         value = getattr(arguments, name)
         if value is not None and not arguments.names_images:
             raise ValueError(
-                f"{name}={value!r} does nothing without images to train on. Name --train_dir, --dataset_name or"
+                f"{name}={value!r} has no effect without training images. Set --train_dir, --dataset_name or"
                 " --data_files, too, or leave it out."
             )
-    source: dict[str, Any] = {
-        "folder": arguments.train_dir,
-        "dataset_name": arguments.dataset_name,
-        "dataset_config": arguments.dataset_config,
-        "data_files": arguments.data_files,
-        "image_column": arguments.image_column,
-        "label_column": label_column,
-    }
+    source = {**arguments.source(), "label_column": label_column}
     validation_split = arguments.validation_split
-    if not arguments.names_images:
-        source["dataset_name"] = embedded_data()
-        if needs_validation:
-            validation_split = validation_split or "test"
+    if not arguments.names_images and needs_validation:
+        validation_split = validation_split or "test"
     train = load_labeled_images(**source, split=arguments.train_split)
     validation = None
     if arguments.validation_dir is not None:

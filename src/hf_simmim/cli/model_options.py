@@ -1,4 +1,4 @@
-"""Options of scripts that say which encoder is trained, and with which geometry."""
+"""Options of commands that choose the encoder and its geometry."""
 
 import json
 from dataclasses import dataclass, field
@@ -14,34 +14,38 @@ from .recipes import nearest
 
 @dataclass
 class EncoderArguments:
-    """What is trained."""
+    """The encoder."""
 
     encoder: str = field(
         default="swin-base",
         metadata={
-            "help": f"Architecture, freshly initialized: {', '.join(ENCODER_PRESETS)}, a model on the Hub, a folder, or"
-            " the path or text of a config in JSON."
+            "help": f"Architecture with random weights: {', '.join(ENCODER_PRESETS)}, a model on the Hub, a folder, or"
+            " the path or text of a JSON config."
         },
     )
     checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "Weights to start from: a SimMIM checkpoint or that of a vision model of transformers, folder or"
-            " Hub. What depends on --image_size and --window_size is remapped."
+            "help": "Checkpoint to start from: folder or name on the Hub of a SimMIM model or a vision model of"
+            " transformers. Weights that depend on --image_size and --window_size are remapped."
         },
     )
     image_size: list[int] | None = field(
         default=None,
-        metadata={"help": "Side of the images in pixels, or height and width. The encoder's own if unset."},
+        metadata={"help": "Image size in pixels: one side, or height and width (the encoder's if unset)."},
     )
-    window_size: int | None = field(default=None, metadata={"help": "Window in patches. The encoder's own if unset."})
-    num_channels: int | None = field(default=None, metadata={"help": "Channels. The encoder's own if unset."})
+    window_size: int | None = field(
+        default=None, metadata={"help": "Attention window in patches (the encoder's if unset)."}
+    )
+    num_channels: int | None = field(
+        default=None, metadata={"help": "Number of image channels (the encoder's if unset)."}
+    )
     drop_path_rate: float | None = field(
-        default=None, metadata={"help": "Stochastic depth. The encoder's own if unset."}
+        default=None, metadata={"help": "Stochastic depth rate, 0 to 1 (the encoder's if unset)."}
     )
 
     def geometry(self) -> dict[str, Any]:
-        """Image size and window, where they are asked for."""
+        """Image size and window size, if they are set."""
         values: dict[str, Any] = {}
         if self.image_size is not None:
             size = self.image_size
@@ -53,10 +57,13 @@ class EncoderArguments:
         return values
 
     def encoder_settings(self) -> dict[str, Any]:
-        """The encoder's config, as a dict, of a preset, a file, JSON text or the Hub.
+        """Read the encoder's config from a preset, a file, JSON text or the Hub.
+
+        Returns:
+            The config as a dict.
 
         Raises:
-            ValueError: If there is none of this name, or it has no such setting.
+            ValueError: If there is no such encoder, or it has no such setting.
         """
         name = self.encoder
         if name in ENCODER_PRESETS:
@@ -73,8 +80,8 @@ class EncoderArguments:
                 encoder = AutoConfig.from_pretrained(name).to_dict()
             except OSError as error:
                 raise ValueError(
-                    f"encoder={name!r} is no preset ({', '.join(ENCODER_PRESETS)}) and no config was found under that"
-                    f" name.{nearest(name, set(ENCODER_PRESETS))} {error}"
+                    f"encoder={name!r} is not a preset ({', '.join(ENCODER_PRESETS)}), and no config has that name."
+                    f"{nearest(name, set(ENCODER_PRESETS))} {error}"
                 ) from error
         if encoder.get("model_type") == SimMIMConfig.model_type:
             encoder = encoder["encoder_config"]
@@ -87,10 +94,13 @@ class EncoderArguments:
         return encoder
 
     def stored_config(self) -> PreTrainedConfig:
-        """The config of --checkpoint.
+        """Load the config of --checkpoint.
+
+        Returns:
+            The config.
 
         Raises:
-            ValueError: If there is none, or --encoder names another.
+            ValueError: If there is none, or --encoder names another encoder.
         """
         stored = load_config(str(self.checkpoint))
         if self.encoder != type(self).encoder:
@@ -100,15 +110,18 @@ class EncoderArguments:
         return stored
 
     def apply(self, config: Any) -> None:
-        """Bring the config of --checkpoint to what else is asked for.
+        """Apply the other options to the config of --checkpoint.
+
+        Args:
+            config: The config, which is changed in place.
 
         Raises:
-            ValueError: If other channels are asked for.
+            ValueError: If the options need other channels, or stochastic depth that the encoder does not have.
         """
         if self.num_channels not in (None, config.num_channels):
             raise ValueError(
                 f"num_channels={self.num_channels} is not that of the checkpoint, {config.num_channels}, which cannot"
-                " be changed. Leave it out, or train the architecture afresh with --encoder."
+                " be changed. Leave it out, or train the architecture from scratch with --encoder."
             )
         for key, value in self.geometry().items():
             setattr(config, key, value)
@@ -122,13 +135,13 @@ class EncoderArguments:
 
 
 def check_encoder_keys(encoder: dict[str, Any]) -> None:
-    """Refuse what a person mistyped in an encoder config: transformers' configs take any key without a word."""
+    """Refuse unknown keys of an encoder config, which the configs of transformers accept silently."""
     model_type = str(encoder.get("model_type"))
     if model_type not in CONFIG_MAPPING:
         raise ValueError(
             f"The encoder's model_type {model_type!r} is unknown.{nearest(model_type, set(CONFIG_MAPPING))}"
         )
-    # The size of images is kept in every config, also in those that have no place for it.
+    # Every config stores the image size, also of encoders without such a setting.
     known = CONFIG_MAPPING[model_type]().to_dict().keys() | {"model_type", "image_size", "out_features", "out_indices"}
     for key in encoder:
         if key not in known:

@@ -29,7 +29,7 @@ from ..data.image_statistics import fit_color_clusters
 from ..data.masked_images import MaskedImageDataset, collate
 from ..data.reading import UnreadableImages, check_images
 from ..data.sampling import evenly_spaced
-from ..data.sources import embedded_data, load_images
+from ..data.sources import load_images
 from ..hub.card import check_license
 from ..hub.provenance import RunOrigin, held_out
 from ..hub.pushes import open_hub
@@ -270,17 +270,9 @@ def build_processor(
 
 def load_splits(arguments: PretrainingDataArguments, output_dir: str):
     """Images to train on, and images to evaluate on or None."""
-    source: dict[str, Any] = {
-        "folder": arguments.train_dir,
-        "dataset_name": arguments.dataset_name,
-        "dataset_config": arguments.dataset_config,
-        "data_files": arguments.data_files,
-        "image_column": arguments.image_column,
-    }
-    validation_split = arguments.validation_split
     arguments.check_source()
+    source, validation_split = arguments.source(), arguments.validation_split
     if not arguments.names_images:
-        source["dataset_name"] = embedded_data()
         validation_split = validation_split or "test"
     # What a run writes into its own training folder, and the images to evaluate on, are not trained on.
     exclude = [path for path in (arguments.validation_dir, output_dir) if path is not None]

@@ -1,4 +1,4 @@
-"""Options of the probe during pre-training: labels that tell what the features are worth."""
+"""Options of the probe during pre-training, which evaluates the features with labels."""
 
 import copy
 from dataclasses import dataclass, field
@@ -12,53 +12,54 @@ from ..training.callbacks import ProbeCallback
 from ..training.trainers import SimMIMTrainer
 from .image_options import SourceArguments, load_labeled_splits
 
-# Share of the images of --probe_dir, or of a training set without a validation split, that the probe is tested on.
+# Share of the labeled images that the probe is tested on, unless there is a validation split.
 PROBE_TEST_SHARE = 0.25
 
 
 @dataclass
 class ProbeArguments(SourceArguments):
-    """Where the images come from, and labels that tell while training what the features are worth."""
+    """Source of the images, and labels to evaluate the features with during training."""
 
     probe_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of labeled images, a sub-folder for each class. The loss of pre-training alone misleads:"
-            " it compares only runs of the same masks and target, and may fall while the features get no better. With"
-            " labels, nearest neighbors and a linear classifier on the frozen features are measured before training"
-            " and at every evaluation. The labels train nothing; the weights are the same as without."
+            "help": "Folder of labeled images to evaluate the features on, with a subfolder for each class (no probe if"
+            " unset). The pre-training loss alone is misleading: it is comparable only between runs with the same masks"
+            " and target, and may fall while the features do not improve. The probe measures k-NN and a linear"
+            " classifier on frozen features before training and at every evaluation. Labels are never used for"
+            " training; the trained weights are the same as without."
         },
     )
     probe_label_column: str | None = field(
         default=None,
-        metadata={"help": "Instead of --probe_dir, the column of the training data set that holds the classes."},
+        metadata={"help": "Column of the training data set with the classes, instead of --probe_dir."},
     )
     probe_layer: int | None = field(
         default=None,
         metadata={
-            "help": "Hidden state of the encoder that is measured, 0 for the patch embedding; its output if unset. The"
-            " best features may lie in the middle: the paper probes the 8th of ViT-B's 12 layers."
+            "help": "Hidden state of the encoder to evaluate, 0 for the patch embedding (its output if unset). The best"
+            " features may be in the middle: the paper probes the 8th of ViT-B's 12 layers."
         },
     )
     probe_images: int = field(
-        default=2000, metadata={"help": "Labeled images to fit to and to test on, so many each at most."}
+        default=2000, metadata={"help": "Largest number of labeled images to fit the probe to, and to test it on."}
     )
     probe_pooling: str = field(
-        default="mean", metadata={"help": "How an image's features become one vector.", "choices": list(POOLINGS)}
+        default="mean", metadata={"help": "Pooling of an image's features to one vector.", "choices": list(POOLINGS)}
     )
 
 
 def load_probe(arguments: ProbeArguments) -> list[LabeledImages] | None:
-    """Labeled images to fit the probe to and to test it on.
+    """Load labeled images to fit the probe to, and to test it on.
 
     Args:
         arguments: The options.
 
     Returns:
-        Both; None if no labels are named.
+        Training and test images; None if no labels are named.
 
     Raises:
-        ValueError: If they cannot be used; the message says why and what to do.
+        ValueError: If the images cannot be used; the message says why and what to do.
     """
     if arguments.probe_dir is None and arguments.probe_label_column is None:
         return None
@@ -69,11 +70,11 @@ def load_probe(arguments: ProbeArguments) -> list[LabeledImages] | None:
         images = load_labeled_images(arguments.probe_dir)
     elif arguments.train_dir is not None:
         raise ValueError(
-            f"probe_label_column={arguments.probe_label_column!r} needs a data set: a folder has no columns. Use"
+            f"probe_label_column={arguments.probe_label_column!r} needs a data set; a folder has no columns. Use"
             " --probe_dir, with a sub-folder for each class."
         )
     else:
-        # What pre-training is evaluated on need not have labels.
+        # The validation images of pre-training need no labels.
         labeled = copy.copy(arguments)
         labeled.validation_dir = None
         images, test = load_labeled_splits(labeled, arguments.probe_label_column)
@@ -85,10 +86,13 @@ def load_probe(arguments: ProbeArguments) -> list[LabeledImages] | None:
 
 
 def probe_source(arguments: ProbeArguments) -> ImageSource | None:
-    """Where the labeled images come from that the probe is tested on; None if there are none.
+    """Source of the labeled images that the probe is tested on.
 
     Args:
         arguments: The options.
+
+    Returns:
+        The source; None if there is no probe.
     """
     if arguments.probe_dir is not None:
         return ImageSource(last_part(arguments.probe_dir), "imagefolder")
@@ -100,22 +104,22 @@ def probe_source(arguments: ProbeArguments) -> ImageSource | None:
 
 
 def add_probe(trainer: SimMIMTrainer, images: list[LabeledImages], arguments: ProbeArguments) -> None:
-    """Measure the features at every evaluation.
+    """Add a probe to a trainer, which evaluates the features at every evaluation.
 
     Args:
-        trainer: Of the pre-training.
-        images: What `load_probe` returned.
+        trainer: Trainer of the pre-training.
+        images: Result of `load_probe`.
         arguments: The options.
 
     Raises:
-        ValueError: If the run has no evaluations, or too many images cannot be read.
+        ValueError: If the run has no validation images, or too many images cannot be read.
     """
     if trainer.eval_dataset is None:
-        raise ValueError("The probe is measured at evaluations, and there are none. Use --holdout or --validation_dir.")
+        raise ValueError("The probe needs validation images, and there are none. Use --holdout or --validation_dir.")
     if arguments.probe_images < 1:
         raise ValueError(f"probe_images={arguments.probe_images} must be at least 1.")
     config, processor = trainer.model.config, trainer.processing_class
-    # Before training, which one that cannot be read would end.
+    # Checked before training, which an unreadable image would end.
     images = [
         readable_images(
             part.select(evenly_spaced(len(part), arguments.probe_images)),

@@ -1,4 +1,4 @@
-"""Options by name: recipes, which are JSON files of options, and what is said of names that do not exist."""
+"""Recipes, which are JSON files of options, and suggestions for misspelled names."""
 
 import difflib
 import json
@@ -12,11 +12,11 @@ RECIPE_FILES = Path(__file__).parent / "recipe_files"
 
 
 class CommandError(ValueError):
-    """A command cannot do what it was asked to do; the message says why, and what to do instead."""
+    """A command failed; the message says why and what to do."""
 
 
 def recipe_names(command: str) -> list[str]:
-    """Recipes of a command that can be called by name."""
+    """Names of the recipes of a command."""
     return sorted(path.stem for path in (RECIPE_FILES / command).glob("*.json"))
 
 
@@ -52,7 +52,7 @@ def recipe_options(name: str, known: Collection[str], command: str) -> list[str]
 
 
 def options_of(values: Mapping[str, Any]) -> list[str]:
-    """Names and values as a command line; None leaves an option at its default."""
+    """Turn names and values into a command line; None leaves an option at its default."""
     options = []
     for key, value in values.items():
         if isinstance(value, PreTrainedConfig):
@@ -64,6 +64,6 @@ def options_of(values: Mapping[str, Any]) -> list[str]:
 
 
 def nearest(name: str, known: Collection[str], prefix: str = "") -> str:
-    """A sentence with the valid name that is most like a wrong one."""
+    """A sentence that suggests the valid name closest to an unknown one."""
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" Did you mean {prefix}{match[0]}?" if match else " See --help-all for what there is."
+    return f" Did you mean {prefix}{match[0]}?" if match else " See --help-all for all valid names."

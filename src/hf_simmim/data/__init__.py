@@ -1,1 +1,1 @@
-"""From files to batches: sources, reading, augmentation, sampling."""
+"""Data pipeline from image files to batches: sources, reading, augmentation and sampling."""

@@ -1,8 +1,8 @@
-"""Random augmentation for fine-tuning: crops, flips, colors and random erasing.
+"""Random augmentation for fine-tuning: crops, flips, color changes and random erasing.
 
-RandAugment is timm's where timm is installed, and otherwise that of `rand_augment.py`. Everything else is our own: it
-has to work without torchvision, each version of which fits a single version of torch, and beside ours torchvision's
-color jitter only made the draws of a seed depend on what is installed.
+RandAugment comes from timm where timm is installed, and otherwise from `rand_augment.py`. Everything else is
+implemented here: it has to work without torchvision, each version of which requires one version of torch. Color jitter
+never comes from torchvision, so that the draws of a seed do not depend on what is installed.
 """
 
 import dataclasses
@@ -30,25 +30,25 @@ TIMM_NEEDS = ("timm", "torchvision")
 class Augmentation:
     """Settings of the augmentation; the defaults are those of the official fine-tuning.
 
-    Colors change in 8-bit grayscale or RGB images without missing pixels; other images are cropped, flipped and erased
-    only.
+    Colors change only in 8-bit grayscale or RGB images without missing pixels; other images are only cropped, flipped
+    and erased.
 
-    `backend` says whose RandAugment is used: `timm` is timm's, `builtin` needs neither timm nor torchvision, and `auto`
-    is timm's where both are installed and `builtin` otherwise. Both draw the same operations from the same
-    distributions, but other ones for the same seed: name one where runs on several machines are to agree.
+    `backend` selects the implementation of RandAugment: `timm` is timm's, `builtin` needs neither timm nor torchvision,
+    and `auto` uses timm's where both are installed and `builtin` otherwise. Both draw the same operations from the same
+    distributions, but a seed gives different draws: name one of them if runs on several machines must agree.
 
     Args:
-        crop_scale: Smallest and largest share of the image's area that a crop covers.
-        crop_ratio: Smallest and largest width / height of a crop.
-        flip: Probability of a flip from left to right.
-        vertical_flip: Probability of a flip from top to bottom.
-        color_jitter: Largest change of brightness, contrast and saturation, as a share; not used with `rand_augment`.
-        rand_augment: RandAugment in timm's notation, None for none.
-        random_erasing: Probability that a rectangle is overwritten with noise.
+        crop_scale: Smallest and largest fraction of the image area that a crop covers.
+        crop_ratio: Smallest and largest aspect ratio (width / height) of a crop.
+        flip: Probability of a horizontal flip.
+        vertical_flip: Probability of a vertical flip.
+        color_jitter: Largest relative change of brightness, contrast and saturation; ignored with `rand_augment`.
+        rand_augment: RandAugment policy in timm's notation; None disables it.
+        random_erasing: Probability that a rectangle is replaced with noise.
         backend: auto, builtin or timm.
 
     Raises:
-        ValueError: If a setting is out of range, or timm is to be used and is not installed.
+        ValueError: If a setting is out of range, or the backend is timm and timm is not installed.
 
     Source: `create_transform` of timm, as `build_transform` in data/data_finetune.py of microsoft/SimMIM calls it.
     """
@@ -63,20 +63,20 @@ class Augmentation:
     backend: str = "auto"
 
     def __post_init__(self):
-        # JSON knows no tuples.
+        # JSON turns tuples into lists.
         object.__setattr__(self, "crop_scale", tuple(self.crop_scale))
         object.__setattr__(self, "crop_ratio", tuple(self.crop_ratio))
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
-            raise ValueError(f"crop_scale={self.crop_scale} must be two rising shares in (0, 1], such as 0.08 1.0.")
+            raise ValueError(f"crop_scale={self.crop_scale} must be (min, max) in (0, 1], such as 0.08 1.0.")
         low, high = self.crop_ratio
         if not 0 < low <= high:
-            raise ValueError(f"crop_ratio={self.crop_ratio} must be two rising numbers above 0, such as 0.75 1.33.")
+            raise ValueError(f"crop_ratio={self.crop_ratio} must be (min, max) above 0, such as 0.75 1.33.")
         for name in ("flip", "vertical_flip", "random_erasing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is a probability and must be in [0, 1].")
         if not 0 <= self.color_jitter <= 1:
-            raise ValueError(f"color_jitter={self.color_jitter} must be in [0, 1]; 0 is none.")
+            raise ValueError(f"color_jitter={self.color_jitter} must be in [0, 1]; 0 disables it.")
         if self.backend not in BACKENDS:
             raise ValueError(f"backend={self.backend!r} is unknown. Use one of: {', '.join(BACKENDS)}.")
         if self.rand_augment is not None:
@@ -84,23 +84,23 @@ class Augmentation:
         missing = [name for name in TIMM_NEEDS if importlib.util.find_spec(name) is None]
         if self.backend == "timm" and missing:
             raise ValueError(
-                f"backend='timm' needs {missing[0]}, which is not installed: pip install {missing[0]}, or set the"
-                " backend auto or builtin."
+                f"backend='timm' needs {missing[0]}, which is not installed: pip install {missing[0]}, or set"
+                " the backend to auto or builtin."
             )
 
 
 class ColorJitter:
-    """Changes brightness, contrast and saturation of an image in random order, as torchvision's does.
+    """Changes brightness, contrast and saturation of an image in random order, as torchvision's `ColorJitter` does.
 
     Args:
-        strength: Largest change of each, as a share.
+        strength: Largest relative change of each.
     """
 
     def __init__(self, strength: float):
         self.strength = strength
 
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
-        """Change an image of mode L or RGB."""
+        """Apply the jitter to an image of mode L or RGB."""
         kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
         factors = (1 + self.strength * (2 * torch.rand(3, generator=generator) - 1)).tolist()
         for index in torch.randperm(3, generator=generator).tolist():
@@ -109,17 +109,17 @@ class ColorJitter:
 
 
 class SeededTransform:
-    """A transform of another library, which draws from global generators, made to draw from an explicit one.
+    """Makes a transform that draws from global generators draw from an explicit one.
 
     Args:
-        transform: Takes and returns an image.
+        transform: Function from an image to an image.
     """
 
     def __init__(self, transform: Callable[[Any], Any]):
         self.transform = transform
 
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
-        """Change an image; the global generators are afterwards as they were before."""
+        """Transform an image, and restore the state of the global generators."""
         seed = int(torch.randint(2**32, (), generator=generator))
         states = random.getstate(), np.random.get_state()  # noqa: NPY002
         with torch.random.fork_rng(devices=[]):
@@ -137,15 +137,15 @@ class SeededTransform:
 def color_changes(
     augmentation: Augmentation, fill: tuple[int, ...], resample: int
 ) -> Callable[[Image.Image, torch.Generator], Image.Image] | None:
-    """What changes the colors of an image.
+    """Create the color augmentation.
 
     Args:
         augmentation: The settings.
-        fill: Color of what RandAugment uncovers, a number from 0 to 255 for each channel.
-        resample: Pillow's interpolation.
+        fill: Color of areas that RandAugment uncovers, an integer from 0 to 255 for each channel.
+        resample: Pillow's resampling filter.
 
     Returns:
-        A function of an image and a generator; None if nothing is to change.
+        A function of an image and a generator; None if colors do not change.
     """
     policy = augmentation.rand_augment
     if policy is None:
@@ -156,7 +156,7 @@ def color_changes(
     transform = timm.rand_augment_transform(policy, {"img_mean": fill, "interpolation": Image.Resampling(resample)})
     for operation in transform.ops:
         if operation.name.startswith("Posterize"):
-            # timm's fails where no bits are left, which Pillow refuses: once in some hundred images.
+            # timm's version fails if no bits are kept, which Pillow rejects: once in several hundred images.
             operation.aug_fn = posterize
     return SeededTransform(transform)
 
@@ -168,8 +168,8 @@ class Augmenter:
         augmentation: The settings.
         image_size: (height, width) of the result, in pixels.
         num_channels: Channels C of the result.
-        image_mean: Mean of each channel in [0, 1], for what RandAugment uncovers.
-        resample: Pillow's interpolation.
+        image_mean: Mean of each channel in [0, 1], the color of areas that RandAugment uncovers.
+        resample: Pillow's resampling filter.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class Augmenter:
 
     def _warn(self) -> None:
         logger.warning_once(
-            "Colors are changed at random only in 8-bit grayscale or RGB images: images of other channels or dtypes, or"
+            "Color augmentation applies only to 8-bit grayscale or RGB images: images with other channels or dtypes, or"
             " with missing pixels, are only cropped, flipped and erased."
         )
 
@@ -200,10 +200,10 @@ class Augmenter:
 
         Args:
             image: Opened image, as `open_row` returns it.
-            generator: Source of randomness.
+            generator: Random generator.
 
         Returns:
-            Array of shape (H, W, C), uint8 or float32 as the image is, NaN where it has no number.
+            Array of shape (H, W, C), uint8 or float32 like the image, NaN at missing pixels.
         """
         settings = self.augmentation
         box = random_box(upright_size(image), settings.crop_scale, generator, settings.crop_ratio)
@@ -213,7 +213,7 @@ class Augmenter:
         return array[::-1] if down < settings.vertical_flip else array
 
     def recolor(self, array: np.ndarray, generator: torch.Generator) -> np.ndarray:
-        """Apply RandAugment or color jitter to what `crop` returned, if that is 8-bit grayscale or RGB."""
+        """Apply RandAugment or color jitter to an array from `crop` if it is 8-bit grayscale or RGB."""
         if self._colors is None:
             return array
         if array.dtype != np.uint8:
@@ -223,11 +223,11 @@ class Augmenter:
         return np.asarray(self._colors(picture, generator)).reshape(array.shape)
 
     def erase(self, pixel_values: torch.Tensor, generator: torch.Generator) -> None:
-        """Overwrite a rectangle of a normalized image with normal noise, now and then, in place.
+        """Replace a rectangle of a normalized image with normal noise, in place, with probability `random_erasing`.
 
         Args:
             pixel_values: Image of shape (C, H, W).
-            generator: Source of randomness.
+            generator: Random generator.
 
         Source: Zhong et al., Random Erasing Data Augmentation (arXiv 1708.04896).
         """

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of the channels of a data set, for its normalization."""
+"""Statistics of the channels of a dataset, for normalization, and clusters of its colors."""
 
 import numpy as np
 import torch
@@ -21,18 +21,18 @@ def channel_statistics(
     max_images: int = 1000,
     nodata: float | None = None,
 ) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel over all pixels of evenly spaced images.
+    """Compute mean and standard deviation of each channel over all pixels of evenly spaced images.
 
-    Depends on nothing but the images. Those that cannot be read are left out, and pixels that are none. A channel
-    without any variation gets a standard deviation of 1, with a warning: it tells nothing, and the others may still be
-    worth training on.
+    The result depends only on the images. Unreadable images and missing pixels are left out. A channel without
+    variation gets a standard deviation of 1, with a warning: it carries no information, but the others may be worth
+    training on.
 
     Args:
-        images: Rows as `load_images` makes them.
+        images: Rows from `load_images`.
         num_channels: Channels C.
-        rescale_factor: What pixels are multiplied with.
+        rescale_factor: Factor that pixels are multiplied by.
         max_images: Largest number of images to read.
-        nodata: Pixels of which all channels are this number are none.
+        nodata: Value of missing pixels: a pixel is missing if all its channels have this value.
 
     Returns:
         Mean and standard deviation of rescaled pixels, C numbers each: `image_mean` and `image_std` of the processor.
@@ -43,7 +43,7 @@ def channel_statistics(
     count, mean, squares = 0, np.zeros(num_channels), np.zeros(num_channels)
     first_error = ""
     indices = evenly_spaced(len(images), max_images)
-    for index in tqdm(indices, desc="statistics of the channels", unit="image"):
+    for index in tqdm(indices, desc="channel statistics", unit="image"):
         row = images[index]
         try:
             pixels = known_pixels(open_row(row, num_channels, rescale_factor, nodata), num_channels)
@@ -60,37 +60,37 @@ def channel_statistics(
         count += part
     if not count:
         raise NoReadableImageError(
-            f"None of {len(indices)} images can be read for the statistics of their channels; the first is"
-            f" {first_error}. Mend them or name another source."
+            f"None of {len(indices)} images can be read to compute channel statistics; the first is {first_error}. Fix"
+            " them or name another source."
         )
     std = np.sqrt(squares / count)
-    # What rounding leaves of a constant.
+    # A constant channel may have a deviation from rounding.
     constant = std <= 1e-7 * np.abs(mean)
     if constant.any():
         logger.warning(
             f"Channels without variation: {', '.join(map(str, np.flatnonzero(constant)))} (counted from 0). Their"
-            " standard deviation is taken as 1 after rescaling. Leave them out, or set image_std, if that is not meant."
+            " standard deviation is set to 1 after rescaling. Remove them or set image_std if that is not intended."
         )
     scaled_std = np.where(constant, 1.0, std * rescale_factor)
     return (mean * rescale_factor).tolist(), scaled_std.tolist()
 
 
 def known_pixels(image: Image.Image | np.ndarray, num_channels: int) -> np.ndarray:
-    """Numbers of the real pixels of a whole image, as they are stored.
+    """Stored values of the valid pixels of a whole image.
 
     Args:
-        image: What `open_row` returned.
+        image: Opened image, as `open_row` returns it.
         num_channels: Channels C.
 
     Returns:
-        Array of shape (C, number of real pixels).
+        Array of shape (C, number of valid pixels).
     """
     if isinstance(image, np.ndarray):
         return image[:, real_pixels(image)] if has_missing(image) else image.reshape(num_channels, -1)
     return np.asarray(convert_channels(upright(image), num_channels)).reshape(-1, num_channels).T
 
 
-# Of the centers: enough for 16 bits, and config.json stays small.
+# Decimal places of the centers: enough for 16 bits, and config.json stays small.
 DIGITS = 6
 
 
@@ -104,20 +104,20 @@ def fit_color_clusters(
     seed: int = 0,
     nodata: float | None = None,
 ) -> list[list[float]]:
-    """Centers of clusters of the colors of random pixels of evenly spaced images, by mini-batch k-means.
+    """Cluster the colors of random pixels of evenly spaced images by mini-batch k-means.
 
-    Images that cannot be read are left out, and so are pixels that are none. Where there are no more distinct colors
-    than clusters, they are the centers.
+    Unreadable images and missing pixels are left out. If there are at most `num_clusters` distinct colors, these are
+    the centers.
 
     Args:
-        images: Rows as `load_images` makes them.
+        images: Rows from `load_images`.
         num_clusters: Number of centers, 2 or more.
         num_channels: Channels C.
-        rescale_factor: What pixels are multiplied with; what is outside [0, 1] then is clipped, as the target does.
+        rescale_factor: Factor that pixels are multiplied by; the result is clipped to [0, 1], as in the target.
         max_images: Largest number of images to read.
-        pixels_per_image: Number of pixels to draw of each image.
-        seed: Seed of the pixels and of k-means; the same one gives the same centers.
-        nodata: Pixels of which all channels are this number are none, like those that are not finite.
+        pixels_per_image: Number of pixels to draw from each image.
+        seed: Seed of the pixels and of k-means; the same seed gives the same centers.
+        nodata: Value of missing pixels: a pixel is missing if all its channels have this value, or one is not finite.
 
     Returns:
         Sorted, distinct centers, each a list of C numbers in [0, 1]: `target_options={"centers": ...}` of a config.
@@ -126,7 +126,7 @@ def fit_color_clusters(
         NoReadableImageError: If none of the images can be read.
         ValueError: If the number of clusters is less than 2, or if all pixels have the same color.
 
-    Source: section 4.1.4 of the paper, after iGPT (Chen et al., Generative Pretraining from Pixels), which has 512.
+    Source: section 4.1.4 of the paper, after iGPT (Chen et al., Generative Pretraining from Pixels), which uses 512.
     """
     if num_clusters < 2:
         raise ValueError(f"num_clusters={num_clusters} must be 2 or more, such as 512.")
@@ -134,25 +134,25 @@ def fit_color_clusters(
     distinct = np.unique(colors.round(DIGITS), axis=0)
     if len(distinct) < 2:
         raise ValueError(
-            f"All {len(colors)} pixels that were drawn have the color {_as_lists(distinct)[0]} after rescaling, which"
-            f" makes no clusters. Check the images and rescale_factor={rescale_factor}, or use target='rgb'."
+            f"All {len(colors)} sampled pixels have the color {_as_lists(distinct)[0]} after rescaling, which cannot be"
+            f" clustered. Check the images and rescale_factor={rescale_factor}, or use target='rgb'."
         )
     if len(distinct) <= num_clusters:
         if len(distinct) < num_clusters:
-            logger.warning(f"The images have {len(distinct)} colors, so there are no {num_clusters} clusters of them.")
+            logger.warning(f"The images have only {len(distinct)} colors, fewer than {num_clusters} clusters.")
         return _as_lists(distinct)
     centers = _k_means(colors, num_clusters, seed)
     if len(centers) < num_clusters:
-        logger.warning(f"{num_clusters - len(centers)} of {num_clusters} clusters of colors are the same as others.")
+        logger.warning(f"{num_clusters - len(centers)} of {num_clusters} color clusters are duplicates and removed.")
     return _as_lists(centers)
 
 
 def _k_means(colors: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
-    # Imported here, as it takes long.
+    # scikit-learn is imported here because its import is slow.
     from sklearn.cluster import MiniBatchKMeans
     from threadpoolctl import threadpool_limits
 
-    # More threads add up in another order.
+    # More threads sum in another order and round differently.
     with threadpool_limits(1):
         k_means = MiniBatchKMeans(num_clusters, batch_size=8192, random_state=seed).fit(colors)
     return np.unique(k_means.cluster_centers_.clip(0, 1).round(DIGITS), axis=0)
@@ -171,10 +171,10 @@ def _sample(
     seed: int,
     nodata: float | None,
 ) -> np.ndarray:
-    """Colors (N, C) in [0, 1] of random pixels."""
+    """Sample the colors (N, C) in [0, 1] of random pixels."""
     samples, first_error = [], ""
     indices = evenly_spaced(len(images), max_images)
-    for index in tqdm(indices, desc="colors of the images", unit="image"):
+    for index in tqdm(indices, desc="sampling colors", unit="image"):
         row = images[index]
         try:
             colors = known_pixels(open_row(row, num_channels, rescale_factor, nodata), num_channels).T
@@ -187,7 +187,7 @@ def _sample(
         samples.append((colors * np.float32(rescale_factor)).clip(0, 1))
     if not samples:
         raise NoReadableImageError(
-            f"None of {len(indices)} images can be read for the clusters of their colors; the first is {first_error}."
-            " Mend them or name another source."
+            f"None of {len(indices)} images can be read to fit color clusters; the first is {first_error}. Fix them or"
+            " name another source."
         )
     return np.concatenate(samples)

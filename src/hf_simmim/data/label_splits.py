@@ -1,4 +1,4 @@
-"""TODO data/label_splits."""
+"""Splits of labeled images: label budgets, cross-validation folds and held-out images."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,20 +18,20 @@ logger = logging.get_logger(__name__)
 def readable_images(
     images: LabeledImages, num_channels: int, rescale_factor: float, nodata: float | None, max_unreadable: float
 ) -> LabeledImages:
-    """Try all images, and leave out those that cannot be read; a warning names them.
+    """Decode all images and leave out unreadable ones, with a warning.
 
     Args:
         images: The images.
         num_channels: Channels C that the model takes.
-        rescale_factor: What pixels are multiplied with.
+        rescale_factor: Factor that pixels are multiplied by.
         nodata: As in `LabeledImageDataset`.
         max_unreadable: Largest share of images that may be unreadable.
 
     Returns:
-        The others.
+        The readable images.
 
     Raises:
-        NoReadableImageError: If more than the share cannot be read.
+        NoReadableImageError: If more than that share cannot be read.
     """
     dataset = ImageDataset(images.rows, (8, 8), num_channels, rescale_factor=rescale_factor, nodata=nodata)
     unreadable = dict(check_images([dataset], max_unreadable, len(dataset)))
@@ -47,20 +47,20 @@ def readable_images(
 def few_labels(
     labels: Sequence[Any], labels_per_class: int, seed: int, class_names: Sequence[str] | None = None
 ) -> list[int]:
-    """Draw a few images of each class. The fewer of the same seed are among the more.
+    """Draw a label budget: a few images of each class. Smaller budgets of a seed are subsets of larger ones.
 
     Args:
-        labels: Label of each image: the index of a class, zeros and ones for K classes, or a float.
-        labels_per_class: Images of each class. Where an image may have several classes so many times K images are
-            drawn from all alike, and so many where labels are floats.
+        labels: Label of each image: a class index, zeros and ones for K classes, or a float.
+        labels_per_class: Number of images of each class. Images with several classes are drawn regardless of their
+            classes, K times as many; images with float labels, as many in all.
         seed: Seed of the draw.
-        class_names: Names of the classes, for the error.
+        class_names: Names of the classes, for the error message.
 
     Returns:
-        Rising indices of the images.
+        Indices of the drawn images, in increasing order.
 
     Raises:
-        ValueError: If there are fewer images.
+        ValueError: If there are too few images.
     """
     if labels_per_class < 1:
         raise ValueError(f"labels_per_class={labels_per_class} must be at least 1.")
@@ -70,15 +70,15 @@ def few_labels(
         for name, group in zip(names, groups, strict=True):
             if len(group) < labels_per_class:
                 raise ValueError(
-                    f"Class {name} has {len(group)} images and {labels_per_class} of each class are wanted. Take at"
-                    f" most {min(map(len, groups))}, or add images."
+                    f"Class {name} has {len(group)} images, fewer than labels_per_class={labels_per_class}. Use at most"
+                    f" {min(map(len, groups))}, or add images."
                 )
         counts = [labels_per_class] * len(groups)
     else:
         groups = [np.arange(len(labels))]
         counts = [labels_per_class * (1 if isinstance(labels[0], float) else len(labels[0]))]
         if len(labels) < counts[0]:
-            raise ValueError(f"{counts[0]} images are wanted and there are {len(labels)}. Take fewer, or add images.")
+            raise ValueError(f"{counts[0]} images are needed and there are {len(labels)}. Use fewer, or add images.")
     chosen: list[int] = []
     for number, (group, count) in enumerate(zip(groups, counts, strict=True)):
         order = torch.randperm(len(group), generator=sample_generator(seed, number))
@@ -89,17 +89,17 @@ def few_labels(
 def folds(
     labels: Sequence[Any], num_folds: int, fold: int, seed: int, class_names: Sequence[str] | None = None
 ) -> tuple[list[int], list[int]]:
-    """One fold of a cross-validation; each has as much of every class where an image has one.
+    """Split images for one fold of a cross-validation, stratified by class if each image has one class.
 
     Args:
         labels: As in `few_labels`.
         num_folds: Number of folds.
-        fold: Which, from 0.
-        seed: Seed of the division.
-        class_names: Names of the classes, for the error.
+        fold: Index of the fold, from 0.
+        seed: Seed of the split.
+        class_names: Names of the classes, for the error message.
 
     Returns:
-        Indices of the images to train on, and of those held out: every image is held out of one fold.
+        Indices of the training images and of the held-out images; every image is held out in exactly one fold.
 
     Raises:
         ValueError: If there is no such fold, or a class has fewer images than there are folds.
@@ -111,7 +111,7 @@ def folds(
     if not 0 <= fold < num_folds:
         raise ValueError(f"fold={fold} must be from 0 to {num_folds - 1}, as there are {num_folds} folds.")
     if _is_single(labels):
-        _check_class_sizes(labels, num_folds, f"{num_folds} folds. Take fewer folds, or add images", class_names)
+        _check_class_sizes(labels, num_folds, f"{num_folds} folds. Use fewer folds, or add images", class_names)
     splitter = (StratifiedKFold if _is_single(labels) else KFold)(num_folds, shuffle=True, random_state=seed)
     train, held_out = list(splitter.split(np.zeros(len(labels)), labels))[fold]
     return train.tolist(), held_out.tolist()
@@ -120,19 +120,19 @@ def folds(
 def holdout(
     labels: Sequence[Any], share: float, seed: int, class_names: Sequence[str] | None = None
 ) -> tuple[list[int], list[int]]:
-    """Hold out a share of the images; the same of every class where an image has one.
+    """Hold out a share of the images, stratified by class if each image has one class.
 
     Args:
         labels: As in `few_labels`.
         share: Share to hold out, in (0, 1).
-        seed: Seed of the division.
-        class_names: Names of the classes, for the error.
+        seed: Seed of the split.
+        class_names: Names of the classes, for the error message.
 
     Returns:
-        Indices of the images to train on, and of those held out.
+        Indices of the training images and of the held-out images.
 
     Raises:
-        ValueError: If the share is none, or too small or too large for every class to be on both sides.
+        ValueError: If the share is not in (0, 1), or too small or too large for every class to be in both parts.
     """
     from sklearn.model_selection import train_test_split
 
@@ -141,12 +141,12 @@ def holdout(
     num_held_out = round(share * len(labels))
     smallest = 1
     if _is_single(labels):
-        _check_class_sizes(labels, 2, "both sides. Remove the class, or add images", class_names)
+        _check_class_sizes(labels, 2, "both parts of the split. Remove the class, or add images", class_names)
         smallest = len(set(labels))
     if not smallest <= num_held_out <= len(labels) - smallest:
         raise ValueError(
-            f"A share of {share} of {len(labels)} images is {num_held_out}, and each side needs at least {smallest}."
-            " Take another share."
+            f"A share of {share} of {len(labels)} images is {num_held_out}, and each part needs at least {smallest}."
+            " Use another share."
         )
     train, held_out = train_test_split(
         np.arange(len(labels)),
@@ -159,7 +159,7 @@ def holdout(
 
 def _is_single(labels: Sequence[Any]) -> bool:
     if not len(labels):
-        raise ValueError("There are no labels to divide. Name a source that has some.")
+        raise ValueError("There are no labels to split. Name a source with labels.")
     return isinstance(labels[0], (int, np.integer))
 
 

@@ -1,4 +1,4 @@
-"""Images with labels: of a class each, of several, or of a number; loaded, divided, and made a classifier's input."""
+"""Labeled images for classification and regression: loading them, and preparing them for a model."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -30,19 +30,19 @@ from .transforms import Box, as_tensor, center_box, crop_and_resize, normalize, 
 
 logger = logging.get_logger(__name__)
 
-# Of the released evaluation: resized to 256/224 of the size, of which the center is cut out.
+# The official evaluation resizes images to 256/224 of the size and cuts out the center.
 CROP_RATIO = 224 / 256
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "eval"}
 
 
 @dataclasses.dataclass(frozen=True)
 class LabeledImages:
-    """Images and what they are labeled with.
+    """Images and their labels.
 
     Args:
-        rows: `name`, undecoded `image` and `label`: the index of a class, a list of K zeros and ones where an image may
-            have several of K classes, or a float.
-        class_names: Names of the classes; None where labels are floats.
+        rows: `name`, undecoded `image` and `label`: a class index, a list of K zeros and ones where an image may have
+            several of K classes, or a float.
+        class_names: Names of the classes; None for float labels.
     """
 
     rows: Dataset
@@ -65,31 +65,34 @@ class LabeledImages:
         return "single_label_classification" if is_single else "multi_label_classification"
 
     def select(self, indices: Sequence[int]) -> "LabeledImages":
-        """Some of the rows, with the same classes."""
+        """Select rows; the classes stay the same."""
         return LabeledImages(self.rows.select(indices), self.class_names)
 
     def with_classes(self, class_names: Sequence[str] | None) -> "LabeledImages":
-        """The same images, with labels that count in other classes: those of the training images.
+        """Map the labels to other classes: those of the training images.
 
         Args:
             class_names: Names of the classes, None for floats.
 
+        Returns:
+            The same images, with labels that are indices of `class_names`.
+
         Raises:
-            ValueError: If an image has a class that is not among them.
+            ValueError: If an image has a class that is not in `class_names`, or only one of the two is floats.
         """
         if class_names == self.class_names:
             return self
         if class_names is None or self.class_names is None:
-            floats, classes = ("These", "the others") if self.class_names is None else ("The others", "these")
-            raise ValueError(f"{floats} labels are numbers and {classes} are classes. Name columns of one kind.")
+            kind, other = ("numbers", "classes") if self.class_names is None else ("classes", "numbers")
+            raise ValueError(f"These labels are {kind} and the training labels {other}. Name columns of one kind.")
         is_single = self.problem_type == "single_label_classification"
         labels = self.labels
         used = set(labels) if is_single else {int(index) for label in labels for index in np.flatnonzero(label)}
         unknown = [self.class_names[index] for index in sorted(used) if self.class_names[index] not in class_names]
         if unknown:
             raise ValueError(
-                f"{len(unknown)} classes are not among the {len(class_names)} that are trained on: {_some(unknown)}."
-                " Remove their images, rename them if they are the same under other names, or train on images of them."
+                f"{len(unknown)} classes are not among the {len(class_names)} training classes: {_listed(unknown)}."
+                " Remove their images, rename classes that have another name there, or add training images of them."
             )
         position = {name: index for index, name in enumerate(class_names)}
         mapping = {old: position[name] for old, name in enumerate(self.class_names) if name in position}
@@ -110,26 +113,26 @@ def load_labeled_images(
 ) -> LabeledImages:
     """Load images and their labels from a folder, the Hub, or parquet and webdataset shards, images undecoded.
 
-    A folder has one sub-folder for each class; what is nested in it belongs to the class. In a data set, a column of
-    `ClassLabel`, integers, strings or booleans is the class of each image (strings and integers in rising order); a
-    column of lists of these is several classes each; one of floats is a number each; one of lists of floats is a zero
-    or one for each class. Images without a label are left out.
+    A folder has one sub-folder for each class, with any folders inside. In a dataset the type of the label column
+    decides: `ClassLabel`, integers, strings or booleans are one class for each image (strings and integers in
+    increasing order); lists of these are several classes; floats are regression targets; lists of floats are a zero or
+    one for each class. Images without a label are left out.
 
     Args:
         folder: Folder of such sub-folders.
-        dataset_name: Data set on the Hub, or a local one.
-        dataset_config: Configuration of that data set.
+        dataset_name: Dataset on the Hub, or a local one.
+        dataset_config: Configuration of that dataset.
         data_files: Paths, patterns or URLs of `.parquet` or webdataset `.tar` shards.
-        split: Split to take of a data set.
-        image_column: Column that holds the images; found by its type if None.
-        label_column: Column that holds the labels; if None the only one of `ClassLabel`, or the only one of integers,
-            strings, or lists of those.
+        split: Split of the dataset.
+        image_column: Column of the images; found by its type if None.
+        label_column: Column of the labels; if None, the only one of `ClassLabel`, or the only one of integers, strings,
+            or lists of those.
 
     Returns:
-        The images.
+        The labeled images.
 
     Raises:
-        ValueError: If not exactly one source is named, it has no labels, or it is not told which column they are.
+        ValueError: If not exactly one source is named, it has no labels, or several columns may be the labels.
         FileNotFoundError: If the folder does not exist.
     """
     check_one_source(folder, dataset_name, data_files)
@@ -157,7 +160,7 @@ def _load_folder(folder: Path) -> LabeledImages:
     loose = ["/".join(parts) for parts in places if len(parts) == 1]
     if loose:
         raise ValueError(
-            f"{len(loose)} images lie directly in {folder}, where their class is not known: {_some(loose)}. Move each"
+            f"{len(loose)} images lie directly in {folder}, where their class is unknown: {_listed(loose)}. Move each"
             " into a sub-folder named after its class."
         )
     class_names = sorted({parts[0] for parts in places})
@@ -177,31 +180,31 @@ def _with_labels(rows: Dataset, labels: list[Any]) -> Dataset:
     return rows.add_column("label", labels, feature=kind or List(Value("float32")))
 
 
-def _some(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 class LabeledImageDataset(ImageDataset):
-    """Images as a classifier takes them, with their labels.
+    """Labeled images, prepared for a classifier.
 
-    With `augmentation` what happens to an image is a function of (seed, epoch, index) alone, whatever the workers; tell
-    the epoch with `set_epoch`, or have `EpochCallback` do it. Images that cannot be read are replaced by others,
-    label and all. Without, for evaluation, the center of the image is taken, and one that cannot be read is an error:
-    try them early with `check_images`.
+    With `augmentation` a sample depends only on (seed, epoch, index), not on the workers; `set_epoch`, which
+    `EpochCallback` calls, sets the epoch. An unreadable image is replaced by another at random, with its label. Without
+    `augmentation`, for evaluation, the sample is a center crop, and an unreadable image is an error: find those early
+    with `check_images`.
 
     Args:
         rows: Rows of `LabeledImages`.
         image_size: (height, width) of the result, in pixels.
         num_channels: Channels C that the model takes.
-        image_mean: Mean of each channel, of rescaled pixels.
-        image_std: Standard deviation of each channel, of rescaled pixels.
-        rescale_factor: What pixels are multiplied with.
-        augmentation: What to change at random; None for evaluation.
+        image_mean: Mean of each channel of rescaled pixels.
+        image_std: Standard deviation of each channel of rescaled pixels.
+        rescale_factor: Factor that pixels are multiplied by.
+        augmentation: Settings of the augmentation; None for evaluation.
         seed: Seed of the augmentation.
-        nodata: Pixels of which all channels are this number in the file are none.
-        crop_ratio: Side of the evaluated center, as a share of the largest crop of its proportions: 1 for all of that,
-            None for 0.875, the released evaluation's.
-        resample: Pillow's interpolation.
+        nodata: Value of missing pixels in the file: a pixel is missing if all its channels have this value.
+        crop_ratio: Side of the center crop, as a fraction of the largest crop of the same aspect ratio: 1 for all of
+            it, None for 0.875, as in the official evaluation.
+        resample: Pillow's resampling filter.
 
     Source: `build_transform` in data/data_finetune.py of microsoft/SimMIM.
     """
@@ -235,25 +238,25 @@ class LabeledImageDataset(ImageDataset):
         self._augmenter = None
         if augmentation is not None:
             self._augmenter = Augmenter(augmentation, image_size, num_channels, image_mean, resample)
-        # In shared memory, for workers live through several epochs.
+        # In shared memory, because workers live through several epochs.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose what the augmentation draws; seen by running workers too."""
+        """Set the epoch that the augmentation depends on; running workers see it too."""
         self._epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One sample.
+        """Load one sample.
 
         Args:
-            index: Which image.
+            index: Index of the image.
 
         Returns:
-            `pixel_values` float32 (C, H, W), normalized, with the mean of the channel where pixels are none; `labels`,
-            as the row has it; and `key`, which tells `MixingCollator` what to draw: nothing in evaluation.
+            `pixel_values` float32 (C, H, W), normalized, with the channel's mean at missing pixels; `labels`, as in the
+            row; and `key`, which seeds the draws of `MixingCollator` and is empty in evaluation.
 
         Raises:
-            NoReadableImageError: If the image, or in training too many drawn in its place, cannot be read.
+            NoReadableImageError: If the image cannot be read, or in training too many replacements in a row cannot.
         """
         if self._augmenter is None:
             row = self.images[index]
@@ -262,22 +265,22 @@ class LabeledImageDataset(ImageDataset):
         generator, augmenter = sample_generator(self.seed, epoch, index), self._augmenter
         array, row, unreadable = self.read(index, generator, lambda image: augmenter.crop(image, generator))
         for name, reason in unreadable:
-            logger.warning_once(f"{name} cannot be read and is replaced ({reason}).")
+            logger.warning_once(f"{name} cannot be read and is replaced by another ({reason}).")
         values = self._normalized(as_tensor(augmenter.recolor(array, generator)))
         augmenter.erase(values, generator)
         return {"pixel_values": values, "labels": row["label"], "key": f"{epoch}:{index}"}
 
     def whole(self, row: dict[str, Any]) -> torch.Tensor:
-        """An image as it is evaluated: its center, nothing at random.
+        """Prepare an image for evaluation, without randomness: its center crop.
 
         Args:
-            row: `name` and undecoded `image`; no label is needed.
+            row: `name` and undecoded `image`; a label is not needed.
 
         Returns:
             Normalized pixel values (C, H, W), float32.
 
         Raises:
-            NoReadableImageError: If it cannot be read.
+            NoReadableImageError: If the image cannot be read.
         """
         try:
             image = self.open(row)
@@ -287,7 +290,7 @@ class LabeledImageDataset(ImageDataset):
             pixels = as_tensor(crop_and_resize(image, box, self.image_size, self.num_channels, self.resample))
         except Exception as error:  # readers raise anything on a broken file
             raise NoReadableImageError(
-                f"The image {row['name']} cannot be read ({describe(error)}). Mend or remove it."
+                f"The image {row['name']} cannot be read ({describe(error)}). Fix or remove it."
             ) from error
         return self._normalized(pixels)
 
@@ -298,16 +301,16 @@ class LabeledImageDataset(ImageDataset):
 
 
 class WholeImageDataset(LabeledImageDataset):
-    """Images without labels as a classifier is evaluated on them; arguments as in `LabeledImageDataset`."""
+    """Images without labels, prepared for evaluation; arguments as in `LabeledImageDataset`."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One sample.
+        """Load one sample.
 
         Args:
-            index: Which image.
+            index: Index of the image.
 
         Returns:
-            `index`, and `pixel_values` float32 (C, H, W), normalized; or in its place `reason`, why it cannot be read.
+            `index` and `pixel_values` float32 (C, H, W), normalized; for an unreadable image `index` and `reason`.
         """
         try:
             return {"index": index, "pixel_values": self.whole(self.images[index])}

@@ -1,7 +1,7 @@
-"""From opened pictures to batches: decoding, cropping and masking, all reproducible.
+"""Images with masks for pre-training: decoding, cropping, masking and batching, all reproducible.
 
-What happens to a training image is a function of (seed, epoch, index) alone, so the number of workers, the number of
-processes and a resumed run change nothing. Evaluation images are a function of their index alone.
+A training sample depends only on (seed, epoch, index), so the number of workers or processes and resuming change
+nothing. An evaluation sample depends only on its index.
 """
 
 import math
@@ -21,27 +21,28 @@ from .transforms import as_tensor, center_box, crop_and_resize, random_box, upri
 
 
 class MaskedImageDataset(ImageDataset):
-    """Images with a mask each, never normalized: that is the device's work.
+    """Images with one mask each, not normalized: that is done on the device.
 
     Args:
-        images: Rows of `name` and undecoded `image`, as `load_images` makes them.
+        images: Rows of `name` and undecoded `image`, from `load_images`.
         image_size: (height, width) to crop and resize to, in pixels.
         num_channels: Channels C that the model takes.
         patch_size: Side of the model's patches, in pixels.
         mask_strategy: Name of the masking strategy.
-        mask_patch_size: Side of the squares that are hidden or shown as a whole, in pixels.
-        mask_ratio: Share of the image to hide, in (0, 1), or the two ends of a range.
+        mask_patch_size: Side of the squares that are masked or visible as a whole, in pixels.
+        mask_ratio: Fraction of the image to mask, in (0, 1), or the two ends of a range.
         seed: Seed of crops, flips and masks.
-        crop_scale: Smallest and largest share of the image's area that a crop covers; None for the largest crop at the
-            center, without flips, the same in every epoch.
-        flip: Probability of a flip from left to right.
-        vertical_flip: Probability of a flip from top to bottom.
-        rescale_factor: What the pixels are going to be multiplied with; it decides what becomes of pictures of 16 bits,
-            as `image_files.py` tells.
-        nodata: Pixels of which all channels are this number in the file are none, like those that are not finite.
+        crop_scale: Smallest and largest fraction of the image area that a crop covers; None for the largest center
+            crop, without flips, the same in every epoch.
+        flip: Probability of a horizontal flip.
+        vertical_flip: Probability of a vertical flip.
+        rescale_factor: Factor that pixels will be multiplied by; it decides how 16-bit images are read, see
+            `model/images.py`.
+        nodata: Value of missing pixels in the file: a pixel is missing if all its channels have this value, or one is
+            not finite.
 
     Raises:
-        ValueError: If mask patch, model patch and ratio do not fit each other.
+        ValueError: If a setting is out of range, or mask patch size, patch size and mask ratio do not fit each other.
 
     Source: `SimMIMTransform` in data/data_simmim.py of microsoft/SimMIM.
     """
@@ -65,7 +66,7 @@ class MaskedImageDataset(ImageDataset):
         if mask_strategy not in MASK_STRATEGIES:
             raise ValueError(f"mask_strategy={mask_strategy!r} is unknown. Use one of: {', '.join(MASK_STRATEGIES)}.")
         if crop_scale is not None and (len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1):
-            raise ValueError(f"crop_scale={tuple(crop_scale)} must be two rising shares in (0, 1], such as 0.67 1.0.")
+            raise ValueError(f"crop_scale={tuple(crop_scale)} must be (min, max) in (0, 1], such as 0.67 1.0.")
         for name, share in (("flip", flip), ("vertical_flip", vertical_flip)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}={share} is a probability and must be in [0, 1].")
@@ -82,16 +83,16 @@ class MaskedImageDataset(ImageDataset):
         self.vertical_flip = vertical_flip
 
     def __getitem__(self, key: int) -> dict[str, Any]:
-        """One sample.
+        """Load one sample.
 
         Args:
             key: `epoch * len(self) + index`; in epoch 0 that is the index.
 
         Returns:
-            `pixel_values` (C, H, W), uint8 or float32 as the image has it, `bool_masked_pos` bool (N,), and
-            `unreadable`, a list of (name, reason) of images that could not be decoded and in whose place another one
-            stands. If some pixels are none, `pixel_mask` bool (H, W) too, True = a real pixel: patches without any are
-            not hidden, and `pixel_values` has the mean of the channel there.
+            `pixel_values` (C, H, W), uint8 or float32 like the image, `bool_masked_pos` bool (N,), and `unreadable`, a
+            list of (name, reason) of images that could not be decoded and were replaced. If some pixels are missing,
+            also `pixel_mask` bool (H, W), True = valid: patches without a valid pixel are not masked, and missing
+            pixels get the channel's mean.
         """
         epoch, index = divmod(key, len(self))
         generator = sample_generator(self.seed, epoch if self.crop_scale else 0, index)
@@ -120,9 +121,10 @@ class MaskedImageDataset(ImageDataset):
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Samples of `MaskedImageDataset` to a batch: tensors stacked, the lists of unreadable images joined.
+    """Collate samples of `MaskedImageDataset`: tensors are stacked, lists of unreadable images are joined.
 
-    One float32 image makes the whole batch float32, and one `pixel_mask` gives the other images one of all True.
+    One float32 image makes the whole batch float32. If an image has a `pixel_mask`, the others get one that is all
+    True.
     """
     batch: dict[str, Any] = {
         key: torch.stack([sample[key] for sample in samples]) for key in ("pixel_values", "bool_masked_pos")

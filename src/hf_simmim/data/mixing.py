@@ -1,4 +1,4 @@
-"""Mixup and CutMix: batches of which every image is two, with soft labels."""
+"""Mixup and CutMix: batches of mixed images with soft labels."""
 
 import hashlib
 import math
@@ -19,8 +19,8 @@ def mixup(
     Args:
         pixel_values: Images of shape (B, C, H, W), normalized.
         targets: Soft targets of shape (B, K).
-        lam: Share of the image itself, in [0, 1].
-        permutation: Which image is blended into each, of shape (B,).
+        lam: Weight of the image itself, in [0, 1].
+        permutation: Index of the image that is blended into each, of shape (B,).
 
     Returns:
         Images and targets, of the same shapes.
@@ -34,13 +34,13 @@ def mixup(
 def cutmix(
     pixel_values: torch.Tensor, targets: torch.Tensor, region: Region, permutation: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Put a rectangle of another image into every image of a batch, and blend the targets by its area.
+    """Paste a rectangle of another image into every image of a batch, and blend the targets by its area.
 
     Args:
         pixel_values: Images of shape (B, C, H, W), normalized.
         targets: Soft targets of shape (B, K).
         region: (top, left, bottom, right) in pixels.
-        permutation: Which image is put into each, of shape (B,).
+        permutation: Index of the image that is pasted into each, of shape (B,).
 
     Returns:
         Images and targets, of the same shapes.
@@ -55,12 +55,12 @@ def cutmix(
 
 
 def random_region(size: tuple[int, int], lam: float, generator: torch.Generator) -> Region:
-    """A rectangle of an image's proportions, around any of its pixels, cut off at the border.
+    """Draw a rectangle with the image's aspect ratio, centered at a random pixel and clipped at the border.
 
     Args:
         size: (height, width) of the image.
-        lam: Share of the image that the rectangle leaves, but for what is cut off.
-        generator: Source of randomness.
+        lam: Fraction of the image outside the rectangle, before clipping.
+        generator: Random generator.
 
     Returns:
         (top, left, bottom, right) in pixels.
@@ -75,53 +75,55 @@ def random_region(size: tuple[int, int], lam: float, generator: torch.Generator)
 
 
 def random_beta(alpha: float, generator: torch.Generator) -> float:
-    """A number of the distribution Beta(alpha, alpha).
+    """Draw a number from the distribution Beta(alpha, alpha).
 
     Args:
-        alpha: Above 0: 1 for all numbers from 0 to 1 alike, less for more that are close to 0 or 1.
-        generator: Source of randomness.
+        alpha: Concentration above 0: 1 is uniform, and smaller values favor numbers near 0 and 1.
+        generator: Random generator.
+
+    Returns:
+        A number in [0, 1].
     """
     concentration = torch.tensor([alpha, alpha], dtype=torch.float64)
     one, other = torch._standard_gamma(concentration, generator=generator).tolist()
-    # Both are the smallest number there is where alpha is tiny, and the distribution is then a coin's.
+    # If alpha is tiny, both underflow to the smallest number, and the distribution is that of a coin flip.
     return one / (one + other) if one != other else float(torch.randint(2, (), generator=generator))
 
 
 def soft_targets(labels: torch.Tensor, num_classes: int, label_smoothing: float = 0.0) -> torch.Tensor:
-    """Classes as probabilities.
+    """Convert class indices to one-hot targets with label smoothing.
 
     Args:
-        labels: Indices of classes, of shape (B,).
-        num_classes: Classes K.
-        label_smoothing: Share that is given to all classes alike.
+        labels: Class indices of shape (B,).
+        num_classes: Number of classes K.
+        label_smoothing: Probability that is spread evenly over all classes.
 
     Returns:
-        float32 of shape (B, K).
+        float32 targets of shape (B, K).
     """
     targets = torch.full((len(labels), num_classes), label_smoothing / num_classes, device=labels.device)
     return targets.scatter_add_(1, labels[:, None], torch.full_like(targets[:, :1], 1 - label_smoothing))
 
 
 class MixingCollator:
-    """Brings samples of `LabeledImageDataset` to a batch for Trainer; those of training mixed, with soft labels.
+    """Collates samples of `LabeledImageDataset` for Trainer; training batches are mixed, with soft labels.
 
-    Per batch one of mixup and CutMix and one share are drawn, and each image is mixed with the one that is as far from
-    the batch's other end. The draw is a function of the seed and of the epoch and indices of the batch's images, so
-    workers and a resumed run change nothing. Samples of an evaluation are stacked as they are. Labels of several
-    classes are mixed and not smoothed.
+    For each batch, mixup or CutMix and one ratio are drawn, and the batch is mixed with itself in reverse order. The
+    draw depends only on the seed and on the epoch and indices of the batch's images, so workers and resuming change
+    nothing. Evaluation samples are only stacked. Labels of several classes are mixed but not smoothed.
 
     Args:
-        num_classes: Classes K.
-        mixup_alpha: Of mixup's distribution Beta(alpha, alpha) of shares; 0 for no mixup.
-        cutmix_alpha: Of CutMix's; 0 for no CutMix.
-        probability: Probability that a batch is mixed at all.
-        switch_probability: Probability of CutMix where there are both.
-        label_smoothing: Share of a label that is given to all classes alike. With 0, and neither mixup nor CutMix,
-            labels stay indices of classes.
+        num_classes: Number of classes K.
+        mixup_alpha: Parameter of mixup's distribution Beta(alpha, alpha) of ratios; 0 disables mixup.
+        cutmix_alpha: The same of CutMix; 0 disables CutMix.
+        probability: Probability that a batch is mixed.
+        switch_probability: Probability of CutMix if both are enabled.
+        label_smoothing: Probability that is spread evenly over all classes. With 0, and without mixup and CutMix,
+            labels stay class indices.
         seed: Seed of the draws.
 
     Raises:
-        ValueError: If a setting is none.
+        ValueError: If a setting is out of range.
 
     Source: `Mixup` in timm/data/mixup.py (mode `batch`), as `build_loader_finetune` of microsoft/SimMIM calls it.
     """
@@ -138,7 +140,7 @@ class MixingCollator:
     ):
         for name, value in (("mixup_alpha", mixup_alpha), ("cutmix_alpha", cutmix_alpha)):
             if value < 0:
-                raise ValueError(f"{name}={value} must not be negative; 0 is none.")
+                raise ValueError(f"{name}={value} must not be negative; 0 disables it.")
         shares = {"probability": probability, "switch_probability": switch_probability}
         for name, value in (shares | {"label_smoothing": label_smoothing}).items():
             if not 0 <= value <= 1:
@@ -152,21 +154,21 @@ class MixingCollator:
         self.seed = seed
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Make a batch.
+        """Collate a batch.
 
         Args:
-            samples: Of `LabeledImageDataset`, at least one.
+            samples: Samples of `LabeledImageDataset`, at least one.
 
         Returns:
-            `pixel_values` (B, C, H, W) and `labels`: float32 (B, K) in training where there is something to mix or to
-            smooth, else as they are: int64 (B,), or float32 (B, K) or (B,).
+            `pixel_values` (B, C, H, W) and `labels`: float32 (B, K) if training labels are mixed or smoothed, else
+            unchanged: int64 (B,), or float32 (B, K) or (B,).
 
         Raises:
-            ValueError: If the samples have lost their `key`, or are to be mixed and their labels are numbers.
+            ValueError: If the samples have no `key`, or float labels are to be mixed.
         """
         if "key" not in samples[0]:
             raise ValueError(
-                "The samples have no `key`, which tells what to draw for them. Set remove_unused_columns=False in"
+                "The samples have no `key`, which seeds their mixing. Set remove_unused_columns=False in"
                 " TrainingArguments, and use LabeledImageDataset."
             )
         pixel_values = torch.stack([sample["pixel_values"] for sample in samples])
@@ -178,8 +180,7 @@ class MixingCollator:
         if labels.ndim == 1:
             if labels.is_floating_point():
                 raise ValueError(
-                    "Labels that are numbers have no classes to mix or smooth. Set mixup_alpha, cutmix_alpha and"
-                    " label_smoothing to 0."
+                    "Float labels cannot be mixed or smoothed. Set mixup_alpha, cutmix_alpha and label_smoothing to 0."
                 )
             labels = soft_targets(labels, self.num_classes, self.label_smoothing)
         if is_mixed:

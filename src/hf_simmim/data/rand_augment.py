@@ -1,7 +1,7 @@
 """RandAugment as timm's `rand-...` policies define it, with Pillow, seeded by an explicit generator.
 
-The fallback where timm or torchvision, which timm needs, is not installed. torchvision's own RandAugment knows other
-operations and strengths. The tests hold every operation equal to timm's to the bit, and the draws to its distributions.
+It is the fallback if timm, or torchvision, which timm needs, is not installed. torchvision's own RandAugment has other
+operations and strengths. The tests require that every operation equals timm's exactly, and the draws its distributions.
 """
 
 import dataclasses
@@ -11,20 +11,20 @@ from collections.abc import Callable
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-NO_CHANGE_AT = 128  # brightness from which solarize_add leaves pixels as they are
+NO_CHANGE_AT = 128  # brightness from which solarize_add leaves pixels unchanged
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """What a string such as `rand-m9-mstd0.5-inc1` says.
+    """Parsed form of a policy such as `rand-m9-mstd0.5-inc1`.
 
     Args:
         magnitude: Strength of the operations, out of 10.
-        num_operations: Operations drawn for an image, one of them several times now and then.
+        num_operations: Number of operations drawn for an image, with replacement.
         probability: Probability that a drawn operation is applied.
-        magnitude_std: Standard deviation of the strength; infinite for an even draw from 0 to `magnitude`.
+        magnitude_std: Standard deviation of the strength; infinite for a uniform draw from 0 to `magnitude`.
         max_magnitude: Largest strength.
-        is_increasing: Whether all operations change an image the more the higher their strength.
+        is_increasing: Whether every operation changes an image more at a higher strength.
     """
 
     magnitude: float = 10
@@ -36,17 +36,17 @@ class Policy:
 
 
 def parse_policy(text: str) -> Policy:
-    """Read timm's notation.
+    """Parse timm's notation.
 
     Args:
-        text: `rand` and settings after hyphens: m (strength), n (operations an image), p (probability of each), mstd
-            (standard deviation of the strength), mmax (largest strength), inc1 (strength always changes more).
+        text: `rand` and settings after hyphens: m (strength), n (operations per image), p (probability of each), mstd
+            (standard deviation of the strength), mmax (largest strength), inc1 (a higher strength always changes more).
 
     Returns:
         The policy.
 
     Raises:
-        ValueError: If the text is no such policy.
+        ValueError: If the text is not such a policy.
 
     Source: `rand_augment_transform` in timm/data/auto_augment.py.
     """
@@ -63,13 +63,11 @@ def parse_policy(text: str) -> Policy:
     policy = Policy(**settings) if first == "rand" else None  # type: ignore[arg-type]
     if policy is None or not 0 <= policy.probability <= 1 or policy.num_operations != int(policy.num_operations):
         raise ValueError(
-            f"rand_augment={text!r} is no RandAugment policy. Write rand and any of m, n, p, mstd, mmax and inc1 with"
-            " their numbers, such as rand-m9-mstd0.5-inc1."
+            f"rand_augment={text!r} is not a RandAugment policy. Write rand and any of m, n, p, mstd, mmax and inc1"
+            " with their numbers, such as rand-m9-mstd0.5-inc1."
         )
     if settings.get("is_increasing", 1) != 1:
-        raise ValueError(
-            f"rand_augment={text!r}: timm takes any number after inc for 1. Leave inc out if it is not meant."
-        )
+        raise ValueError(f"rand_augment={text!r}: timm treats any number after inc as 1. Leave inc out to disable it.")
     std = math.inf if policy.magnitude_std > 100 else policy.magnitude_std
     return dataclasses.replace(
         policy,
@@ -81,7 +79,7 @@ def parse_policy(text: str) -> Policy:
 
 @dataclasses.dataclass(frozen=True)
 class Canvas:
-    """What geometric operations need: the color of what they uncover, and Pillow's interpolation."""
+    """Settings of geometric operations: the color of areas that they uncover, and Pillow's resampling filter."""
 
     fill: tuple[int, ...]
     resample: Image.Resampling
@@ -115,12 +113,12 @@ def posterize(image: Image.Image, num_bits: int, **kwargs) -> Image.Image:
     """Keep the upper bits of each pixel.
 
     Args:
-        image: The picture.
-        num_bits: How many; none, which is black, where newer versions of Pillow refuse.
-        **kwargs: Ignored; timm passes the same to all operations.
+        image: The image.
+        num_bits: Number of bits to keep; 0 gives black, where newer versions of Pillow raise an error.
+        **kwargs: Ignored; timm passes the same arguments to all operations.
 
     Returns:
-        A picture of the same size and mode.
+        An image of the same size and mode.
     """
     return _mapped(image, [value & (0xFF00 >> min(max(num_bits, 0), 8)) for value in range(256)])
 
@@ -159,7 +157,7 @@ def _enhance_more(kind: type) -> Callable[[Image.Image, float, Canvas], Image.Im
     return lambda image, level, canvas: kind(image).enhance(max(0.1, 1 + level * 0.9))
 
 
-# Name in timm: whether the strength, from 0 to 1, gets a random sign, and what is done with it.
+# Name in timm to whether the strength, from 0 to 1, gets a random sign, and the operation.
 OPERATIONS: dict[str, tuple[bool, Callable[[Image.Image, float, Canvas], Image.Image]]] = {
     "AutoContrast": (False, lambda image, level, canvas: ImageOps.autocontrast(image)),
     "Equalize": (False, lambda image, level, canvas: ImageOps.equalize(image)),
@@ -186,12 +184,12 @@ OPERATIONS: dict[str, tuple[bool, Callable[[Image.Image, float, Canvas], Image.I
 
 
 class RandAugment:
-    """Applies a few operations drawn at random to an 8-bit grayscale or RGB image.
+    """Applies randomly drawn operations to an 8-bit grayscale or RGB image.
 
     Args:
-        policy: timm's notation of how many and how strong.
-        fill: Color of what is uncovered, a number from 0 to 255 for each channel.
-        resample: Pillow's interpolation.
+        policy: Number and strength of operations, in timm's notation.
+        fill: Color of uncovered areas, an integer from 0 to 255 for each channel.
+        resample: Pillow's resampling filter.
 
     Source: Cubuk et al., RandAugment (arXiv 1909.13719); `RandAugment` in timm/data/auto_augment.py.
     """
@@ -204,7 +202,7 @@ class RandAugment:
         self.names = [name for name in OPERATIONS if name not in left_out]
 
     def draw(self, generator: torch.Generator) -> list[tuple[str, float]]:
-        """Names and strengths, out of 1 and with their signs, of the operations for one image."""
+        """Draw the names and signed strengths, out of 1, of the operations for one image."""
         policy = self.policy
         count = policy.num_operations
         chosen = torch.randint(len(self.names), (count,), generator=generator).tolist()
@@ -225,14 +223,14 @@ class RandAugment:
         return operations
 
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
-        """Change a picture.
+        """Augment an image.
 
         Args:
-            image: Picture of mode L or RGB.
-            generator: Source of randomness.
+            image: Image of mode L or RGB.
+            generator: Random generator.
 
         Returns:
-            A picture of the same size and mode.
+            An image of the same size and mode.
         """
         for name, level in self.draw(generator):
             image = OPERATIONS[name][1](image, level, self.canvas)

@@ -1,4 +1,4 @@
-"""Images that cannot be read: found early, counted, listed, and too many of them an error."""
+"""Reading of images; unreadable ones are found early, replaced, counted and listed."""
 
 import math
 import re
@@ -16,25 +16,26 @@ from .sampling import evenly_spaced
 from .transforms import crop_and_resize, upright_size
 
 Decoded = TypeVar("Decoded")
-# Tries before a sample is given up. At a share of unreadable images of a half this happens once in 2**64.
+# Attempts before a sample fails. If half of the images are unreadable, this happens once in 2**64 samples.
 NUM_TRIES = 64
 
 
 class NoReadableImageError(ValueError):
-    """None of the images could be decoded, or too few of them."""
+    """Raised if none of the images can be decoded, or too few of them."""
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """Images of any source, in whose place others stand where they cannot be read.
+    """Images of any source. An unreadable image is replaced by another at random.
 
     Args:
-        images: Rows of `name` and undecoded `image`, as `load_images` makes them.
-        image_size: (height, width) that images are brought to, in pixels.
+        images: Rows of `name` and undecoded `image`, from `load_images`.
+        image_size: (height, width) that images are resized to, in pixels.
         num_channels: Channels C that the model takes.
-        seed: Seed of all that is random.
-        rescale_factor: What the pixels are going to be multiplied with; it decides what becomes of pictures of 16 bits,
-            as `image_files.py` tells.
-        nodata: Pixels of which all channels are this number in the file are none, like those that are not finite.
+        seed: Seed of all random draws.
+        rescale_factor: Factor that pixels will be multiplied by; it decides how 16-bit images are read, see
+            `model/images.py`.
+        nodata: Value of missing pixels in the file: a pixel is missing if all its channels have this value, or one is
+            not finite.
     """
 
     def __init__(
@@ -57,24 +58,24 @@ class ImageDataset(torch.utils.data.Dataset):
         return len(self.images)
 
     def open(self, row: dict[str, Any]) -> Image.Image | np.ndarray:
-        """Open the image of a row: `open_row` with the settings of this data set."""
+        """Open the image of a row: `open_row` with the settings of this dataset."""
         return open_row(row, self.num_channels, self.rescale_factor, self.nodata)
 
     def read(
         self, index: int, generator: torch.Generator, decode: Callable[[Image.Image | np.ndarray], Decoded]
     ) -> tuple[Decoded, dict[str, Any], list[tuple[str, str]]]:
-        """Open and decode an image, or another one in its place if it cannot be read.
+        """Open and decode an image, or another at random if it cannot be read.
 
         Args:
-            index: Which.
-            generator: Source of randomness.
-            decode: What to do with the opened image.
+            index: Index of the image.
+            generator: Random generator.
+            decode: Function of the opened image.
 
         Returns:
-            What `decode` returned, the row that it comes from, and (name, reason) of the images that cannot be read.
+            The result of `decode`, the row that it comes from, and (name, reason) of the unreadable images.
 
         Raises:
-            NoReadableImageError: If many images drawn one after the other cannot be read.
+            NoReadableImageError: If `NUM_TRIES` images in a row cannot be read.
         """
         unreadable: list[tuple[str, str]] = []
         for _ in range(NUM_TRIES):
@@ -83,10 +84,10 @@ class ImageDataset(torch.utils.data.Dataset):
                 return decode(self.open(row)), row, unreadable
             except Exception as error:  # readers raise anything on a broken file
                 unreadable.append((row["name"], describe(error)))
-            # At random, for broken files come in runs.
+            # At random, because broken files come in runs.
             index = int(torch.randint(len(self), (), generator=generator))
         raise NoReadableImageError(
-            f"{len(unreadable)} images drawn one after the other cannot be read; the first is {unreadable[0][0]}"
+            f"{len(unreadable)} randomly drawn images in a row cannot be read; the first is {unreadable[0][0]}"
             f" ({unreadable[0][1]}). Remove them or name another source."
         )
 
@@ -97,16 +98,16 @@ def open_row(
     """Open the image of a row of `load_images`.
 
     Args:
-        row: The row: a file or its content, or an array.
-        num_channels: Wanted channels C.
-        rescale_factor: What the pixels are going to be multiplied with.
-        nodata: Pixels of which all channels are this number are none.
+        row: Row whose `image` is a file, its content, or an array.
+        num_channels: Channels C of the result.
+        rescale_factor: Factor that pixels will be multiplied by.
+        nodata: Value of missing pixels: a pixel is missing if all its channels have this value.
 
     Returns:
-        A picture that is decoded later, or an array of shape (C, H, W), uint8 or float32, NaN where it has no number.
+        A PIL image that is not yet decoded, or an array of shape (C, H, W), uint8 or float32, NaN at missing pixels.
 
     Raises:
-        ValueError, OSError: If there is none or it cannot be read, and whatever else the readers raise.
+        ValueError, OSError: If the row has no image or it cannot be read; the readers may raise other errors, too.
     """
     source = row["image"]
     if source is None:
@@ -118,26 +119,26 @@ def open_row(
 
 
 def describe(error: Exception) -> str:
-    """An error in one line, without the addresses of objects in memory."""
+    """Format an error in one line, without addresses of objects in memory."""
     return re.sub(r"<_io\.BytesIO object at \w+>", "its bytes", " ".join(f"{type(error).__name__}: {error}".split()))
 
 
 def check_images(
     datasets: Sequence[ImageDataset], max_unreadable: float, num_checked: int = 128
 ) -> list[tuple[str, str]]:
-    """Decode a spread of images before any work depends on them.
+    """Decode evenly spaced images before any work depends on them.
 
     Args:
-        datasets: The data sets.
+        datasets: The datasets.
         max_unreadable: Largest share of images that may be unreadable.
-        num_checked: How many to decode of each data set, evenly spaced.
+        num_checked: Number of images to decode of each dataset.
 
     Returns:
-        (name, reason) of those that cannot be read.
+        (name, reason) of the unreadable images.
 
     Raises:
-        NoReadableImageError: If more than the share cannot be read, or have other channels than the model takes; where
-            not all images are tried, if they are so many more that it is not by chance.
+        NoReadableImageError: If more than that share cannot be read, or have another number of channels than the model
+            takes. If only a sample is checked, an excess of up to three standard deviations is accepted.
     """
     unreadable, count = [], 0
     for dataset in datasets:
@@ -149,24 +150,24 @@ def check_images(
                 crop_and_resize(image, (0, 0, *upright_size(image)[::-1]), (8, 8), dataset.num_channels)
             except Exception as error:  # readers raise anything on a broken file
                 unreadable.append((row["name"], describe(error)))
-    # Three standard deviations of what chance gives a sample; none if the sample is everything.
+    # Sampling error: three standard deviations, or 0 if all images are checked.
     is_sample = count < sum(len(dataset) for dataset in datasets)
     slack = 3 * math.sqrt(count * max_unreadable * (1 - max_unreadable)) if is_sample else 0.0
     if len(unreadable) > max_unreadable * count + slack or len(unreadable) == count:
         first = "; ".join(f"{name} ({reason})" for name, reason in unreadable[:3])
         raise NoReadableImageError(
-            f"{len(unreadable)} of {count} images that were tried cannot be used, more than the allowed share of"
-            f" {max_unreadable}: {first}. Mend or remove them, name another source, or allow a larger share."
+            f"{len(unreadable)} of {count} images that were checked cannot be used, more than the allowed share of"
+            f" {max_unreadable}: {first}. Fix or remove them, name another source, or allow a larger share."
         )
     return unreadable
 
 
 class UnreadableImages:
-    """Keeps count of images that could not be read, lists them in a file, and stops a run that has too many.
+    """Counts unreadable images, lists them in a file, and stops a run that has too many.
 
     Args:
-        path: File that lists them, one line each: name, tab, reason.
-        num_images: Images in all.
+        path: File to write, one line for each image: name, tab, reason.
+        num_images: Number of all images.
         max_share: Largest share of them that may be unreadable.
     """
 
@@ -177,18 +178,18 @@ class UnreadableImages:
         self.reasons: dict[str, str] = {}
 
     def record(self, entries: list[tuple[str, str]]) -> None:
-        """Note (name, reason) pairs that this process has met."""
+        """Record (name, reason) pairs that this process has found."""
         for name, reason in entries:
             self.reasons.setdefault(name, reason)
 
     def share(self, is_main_process: bool = True) -> None:
-        """Bring the lists of all processes together and write the file. All processes must call it at the same time.
+        """Merge the lists of all processes and write the file. All processes must call it at the same time.
 
         Args:
-            is_main_process: Whether this process writes.
+            is_main_process: Whether this process writes the file.
 
         Raises:
-            NoReadableImageError: If there are more than the allowed share; in all processes alike.
+            NoReadableImageError: If more than the allowed share is unreadable; it is raised in all processes.
         """
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             parts: list[dict[str, str]] = [{}] * torch.distributed.get_world_size()
@@ -200,6 +201,6 @@ class UnreadableImages:
         if len(self.reasons) > self.max_share * self.num_images:
             raise NoReadableImageError(
                 f"{len(self.reasons)} of {self.num_images} images cannot be read, more than the allowed share of"
-                f" {self.max_share}. They are listed in {self.path}. Mend or remove them and start again, or allow a"
+                f" {self.max_share}. They are listed in {self.path}. Fix or remove them and restart, or allow a"
                 " larger share."
             )

@@ -1,4 +1,4 @@
-"""TODO data/sampling."""
+"""Reproducible sampling: seeded generators, shuffling of each epoch, and evenly spaced indices."""
 
 import hashlib
 import struct
@@ -9,15 +9,16 @@ from torch.utils.data import Sampler
 
 
 def sample_generator(*key: int) -> torch.Generator:
-    """A generator for one sample, seeded by any integers that name it (seed, epoch, index)."""
+    """Create a generator for one sample, seeded by the integers that identify it, such as (seed, epoch, index)."""
     digest = hashlib.blake2b(struct.pack(f"<{len(key)}q", *key), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 class EpochSampler(Sampler[int]):
-    """Shuffles anew every epoch, and tells the dataset the epoch.
+    """Shuffles each epoch, and passes the epoch to the dataset.
 
-    Yields `epoch * num_samples + index`: a worker process learns the epoch from the key itself, however long it lives.
+    It yields `epoch * num_samples + index`, so that a worker process gets the epoch from the key, however long it
+    lives.
 
     Args:
         num_samples: Length of the dataset.
@@ -30,7 +31,7 @@ class EpochSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Trainer before each epoch."""
+        """Set the epoch; Trainer calls this before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -42,5 +43,5 @@ class EpochSampler(Sampler[int]):
 
 
 def evenly_spaced(length: int, count: int) -> list[int]:
-    """At most `count` indices spread over `length`, the first and the last among them."""
+    """At most `count` indices spread evenly over `length`, from the first to the last."""
     return torch.linspace(0, length - 1, min(count, length)).round().long().tolist()

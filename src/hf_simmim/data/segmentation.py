@@ -1,7 +1,7 @@
-"""Images and their maps of class ids: loaded in pairs, and checked before work is lost.
+"""Semantic segmentation data: image and annotation pairs, their checks, random crops and batches.
 
-Images are read as for pre-training, of any channels and numbers; annotations are PNG (gray, palette, 1 or 16 bits),
-TIFF or `.npy`.
+Images are read as for pre-training, with any number of channels and any dtype; annotations are PNG (gray, palette, 1 or
+16 bits), TIFF or `.npy` files of class ids.
 """
 
 from collections.abc import Sequence
@@ -29,18 +29,18 @@ logger = logging.get_logger(__name__)
 
 
 class SegmentationPairs(NamedTuple):
-    """Images and their annotations, in the same order; rows as `load_images` makes them."""
+    """Images and their annotations, in the same order; rows from `load_images`."""
 
     images: Dataset
     annotations: Dataset
 
     def select(self, indices: Sequence[int]) -> "SegmentationPairs":
-        """Some of the pairs."""
+        """Select pairs."""
         return SegmentationPairs(self.images.select(indices), self.annotations.select(indices))
 
 
 def load_folder(folder: str | Path) -> SegmentationPairs:
-    """Load pairs from a folder with `images` and `masks`, nested or not, that have the same names but for suffixes.
+    """Load pairs from a folder with `images` and `masks`, nested or not, whose file names differ only in the suffix.
 
     Args:
         folder: The folder.
@@ -49,7 +49,7 @@ def load_folder(folder: str | Path) -> SegmentationPairs:
         The pairs, sorted by name.
 
     Raises:
-        ValueError: If an image has no mask, or a name is there twice.
+        ValueError: If an image has no mask, or a name occurs twice.
         FileNotFoundError: If a folder does not exist.
     """
     folders = [Path(folder) / name for name in ("images", "masks")]
@@ -58,12 +58,12 @@ def load_folder(folder: str | Path) -> SegmentationPairs:
     lacking = sorted(rows[0].keys() - rows[1].keys())
     if lacking:
         raise ValueError(
-            f"{len(lacking)} of {len(rows[0])} images in {folders[0]} have no mask in {folders[1]}, the first is"
-            f" {lacking[0]!r}. Give each a mask of the same name, such as {lacking[0]}.png, or move the images away."
+            f"{len(lacking)} of {len(rows[0])} images in {folders[0]} have no mask in {folders[1]}; the first is"
+            f" {lacking[0]!r}. Add masks of the same names, such as {lacking[0]}.png, or remove the images."
         )
     extra = len(rows[1].keys() - rows[0].keys())
     if extra:
-        logger.warning(f"{extra} masks in {folders[1]} belong to no image and are left out.")
+        logger.warning(f"{extra} masks in {folders[1]} have no image and are left out.")
     names = sorted(rows[0])
     return SegmentationPairs(
         images.select([rows[0][name] for name in names]), masks.select([rows[1][name] for name in names])
@@ -75,18 +75,18 @@ def _by_stem(dataset: Dataset, folder: Path) -> dict[str, int]:
     for index, name in enumerate(dataset["name"]):
         stem = Path(name).relative_to(folder).with_suffix("").as_posix()
         if stem in rows:
-            raise ValueError(f"{folder} holds {stem!r} twice, with other suffixes. Remove one of them.")
+            raise ValueError(f"{folder} holds {stem!r} twice, with different suffixes. Remove one of them.")
         rows[stem] = index
     return rows
 
 
 def load_columns(image_column: str, annotation_column: str, **source: Any) -> SegmentationPairs:
-    """Load pairs from two columns of a data set.
+    """Load pairs from two columns of a dataset.
 
     Args:
         image_column: Column of the images.
         annotation_column: Column of the maps of class ids.
-        **source: The data set, as in `load_images`.
+        **source: The dataset, as in `load_images`.
 
     Returns:
         The pairs.
@@ -98,12 +98,12 @@ def load_columns(image_column: str, annotation_column: str, **source: Any) -> Se
 
 @dataclass
 class SegmentationLabels:
-    """What the numbers of annotations mean.
+    """Meaning of the values in annotations.
 
     Args:
         class_names: Name of each class.
-        ignore_index: Number of pixels that have no class.
-        reduce_labels: Whether 0 is no class either, and the others start at 1, as in ADE20K.
+        ignore_index: Value of pixels without a class.
+        reduce_labels: Whether 0 means no class as well, and classes start at 1, as in ADE20K.
     """
 
     class_names: list[str]
@@ -111,16 +111,16 @@ class SegmentationLabels:
     reduce_labels: bool = False
 
     def read(self, row: dict[str, Any]) -> np.ndarray:
-        """The annotation of a row as class ids.
+        """Read the annotation of a row as class ids.
 
         Args:
-            row: Of `SegmentationPairs.annotations`.
+            row: Row of `SegmentationPairs.annotations`.
 
         Returns:
-            int32 array (H, W) of classes from 0 and of `ignore_index`.
+            int32 array (H, W) of class ids from 0, and `ignore_index`.
 
         Raises:
-            ValueError: If it is no map of these classes.
+            ValueError: If the annotation is not a map of these classes.
         """
         ids = read_ids(row, self.ignore_index)
         if self.reduce_labels:
@@ -129,25 +129,25 @@ class SegmentationLabels:
         if wrong.size:
             found = int(wrong[0]) + self.reduce_labels
             raise ValueError(
-                f"The annotation {row['name']} holds the number {found}, and the {len(self.class_names)} classes are"
+                f"The annotation {row['name']} has the value {found}; the {len(self.class_names)} classes are"
                 f" {int(self.reduce_labels)} to {len(self.class_names) - 1 + self.reduce_labels}, and"
-                f" {self.ignore_index} for none. Name all classes, set ignore_index to that number, or mend the file."
+                f" {self.ignore_index} is ignored. Name all classes, set ignore_index to that value, or fix the file."
             )
         return ids
 
 
 def read_ids(row: dict[str, Any], ignore_index: int) -> np.ndarray:
-    """The numbers of an annotation, as they are stored.
+    """Read the values of an annotation, as they are stored.
 
     Args:
-        row: Of `SegmentationPairs.annotations`.
-        ignore_index: What pixels without a number get, such as those of GDAL's nodata.
+        row: Row of `SegmentationPairs.annotations`.
+        ignore_index: Value for missing pixels, such as those of GDAL's nodata.
 
     Returns:
         int32 array (H, W).
 
     Raises:
-        ValueError: If it cannot be read, or is no map of whole numbers.
+        ValueError: If the annotation cannot be read, or is not a map of integers.
     """
     source = row["image"]
     try:
@@ -156,22 +156,22 @@ def read_ids(row: dict[str, Any], ignore_index: int) -> np.ndarray:
         if isinstance(source, Image.Image):
             source = upright(source)
             if source.mode not in ("1", "L", "P"):
-                raise ValueError(f"it is a picture of mode {source.mode}: colors are no class ids, convert them")
+                raise ValueError(f"it is an image of mode {source.mode}: convert its colors to class ids")
         array = np.asarray(source)
         array = array.reshape(array.shape[1:]) if array.ndim == 3 and array.shape[0] == 1 else array
         if array.ndim != 2:
-            raise ValueError(f"it has shape {array.shape}, and a map (height, width) of class ids is needed")
+            raise ValueError(f"it has shape {array.shape} and must be a map (height, width) of class ids")
         if array.dtype.kind == "f":
             array = np.where(np.isfinite(array), array, ignore_index)
             if (array != np.floor(array)).any():
-                raise ValueError("it holds fractions, and class ids are whole numbers")
+                raise ValueError("it has fractions, and class ids are integers")
     except Exception as error:  # readers raise anything on a broken file
         raise ValueError(f"The annotation {row['name']} cannot be used: {describe(error)}.") from error
     return array.astype(np.int32)
 
 
 class CheckedPairs(NamedTuple):
-    """What a look at all pairs showed."""
+    """Result of `check_pairs`."""
 
     pixels: np.ndarray  # int64 (K,): annotated pixels of each class
     largest: int  # largest class id
@@ -190,19 +190,19 @@ def check_pairs(
 
     Args:
         pairs: The pairs.
-        labels: What the numbers mean; None to find out how many classes there are.
+        labels: Meaning of the values; None to find out the number of classes.
         num_channels: Channels C of the images.
-        rescale_factor: What pixels are multiplied with.
+        rescale_factor: Factor that pixels are multiplied by.
         nodata: As in `open_row`.
-        ignore_index: Number of pixels without a class.
+        ignore_index: Value of pixels without a class.
         decode_images: Whether to decode the images, too.
 
     Returns:
-        What there is of each class.
+        Number of pixels of each class, and the largest class id.
 
     Raises:
-        ValueError: If an annotation cannot be used, or has not the size of its image; the first one is named, and how
-            many there are.
+        ValueError: If an annotation cannot be used, or its size differs from that of its image; the message names the
+            first one and their number.
     """
 
     def check(index: int) -> np.ndarray | str:
@@ -217,15 +217,15 @@ def check_pairs(
             if decode_images:
                 crop_and_resize(image, (0, 0, *size[::-1]), (8, 8), num_channels)
         except Exception as error:  # readers raise anything on a broken file
-            return f"The image {row['name']} cannot be read ({describe(error)}). Mend it or remove it and its mask."
+            return f"The image {row['name']} cannot be read ({describe(error)}). Fix it, or remove it and its mask."
         if ids.shape != size:
             return (
                 f"The annotation {annotation['name']} has {ids.shape[0]}x{ids.shape[1]} pixels and its image"
-                f" {size[0]}x{size[1]} (height x width). They must lie on each other pixel by pixel."
+                f" {size[0]}x{size[1]} (height x width). Their sizes must be equal."
             )
         counted = ids[ids != ignore_index]
         if counted.size and counted.min() < 0:
-            return f"The annotation {annotation['name']} holds the number {counted.min()}. Class ids start at 0."
+            return f"The annotation {annotation['name']} has the value {counted.min()}. Class ids start at 0."
         return np.bincount(counted, minlength=1)
 
     with ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool:
@@ -233,7 +233,7 @@ def check_pairs(
         results = list(tqdm(pool.map(check, range(count)), total=count, desc="checking annotations", unit="image"))
     faults = [result for result in results if isinstance(result, str)]
     if faults:
-        others = f" ({len(faults)} of {count} pairs have a fault.)" if len(faults) > 1 else ""
+        others = f" ({len(faults)} of {count} pairs are invalid.)" if len(faults) > 1 else ""
         raise ValueError(faults[0] + others)
     counts: list[np.ndarray] = [result for result in results if not isinstance(result, str)]
     largest = max((len(part) for part in counts), default=1) - 1
@@ -243,15 +243,15 @@ def check_pairs(
     return CheckedPairs(pixels, largest)
 
 
-# Tries for a crop in which one class does not take too much, as in mmsegmentation.
+# Attempts to draw a crop without a dominating class, as in mmsegmentation.
 CROP_TRIES = 10
-# Of the shorter side that is asked for, what the longer one may be at most.
+# Largest longer side after resizing, as a multiple of `short_side`.
 MAX_ASPECT = 4
 
 
 @dataclass
 class PixelSettings:
-    """How images become `pixel_values`, as the image processor does it."""
+    """Settings that turn images into `pixel_values`, as in the image processor."""
 
     num_channels: int
     rescale_factor: float
@@ -260,27 +260,28 @@ class PixelSettings:
     nodata: float | None = None
 
     def normalize(self, pixels: np.ndarray) -> torch.Tensor:
-        """uint8 or float32 (H, W, C) to normalized float32 (C, H, W)."""
+        """Normalize uint8 or float32 (H, W, C) to float32 (C, H, W)."""
         tensor = torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 0))).float()
         mean, std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (self.image_mean, self.image_std))
         return (tensor * self.rescale_factor - mean) / std
 
 
 class SegmentationDataset(torch.utils.data.Dataset):
-    """Pairs as a model takes them: random crops to train on, or whole images to evaluate on.
+    """Image and annotation pairs, prepared for a model: random crops for training, or whole images for evaluation.
 
-    To train, an image's shorter side becomes `short_side` times a random scale, a crop is cut out in which no class
-    takes more than `max_class_share`, flipped at random, and distorted in color if it is RGB of 8 bits.
+    For training, an image's shorter side is resized to `short_side` times a random scale. A crop in which no class
+    takes more than `max_class_share` is cut out, flipped at random, and color-distorted if it is 8-bit RGB.
 
     Args:
         pairs: Images and annotations.
-        labels: What the numbers of annotations mean.
-        pixels: How images are read and normalized.
+        labels: Meaning of the values in annotations.
+        pixels: Settings of reading and normalization.
         short_side: Shorter side in pixels that images are resized to; None to keep their size.
-        crop_size: (height, width) of crops in pixels; None for whole images without any randomness.
-        seed: Seed of the randomness.
+        crop_size: (height, width) of crops in pixels; None for whole images without randomness.
+        seed: Seed of the random draws.
         scales: Smallest and largest random scale.
-        max_class_share: Largest share of a crop's annotated pixels for one class; after ten tries any crop is taken.
+        max_class_share: Largest share of one class in a crop's annotated pixels; after ten attempts any crop is
+            accepted.
 
     Source: configs/_base_/datasets/ade20k.py of Swin-Transformer-Semantic-Segmentation, whose base size is 2048x512.
     """
@@ -297,7 +298,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
         max_class_share: float = 0.75,
     ):
         if len(scales) != 2 or not 0 < scales[0] <= scales[1]:
-            raise ValueError(f"scales={tuple(scales)} must be two rising numbers above 0, such as 0.5 2.0.")
+            raise ValueError(f"scales={tuple(scales)} must be (min, max) above 0, such as 0.5 2.0.")
         self.pairs = pairs
         self.labels = labels
         self.pixels = pixels
@@ -306,22 +307,28 @@ class SegmentationDataset(torch.utils.data.Dataset):
         self.seed = seed
         self.scales = scales
         self.max_class_share = max_class_share
-        # In memory that worker processes share, for they live longer than an epoch.
+        # In shared memory, because workers live through several epochs.
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         return len(self.pairs.images)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw other crops: those of an epoch."""
+        """Set the epoch that the random crops depend on."""
         self.epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """One sample.
+        """Load one sample.
+
+        Args:
+            index: Index of the pair.
 
         Returns:
-            `pixel_values` float32 (C, h, w) and `labels` int64 (h, w). Of whole images also `annotation` int32 (H, W)
-            of the size that it is stored in.
+            `pixel_values` float32 (C, h, w) and `labels` int64 (h, w); for whole images also `annotation` int32 (H, W)
+            of the stored size.
+
+        Raises:
+            NoReadableImageError: If `NUM_TRIES` pairs in a row cannot be read.
         """
         if self.crop_size is None:
             return self._whole(index)
@@ -330,9 +337,9 @@ class SegmentationDataset(torch.utils.data.Dataset):
             try:
                 return self._crop(index, generator)
             except Exception as error:  # readers raise anything on a broken file
-                logger.warning(f"{self.pairs.images[index]['name']} is left out ({describe(error)}).")
+                logger.warning(f"{self.pairs.images[index]['name']} is replaced by another ({describe(error)}).")
             index = int(torch.randint(len(self), (), generator=generator))
-        raise NoReadableImageError(f"{NUM_TRIES} images drawn one after the other cannot be read. Mend the images.")
+        raise NoReadableImageError(f"{NUM_TRIES} randomly drawn images in a row cannot be read. Fix or remove them.")
 
     def _open(self, index: int) -> tuple[Image.Image | np.ndarray, np.ndarray, float]:
         """The image, its class ids, and the scale that brings it to `short_side`."""
@@ -386,7 +393,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
         pixel_values = self.pixels.normalize(array)
         labels = torch.from_numpy(ids.astype(np.int64))
         if has_missing(pixel_values):
-            # Of pixels that are none nothing can be learned.
+            # The loss ignores missing pixels.
             pixel_mask = real_pixels(pixel_values)
             pixel_values = fill_missing(pixel_values, pixel_mask)
             labels = labels.masked_fill(~pixel_mask, self.labels.ignore_index)
@@ -394,23 +401,23 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
 
 def _resize_ids(ids: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
-    """A box (left, top, right, bottom) of class ids at another size (height, width)."""
+    """Resize a box (left, top, right, bottom) of class ids to a size (height, width)."""
     height, width = ids.shape
     inside = (box[0], box[1], min(box[2], width), min(box[3], height))
     return np.asarray(Image.fromarray(ids).resize(size[::-1], Image.Resampling.NEAREST, box=inside))
 
 
 def distort_colors(pixels: np.ndarray, generator: torch.Generator) -> np.ndarray:
-    """Change brightness, contrast, saturation and hue, each at random and in every second image.
+    """Change brightness, contrast, saturation and hue, each with probability 0.5.
 
     Args:
         pixels: uint8 array (H, W, 3).
-        generator: Source of randomness.
+        generator: Random generator.
 
     Returns:
         uint8 array of the same shape.
 
-    Source: `PhotoMetricDistortion` of mmsegmentation, with its amounts.
+    Source: `PhotoMetricDistortion` of mmsegmentation, with its ranges.
     """
     applies = (torch.rand(5, generator=generator) < 0.5).tolist()
     amounts = torch.rand(4, generator=generator).tolist()
@@ -439,10 +446,10 @@ def _to_bytes(pixels: np.ndarray) -> np.ndarray:
 
 @dataclass
 class CollatePairs:
-    """Samples to a batch; whole images are padded to the largest of them and to whole steps.
+    """Collates pairs; whole images are padded to the largest of them, rounded up to multiples of the stride.
 
     Args:
-        stride: Pixels that height and width become multiples of.
+        stride: Divisor of the padded height and width, in pixels.
         ignore_index: Class id of padding.
     """
 
@@ -450,12 +457,15 @@ class CollatePairs:
     ignore_index: int
 
     def __call__(self, samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Samples of `SegmentationDataset` to a batch.
+        """Collate a batch.
+
+        Args:
+            samples: Samples of `SegmentationDataset`.
 
         Returns:
-            `pixel_values` (B, C, h, w) and `labels` (B, h, w). Of whole images also `annotations` (B, N), each read
-            line by line and padded, for many processes can bring such rows together; and `sizes` (B, 4), height and
-            width of each image before padding and of its annotation.
+            `pixel_values` (B, C, h, w) and `labels` (B, h, w); for whole images also `annotations` (B, N), flattened
+            and padded so that they can be gathered from many processes, and `sizes` (B, 4): height and width of each
+            image before padding and of its annotation.
         """
         if "annotation" not in samples[0]:
             return {key: torch.stack([sample[key] for sample in samples]) for key in ("pixel_values", "labels")}

@@ -1,4 +1,7 @@
-"""Where images come from: folders, data sets, and parquet or webdataset shards."""
+"""Image sources: folders, datasets, and parquet or webdataset shards."""
+
+# ADD A SOURCE: a branch of `load_table` that returns a `Dataset` with all columns; for another format of shards, its
+# suffix in `_shard_format`.
 
 import os
 from collections import Counter
@@ -30,22 +33,22 @@ EMBEDDED_NAME = "fashion_mnist_7k"
 
 
 def embedded_data(option: str = "--train_dir") -> str:
-    """Folder of the demo's images, 7,000 of Fashion-MNIST with labels, which a checkout holds.
+    """Folder of the demo's images, 7,000 of Fashion-MNIST with labels, which a clone of the repository has.
 
     Args:
-        option: Option that names other images, for the message.
+        option: Option that names other images, for the error message.
 
     Returns:
         The folder, which `datasets.load_dataset` reads.
 
     Raises:
-        ValueError: If the package runs from somewhere else.
+        ValueError: If the package does not run from a clone.
     """
     folder = Path(__file__).parents[3] / "examples" / "data" / EMBEDDED_NAME
     if not folder.is_dir():
         raise ValueError(
-            f"No images are named. Give a folder with {option}. The demo's own images come with a clone of the"
-            " repository, not with the installed package: run `make demo` there."
+            f"No images are named. Give a folder with {option}. The demo's images are part of a clone of the"
+            " repository, not of the installed package: run `make demo` there."
         )
     return str(folder)
 
@@ -62,20 +65,19 @@ def load_images(
     """Load images from a folder, the Hub, or parquet and webdataset shards, undecoded.
 
     Args:
-        folder: Folder of image and `.npy` files, nested or not; names and sub-folders mean nothing.
-        dataset_name: Data set on the Hub, or a local one that `datasets.load_dataset` reads.
-        dataset_config: Configuration of that data set.
+        folder: Folder of image and `.npy` files, nested or not; names and sub-folders are ignored.
+        dataset_name: Dataset on the Hub, or a local one that `datasets.load_dataset` reads.
+        dataset_config: Configuration of that dataset.
         data_files: Paths, patterns or URLs of `.parquet` or webdataset `.tar` shards.
-        split: Split to take of a data set.
-        image_column: Column that holds the images, as files or as arrays of numbers; found by its type if
-            None, files before arrays.
+        split: Split of the dataset.
+        image_column: Column of the images, files or numeric arrays; if None found by its type, files before arrays.
         exclude: Folders inside `folder` to leave out.
 
     Returns:
-        Rows of `name`, which tells where an image came from, and `image`, an undecoded file or an array.
+        Rows of `name`, which tells where an image comes from, and `image`, an undecoded file or an array.
 
     Raises:
-        ValueError: If not exactly one source is named, or it holds no images.
+        ValueError: If not exactly one source is named, or it has no images.
         FileNotFoundError: If the folder does not exist.
     """
     check_one_source(folder, dataset_name, data_files)
@@ -87,15 +89,15 @@ def load_images(
 
 
 def check_one_source(folder: str | Path | None, dataset_name: str | None, data_files: Sequence[str] | None) -> None:
-    """Refuse none and several sources with a ValueError."""
+    """Raise a ValueError unless exactly one source is named."""
     if sum(source is not None for source in (folder, dataset_name, data_files)) != 1:
-        raise ValueError("Name one source of images: a folder, a data set or data files.")
+        raise ValueError("Name one source of images: a folder, a dataset or data files.")
 
 
 def load_table(
     dataset_name: str | None, dataset_config: str | None, data_files: Sequence[str] | None, split: str
 ) -> Dataset:
-    """Load a split of a data set, or shards, with all its columns; arguments and errors as in `load_images`."""
+    """Load a split of a dataset, or shards, with all columns; arguments and errors as in `load_images`."""
     source = dataset_name or ", ".join(data_files or ())
     try:
         if data_files is not None:
@@ -116,12 +118,12 @@ def load_table(
 
 
 def image_rows(dataset: Dataset, column: str, name: str) -> Dataset:
-    """Rows of `name` and undecoded `image`, from a data set's column of images.
+    """Create rows of `name` and undecoded `image` from the image column of a dataset.
 
     Args:
-        dataset: The data set.
-        column: The column that holds the images.
-        name: What rows are named after, with their number.
+        dataset: The dataset.
+        column: Column of the images.
+        name: Prefix of the names, before the row number.
 
     Returns:
         As many rows.
@@ -133,7 +135,7 @@ def image_rows(dataset: Dataset, column: str, name: str) -> Dataset:
     dataset = dataset if column == "image" else dataset.rename_column(column, "image")
     dataset = dataset.add_column("name", [f"{name} row {index}" for index in range(len(dataset))])
     if dtype is not None:
-        # Without a format the rows are lists of lists of Python numbers.
+        # Without a format the rows would be nested lists of Python numbers.
         return dataset.with_format("numpy", columns=["image"], output_all_columns=True, dtype=dtype)
     return dataset
 
@@ -143,7 +145,7 @@ def image_paths(folder: Path, exclude: Sequence[Path] = ()) -> list[str]:
     if not folder.is_dir():
         raise FileNotFoundError(f"The image folder {folder} does not exist. Check the path.")
     Image.init()
-    # What Pillow only writes, or only knows as a document or film.
+    # Formats that Pillow can only write, documents and videos are left out.
     readable = {kind for kind in Image.OPEN if kind not in ("EPS", "MPEG", "PDF", "WMF")}
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in readable} | {".npy"}
     paths, ignored = [], Counter[str]()
@@ -157,7 +159,7 @@ def image_paths(folder: Path, exclude: Sequence[Path] = ()) -> list[str]:
             ignored[suffix or "no suffix"] += 1
     if ignored:
         kinds = ", ".join(f"{count} x {kind}" for kind, count in ignored.most_common(5))
-        logger.warning(f"In {folder} {sum(ignored.values())} files are not taken for images: {kinds}.")
+        logger.warning(f"{sum(ignored.values())} files in {folder} are not images and are ignored: {kinds}.")
     if not paths:
         common = (".jpg", ".png", ".tif", ".webp", ".bmp", ".npy")
         known = ", ".join(sorted(suffix for suffix in suffixes if suffix in common))
@@ -166,7 +168,7 @@ def image_paths(folder: Path, exclude: Sequence[Path] = ()) -> list[str]:
 
 
 def folder_rows(paths: Sequence[str]) -> Dataset:
-    """Rows of `name` and undecoded `image` of files."""
+    """Create rows of `name` and undecoded `image` from files."""
     rows = {"image": [{"bytes": None, "path": path} for path in paths], "name": list(paths)}
     return Dataset.from_dict(rows, features=Features({"image": ImageFeature(decode=False), "name": Value("string")}))
 
@@ -180,7 +182,7 @@ def _is_utf8(path: Path) -> bool:
 
 
 def _walk(folder: Path, exclude: set[Path]) -> Iterator[Path]:
-    """All files below a folder but hidden ones; links are followed, each folder is entered once."""
+    """All files below a folder except hidden ones; links are followed, and each folder is entered once."""
     entered = set(exclude)
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = Path(parent).resolve()
@@ -200,7 +202,7 @@ def _shard_format(data_files: Sequence[str]) -> str:
 
 
 def array_dtype(feature: Any) -> np.dtype | None:
-    """Type of the numbers of a column of arrays, which webdataset shards hold as lists of lists; None for others."""
+    """dtype of a column of numeric arrays, which webdataset shards store as nested lists; None for other columns."""
     if isinstance(feature, (Array2D, Array3D)):
         return np.dtype(feature.dtype)
     depth = 0
@@ -211,13 +213,13 @@ def array_dtype(feature: Any) -> np.dtype | None:
 
 
 def find_image_column(dataset: Dataset, image_column: str | None) -> str:
-    """Name of the column of images: the given one if the data set has it, else the only one of such a type."""
+    """Name of the image column: the given one if the dataset has it, else the only one of such a type."""
     if image_column is None:
         files = [name for name, feature in dataset.features.items() if isinstance(feature, ImageFeature)]
         columns = files or [name for name, feature in dataset.features.items() if array_dtype(feature) is not None]
         if len(columns) != 1:
             raise ValueError(
-                f"The data set has {len(columns)} columns of images among {', '.join(dataset.column_names)}."
+                f"The dataset has {len(columns)} columns of images among {', '.join(dataset.column_names)}."
                 " Name the one to use with image_column."
             )
         return columns[0]
@@ -227,8 +229,8 @@ def find_image_column(dataset: Dataset, image_column: str | None) -> str:
 
 
 def find_label_column(dataset: Dataset, image_column: str, label_column: str | None) -> str:
-    """Name of the column of labels: the given one if the data set has it, else the only one of such a type."""
-    # Names in double underscores are webdataset's own, such as __key__.
+    """Name of the label column: the given one if the dataset has it, else the only one of such a type."""
+    # webdataset's own columns, such as __key__, begin with two underscores.
     columns = {name: feature for name, feature in dataset.features.items() if not name.startswith("__")}
     columns.pop(image_column)
     if label_column is not None:
@@ -240,7 +242,7 @@ def find_label_column(dataset: Dataset, image_column: str, label_column: str | N
     found = declared or possible
     if len(found) != 1:
         raise ValueError(
-            f"The data set has {len(found)} columns that may be labels among {', '.join(columns) or 'none'}. Name the"
+            f"The dataset has {len(found)} columns that may be labels among {', '.join(columns) or 'none'}. Name the"
             " one to use with label_column."
         )
     return found[0]
@@ -251,7 +253,7 @@ def _element(feature: Any) -> Any:
 
 
 def _kind(feature: Any) -> str | None:
-    """Kind of a label or of the elements of a list of labels; None for what is none."""
+    """Kind of a label or of the elements of a list of labels; None if a column cannot hold labels."""
     if isinstance(feature, ImageFeature) or array_dtype(feature) is not None:
         return None
     element = _element(feature)
@@ -269,11 +271,11 @@ def read_labels(dataset: Dataset, column: str) -> tuple[list[Any], list[str] | N
     """Read a column of labels.
 
     Args:
-        dataset: The data set.
+        dataset: The dataset.
         column: Name of the column.
 
     Returns:
-        Labels as `LabeledImages` has them, None where there is none, and the names of the classes, None for floats.
+        Labels as in `LabeledImages`, None where missing, and the names of the classes, None for floats.
 
     Raises:
         ValueError: If the column holds no labels.
@@ -310,14 +312,14 @@ def _read_indicators(values: list[Any], column: str) -> tuple[list[Any], list[st
     lengths = {len(value) for value in values if value is not None}
     if len(lengths) > 1 or {item for value in values if value is not None for item in value} - {0.0, 1.0}:
         raise ValueError(
-            f"Lists of floats as in column {column!r} must be a zero or one for each class, equally many for each"
-            " image. For several classes of an image write their numbers or names as integers or strings."
+            f"Lists of floats as in column {column!r} must be a zero or one for each class, of equal length for each"
+            " image. To list only the classes of an image, give their indices as integers or names as strings."
         )
     return values, [str(index) for index in range(lengths.pop() if lengths else 0)]
 
 
 def indicators(chosen: Sequence[Sequence[int] | None], num_classes: int) -> list[list[float] | None]:
-    """Zeros and ones for `num_classes` classes, of the chosen indices of each image; None where that is None."""
+    """Multi-hot vectors over `num_classes` classes from the class indices of each image; None stays None."""
     return [
         None if indices is None else [float(index in set(indices)) for index in range(num_classes)]
         for indices in chosen

@@ -1,4 +1,4 @@
-"""Crops: where they lie, and cutting them out of pictures and arrays."""
+"""Image transforms: crop boxes, cropping and resizing of images and arrays, and normalization."""
 
 import math
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ Box = tuple[float, float, float, float]
 
 
 def upright_size(image: Image.Image | np.ndarray) -> tuple[int, int]:
-    """(height, width) of an array (C, H, W), or of a picture after its EXIF orientation is applied, not decoded."""
+    """(height, width) of an array (C, H, W), or of an undecoded PIL image after its EXIF orientation is applied."""
     if isinstance(image, np.ndarray):
         return image.shape[1], image.shape[2]
-    # Of TIFF files Pillow tells the size after the turn, though it has not yet turned them.
+    # For TIFF files Pillow reports the size after the rotation, before it has rotated them.
     lies = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     return (image.width, image.height) if lies else (image.height, image.width)
 
@@ -27,13 +27,13 @@ def random_box(
     generator: torch.Generator,
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """A random crop as torchvision's `RandomResizedCrop` draws it.
+    """Draw a random crop like torchvision's `RandomResizedCrop`.
 
     Args:
         size: (height, width) of the image.
-        scale: Smallest and largest share of its area.
-        generator: Source of randomness.
-        aspect: Smallest and largest width / height, drawn evenly on a logarithmic scale.
+        scale: Smallest and largest fraction of its area.
+        generator: Random generator.
+        aspect: Smallest and largest aspect ratio (width / height), drawn uniformly on a logarithmic scale.
 
     Returns:
         (left, top, right, bottom) in pixels.
@@ -54,7 +54,7 @@ def random_box(
 
 
 def center_box(size: tuple[int, int], aspect_of: tuple[float, float]) -> Box:
-    """The largest crop at the center of an image (height, width) that has the proportions of `aspect_of`."""
+    """The largest center crop of an image of `size` (height, width) with the aspect ratio of `aspect_of`."""
     height, width = size
     zoom = min(height / aspect_of[0], width / aspect_of[1])
     crop_height, crop_width = aspect_of[0] * zoom, aspect_of[1] * zoom
@@ -71,15 +71,15 @@ def crop_and_resize(
 ) -> np.ndarray:
     """Decode, turn upright, crop and resize in as few passes as Pillow allows.
 
-    JPEG files are decoded at the smallest of libjpeg's scales that still has as many pixels as are wanted.
+    JPEG files are decoded at the smallest of libjpeg's scales that has at least the wanted number of pixels.
 
     Args:
-        image: Opened picture, not yet decoded, or array of shape (C, H, W), uint8 or float32. What is NaN in it makes
-            every pixel NaN that it is a part of.
-        box: (left, top, right, bottom) in the upright picture.
+        image: Opened PIL image, not yet decoded, or array of shape (C, H, W), uint8 or float32. Every pixel of the
+            result that a NaN contributes to is NaN.
+        box: (left, top, right, bottom) in pixels of the upright image.
         size: (height, width) of the result.
         num_channels: Channels C of the result.
-        resample: Pillow's interpolation.
+        resample: Pillow's resampling filter.
 
     Returns:
         Array of shape (height, width, C), uint8 or float32.
@@ -94,7 +94,7 @@ def crop_and_resize(
     image = convert_channels(upright(image), num_channels)
     zoom_x, zoom_y = image.width / width, image.height / height
     box = (box[0] * zoom_x, box[1] * zoom_y, box[2] * zoom_x, box[3] * zoom_y)
-    # Pillow takes the last of two or four bands for transparency and weights the others with it.
+    # Pillow treats the last of two or four bands as alpha and weights the others by it.
     bands = image.split() if num_channels in (2, 4) else (image,)
     resized = [_resize(band, box, size, resample) for band in bands]
     array = np.stack(resized, axis=-1) if len(resized) > 1 else resized[0]
@@ -102,13 +102,13 @@ def crop_and_resize(
 
 
 def _resize(image: Image.Image, box: Box, size: tuple[int, int], resample: int) -> np.ndarray:
-    # Rounding may have put the box a hair outside.
+    # Rounding may have moved the box slightly outside.
     inside = (max(box[0], 0), max(box[1], 0), min(box[2], image.width), min(box[3], image.height))
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling(resample), box=inside, reducing_gap=3.0))
 
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:
-    """An image (H, W, C) of `crop_and_resize`, flipped or not, as a tensor (C, H, W)."""
+    """Convert an image (H, W, C) from `crop_and_resize`, flipped or not, to a tensor (C, H, W)."""
     # Copied: Pillow's buffer is read-only, and a flipped view has negative strides.
     return torch.from_numpy(np.array(np.moveaxis(array, -1, 0), order="C"))
 
@@ -116,13 +116,13 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
 def normalize(
     pixels: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float], rescale_factor: float = 1 / 255
 ) -> torch.Tensor:
-    """Bring pixels as they are stored to what models take, on the device where they are.
+    """Normalize stored pixels for a model, on the device where they are.
 
     Args:
         pixels: Images of shape (B, C, H, W), uint8 or float32.
-        image_mean: Mean of each channel, of rescaled pixels.
-        image_std: Standard deviation of each channel, of rescaled pixels.
-        rescale_factor: What pixels are multiplied with.
+        image_mean: Mean of each channel of rescaled pixels.
+        image_std: Standard deviation of each channel of rescaled pixels.
+        rescale_factor: Factor that pixels are multiplied by.
 
     Returns:
         float32 tensor (pixels * rescale_factor - image_mean) / image_std.

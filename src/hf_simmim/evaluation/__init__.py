@@ -1,1 +1,1 @@
-"""Metrics, probes, comparisons, reconstructions and features."""
+"""Evaluation: metrics, probes, comparisons, reconstructions and features."""

@@ -1,13 +1,11 @@
-"""Does pre-training help? Accuracies of both arms at several label budgets, what they say, and their picture."""
+"""Comparison of pre-training with training from scratch: accuracies at several label budgets and their verdicts."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 ARMS = ("pre-trained", "from scratch")
-
-
-# A gain in accuracy below this is none worth the trouble.
+# Smaller gains in accuracy do not count.
 SMALLEST_GAIN = 0.01
 
 Scores = Mapping[str, Mapping[int, float]]  # arm to seed to accuracy
@@ -15,16 +13,16 @@ Scores = Mapping[str, Mapping[int, float]]  # arm to seed to accuracy
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the runs at one label budget say.
+    """Result of the comparison at one label budget.
 
     Args:
-        num_labels: Labeled images in all.
+        num_labels: Number of labeled images.
         answer: `"yes"`, `"no"` or `"cannot tell"`.
-        difference: Mean accuracy of the pre-trained arm less that of the other.
-        low: Lower end of its 95 % interval; None with a single seed.
+        difference: Mean accuracy of the pre-trained arm minus that of the other.
+        low: Lower end of its 95 % confidence interval; None with a single seed.
         high: Upper end.
-        num_better: Seeds of which the pre-trained arm is better.
-        num_seeds: Seeds of which there are both arms.
+        num_better: Number of seeds with which the pre-trained arm is better.
+        num_seeds: Number of seeds with both arms.
     """
 
     num_labels: int
@@ -36,11 +34,11 @@ class Verdict:
     num_seeds: int
 
     def __str__(self) -> str:
-        points = f"{100 * self.difference:+.1f} points of accuracy"
+        points = f"{100 * self.difference:+.1f} percentage points of accuracy"
         seeds = f"better in {self.num_better} of {self.num_seeds} seeds"
         if self.low is None or self.high is None:
-            return f"{self.num_labels:,} labels: cannot tell from one seed ({points}). Give more --seeds."
-        text = f"{points} (95 % interval {100 * self.low:+.1f} to {100 * self.high:+.1f}; {seeds})"
+            return f"{self.num_labels:,} labels: cannot tell from one seed ({points}). Use more --seeds."
+        text = f"{points} (95 % CI {100 * self.low:+.1f} to {100 * self.high:+.1f}; {seeds})"
         meaning = {
             "yes": "yes, pre-training helps",
             "no": "no, pre-training harms" if self.high < 0 else "no, pre-training does not help",
@@ -50,17 +48,17 @@ class Verdict:
 
 
 def judge(num_labels: int, scores: Scores, num_images: int | None = None) -> Verdict:
-    """Compare the arms, seed by seed: those of a seed have the same labeled images.
+    """Compare the arms seed by seed; both arms of a seed have the same labeled images.
 
-    The interval is Student's, of the mean of the differences. The answer is yes if all of it is above 0, and no if all
-    of it is below `SMALLEST_GAIN`. It is about other seeds, not about other images than those that decide, nor about
-    other pre-trainings.
+    The interval is Student's t interval of the mean difference. The answer is yes if all of it is above 0, and no if
+    all of it is below `SMALLEST_GAIN`. It accounts for other seeds, but not for other test images or other pre-training
+    runs.
 
     Args:
-        num_labels: Labeled images in all.
-        scores: Of each of `ARMS`, seed to accuracy in [0, 1].
-        num_images: Images that decide. Few of them give coarse accuracies, which agree by chance: the spread of the
-            differences is taken to be at least that of rounding to whole images.
+        num_labels: Number of labeled images.
+        scores: Accuracy in [0, 1] by arm and seed.
+        num_images: Size of the test set. Accuracies on small test sets are coarse and agree by chance, so the spread of
+            the differences is taken to be at least that of rounding to whole images.
 
     Returns:
         The verdict.
@@ -71,7 +69,9 @@ def judge(num_labels: int, scores: Scores, num_images: int | None = None) -> Ver
     first, second = (scores[arm] for arm in ARMS)
     differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
     if not differences:
-        raise ValueError(f"There is no seed with both arms among {sorted(first)} and {sorted(second)}. Run them again.")
+        raise ValueError(
+            f"No seed has both models: {sorted(first)} are {ARMS[0]}, {sorted(second)} {ARMS[1]}. Run them again."
+        )
     mean, count = statistics.fmean(differences), len(differences)
     num_better = sum(difference > 0 for difference in differences)
     if count == 1:
@@ -87,16 +87,16 @@ def judge(num_labels: int, scores: Scores, num_images: int | None = None) -> Ver
 
 
 def conclusion(verdicts: Sequence[Verdict]) -> str:
-    """All label budgets in a sentence."""
+    """Summarize all label budgets in one sentence."""
     answers = {verdict.answer for verdict in verdicts}
     if answers == {"yes"}:
-        return "Yes: pre-training helps on these images, at every number of labels that was tried."
+        return "Yes: pre-training helps on these images at every label budget."
     if answers == {"no"}:
-        return "No: pre-training does not help on these images, at any number of labels that was tried."
+        return "No: pre-training does not help on these images at any label budget."
     if answers == {"cannot tell"}:
-        return "These runs cannot tell whether pre-training helps on these images. More seeds would."
+        return "These runs cannot tell whether pre-training helps on these images. Use more seeds."
     parts = []
-    for answer, meaning in (("yes", "helps"), ("no", "does not"), ("cannot tell", "shows no clear difference")):
+    for answer, meaning in (("yes", "helps"), ("no", "does not help"), ("cannot tell", "shows no clear difference")):
         counts = [f"{verdict.num_labels:,}" for verdict in verdicts if verdict.answer == answer]
         if counts:
             parts.append(f"{meaning} with {' and '.join(counts)} labels")
@@ -104,7 +104,7 @@ def conclusion(verdicts: Sequence[Verdict]) -> str:
 
 
 def table(scores: Mapping[int, Scores]) -> str:
-    """Mean and standard deviation of each arm at each budget, in Markdown, in percent."""
+    """Markdown table of the mean and standard deviation of each arm at each label budget, in percent."""
     lines = ["| labels | pre-trained | from scratch | difference |", "| ---: | ---: | ---: | ---: |"]
     for budget in sorted(scores):
         columns = [[100 * value for value in scores[budget][arm].values()] for arm in ARMS]

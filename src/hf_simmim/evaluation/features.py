@@ -1,4 +1,7 @@
-"""Features of images in a parquet file: written while they are computed, and searched without holding all of them."""
+"""Features of images in a parquet file: extraction, nearest neighbors, and projection to two dimensions.
+
+The file is written and searched one group of rows at a time, so that features need not fit into memory.
+"""
 
 import itertools
 import json
@@ -18,7 +21,7 @@ from ..data.labeled_images import WholeImageDataset
 from ..model.modeling_base import SimMIMPreTrainedModel
 from .probing import extract_features
 
-# Images whose features are written as a group of rows.
+# Images per group of rows.
 GROUP_SIZE = 8192
 
 
@@ -36,27 +39,27 @@ def write_features(
     half: bool = False,
     description: dict[str, Any] | None = None,
 ) -> tuple[list[int], list[tuple[str, str]]]:
-    """Compute features and write them as a parquet file, a group of rows after the other.
+    """Compute features and write them to a parquet file, one group of rows at a time.
 
     The file has the columns `name`, `label` if there are labels, and `features`, a list of D numbers. It gets its name
-    only when it is whole.
+    only when it is complete.
 
     Args:
         model: Any SimMIM model.
         dataset: The images.
         path: File to write.
-        labels: Of each image.
+        labels: Label of each image.
         layer: Hidden state, as in `extract_features`.
         pooling: How an image's features become one vector, as in `extract_features`.
-        batch_size: Images that are encoded at once.
-        num_workers: Processes that load images.
-        device: Where to compute; the model's own if None.
-        dtype: Type of autocast; none if None.
-        half: Whether numbers are written with 16 bits.
-        description: What to note in the file, as JSON under the key `hf_simmim`.
+        batch_size: Number of images that are encoded at once.
+        num_workers: Number of processes that load images.
+        device: Device to compute on; the model's own if None.
+        dtype: Dtype of autocast; None disables it.
+        half: Whether numbers are stored as float16.
+        description: Metadata of the file, stored as JSON under the key `hf_simmim`.
 
     Returns:
-        Indices of the images in the order of the rows, and (name, reason) of those that cannot be read.
+        Indices of the images in the order of the rows, and (name, reason) of the unreadable images.
 
     Raises:
         ValueError: If no image can be read, or the layer or pooling does not fit the encoder.
@@ -100,11 +103,11 @@ def write_features(
 
 
 def read_features(path: Path, rows: Sequence[int] | None = None) -> torch.Tensor:
-    """Features of a file that `write_features` wrote.
+    """Read features from a file of `write_features`.
 
     Args:
         path: The file.
-        rows: Which rows, in rising order; all if None.
+        rows: Row numbers in increasing order; all rows if None.
 
     Returns:
         float32 tensor (N, D).
@@ -121,16 +124,16 @@ def read_features(path: Path, rows: Sequence[int] | None = None) -> torch.Tensor
 
 
 def nearest_rows(path: Path, queries: Sequence[int], k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows whose features are most like those of some rows, by cosine similarity.
+    """Find the nearest neighbors of rows by cosine similarity.
 
     Args:
-        path: A file that `write_features` wrote.
-        queries: Rows to compare with, in rising order.
-        k: How many to find of each; the row itself is none of them.
+        path: A file of `write_features`.
+        queries: Row numbers of the queries, in increasing order.
+        k: Number of neighbors of each query, without the query itself.
 
     Returns:
-        Rows int64 (Q, k), the most similar first, and their similarities float32 (Q, k). With k rows or fewer in the
-        file, k is the number of the others.
+        Row numbers int64 (Q, k), the most similar first, and their similarities float32 (Q, k). If the file has k rows
+        or fewer, k is the number of other rows.
     """
     vectors = F.normalize(read_features(path, queries), dim=1)
     positions = torch.tensor(list(queries))
@@ -167,7 +170,7 @@ def _table(images: Dataset, indices: list[int], labels: Sequence[str] | None, fe
 
 
 def _groups(path: Path) -> Iterator[tuple[int, torch.Tensor]]:
-    """First row and float32 features (N, D) of each group of rows."""
+    """First row number and float32 features (N, D) of each group of rows."""
     start = 0
     with pyarrow.parquet.ParquetFile(path) as file:
         for index in range(file.num_row_groups):
@@ -178,30 +181,30 @@ def _groups(path: Path) -> Iterator[tuple[int, torch.Tensor]]:
 
 
 def project(features: torch.Tensor, method: str = "tsne", seed: int = 0) -> np.ndarray:
-    """Bring features to a plane.
+    """Project features to two dimensions.
 
     Args:
-        features: (N, D).
-        method: "tsne", where near ones stay near, on 50 principal components; or "pca", the first two components.
-        seed: Of the course of t-SNE.
+        features: Features (N, D).
+        method: "tsne", which keeps near features near, on 50 principal components; or "pca", the first two components.
+        seed: Random seed of t-SNE and PCA.
 
     Returns:
-        Positions float64 (N, 2) in 0 to 1.
+        Positions float64 (N, 2) in [0, 1].
 
     Raises:
-        ValueError: If there are fewer than three images.
+        ValueError: If there are fewer than three images, or t-SNE gets equal features.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
     if len(features) < 3:
-        raise ValueError(f"{len(features)} images make no map. Use 3 or more.")
+        raise ValueError(f"A map of {len(features)} images is not possible. Use 3 or more.")
     values = features.double().numpy()
     count = min(50, *values.shape) if method == "tsne" else 2
     points = PCA(count, random_state=seed).fit_transform(values)
-    # scikit-learn divides by the spread, and crashes where there is none.
+    # scikit-learn divides by the standard deviation, and crashes if it is 0.
     if method == "tsne" and points[:, 0].std() <= 1e-5 * max(1.0, float(np.abs(values).max())):
-        raise ValueError("The features of all images are alike, so that there is no map to draw. Use --map none.")
+        raise ValueError("The features of all images are equal, so there is no map to draw. Use --map none.")
     if method == "tsne":
         perplexity = min(30.0, (len(points) - 1) / 3)
         points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(points)

@@ -1,6 +1,6 @@
-"""Metrics with the interface of `evaluate` that need no download: for classification, segmentation, and regression.
+"""Metrics of classification, segmentation and regression with the interface of `evaluate`, without downloads.
 
-scikit-learn computes the figures. Two metrics are counted here instead, for reasons measured with scikit-learn 1.9:
+scikit-learn computes most of them. Two are implemented here, for reasons measured with scikit-learn 1.9:
 
 - Top-k: `top_k_accuracy_score` prefers the last of equal scores, rejects the two columns of two classes, and takes 20
   times as long.
@@ -18,17 +18,17 @@ from transformers import EvalPrediction
 from .running_metric import RunningMetric, as_array, check_classes, check_labels, check_logits, refuse_nan
 
 TOP_K = 5
-# More classes than these get no accuracy of their own among a Trainer's metrics.
+# Largest number of classes whose recalls Trainer logs.
 MAX_LOGGED_CLASSES = 20
 
 
 class TopKAccuracy(RunningMetric):
-    """Share of examples whose class is the first, and is among the first k, from logits (N, K) and classes (N,).
+    """Top-1 and top-k accuracy, from logits (N, K) and classes (N,).
 
     Gives `accuracy` and `top{k}_accuracy`; among equal logits the first class comes first, as in argmax.
 
     Args:
-        k: Number of guesses; of fewer classes than that, all are guesses.
+        k: Number of guesses; with fewer classes, all are guesses.
     """
 
     def __init__(self, k: int = TOP_K):
@@ -37,38 +37,38 @@ class TopKAccuracy(RunningMetric):
         self.k = k
         super().__init__()
 
-    def _needed(self, predictions: Any, references: Any) -> tuple[np.ndarray, ...]:
+    def _prepare_batch(self, predictions: Any, references: Any) -> tuple[np.ndarray, ...]:
         logits = check_logits(predictions)
         labels = check_labels(references, logits.shape[1], len(logits))
         own = np.take_along_axis(logits, labels[:, None], axis=1)
         is_earlier = np.arange(logits.shape[1]) < labels[:, None]
-        # How many classes come before the true one.
+        # Number of classes ranked before the true one.
         return (((logits > own) | ((logits == own) & is_earlier)).sum(axis=1),)
 
-    def _figures(self, ranks: np.ndarray) -> dict[str, float]:
+    def _compute_values(self, ranks: np.ndarray) -> dict[str, float]:
         return {"accuracy": float(np.mean(ranks == 0)), f"top{self.k}_accuracy": float(np.mean(ranks < self.k))}
 
 
 class _ClassMetric(RunningMetric):
-    """A metric of known classes, from logits (N, K) or classes (N,), and true classes (N,)."""
+    """A metric of named classes, from logits (N, K) or classes (N,), and true classes (N,)."""
 
     def __init__(self, class_names: Sequence[str]):
         self.class_names = [str(name) for name in class_names]
         twice = [name for name, count in Counter(self.class_names).items() if count > 1]
         if not self.class_names or twice:
             raise ValueError(
-                f"There are {len(self.class_names)} class names, of which {twice[:5]} twice. Give each class its own."
+                f"There are {len(self.class_names)} class names, {twice[:5]} repeated. Give each class its own."
             )
         super().__init__()
 
-    def _needed(self, predictions: Any, references: Any) -> tuple[np.ndarray, ...]:
+    def _prepare_batch(self, predictions: Any, references: Any) -> tuple[np.ndarray, ...]:
         num_classes = len(self.class_names)
         predicted = as_array(predictions)
         if predicted.ndim == 2:
             predicted = check_logits(predicted)
             if predicted.shape[1] != num_classes:
                 raise ValueError(
-                    f"Logits have {predicted.shape[1]} columns for {num_classes} classes. Give one for each."
+                    f"Logits have {predicted.shape[1]} columns for {num_classes} classes. Give one per class."
                 )
             predicted = predicted.argmax(axis=1)
         elif predicted.ndim != 1:
@@ -82,15 +82,15 @@ class _ClassMetric(RunningMetric):
 class PerClassAccuracy(_ClassMetric):
     """Recall, precision and support of each class, from logits (N, K) or classes (N,), and true classes (N,).
 
-    Gives `accuracy`, `balanced_accuracy` (the mean recall of the classes that there are), and `recall`, `precision` and
-    `support` by name of the class. What cannot be known is NaN: the recall of a class without examples, and the
-    precision of one that is never predicted.
+    Gives `accuracy`, `balanced_accuracy` (the mean recall of the classes with examples), and `recall`, `precision` and
+    `support` by class name. Undefined values are NaN: the recall of a class without examples, and the precision of one
+    that is never predicted.
 
     Args:
         class_names: Name of each class.
     """
 
-    def _figures(self, predicted: np.ndarray, true: np.ndarray) -> dict[str, Any]:
+    def _compute_values(self, predicted: np.ndarray, true: np.ndarray) -> dict[str, Any]:
         from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
         precision, recall, _, support = precision_recall_fscore_support(
@@ -98,17 +98,17 @@ class PerClassAccuracy(_ClassMetric):
         )
         return {
             "accuracy": accuracy_score(true, predicted),
-            # `balanced_accuracy_score` makes a table of K x K, 7 GB for the 21,841 classes of ImageNet-22k.
+            # `balanced_accuracy_score` builds a K x K matrix, 7 GB for the 21,841 classes of ImageNet-22k.
             "balanced_accuracy": float(np.nanmean(recall)),
             "recall": self._by_name(recall),
             "precision": self._by_name(precision),
-            # Floats where no prediction is correct.
+            # scikit-learn returns floats if no prediction is correct.
             "support": self._by_name(support.astype(np.int64)),
         }
 
 
 class ConfusionMatrix(_ClassMetric):
-    """Counts which class is predicted for which, from logits (N, K) or classes (N,), and true classes (N,).
+    """Confusion matrix, from logits (N, K) or classes (N,), and true classes (N,).
 
     Gives `confusion_matrix`, an int64 array (K, K) whose rows are the true classes; `plot_confusion` draws it.
 
@@ -116,7 +116,7 @@ class ConfusionMatrix(_ClassMetric):
         class_names: Name of each class.
     """
 
-    def _figures(self, predicted: np.ndarray, true: np.ndarray) -> dict[str, Any]:
+    def _compute_values(self, predicted: np.ndarray, true: np.ndarray) -> dict[str, Any]:
         from sklearn.metrics import confusion_matrix
 
         return {"confusion_matrix": confusion_matrix(true, predicted, labels=range(len(self.class_names)))}
@@ -125,19 +125,19 @@ class ConfusionMatrix(_ClassMetric):
 class MeanIoU(_ClassMetric):
     """Intersection over union of label maps, from integer maps (B, H, W), or a list of maps (H, W) of any sizes.
 
-    Gives `mean_iou` over the classes that are true or predicted somewhere, `pixel_accuracy`, and `iou` by name of the
-    class, NaN for one that is nowhere. Pixels are counted map by map over the whole set, not averaged over images.
+    Gives `mean_iou` over the classes that are true or predicted somewhere, `pixel_accuracy`, and `iou` by class name,
+    NaN for a class that does not occur. Pixels are counted over the whole dataset, not averaged over images.
 
     Args:
         class_names: Name of each class.
-        ignore_index: Pixels of this number in the references do not count, whatever is predicted there.
+        ignore_index: Pixels with this value in the references are ignored, whatever is predicted there.
     """
 
     def __init__(self, class_names: Sequence[str], ignore_index: int | None = 255):
         self.ignore_index = ignore_index
         super().__init__(class_names)
 
-    def _needed(self, predictions: Any, references: Any) -> tuple[np.ndarray, ...]:
+    def _prepare_batch(self, predictions: Any, references: Any) -> tuple[np.ndarray, ...]:
         if predictions is None or references is None or len(predictions) != len(references):
             raise ValueError("MeanIoU needs as many predictions as references. Give one label map for each image.")
         num_classes = len(self.class_names)
@@ -155,10 +155,10 @@ class MeanIoU(_ClassMetric):
             predicted, true = (check_classes(part, num_classes).ravel() for part in (predicted, true))
             columns = (true[predicted == true], true, predicted)
             counts += np.stack([np.bincount(column, minlength=num_classes) for column in columns])
-        # Nothing where all pixels are ignored.
+        # Empty if all pixels are ignored.
         return (counts[None][: int(counts.any())],)
 
-    def _figures(self, counts: np.ndarray) -> dict[str, Any]:
+    def _compute_values(self, counts: np.ndarray) -> dict[str, Any]:
         correct, true, predicted = counts.sum(axis=0)
         union = true + predicted - correct
         iou = np.divide(correct, union, out=np.full(len(union), np.nan), where=union > 0)
@@ -170,55 +170,55 @@ class MeanIoU(_ClassMetric):
 
 
 class Regression(RunningMetric):
-    """Errors of predicted numbers (N,), (N, 1) or (N, D): `mae`, `rmse` and `r2`, means over the D numbers."""
+    """Errors of predicted numbers (N,), (N, 1) or (N, D): `mae`, `rmse` and `r2`, averaged over the D numbers."""
 
-    def _needed(self, predictions: Any, references: Any) -> tuple[np.ndarray, ...]:
+    def _prepare_batch(self, predictions: Any, references: Any) -> tuple[np.ndarray, ...]:
         predictions, references = (as_array(part).astype(np.float64) for part in (predictions, references))
         if references.ndim < predictions.ndim and predictions.shape[-1] == 1:
             predictions = predictions[..., 0]
         if predictions.shape != references.shape:
             raise ValueError(
-                f"predictions have shape {predictions.shape} and references {references.shape}. Give one for each."
+                f"predictions have shape {predictions.shape} and references {references.shape}. Give equal shapes."
             )
         return refuse_nan(predictions), refuse_nan(references)
 
-    def _figures(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    def _compute_values(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
         from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
         return {
             "mae": float(mean_absolute_error(references, predictions)),
             "rmse": float(root_mean_squared_error(references, predictions)),
-            # One example has none.
+            # r2 is undefined for one example.
             "r2": float(r2_score(references, predictions)) if len(references) > 1 else float("nan"),
         }
 
 
 class MultiLabel(Regression):
-    """Several labels at once: mean average precision and F1, from scores (N, K) and labels (N, K) of 0 and 1.
+    """Mean average precision and F1 of several labels at once, from scores (N, K) and labels (N, K) of 0 and 1.
 
-    Gives `mean_average_precision` over the classes that there are, `micro_f1`, and `macro_f1` over the classes that are
+    Gives `mean_average_precision` over the classes with examples, `micro_f1`, and `macro_f1` over the classes that are
     true or predicted somewhere.
 
     Args:
-        threshold: A label is predicted where its score is greater: 0 for logits, 0.5 for probabilities.
+        threshold: Scores above it predict a label: 0 for logits, 0.5 for probabilities.
     """
 
     def __init__(self, threshold: float = 0.0):
         self.threshold = threshold
         super().__init__()
 
-    def _needed(self, predictions: Any, references: Any) -> tuple[np.ndarray, ...]:
+    def _prepare_batch(self, predictions: Any, references: Any) -> tuple[np.ndarray, ...]:
         references = as_array(references)
         if references.ndim != 2 or not np.isin(references, (0, 1)).all():
-            raise ValueError(f"References of several labels are a table (N, K) of 0 and 1, not {references.shape}.")
-        return super()._needed(predictions, references)
+            raise ValueError(f"References of several labels are an array (N, K) of 0 and 1, not {references.shape}.")
+        return super()._prepare_batch(predictions, references)
 
-    def _figures(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def _compute_values(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         from sklearn.metrics import average_precision_score, f1_score
 
         is_there = labels.any(axis=0)
         precision = average_precision_score(labels[:, is_there], scores[:, is_there]) if is_there.any() else np.nan
-        # A single column would be taken for two classes: of these the second, 1, is the label.
+        # scikit-learn treats a single column as two classes, of which the second, 1, is the label.
         counted = [1] if labels.shape[1] == 1 else None
         figures = {"mean_average_precision": float(precision)}
         for average in ("micro", "macro"):
@@ -230,7 +230,7 @@ class MultiLabel(Regression):
 def classification_metrics(
     class_names: Sequence[str], problem_type: str = "single_label_classification"
 ) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Make Trainer's `compute_metrics` for a model that classifies.
+    """Create Trainer's `compute_metrics` for a classifier.
 
     Args:
         class_names: Name of each class.
@@ -238,9 +238,9 @@ def classification_metrics(
             "regression".
 
     Returns:
-        Takes logits (N, K), maybe in a tuple with other outputs, and labels, and returns flat figures. Those of single
-        labels are `accuracy`, `top5_accuracy` from six classes on, `balanced_accuracy`, and up to 20 classes
-        `accuracy_<name>` of each class that there is.
+        A function of logits (N, K), possibly in a tuple with other outputs, and labels, that returns metrics by name.
+        For single labels these are `accuracy`, `top5_accuracy` with six or more classes, `balanced_accuracy`, and with
+        up to 20 classes `accuracy_<name>`, the recall of each class with examples.
 
     Raises:
         ValueError: If the problem type is unknown.

@@ -1,4 +1,4 @@
-"""What the features of a frozen encoder are worth: a linear classifier and nearest neighbors on top of them."""
+"""Evaluation of frozen features: linear probe and nearest neighbors."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,25 +15,25 @@ from ..model.modeling_base import SimMIMModelOutput, SimMIMPreTrainedModel
 from .metrics import PerClassAccuracy, TopKAccuracy
 
 POOLINGS = ("mean", "max", "cls", "mean_std", "grid2")
-# Of half the squared weights, beside the mean cross entropy of standardized features; the strongest first.
+# L2 penalties: factors of half the squared weights, added to the mean cross entropy; the strongest first.
 PENALTIES = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
 VALIDATION_SHARE = 0.2
-# Share of the validated images by which a penalty is worse than the best when no weaker one is tried.
+# Drop of validation accuracy from the best after which no weaker penalty is tried.
 DROP = 0.01
-# Similarities that are held at once.
+# Similarities that are held in memory at once.
 MAX_SIMILARITIES = 2**25
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """How well a probe classifies the test images.
+    """Accuracy of a probe on the test images.
 
     Args:
-        accuracy: Share that is right.
-        balanced_accuracy: Mean of the classes' own accuracies.
-        top5_accuracy: Share whose class is among the five best; None of fewer than six classes.
+        accuracy: Fraction of correct predictions.
+        balanced_accuracy: Mean recall of the classes.
+        top5_accuracy: Fraction of images whose class has one of the five best scores; None with fewer than six classes.
         predictions: Predicted classes, int64 tensor (N,) on the CPU.
-        penalty: The linear probe's, as it was chosen; None of nearest neighbors.
+        penalty: Chosen penalty of the linear probe; None for nearest neighbors.
     """
 
     accuracy: float
@@ -52,18 +52,18 @@ def extract_features(
     dtype: torch.dtype | None = None,
     progress: bool = True,
 ) -> torch.Tensor:
-    """One vector for each image from a frozen encoder. See `extract_layers`, which takes several layers at once.
+    """Extract one feature vector per image from a frozen encoder. `extract_layers` takes several layers at once.
 
     Args:
         model: Any SimMIM model.
         batches: Normalized images (B, C, H, W), or dicts with them as `pixel_values`.
         layer: Hidden state to take, counted as in `output_hidden_states`: 0 is the patch embedding, and -1 the last.
             The paper probes layer 8 of ViT-B. None for the encoder's output.
-        pooling: "mean" or "max" over the steps of the map; "cls", the class token; "mean_std", both, one after the
-            other; "grid2", the means of the four quarters of the image.
-        device: Where to compute; the model's own if None.
-        dtype: Type of autocast, such as torch.bfloat16; that of the model if None.
-        progress: Whether to show a bar.
+        pooling: "mean" or "max" over the positions of the feature map; "cls", the class token; "mean_std", mean and
+            standard deviation, concatenated; "grid2", the means of the four quarters of the image.
+        device: Device to compute on; the model's own if None.
+        dtype: Dtype of autocast, such as torch.bfloat16; None disables it.
+        progress: Whether to show a progress bar.
 
     Returns:
         float32 tensor (N, D) on the CPU.
@@ -83,9 +83,9 @@ def extract_layers(
     dtype: torch.dtype | None = None,
     progress: bool = True,
 ) -> list[torch.Tensor]:
-    """Vectors from several layers in one pass over the images.
+    """Extract feature vectors from several layers in one pass over the images.
 
-    The whole model is run in evaluation mode, so that sharded ones work, and is left in the mode that it was in.
+    The whole model is run in evaluation mode, so that sharded models work, and its modes are restored afterwards.
 
     Args:
         model: Any SimMIM model.
@@ -104,7 +104,7 @@ def extract_layers(
     """
     states = check_layers(model.config, layers, pooling)
     device = torch.device(device) if device is not None else model.device
-    # Heads other than that of pre-training do not know it.
+    # Only the pre-training model takes it.
     options = {"return_reconstruction": False} if hasattr(model, "target") else {}
     features: list[list[torch.Tensor]] = [[] for _ in layers]
     if model.device != device:
@@ -118,7 +118,7 @@ def extract_layers(
             for collected, layer, state in zip(features, layers, states, strict=True):
                 collected.append(_pooled(output, layer, state, pooling).float().cpu())
     if not features[0]:
-        raise ValueError("There are no images to take features of. Give at least one batch.")
+        raise ValueError("There are no images to extract features from. Give at least one batch.")
     return [torch.cat(collected) for collected in features]
 
 
@@ -131,7 +131,7 @@ def check_layers(config: Any, layers: Sequence[int | None], pooling: str) -> lis
         pooling: As in `extract_features`.
 
     Returns:
-        Where the steps of each lie; None for the encoder's output.
+        Layout of each hidden state; None for the encoder's output.
 
     Raises:
         ValueError: If a layer or the pooling does not fit the encoder.
@@ -158,7 +158,7 @@ def check_layers(config: Any, layers: Sequence[int | None], pooling: str) -> lis
         state = states[number]
         if state is None:
             usable = [str(index) for index, other in enumerate(states) if other is not None]
-            raise ValueError(f"layer={number} is no map of the image. Use one of: {', '.join(usable) or 'none'}.")
+            raise ValueError(f"layer={number} is not a feature map. Use one of: {', '.join(usable) or 'none'}.")
         if pooling == "cls" and not state.num_prefix_tokens:
             raise ValueError(
                 f"pooling='cls': the encoder {config.encoder_config.model_type!r} has no class token. Use mean."
@@ -169,7 +169,7 @@ def check_layers(config: Any, layers: Sequence[int | None], pooling: str) -> lis
 
 @contextlib.contextmanager
 def _frozen(model: SimMIMPreTrainedModel) -> Iterator[list[SimMIMModelOutput]]:
-    """Evaluation mode, and a list to which every forward adds what the encoder returns."""
+    """Set evaluation mode, and yield a list to which every forward pass adds the encoder's output."""
     outputs: list[SimMIMModelOutput] = []
     modes = [(module, module.training) for module in model.modules()]
     handle = model.base_model.register_forward_hook(lambda module, inputs, output: outputs.append(output))
@@ -178,7 +178,7 @@ def _frozen(model: SimMIMPreTrainedModel) -> Iterator[list[SimMIMModelOutput]]:
         yield outputs
     finally:
         handle.remove()
-        # One by one: what is frozen within a model that trains stays so.
+        # One by one, because frozen modules of a model in training mode are in evaluation mode.
         for module, mode in modes:
             module.training = mode
 
@@ -217,7 +217,7 @@ def linear_probe(
     max_iter: int = 200,
     device: torch.device | str | None = None,
 ) -> ProbeResult:
-    """Logistic regression on standardized features, whose penalty is chosen on a fifth of the training features.
+    """Logistic regression on standardized features, whose L2 penalty is chosen on a fifth of the training features.
 
     The mean cross entropy, plus penalty / 2 times the squared weights, is minimized by L-BFGS: scikit-learn's
     `LogisticRegression(C=1 / (penalty * N))`.
@@ -227,46 +227,46 @@ def linear_probe(
         train_labels: Their classes (N,).
         test: Test features (M, D).
         test_labels: Their classes (M,).
-        num_classes: Number K of classes.
-        penalties: To choose from. Where each class has only one image the middle one is taken.
-        seed: Of the choice of that fifth, which has as much of every class.
+        num_classes: Number of classes K.
+        penalties: Penalties to choose from. If each class has only one image, the middle one is taken.
+        seed: Seed of the stratified split of the training features.
         max_iter: Iterations of L-BFGS for each penalty.
-        device: Where to compute; that of the features if None.
+        device: Device to compute on; that of the features if None.
 
     Returns:
-        How well it classifies the test images.
+        Accuracy on the test images.
 
     Raises:
-        ValueError: If features and labels do not fit, or there is nothing to choose from.
+        ValueError: If features and labels do not match, or there are no valid penalties.
     """
     if not penalties or min(penalties) < 0:
-        raise ValueError(f"penalties={tuple(penalties)} must be one or more numbers of at least 0.")
+        raise ValueError(f"penalties={tuple(penalties)} must be one or more non-negative numbers.")
     train, labels = _checked(train, train_labels, num_classes, device)
     test, _ = _checked(test, test_labels, num_classes, device)
     penalties = sorted(penalties, reverse=True)
     best = penalties[len(penalties) // 2]
-    layer = _zeros(train, num_classes)
-    fitted, validated = _stratified(labels.cpu(), seed)
+    layer = _zero_layer(train, num_classes)
+    fitted, validated = _stratified_split(labels.cpu(), seed)
     if len(penalties) > 1 and len(validated):
         fitted, validated = fitted.to(train.device), validated.to(train.device)
-        mean, std = _spread(train[fitted])
+        mean, std = _mean_and_std(train[fitted])
         inputs, others = (train[fitted] - mean) / std, (train[validated] - mean) / std
         highest = -1
-        # Each begins where the one before has ended. Of equal ones the stronger penalty wins.
+        # Each fit starts from the previous one. Among equal accuracies the stronger penalty wins.
         for penalty in penalties:
             _fit(layer, inputs, labels[fitted], penalty, max_iter, tolerance=1e-5)
             right = int((layer(others).argmax(1) == labels[validated]).sum())
             if right > highest:
                 best, highest = penalty, right
             elif highest - right > max(1, DROP * len(validated)):
-                break  # Weaker ones are the slowest, and worse still.
-    mean, std = _spread(train)
+                break  # weaker penalties take longest and are worse still
+    mean, std = _mean_and_std(train)
     _fit(layer, (train - mean) / std, labels, best, max_iter, tolerance=1e-6)
     with torch.no_grad():
         return _result(layer((test - mean) / std), test_labels, best)
 
 
-def _zeros(train: torch.Tensor, num_classes: int) -> nn.Linear:
+def _zero_layer(train: torch.Tensor, num_classes: int) -> nn.Linear:
     layer = nn.utils.skip_init(nn.Linear, train.shape[1], num_classes, device=train.device)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -294,14 +294,14 @@ def _fit(
         optimizer.step(closure)
 
 
-def _spread(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of each feature; 1 where it is the same in all images."""
+def _mean_and_std(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of each feature; 1 as standard deviation of constant features."""
     std, mean = torch.std_mean(features, dim=0, correction=0)
     return mean, std.masked_fill(std <= 1e-6 * mean.abs(), 1.0)
 
 
-def _stratified(labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices to fit and to validate on: of each class of two or more at least one each."""
+def _stratified_split(labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of training and validation images, at least one each of every class with two or more."""
     generator = torch.Generator().manual_seed(seed)
     is_validated = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():
@@ -329,16 +329,16 @@ def knn(
         train_labels: Their classes (N,).
         test: Test features (M, D).
         test_labels: Their classes (M,).
-        num_classes: Number K of classes.
-        k: Number of neighbors; all of fewer images.
-        temperature: The smaller, the more the nearest ones count.
-        device: Where to compute; that of the features if None.
+        num_classes: Number of classes K.
+        k: Number of neighbors; all training images if there are fewer.
+        temperature: Temperature of the votes: at lower ones the nearest neighbors weigh more.
+        device: Device to compute on; that of the features if None.
 
     Returns:
-        How well they classify the test images.
+        Accuracy on the test images.
 
     Raises:
-        ValueError: If features and labels do not fit, or k or the temperature is not positive.
+        ValueError: If features and labels do not match, or k or the temperature is not positive.
 
     Source: `knn_classifier` in eval_knn.py of facebookresearch/dino; Wu et al., arXiv 1805.01978.
     """
@@ -350,7 +350,7 @@ def knn(
     scores = []
     for chunk in F.normalize(test, dim=1).split(max(1, MAX_SIMILARITIES // len(train))):
         similarity, nearest = (chunk @ references).topk(min(k, len(train)), dim=1)
-        # Against the nearest, so that nothing overflows at small temperatures; the order is the same.
+        # Relative to the nearest, so that small temperatures do not overflow; the order is the same.
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
         votes = torch.zeros(len(chunk), num_classes, device=chunk.device)
         scores.append(votes.scatter_add_(1, labels[nearest], weights))
@@ -366,7 +366,7 @@ def _checked(
             f"Features have shape {tuple(features.shape)} and labels {tuple(labels.shape)}. Give (N, D) and (N,)."
         )
     if not features.isfinite().all():
-        raise ValueError("Some features are not finite: the model has diverged. Take an earlier checkpoint.")
+        raise ValueError("Some features are not finite: the model has diverged. Use an earlier checkpoint.")
     if labels.is_floating_point() or int(labels.min()) < 0 or int(labels.max()) >= num_classes:
         raise ValueError(f"Labels must be integers from 0 to {num_classes - 1}, one class for each image.")
     device = features.device if device is None else torch.device(device)

@@ -1,4 +1,4 @@
-"""Hide patches of images, let a checkpoint predict them, and see how far off it is."""
+"""Reconstruction of masked images by a checkpoint, and its error."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,13 +20,13 @@ RECONSTRUCTION_COLUMNS = ("original", "masked", "prediction", "composite", "erro
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Images of which patches were hidden, and what a model predicted there.
+    """Masked images and their prediction by a model.
 
     Args:
         pixel_values: Normalized images of shape (B, C, H, W).
-        bool_masked_pos: Bool tensor of shape (B, h, w) on the patches that cover the image, True = hidden.
-        pixel_mask: Bool tensor of shape (B, H, W), False where a pixel is none; None if all are real.
-        prediction: The model's whole output, of shape (B, C, H, W), normalized alike.
+        bool_masked_pos: Bool tensor of shape (B, h, w) on the patch grid of the image, True = masked.
+        pixel_mask: Bool tensor of shape (B, H, W), True = valid, False = missing; None if all pixels are valid.
+        prediction: The model's whole output, of shape (B, C, H, W), normalized like `pixel_values`.
         image_mean: Mean of each channel of rescaled pixels.
         image_std: Standard deviation of each channel.
         patch_size: Side of a patch in pixels.
@@ -48,7 +48,7 @@ class Reconstruction:
 
     @classmethod
     def join(cls, parts: Sequence["Reconstruction"]) -> "Reconstruction":
-        """Several batches of one model as one.
+        """Join several batches of one model.
 
         Args:
             parts: At least one.
@@ -68,7 +68,7 @@ class Reconstruction:
         )
 
     def take(self, indices: Sequence[int]) -> "Reconstruction":
-        """Some of the images, in the order of their indices."""
+        """Select images, in the order of the indices."""
         order = torch.tensor(indices, dtype=torch.long)
         return replace(
             self,
@@ -87,16 +87,16 @@ class Reconstruction:
 
     @property
     def hidden(self) -> torch.Tensor:
-        """Which pixels are hidden: bool tensor of shape (B, H, W)."""
+        """Masked pixels: bool tensor of shape (B, H, W)."""
         return to_pixels(self.bool_masked_pos, self.patch_size, self.image_size)
 
     def pictures(self, column: str) -> np.ndarray:
-        """Pictures for the eye; pixels that are none are white.
+        """Images for display; missing pixels are white.
 
         Args:
-            column: One of RECONSTRUCTION_COLUMNS. The prediction is all that the model puts out, also where the loss
-                says nothing of it; the composite shows it where the image was masked, and the image elsewhere. The
-                error is that of masked pixels, in colors, with the rest of the image pale.
+            column: One of RECONSTRUCTION_COLUMNS. The prediction is the model's whole output, including pixels without
+                a loss; the composite shows it at masked pixels, and the image elsewhere. The error is that of masked
+                pixels, in colors; the rest of the image is pale.
 
         Returns:
             uint8 array of shape (B, H, W, 3).
@@ -122,12 +122,12 @@ class Reconstruction:
 
     @property
     def error(self) -> torch.Tensor:
-        """Absolute error of every pixel, hidden or not, from 0 to 255: float32 tensor of shape (B, C, H, W)."""
+        """Absolute error of every pixel, masked or not, from 0 to 255: float32 tensor of shape (B, C, H, W)."""
         scale = torch.tensor(self.image_std, device=self.pixel_values.device).view(1, -1, 1, 1) * 255
         return (self.prediction.float() - self.pixel_values.float()).abs() * scale
 
     def error_per_image(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean absolute error of hidden pixels from 0 to 255, and the number of them that are real, (B,) each."""
+        """Mean absolute error of masked, valid pixels from 0 to 255, and their number, (B,) each."""
         weights = pixel_weights(
             self.bool_masked_pos, self.patch_size, self.pixel_values.shape, pixel_mask=self.pixel_mask
         )
@@ -135,13 +135,13 @@ class Reconstruction:
 
     @property
     def masked_l1(self) -> torch.Tensor:
-        """Mean absolute error of hidden pixels from 0 to 255, (B,), as in training; NaN if there are none."""
+        """Mean absolute error of masked pixels from 0 to 255, (B,), as in training; NaN if there are none."""
         error, num_pixels = self.error_per_image()
         return error.masked_fill(num_pixels == 0, torch.nan)
 
     @property
     def average_distance(self) -> torch.Tensor:
-        """AvgDist in pixels, (B,), as in `masking.average_distance`; NaN for images that are hidden as a whole."""
+        """AvgDist in pixels, (B,), as in `masking.average_distance`; NaN for images that are masked completely."""
         mask = self.bool_masked_pos.clone()
         is_whole = mask.flatten(1).all(1)
         mask[is_whole] = False
@@ -149,13 +149,13 @@ class Reconstruction:
 
 
 class Reconstructor:
-    """A checkpoint and its image processor, ready to hide patches of images and to predict them.
+    """A checkpoint and its image processor, ready to mask images and reconstruct them.
 
     Args:
         checkpoint: Folder or name on the Hub of a SimMIM checkpoint.
-        device: Where to compute; a GPU if there is one.
+        device: Device to compute on; a GPU if there is one.
         revision: Branch, tag or commit on the Hub.
-        image_size: (height, width) in pixels to bring images to; the checkpoint's if None.
+        image_size: (height, width) in pixels that images are resized to; the checkpoint's if None.
 
     Raises:
         ValueError: If there is no such checkpoint, or it lacks a prediction head, a target that can be decoded to
@@ -178,13 +178,13 @@ class Reconstructor:
             )
         except OSError as error:
             raise ValueError(
-                f"checkpoint={str(checkpoint)!r} is neither a folder with a model nor one on the Hub. {error}"
+                f"checkpoint={str(checkpoint)!r} is neither the folder of a model nor a model on the Hub. {error}"
             ) from error
         lacking = [name for name in info["missing_keys"] if name.startswith(("head.", "fusion."))]
         if lacking:
             raise ValueError(
-                f"{checkpoint} has no prediction head ({sorted(lacking)[0]} is missing), as that of a classifier or of"
-                " an encoder alone. Name the checkpoint of a pre-training."
+                f"{checkpoint} has no prediction head ({sorted(lacking)[0]} is missing), like checkpoints of"
+                " classifiers and encoders. Name a pre-training checkpoint."
             )
         if not model.target.is_decodable:
             raise ValueError(
@@ -199,23 +199,23 @@ class Reconstructor:
             )
         except OSError as error:
             raise ValueError(
-                f"{checkpoint} has no image processor, which tells how its images are normalized. Save a"
-                " SimMIMImageProcessor to the same place."
+                f"{checkpoint} has no image processor, which defines how its images are normalized. Save a"
+                " SimMIMImageProcessor next to the model."
             ) from error
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels that images are brought to."""
+        """(height, width) in pixels that images are resized to."""
         return self.model.config.image_size
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """Rows and columns of the patches that masks are made of."""
+        """(height, width) of the patch grid that masks are defined on."""
         return self.model.config.grid_size
 
     @property
     def patch_size(self) -> int:
-        """Side of such a patch in pixels."""
+        """Side of a patch in pixels."""
         return self.model.config.patch_size
 
     @torch.no_grad()
@@ -229,24 +229,25 @@ class Reconstructor:
         seed: int = 0,
         bool_masked_pos: torch.Tensor | np.ndarray | None = None,
     ) -> Reconstruction:
-        """Hide patches of images and predict them.
+        """Mask patches of images and reconstruct them.
 
         Args:
-            images: A picture, path or array, or a list of them, as the image processor takes them. They are resized to
-                `image_size` whatever their shape.
+            images: An image, path or array, or a list of them, as the image processor takes them. They are resized to
+                `image_size` regardless of their aspect ratio.
             mask_strategy: Name of the masking strategy; the processor's if None.
-            mask_ratio: Share of the image to hide, in (0, 1), or the ends of a range; the processor's if None.
-            mask_patch_size: Side in pixels of what is hidden or shown as a whole; the processor's if None.
-            seed: Seed of the mask of the first image; the next ones count on from it, so that it makes no difference
-                in which batches images are passed.
-            bool_masked_pos: What to hide instead, of shape (B, h, w) or (h, w), True = masked. Patches without a real
-                pixel are not hidden.
+            mask_ratio: Fraction of the image to mask, in (0, 1), or the two ends of a range; the processor's if None.
+            mask_patch_size: Side in pixels of the squares that are masked or visible as a whole; the processor's if
+                None.
+            seed: Seed of the first image's mask; the next images use the next integers, so that batching makes no
+                difference.
+            bool_masked_pos: Mask to use instead, of shape (B, h, w) or (h, w), True = masked. Patches without a valid
+                pixel are not masked.
 
         Returns:
-            The images, the masks and what the model predicts, on the CPU.
+            The images, the masks and the predictions, on the CPU.
 
         Raises:
-            ValueError: If there are no images, or the settings of the mask do not fit them.
+            ValueError: If there are no images, or the mask settings do not fit them.
         """
         images = list(images) if isinstance(images, (list, tuple)) else [images]
         if not images:
@@ -254,7 +255,7 @@ class Reconstructor:
         settings: dict[str, Any] = {"mask_strategy": mask_strategy, "mask_ratio": mask_ratio}
         settings["mask_patch_size"] = mask_patch_size if bool_masked_pos is None else self.patch_size
         settings = {key: value for key, value in settings.items() if value is not None}
-        # One by one: only some may have pixels that are none.
+        # One by one, because only some may have missing pixels.
         inputs = [
             self.processor(
                 image,
@@ -290,15 +291,15 @@ class Reconstructor:
 
 
 def mask_from_painting(painting: np.ndarray | torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
-    """Which patches a painting touches.
+    """Mask of the patches that a painting touches.
 
     Args:
-        painting: Array of shape (H', W') or (H', W', C) over the whole image, of any size. Painted is what is above 0:
-            the last of two or four channels, which is the opacity, or else any channel.
+        painting: Array of shape (H', W') or (H', W', C) over the whole image, of any size. Values above 0 are painted:
+            in the last of two or four channels, which is the opacity, or else in any channel.
         grid_size: (h, w) of the patch grid.
 
     Returns:
-        Bool tensor of shape (h, w), True where a patch holds a painted pixel.
+        Bool tensor of shape (h, w), True where a patch has a painted pixel.
 
     Raises:
         ValueError: If the painting has another shape.
@@ -308,7 +309,6 @@ def mask_from_painting(painting: np.ndarray | torch.Tensor, grid_size: tuple[int
         painted = painted[..., -1] if painted.shape[2] in (2, 4) else painted.any(dim=2)
     if painted.ndim != 2 or not painted.numel():
         raise ValueError(
-            f"The painting has shape {tuple(painting.shape)}, and (height, width) or (height, width, channels) is"
-            " needed."
+            f"The painting has shape {tuple(painting.shape)} and must be (height, width) or (height, width, channels)."
         )
     return F.adaptive_max_pool2d(painted[None, None].float(), grid_size)[0, 0] > 0

@@ -1,4 +1,4 @@
-"""Predictions of a segmentation model: brought to the size of annotations, measured by Trainer, and drawn."""
+"""Evaluation of segmentation models: predictions at the size of annotations, and metrics for Trainer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,16 +10,16 @@ from transformers import EvalPrediction
 
 from .metrics import MeanIoU
 
-# What Trainer pads rows of different lengths with.
+# Value that Trainer pads rows of different lengths with.
 TRAINER_PADDING = -100
-# Classes whose logits are enlarged at a time: those of all at the size of a large photo would fill a GPU.
+# Classes whose logits are resized at a time: all classes at the size of a large photo would fill a GPU.
 CLASSES_AT_ONCE = 16
-# Keys of a batch that the model has no use for.
+# Keys of a batch that the model does not take.
 EVALUATION_KEYS = ("annotations", "sizes")
 
 
 def largest_logit(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Classes at another size: logits (K, h, w), enlarged bilinearly, to int64 (height, width)."""
+    """Classes at another size: argmax of bilinearly resized logits (K, h, w), as int64 (height, width)."""
     best = classes = None
     for start in range(0, logits.shape[0], CLASSES_AT_ONCE):
         part = logits[None, start : start + CLASSES_AT_ONCE].float()
@@ -36,11 +36,11 @@ def classes_of_annotations(logits: Any, labels: tuple[torch.Tensor, torch.Tensor
     """Trainer's `preprocess_logits_for_metrics`: a class for each pixel of the annotations, instead of logits.
 
     Args:
-        logits: Tensor (B, K, h, w), maybe in a tuple with other outputs.
+        logits: Tensor (B, K, h, w), possibly in a tuple with other outputs.
         labels: `annotations` (B, N) and `sizes` (B, 4) of `CollatePairs`.
 
     Returns:
-        int32 tensor (B, N), -100 behind the end of an annotation.
+        int32 tensor (B, N), padded with -100 after the end of an annotation.
     """
     logits = logits[0] if isinstance(logits, tuple) else logits
     annotations, sizes = labels
@@ -56,16 +56,16 @@ class SegmentationMetrics:
 
     Args:
         class_names: Name of each class.
-        ignore_index: Class id of pixels that do not count.
+        ignore_index: Class id of pixels that are ignored.
     """
 
     def __init__(self, class_names: Sequence[str], ignore_index: int):
         self.ignore_index = ignore_index
         self.metric = MeanIoU(class_names, ignore_index)
-        self.iou: dict[str, float] = {}  # of each class, at the last evaluation
+        self.iou: dict[str, float] = {}  # by class name, at the last evaluation
 
     def __call__(self, evaluation: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
-        """Count a batch; the figures after the last one."""
+        """Add a batch; return the metrics after the last one."""
         predictions, references = (
             part.cpu() if isinstance(part, torch.Tensor) else torch.as_tensor(part)
             for part in (evaluation.predictions, evaluation.label_ids[0])
@@ -80,7 +80,7 @@ class SegmentationMetrics:
 
 
 def forget_evaluation_keys(model: nn.Module) -> None:
-    """Let a model's forward be called with what only the evaluation uses: Trainer passes the whole batch."""
+    """Drop keys that only the evaluation uses from a model's inputs: Trainer passes the whole batch."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]):
         return args, {key: value for key, value in kwargs.items() if key not in EVALUATION_KEYS}

@@ -1,1 +1,1 @@
-"""Model cards, where things come from, and pushes."""
+"""Model cards, provenance of runs, and pushes to the Hub."""

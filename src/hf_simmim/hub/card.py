@@ -1,4 +1,4 @@
-"""From facts to a model card: the one template, and the metadata that the Hub takes."""
+"""Model cards: rendering the template, tables of facts, and metadata for the Hub."""
 
 import importlib.metadata
 import json
@@ -62,22 +62,22 @@ MAX_LISTED_CLASSES = 50
 
 
 def template_path() -> Path:
-    """Where the template is: in the installed package, or at the top of a checkout."""
+    """Path of the template: in the installed package, or at the root of a checkout."""
     package = Path(__file__).parent
     installed = package / "model_card_template.md"
     return installed if installed.exists() else package.parents[2] / "model_card_template.md"
 
 
 def render_card(kind: str, card_data: ModelCardData, **values: Any) -> ModelCard:
-    """Fill the template in.
+    """Render the template.
 
     Args:
         kind: "pretrained", "converted", "classifier" or "segmentation".
-        card_data: The metadata.
-        **values: What the template asks for; what a kind does not have may be left out.
+        card_data: Metadata of the card.
+        **values: Variables of the template; those that a kind does not use may be left out.
 
     Returns:
-        The card, without empty rows and double blank lines; `save` writes it.
+        The card, without empty rows and repeated blank lines; `save` writes it.
     """
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     environment.filters |= {"cell": _cell, "line": _line}
@@ -96,17 +96,17 @@ def card_metadata(
     eval_results: Sequence[EvalResult] = (),
     **others: Any,
 ) -> ModelCardData:
-    """The metadata of a card; what is not known is left out.
+    """Build the metadata of a card; unknown entries are left out.
 
     Args:
         title: Name of the model.
-        tags: Of the model.
-        pipeline_tag: Its task.
-        images: What it was trained on.
-        base_model: Name on the Hub of the model that it started from.
-        weights_license: Of the weights, as the Hub names it.
-        eval_results: What was measured.
-        **others: More entries.
+        tags: Tags of the model.
+        pipeline_tag: Task of the model, as the Hub names it.
+        images: Training images.
+        base_model: Name on the Hub of the model that training started from.
+        weights_license: License of the weights, as the Hub names it.
+        eval_results: Evaluation results.
+        **others: Further entries; those that are None are left out.
 
     Returns:
         The metadata.
@@ -119,7 +119,7 @@ def card_metadata(
         tags=list(tags),
         base_model=base_model,
         datasets=[images.hub_id] if images is not None and images.hub_id else None,
-        # It is no entry of its own; it names the results.
+        # Only used as the name of the evaluation results.
         model_name=title if eval_results else None,
         eval_results=list(eval_results) or None,
         **{key: value for key, value in others.items() if value is not None},
@@ -127,13 +127,13 @@ def card_metadata(
 
 
 def check_license(arguments: Any) -> None:
-    """Ask the Hub about the license that its pushes are going to state, before any work is lost.
+    """Ask the Hub before training whether it accepts the license of the weights.
 
     Args:
         arguments: `SimMIMTrainingArguments`.
 
     Raises:
-        ValueError: If the Hub is there and does not know it.
+        ValueError: If the Hub can be reached and rejects the license.
     """
     if not arguments.push_to_hub or arguments.hub_license is None:
         return
@@ -142,16 +142,16 @@ def check_license(arguments: Any) -> None:
     except ValueError as error:
         message = str(error).strip()
         raise ValueError(
-            f"hub_license={arguments.hub_license!r} is refused by the Hub, and with it every push: {message}"
+            f"The Hub rejects hub_license={arguments.hub_license!r}, so every push would fail: {message}"
         ) from error
-    except Exception as error:  # each client has its own kinds
-        logger.warning(f"The Hub was not asked about hub_license={arguments.hub_license!r} ({describe(error)}).")
+    except Exception as error:  # every HTTP client raises its own types
+        logger.warning(f"Could not check hub_license={arguments.hub_license!r} with the Hub ({describe(error)}).")
 
 
 def result_entry(
     source: ImageSource, name: str, value: float, metric: str = "accuracy", task: str = "image-classification"
 ) -> EvalResult:
-    """An entry of the model index: a figure of a task on a data set."""
+    """Entry of the model index: one metric of a task on a data set."""
     return EvalResult(
         task_type=task,
         task_name=task.replace("-", " ").capitalize(),
@@ -166,13 +166,13 @@ def result_entry(
 
 
 def citations(config: Any, with_simmim: bool = True) -> list[str]:
-    """What to cite: the method, and the architecture where it is of the paper."""
+    """BibTeX entries to cite: SimMIM, and the encoder's architecture if it is Swin or SwinV2."""
     architecture = ARCHITECTURES.get(config.encoder_config.model_type)
     return [SIMMIM] * with_simmim + ([architecture] if architecture else [])
 
 
 def listed_classes(names: Sequence[str]) -> str:
-    """Names of classes, as many as one reads."""
+    """Class names, at most `MAX_LISTED_CLASSES` of them."""
     more = len(names) - MAX_LISTED_CLASSES
     return ", ".join(names[:MAX_LISTED_CLASSES]) + (f", and {more:,} more in `config.json`" if more > 0 else "")
 
@@ -187,18 +187,18 @@ def title_and_location(hub_model_id: str | None, output_dir: str | Path) -> tupl
 
 
 def _line(text: Any) -> str:
-    """Text for a paragraph: one line, and no HTML."""
+    """Text for a paragraph: on one line, with HTML tags escaped."""
     return " ".join(str(text).split()).replace("<", "&lt;")
 
 
 def _cell(text: Any) -> str:
-    """Text for a cell of a table, which ends at a bar."""
+    """Text for a cell of a Markdown table, with bars escaped."""
     return _line(text).replace("|", "\\|")
 
 
 Table = dict[str, str | None]
 
-# What configs of transformers call the same thing.
+# Names of each setting in the configs of transformers.
 ENCODER_SETTINGS = {
     "depth": ("depths", "num_hidden_layers", "num_layers"),
     "attention heads": ("num_heads", "num_attention_heads"),
@@ -207,21 +207,21 @@ ENCODER_SETTINGS = {
     "drop path": ("drop_path_rate",),
 }
 FAMILIES = {"swin": "Swin", "swinv2": "SwinV2", "beit": "ViT (BEiT)", "vit": "ViT", "timm_wrapper": "timm"}
-# More channels than these have no room for their statistics.
+# With more channels only the range of their statistics is shown.
 MAX_LISTED_CHANNELS = 6
-# Work that the average distance of masks may cost: pixels times the width of the image.
+# Bound on the cost of averaging the distances of masks: masks times pixels times image width.
 AVERAGE_DISTANCE_BUDGET = 5e8
 
 
 def encoder_table(config: Any, model: Any) -> Table:
-    """Architecture, geometry and parameters.
+    """Describe the encoder's architecture, geometry and number of parameters.
 
     Args:
         config: The SimMIM config.
         model: The model.
 
     Returns:
-        The table.
+        Rows of the table by title.
     """
     encoder = config.encoder_config
     height, width = config.image_size
@@ -236,54 +236,55 @@ def encoder_table(config: Any, model: Any) -> Table:
         table["window"] += " tokens"
     return table | {
         "images": f"{counted(config.num_channels, 'channel')}, {height} x {width} px (height x width)",
-        "patches": f"{config.patch_size} px, a grid of {rows} x {columns}",
-        "feature map": f"{config.hidden_size} channels, one step for every {config.encoder_stride} px",
+        "patches": f"{config.patch_size} px, grid of {rows} x {columns}",
+        "feature map": f"{config.hidden_size} channels, output stride {config.encoder_stride} px",
         "parameters": parameters(model),
     }
 
 
 def family(config: Any) -> str:
-    """What people call the encoder."""
+    """Common name of the encoder's architecture."""
     kind = config.encoder_config.model_type
     return FAMILIES.get(kind, kind.removesuffix("_vision_model").replace("_", " "))
 
 
 def parameters(model: Any) -> str:
-    """Parameters of the encoder, and of all where there is more."""
+    """Number of parameters of the encoder, and of the whole model if it has a head."""
     encoder, everything = (number.num_parameters() for number in (model.base_model, model))
     return millions(encoder) + (
         f" in the encoder, {millions(everything)} with the head" if everything > encoder else ""
     )
 
 
-def pixels_table(processor: Any, num_channels: int) -> Table:
-    """What the image processor makes of pixels."""
-    factor = processor.rescale_factor
+def normalization(settings: Any) -> str:
+    """Describe the normalization of an image processor, or of anything with its attributes."""
+    factor = settings.rescale_factor
     inverse = 1 / factor
     scale = (
         f"1/{round(inverse)}" if math.isclose(inverse, round(inverse), rel_tol=1e-6) and factor < 1 else f"{factor:g}"
     )
-    mean, std = list(processor.image_mean), list(processor.image_std)
-    if num_channels <= MAX_LISTED_CHANNELS:
-        statistics = f"mean {numbers(mean)}, standard deviation {numbers(std)}"
-    else:
-        statistics = (
-            f"each channel by its own mean ({min(mean):.4g} to {max(mean):.4g}) and standard deviation ({min(std):.4g}"
-            f" to {max(std):.4g}), which are in `preprocessor_config.json`"
-        )
+    mean, std = list(settings.image_mean), list(settings.image_std)
+    if len(mean) <= MAX_LISTED_CHANNELS:
+        return f"rescale {scale}, mean {numbers(mean)}, std {numbers(std)}"
+    return (
+        f"rescale {scale}, a mean ({min(mean):.4g} to {max(mean):.4g}) and std ({min(std):.4g} to {max(std):.4g}) for"
+        f" each of {len(mean)} channels, see `preprocessor_config.json`"
+    )
+
+
+def pixels_table(processor: Any) -> Table:
+    """Describe the normalization and the missing pixels of an image processor."""
     nodata = getattr(processor, "nodata", None)
     return {
-        "pixels": f"times {scale}, then normalized: {statistics}",
-        "pixels that are none": f"those of {nodata:g} in all channels" if nodata is not None else None,
+        "normalization": normalization(processor),
+        "missing pixels": f"those with the value {nodata:g} in all channels" if nodata is not None else None,
     }
 
 
 def augmentation_table(crop_scale: Sequence[float] | None, flip: float, vertical_flip: float) -> Table:
-    """Crops and flips of the training images."""
-    flips = [
-        f"{share:.0%} {way}" for share, way in ((flip, "left to right"), (vertical_flip, "top to bottom")) if share
-    ]
-    crops = "the largest one at the center"
+    """Describe crops and flips of the training images."""
+    flips = [f"{share:.0%} {way}" for share, way in ((flip, "horizontal"), (vertical_flip, "vertical")) if share]
+    crops = "largest center crop"
     if crop_scale is not None:
         low, high = crop_scale[0], crop_scale[-1]
         crops = f"random, {low:.0%} to {high:.0%} of the area, resized"
@@ -291,7 +292,7 @@ def augmentation_table(crop_scale: Sequence[float] | None, flip: float, vertical
 
 
 def average_mask_distance(dataset: Any) -> float:
-    """AvgDist of the masks of a `MaskedImageDataset`, in pixels: the mean of masks drawn with a fixed seed."""
+    """AvgDist of a `MaskedImageDataset` in pixels: the mean over masks that are drawn with a fixed seed."""
     ratio = dataset.mask_ratio
     return _average_distance(
         *(dataset.mask_strategy, tuple(dataset.grid_size), tuple(ratio) if isinstance(ratio, Sequence) else ratio),
@@ -310,29 +311,29 @@ def _average_distance(
 
 
 def millions(number: int) -> str:
-    """A number of parameters, to three digits."""
+    """A number of parameters to three digits, such as 87.8 M."""
     return f"{number / 1e6:.3g} M" if number < 1e9 else f"{number / 1e9:.3g} B"
 
 
 def numbers(values: Sequence[float]) -> str:
-    """Numbers to four digits."""
+    """Numbers to four digits, separated by commas."""
     return ", ".join(f"{value:.4g}" for value in values)
 
 
 def listed(value: Any) -> str:
-    """A setting in words: lists with dashes."""
+    """Value of a setting as text, with the parts of a list joined by dashes."""
     if isinstance(value, (list, tuple)):
         return "-".join(listed(part) for part in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def counted(number: int, noun: str, plural: str = "s") -> str:
-    """A number and its noun."""
+    """A number and its noun, in singular or plural."""
     return f"{number:,} {noun}{plural if number != 1 else ''}"
 
 
 def versions_table() -> Table:
-    """Versions of what the model was made with."""
+    """Versions of the packages and of Python that the model was made with."""
     packages = ("transformers", "torch", "accelerate", "datasets")
     commit = code_version()
     return {

@@ -1,4 +1,4 @@
-"""Where a run's images, weights and code come from, in words that may leave the machine: names, and no paths."""
+"""Provenance of a run's images, weights and code, safe to publish: names without paths or secrets."""
 
 import dataclasses
 import re
@@ -15,20 +15,20 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..data.sources import EMBEDDED_NAME
 
-# An absolute path in a longer text, such as JSON: what a slash or a drive begins that is no part of a word or URL.
+# An absolute path in a longer text such as JSON: it starts with a slash or drive that is not part of a word or URL.
 ABSOLUTE_PATH = re.compile(r"""(?<![\w.:/\\~])(?:~|[A-Za-z]:)?[\\/](?:[^\s"'\\/]+[\\/]+)*([^\s"'\\/]*)""")
-# Options whose value is nobody's business.
+# Options whose value is secret.
 SECRET_OPTION = re.compile(r"--[\w-]*(token|password|secret|api[_-]key)(=|$)", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"\bhf_\w{8,}")
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSource:
-    """Where images come from.
+    """Source of a set of images.
 
     Args:
-        name: Of the data set, the folder or the files, without the way there.
-        kind: What reads it: "imagefolder", "parquet", "webdataset", or "custom" for a data set on the disk.
+        name: Name of the data set, folder or file, without its path.
+        kind: Its loader: "imagefolder", "parquet", "webdataset", or "custom" for a data set on the disk.
         hub_id: Name of the data set on the Hub, if it is there.
         config: Configuration of the data set.
         split: Split of the data set.
@@ -49,15 +49,14 @@ class ImageSource:
 
 @dataclasses.dataclass(frozen=True)
 class RunOrigin:
-    """What the trainer of a run does not know about it.
+    """Provenance of a run, which its trainer does not know.
 
     Args:
-        images: The images that are trained on.
-        held_out: Where the images to evaluate on come from, in words.
-        evaluation: The source of the figures that the metadata of the card has: that of the labeled images which were
-            evaluated on.
-        checkpoint: Name of the checkpoint that the run started from, without the way there.
-        base_model: Its name on the Hub, if it is there.
+        images: Source of the training images.
+        held_out: Where the validation images come from, in words.
+        evaluation: Source of the labeled images behind the evaluation results in the card's metadata.
+        checkpoint: Name of the checkpoint that the run started from, without its path.
+        base_model: Name of that checkpoint on the Hub, if it is there.
         command: The command line, without paths and secrets.
     """
 
@@ -77,38 +76,38 @@ class RunOrigin:
         held_out: str | None,
         evaluation: ImageSource | None,
     ) -> "RunOrigin":
-        """What the options of a command say.
+        """Read the provenance off the options of a command.
 
         Args:
             data: A `SourceArguments`.
-            checkpoint: The weights that the run starts from, if any: a folder or a name on the Hub.
-            command: As in the class, like the next two.
-            held_out: Where the images to evaluate on come from.
-            evaluation: The source of the labeled images that are evaluated on.
+            checkpoint: Folder or name on the Hub of the weights that the run starts from; None for random weights.
+            command: The command line, without paths and secrets.
+            held_out: Where the validation images come from, in words.
+            evaluation: Source of the labeled images behind the evaluation results.
 
         Returns:
-            The origin, without the way to folders.
+            The provenance, without paths.
         """
         name = last_part(checkpoint) if checkpoint is not None else None
         return cls(image_source(data), held_out, evaluation, name, hub_id(checkpoint), command)
 
 
 def image_source(arguments: Any, split: str | None = None) -> ImageSource:
-    """The source that options name.
+    """Source of the images that the options name.
 
     Args:
         arguments: A `SourceArguments`.
-        split: Split of the data set; that to train on if None.
+        split: Split of the data set; the training split if None.
 
     Returns:
-        The source; folders and files have no splits.
+        The source; folders and files have no split.
     """
     if arguments.train_dir is not None:
         return ImageSource(last_part(arguments.train_dir), "imagefolder")
     if arguments.data_files:
         return _files(arguments.data_files)
     name = arguments.dataset_name or EMBEDDED_NAME
-    # The name of the embedded data could be one on the Hub.
+    # The name of the embedded data set could be one on the Hub.
     found = hub_id(arguments.dataset_name)
     return ImageSource(
         found or last_part(name), hub_id=found, config=arguments.dataset_config, split=split or arguments.train_split
@@ -116,14 +115,14 @@ def image_source(arguments: Any, split: str | None = None) -> ImageSource:
 
 
 def evaluation_source(arguments: Any, default_split: str | None = None) -> ImageSource:
-    """The source of the images that are evaluated on, for the metadata of a card.
+    """Source of the validation images, for the metadata of a card.
 
     Args:
         arguments: A `SourceArguments`.
-        default_split: Split that is evaluated on if no images are named at all.
+        default_split: Validation split if no images are named at all.
 
     Returns:
-        The source; where a part of the training images is held out, theirs without a split.
+        The source; if a part of the training images is held out, their source without a split.
     """
     if arguments.validation_dir is not None:
         return ImageSource(last_part(arguments.validation_dir), "imagefolder")
@@ -133,26 +132,26 @@ def evaluation_source(arguments: Any, default_split: str | None = None) -> Image
 
 
 def held_out(arguments: Any, share: float | None, default_split: str | None = None) -> str | None:
-    """Where the images to evaluate on come from.
+    """Describe where the validation images come from.
 
     Args:
         arguments: A `SourceArguments`.
-        share: Share of the training images that is held out if no others are named.
-        default_split: Split that is evaluated on if no images are named at all.
+        share: Share (0 to 1) of the training images that is held out if no validation images are named.
+        default_split: Validation split if no images are named at all.
 
     Returns:
-        That in words; None if there are none.
+        The description; None if there are no validation images.
     """
     split = arguments.validation_split or (None if arguments.names_images else default_split)
     if arguments.validation_dir is not None:
         return last_part(arguments.validation_dir)
     if split is not None:
         return f"split {split}"
-    return f"{share:.3g} of all, drawn with seed {arguments.holdout_seed}" if share else None
+    return f"{share:.3g} of the images, drawn with seed {arguments.holdout_seed}" if share else None
 
 
 def last_part(path: str | Path) -> str:
-    """The last part of a path of any system, or of a URL: what of it may be shown to strangers."""
+    """The last part of a path of any system or of a URL, which is safe to publish."""
     text = str(path)
     if "://" in text:
         text = urlsplit(text).path
@@ -161,14 +160,14 @@ def last_part(path: str | Path) -> str:
 
 
 def shown_path(path: str | Path) -> str:
-    """A relative path as it is, in the spelling of URLs; of any other the last part."""
+    """A relative path with forward slashes, or the last part of any other path."""
     text = str(path)
     is_inside = not re.match(r"[\\/~]|\w+:", text) and ".." not in re.split(r"[\\/]", text)
     return re.sub(r"[\\/]+", "/", text).removeprefix("./").rstrip("/") or "." if is_inside else last_part(text)
 
 
 def hub_id(name: str | Path | None) -> str | None:
-    """A name on the Hub; None for what is a folder here, or cannot be such a name."""
+    """The name if it can be one on the Hub; None for a local folder or an invalid name."""
     if name is None or not isinstance(name, str) or Path(name).exists() or re.match(r"[.~\\/]|[A-Za-z]:[\\/]", name):
         return None
     try:
@@ -179,14 +178,14 @@ def hub_id(name: str | Path | None) -> str | None:
 
 
 def safe_command(command: Sequence[str], argv: Sequence[str]) -> str:
-    """A command line without what is only this machine's: tokens, and the way to files.
+    """Remove secrets and paths from a command line.
 
     Args:
-        command: The program, and its command.
+        command: Program and subcommand.
         argv: The options.
 
     Returns:
-        The command, quoted as a shell takes it.
+        The command line, quoted for a shell.
     """
     shown: list[str] = []
     hides_next = False
@@ -204,7 +203,7 @@ def safe_command(command: Sequence[str], argv: Sequence[str]) -> str:
 
 @lru_cache(maxsize=1)
 def code_version() -> str | None:
-    """The git commit of the checkout that this package runs from, and whether files differ; None if it is installed."""
+    """Git commit of the checkout that this package runs from, and whether files changed; None if it is installed."""
     root = Path(__file__).resolve().parents[3]
     source = Path(__file__).resolve().relative_to(root)
 
@@ -213,7 +212,7 @@ def code_version() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        # A package that is installed somewhere inside of another repository is no file of that.
+        # A package that is installed inside another repository is not tracked by it.
         git("ls-files", "--error-unmatch", str(source))
         commit = git("rev-parse", "HEAD")
         return commit + (" with local changes" if git("status", "--porcelain", "--untracked-files=no") else "")
@@ -232,13 +231,13 @@ def _files(data_files: Sequence[str]) -> ImageSource:
 
 
 def _without_paths(part: str) -> str:
-    """An argument with the last part of each path in the place of all of it."""
+    """An argument in which the last part of each path replaces the path."""
     option, equals, value = part.partition("=") if part.startswith("--") else ("", "", part)
     if "://" in value:
         pieces = urlsplit(value)
         value = f"{pieces.scheme}://{pieces.netloc.rpartition('@')[2]}{pieces.path}"
     elif re.match(r"[\\/~]|[A-Za-z]:[\\/]", value) or ".." in re.split(r"[\\/]", value):
-        # As a whole, for it may have spaces.
+        # As a whole: it may contain spaces.
         value = last_part(value)
     else:
         value = ABSOLUTE_PATH.sub(r"\1", value)

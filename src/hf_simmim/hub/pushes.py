@@ -1,8 +1,7 @@
-"""Pushes to the Hub that are whole, go on in the background, and never stop a training.
+"""Pushes to the Hub that are complete, run in the background, and never stop a training.
 
-What is pushed is a snapshot and becomes one commit, so that what is on the Hub can be loaded at any time. A push that
-fails is tried again after growing pauses until it is through, or until a newer one stands for it. The last one of a run
-is waited for.
+Each push is a snapshot that becomes one commit, so the model on the Hub can be loaded at any time. A failed push is
+retried after growing pauses until it succeeds or a newer one replaces it. A run waits for its last push.
 """
 
 import contextlib
@@ -27,30 +26,30 @@ from .snapshots import SNAPSHOT_PREFIX, Push
 
 logger = logging.get_logger(__name__)
 
-# Seconds until a push that failed is tried again; the last pause repeats.
+# Seconds until a failed push is retried; the last pause repeats.
 PAUSES = (5.0, 15.0, 60.0, 300.0, 900.0)
-# Seconds that the last push of a run is tried for after it failed, and where the Hub refuses it, which waiting seldom
-# mends. Its pauses are shorter: where half of all requests fail, one try in five gets through.
+# Seconds for which the last push of a run is retried after a failure, and after a rejection, which seldom resolves
+# itself. Its pauses are shorter: where half of all requests fail, one push in five succeeds.
 PATIENCE = 1200.0
 PATIENCE_IF_REFUSED = 15.0
 LONGEST_LAST_PAUSE = 45.0
-# Seconds to wait for a connection, for reading, for writing and for a free connection; huggingface_hub waits for ever.
+# Timeouts in seconds: to connect, to read, to write, for a free connection; huggingface_hub has none.
 TIMEOUTS = (30.0, 600.0, 600.0, 30.0)
 
 
 class HubPushes:
-    """The repository that a run is pushed to, and the thread that does it; one process of a run has one.
+    """Pushes a run to its repository from a background thread, in the first process only.
 
     Args:
         output_dir: Folder of the run.
         repo_id: Name of the repository, "organization/name" or "name".
-        token: Token with the right to write; the one that is logged in with if None.
-        private: Whether a new repository is private; as its owner has it by default if None.
-        revision: Branch to push to, made if it is missing; main if None.
-        keep_all: Whether every push is tried, in order; else the newest of those that wait stands for them.
+        token: Token with write access; that of the logged-in user if None.
+        private: Whether a new repository is private; the default of its owner if None.
+        revision: Branch to push to, created if it is missing; main if None.
+        keep_all: Whether every push is made, in order; else the newest waiting push replaces the older ones.
 
     Raises:
-        ValueError: If a repository cannot have this name.
+        ValueError: If `repo_id` is not a valid name of a repository.
     """
 
     def __init__(
@@ -66,8 +65,8 @@ class HubPushes:
             validate_repo_id(repo_id)
         except HFValidationError as error:
             raise ValueError(
-                f"{repo_id!r} cannot be the name of a repository on the Hub: {error} Give another one as"
-                " --hub_model_id, such as my-organization/my-model."
+                f"{repo_id!r} is not a valid name of a repository on the Hub: {error} Set --hub_model_id to another"
+                " one, such as my-organization/my-model."
             ) from error
         self.output_dir, self.repo_id = output_dir, repo_id
         self.token, self.private, self.revision = token, private, revision
@@ -84,15 +83,18 @@ class HubPushes:
     def from_arguments(
         cls, arguments: TrainingArguments, token: str | None = None, private: bool | None = None
     ) -> "HubPushes":
-        """The repository that training arguments name, made if it is missing and the Hub can be reached.
+        """Open the repository that training arguments name, and create it if the Hub can be reached.
 
         Args:
-            arguments: With `hub_model_id`, by default the name of `output_dir`, and the other options of the Hub.
-            token: Instead of that of the arguments.
-            private: Instead of that of the arguments.
+            arguments: Training arguments; `hub_model_id` is the name of `output_dir` by default.
+            token: Replaces `hub_token` of the arguments.
+            private: Replaces `hub_private_repo` of the arguments.
+
+        Returns:
+            The pushes of the run.
 
         Raises:
-            ValueError: If it will never be possible to push.
+            ValueError: If pushing can never work.
         """
         output_dir = Path(str(arguments.output_dir))
         pushes = cls(
@@ -105,10 +107,10 @@ class HubPushes:
         )
         if pushes.token is None and get_token() is None:
             raise ValueError(
-                f"To push to {pushes.repo_id!r} a token of the Hub is needed, with the right to write. Run `hf auth"
-                " login`, or give one as --hub_token."
+                f"Pushing to {pushes.repo_id!r} needs a Hub token with write access. Run `hf auth login`, or set"
+                " --hub_token."
             )
-        # What a run left here that was killed.
+        # A killed run leaves its snapshots here.
         for leftover in output_dir.glob(f"{SNAPSHOT_PREFIX}*"):
             shutil.rmtree(leftover, ignore_errors=True)
         try:
@@ -116,28 +118,30 @@ class HubPushes:
         except Exception as error:
             if is_refusal(error) and not isinstance(error, OfflineModeIsEnabled):
                 raise ValueError(
-                    f"The Hub ({HfApi().endpoint}) does not let {pushes.repo_id!r} be pushed to: {reason(error)}. Run"
-                    " `hf auth login` or give a --hub_token with the right to write there, or name another"
-                    " --hub_model_id."
+                    f"The Hub ({HfApi().endpoint}) rejects pushes to {pushes.repo_id!r}: {reason(error)}. Run `hf auth"
+                    " login` or set a --hub_token with write access there, or another --hub_model_id."
                 ) from error
             logger.warning(
-                f"The Hub ({HfApi().endpoint}) cannot be reached: {reason(error)}. Training goes on without it;"
-                f" {pushes.repo_id} is made by the first push that gets through."
+                f"The Hub ({HfApi().endpoint}) cannot be reached: {reason(error)}. Training continues without it; the"
+                f" first successful push creates {pushes.repo_id}."
             )
         return pushes
 
     @property
     def upload_command(self) -> str:
-        """What to type to push by hand."""
+        """Shell command that pushes the run by hand."""
         parts = ["hf", "upload", self.repo_id, str(self.output_dir), "."]
-        # What may be private, and what only a run can use.
+        # Files that may be private, or that only a resumed run can use.
         parts += [part for pattern in ("checkpoint-*", "_*", "*.txt") for part in ("--exclude", pattern)]
         parts += [] if self.revision is None else ["--revision", self.revision]
         parts += ["--private"] if self.private else []
         return shlex.join(parts)
 
     def open(self, revision: str | None) -> HfApi:
-        """Make repository and branch, if they are missing.
+        """Create repository and branch if they are missing.
+
+        Args:
+            revision: The branch; main if None.
 
         Returns:
             The client.
@@ -147,20 +151,20 @@ class HubPushes:
         if revision not in self._branches:
             self.repo_id = api.create_repo(self.repo_id, token=self.token, private=self.private, exist_ok=True).repo_id
             try:
-                # That a repository exists is no error, with whatever token.
+                # `create_repo` accepts an existing repository with any token.
                 api.auth_check(self.repo_id, token=self.token, write=True)
             except Exception as error:
-                # Not every Hub has this check.
+                # Some Hubs do not have this check.
                 if _status(error) in (401, 403):
                     raise
-            # Pull requests are no branches that could be made.
+            # References of pull requests cannot be created.
             if revision is not None and not revision.startswith("refs/"):
                 api.create_branch(self.repo_id, branch=revision, token=self.token, exist_ok=True)
             self._branches.add(revision)
         return api
 
     def submit(self, push: Push) -> None:
-        """Push in the background. `push.result` will hold the commit, or None if it did not get through."""
+        """Push in the background. `push.result` will hold the commit, or None if the push failed."""
         with self._changed:
             while self._waiting and not self.keep_all:
                 push.supersede(self._waiting.popleft())
@@ -168,19 +172,22 @@ class HubPushes:
             self._is_interrupted = False
             self._changed.notify_all()
         if self._thread is None:
-            # A daemon, for nobody wants to wait for it when training has failed.
+            # A daemon: the process must not wait for it after training has failed.
             self._thread = threading.Thread(target=self._work, name="pushes to the Hub", daemon=True)
             self._thread.start()
 
     def wait(self, push: Push) -> CommitInfo | None:
-        """Wait for a push. An interrupt ends the waiting and the pushing.
+        """Wait for a push; an interrupt ends both waiting and pushing.
+
+        Args:
+            push: A submitted push.
 
         Returns:
-            The commit, or None if the push is given up.
+            The commit, or None if the push was given up.
         """
         try:
             while True:
-                # In pieces, for on some platforms an interrupt is heard only between them.
+                # In short waits: some platforms notice an interrupt only between them.
                 with contextlib.suppress(TimeoutError):
                     return push.result.result(timeout=1.0)
         except KeyboardInterrupt:
@@ -191,10 +198,10 @@ class HubPushes:
             raise
 
     def settle(self, limit: float = 60.0) -> None:
-        """Wait until every push was tried; those that failed will be tried again.
+        """Wait until every push was tried once; failed ones will be retried.
 
         Args:
-            limit: Seconds to wait at most, for other processes wait meanwhile.
+            limit: Longest wait in seconds; other processes wait meanwhile.
         """
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting and not self._is_uploading, timeout=limit)
@@ -208,7 +215,7 @@ class HubPushes:
             self._deliver(push)
 
     def _deliver(self, push: Push) -> None:
-        """Try until it is through, or given up, or a newer one waits that stands for it."""
+        """Try until the push succeeds, is given up, or is replaced by a newer one."""
         first_failure = None
         for pause in itertools.chain(PAUSES, itertools.repeat(PAUSES[-1])):
             failure, commit, patience = None, None, math.inf
@@ -242,7 +249,7 @@ class HubPushes:
                 self._is_uploading = True
 
     def _commit(self, push: Push) -> CommitInfo:
-        """One commit of everything, so that nobody ever finds half of it."""
+        """Make a single commit of all files, so that the repository is never incomplete."""
         api = self.open(push.revision)
         target: dict[str, Any] = {"repo_id": self.repo_id, "revision": push.revision, "token": self.token}
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
@@ -254,34 +261,34 @@ class HubPushes:
         except ValueError as error:
             if "README.md" not in push.files or "metadata in README.md" not in str(error):
                 raise
-            logger.warning(f"The Hub refuses the model card ({reason(error)}); it is left out of the repository.")
+            logger.warning(f"The Hub rejects the model card ({reason(error)}); it is left out of the repository.")
             del push.files["README.md"]
             return self._commit(push)
 
     def _warn(self, push: Push, failure: str, patience: float) -> None:
         text = f"Could not push to {self.repo_id} ({push.message}): {failure}."
         if push.is_last:
-            text += f" It is tried again for {patience:.0f} s; interrupt to stop waiting."
+            text += f" Retrying for {patience:.0f} s; interrupt to stop waiting."
         else:
-            text += " Training goes on, its checkpoints stay on disk, and it is tried again."
+            text += " Training continues, checkpoints stay on the disk, and the push will be retried."
         logger.warning(text)
 
     @property
     def _by_hand(self) -> str:
-        return f"Everything is in {self.output_dir}; to push it by hand: {self.upload_command}"
+        return f"All files are in {self.output_dir}; to push them by hand: {self.upload_command}"
 
 
 def open_hub(arguments: TrainingArguments) -> HubPushes | None:
-    """Find out before any work whether a run can be pushed; all processes must call it.
+    """Check before training that a run can be pushed; all processes must call it.
 
     Args:
-        arguments: Those of the run.
+        arguments: Training arguments of the run.
 
     Returns:
-        In the first process of a run that is pushed, where to; else None.
+        The pushes, in the first process of a run with `push_to_hub`; else None.
 
     Raises:
-        ValueError: If it will never be possible to push; in all processes alike.
+        ValueError: If pushing can never work; in all processes alike.
     """
     if not arguments.push_to_hub:
         return None
@@ -298,11 +305,11 @@ def open_hub(arguments: TrainingArguments) -> HubPushes | None:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether the Hub, or this machine's settings, refuse a push, rather than the network failing."""
+    """Whether the Hub or this machine's settings reject a push, rather than the network failing."""
     if isinstance(error, OfflineModeIsEnabled | HFValidationError):
         return True
     status = _status(error)
-    # Timeouts, conflicts with another commit, and too many requests pass.
+    # Timeouts, conflicts with another commit, and rate limits are temporary.
     return status is not None and 400 <= status < 500 and status not in (408, 409, 412, 429)
 
 
@@ -311,7 +318,7 @@ def _status(error: Exception) -> int | None:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, in a line."""
+    """Describe an error in one line."""
     status, told = _status(error), getattr(error, "server_message", None)
     text = f"{status} {told}" if status is not None and told else f"{type(error).__name__}: {error}"
     return " ".join(text.split()).rstrip(".")

@@ -1,4 +1,4 @@
-"""What of a run goes to the Hub, kept as it is while training goes on to write and delete files."""
+"""Snapshots of a run for the Hub, unchanged while training continues to write and delete files."""
 
 import os
 import shutil
@@ -12,37 +12,37 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo
 
-# What belongs into a repository: files of the model, as checkpoints have them too, and files of the run. Others in
-# output_dir may be private, as the names of unreadable images are, or nothing of ours.
+# Files that belong in a repository: those of the model, which checkpoints have too, and those of the run. Other files
+# in output_dir may be private, such as the names of unreadable images, or unrelated to the run.
 MODEL_FILES = ("*.json", "model*.safetensors", "*.py", "training_args.bin")
 RUN_FILES = ("README.md", "*.png", "run.json", "runs/**/*tfevents*")
-# Drawn at the end, so that what lies there in mid-training is of an earlier end.
+# Drawn at the end of training; until then these files are from an earlier run.
 FINAL_PICTURES = ("confusion.png", "segmentation.png")
-# Written once, so they can be read where they are.
+# Written once and never changed, so they need no copy.
 FINISHED_FILES = ("reconstructions/*.png",)
 WEIGHT_FILES = ("model*.safetensors", "model*.safetensors.index.json")
-# Trainer's own pushes leave out what begins with an underscore.
+# Trainer's own pushes ignore names that begin with an underscore.
 SNAPSHOT_PREFIX = "_push-"
 
 
 def matching(folder: Path, patterns: Iterable[str]) -> dict[str, Path]:
-    """Files of a folder by their path in it, with slashes."""
+    """Files of a folder that match a pattern, by relative path with forward slashes."""
     paths = (path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file())
     return {path.relative_to(folder).as_posix(): path for path in paths}
 
 
 def fits(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a path is that of a file at the top, and of one of the patterns."""
+    """Whether a relative path is at the top level and matches a pattern."""
     return "/" not in name and any(fnmatch(name, pattern) for pattern in patterns)
 
 
 class Snapshot:
-    """Files of a checkpoint as they are now, in a folder that is deleted when no push needs it any more.
+    """Copy of a checkpoint in a temporary folder, which is deleted when no push needs it any more.
 
     Args:
-        checkpoint: The checkpoint. Its files are linked, which takes no time or space, or copied where the disk cannot
-            link.
-        patterns: Which of its files; all, those of its folders too, if None.
+        checkpoint: Folder of the checkpoint. Its files are hard-linked, which takes no time or space, or copied where
+            the disk does not support links.
+        patterns: Patterns of the files to include; None for all files, also those in subfolders.
 
     Raises:
         OSError: If the disk is full.
@@ -50,14 +50,14 @@ class Snapshot:
 
     def __init__(self, checkpoint: Path, patterns: Iterable[str] | None = None):
         self.checkpoint = checkpoint
-        # Beside the checkpoint, for links do not reach other disks.
+        # Beside the checkpoint: hard links cannot cross disks.
         self.folder = Path(tempfile.mkdtemp(prefix=SNAPSHOT_PREFIX, dir=checkpoint.parent))
         weakref.finalize(self, _remove, self.folder, os.getpid())
         sources = matching(checkpoint, ("**/*",) if patterns is None else patterns)
         self.files = {name: self._take(path, f"checkpoint/{name}", link_or_copy) for name, path in sources.items()}
 
     def copy(self, sources: dict[str, Path]) -> dict[str, Path]:
-        """Copies of files that training goes on to write, by the same names."""
+        """Copy files that training will overwrite; returns the copies by the same names."""
         return {name: self._take(path, f"run/{name}", shutil.copyfile) for name, path in sources.items()}
 
     def _take(self, source: Path, name: str, take: Callable[[Path, Path], object]) -> Path:
@@ -68,13 +68,13 @@ class Snapshot:
 
 
 def _remove(folder: Path, process: int) -> None:
-    # A process that was forked meanwhile has the snapshot, too, and is not to delete it.
+    # A process that was forked meanwhile has the snapshot too, and must not delete it.
     if os.getpid() == process:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """A second name of a file, or a copy where the disk has no such thing."""
+    """Hard-link a file, or copy it where the disk does not support links."""
     try:
         os.link(source, target)
     except OSError:
@@ -83,15 +83,15 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 @dataclass(eq=False)
 class Push:
-    """A commit to make.
+    """A commit to push.
 
     Args:
-        message: Of the commit.
-        files: File on disk for each path in the repository.
-        checkpoints: For folders in the repository, the checkpoint that each is to hold, to go on training from.
-        snapshot: Where `files` are, if they are not where training writes.
+        message: Commit message.
+        files: File on the disk for each path in the repository.
+        checkpoints: Snapshots of complete checkpoints to resume from, by folder in the repository.
+        snapshot: Keeps `files`, unless they are read in place.
         revision: Branch; main if None.
-        is_last: Whether no newer push will stand for it.
+        is_last: Whether this is the final push of a run, which no newer one replaces.
     """
 
     message: str
@@ -104,17 +104,17 @@ class Push:
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Path, message: str, folder: str | None = None, **kwargs: str | None) -> "Push":
-        """What is to be pushed in mid-training.
+        """Prepare a push during training.
 
         Args:
-            checkpoint: A checkpoint in the folder of the run, just saved.
-            message: Of the commit.
-            folder: Folder in the repository for all of the checkpoint, the optimizer's state too; None for none.
-            **kwargs: Other fields.
+            checkpoint: A checkpoint in the folder of the run that was just saved.
+            message: Commit message.
+            folder: Folder in the repository for the complete checkpoint with the optimizer's state; None to push the
+                model only.
+            **kwargs: Other fields of the class.
 
         Returns:
-            The push. Where the checkpoint has no weights in files of their own, as sharded ones have not, there is no
-            model to be pushed, and `files` are empty.
+            The push. Its `files` are empty if the checkpoint has no weights in separate files, as sharded ones do not.
 
         Raises:
             OSError: If the disk is full.
@@ -132,24 +132,24 @@ class Push:
 
     @classmethod
     def of_run(cls, output_dir: Path, message: str, **kwargs: str | None) -> "Push":
-        """What is to be pushed at the end, read where it is: all of a run's folder that belongs into a repository."""
+        """Prepare the final push: all files of a run that belong in a repository, read in place."""
         files = matching(output_dir, (*MODEL_FILES, *RUN_FILES, *FINISHED_FILES))
         return cls(message, files, is_last=True, **kwargs)  # type: ignore[arg-type]
 
     def paths(self) -> dict[str, Path]:
-        """Every file of the commit."""
+        """All files of the commit by path in the repository."""
         paths = dict(self.files)
         for folder, snapshot in self.checkpoints.items():
             paths |= {f"{folder}/{name}": path for name, path in snapshot.files.items()}
         return paths
 
     def obsolete(self, names: Iterable[str]) -> list[str]:
-        """Files of a repository that would no longer be true.
+        """Files of a repository that this push makes outdated.
 
-        They are weights in other shards, figures and pictures of other weights, and files of an older checkpoint.
+        These are weights in other shards, metrics and pictures of other weights, and files of an older checkpoint.
         """
         paths = self.paths()
-        # The Hub may have refused the card, and an older one is better than none.
+        # The Hub may have rejected the card, and an older one is better than none.
         results = (*WEIGHT_FILES, *(name for name in RESULTS if name != "README.md"))
         has_weights = any(fits(name, WEIGHT_FILES) for name in paths)
         return [
@@ -159,18 +159,18 @@ class Push:
         ]
 
     def supersede(self, older: "Push") -> None:
-        """Take over an older push: its checkpoints, but those that the run has deleted or that this one has newer."""
+        """Replace an older push; keep its checkpoints unless the run deleted them or this push has newer ones."""
         kept = {folder: snapshot for folder, snapshot in older.checkpoints.items() if snapshot.checkpoint.exists()}
         self.checkpoints = kept | self.checkpoints
         older.finish(None)
 
     def finish(self, commit: CommitInfo | None) -> None:
-        """Say what became of it, and let its snapshots go."""
+        """Set the result and release the snapshots."""
         self.files, self.checkpoints, self.snapshot = {}, {}, None
         self.result.set_result(commit)
 
 
-# What a run writes into its folder beside checkpoints, and another one in its place need not overwrite.
+# Results that a run writes into its folder, which a later run there might not overwrite.
 RESULTS = (
     *("reconstruction.png", "loss_curve.png", "probe.png", "confusion.png", "segmentation.png", "README.md"),
     *("all_results.json", "eval_results.json", "train_results.json", "results.json", "unreadable_images.txt"),

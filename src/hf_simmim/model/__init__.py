@@ -1,1 +1,1 @@
-"""What travels to the Hub with a checkpoint: config, encoders, masks, heads, targets, losses, processor."""
+"""The code that is saved with checkpoints: config, models, encoders, masks, heads, targets, losses, processor."""

@@ -19,7 +19,7 @@ from .options import is_finite, is_index, is_positive, with_defaults
 from .remote_code import CarriesCode
 from .targets import PIXEL_TARGETS, TargetSpec
 
-# Of encoders whose config has none, such as ResNet's.
+# For encoders whose config has no image_size, such as ResNet.
 DEFAULT_IMAGE_SIZE = 224
 
 _SWIN_192: dict[str, Any] = {"model_type": "swin", "image_size": 192, "drop_path_rate": 0.0}
@@ -76,8 +76,8 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
     r"""Configuration of every SimMIM model.
 
     The geometry (`image_size`, `window_size`, `patch_size`, `grid_size`, `encoder_stride`), `num_channels` and
-    `hidden_size` are those of `encoder_config`, so there is one place where they are kept. `image_size` and
-    `window_size` can be set here too, also in `from_pretrained(..., image_size=224, window_size=7)`.
+    `hidden_size` are read from `encoder_config`, so that they are stored only once. `image_size` and `window_size` can
+    be set here too, also in `from_pretrained(..., image_size=224, window_size=7)`.
 
     Args:
         encoder_config (`PreTrainedConfig` or `dict`, *optional*):
@@ -88,44 +88,45 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
         head_options (`dict`, *optional*):
             Options of the head, such as `{"size": "base"}` for `"inverse_swin"`.
         head_inputs (`list[int]`, *optional*):
-            Which of the encoder's hidden states are added to the feature map as the head's input, as `hidden_states`
-            of a model's output numbers them: 0 is the patch embedding, -1 the last. The feature map alone if unset.
+            Indices of the encoder's hidden states that are added to the feature map as input of the head, numbered as
+            in `hidden_states` of the model's output: 0 is the patch embedding, -1 the last one. If unset, the head
+            sees the feature map only.
         target (`str`, *optional*, defaults to `"rgb"`):
-            Name of what the head predicts, one of `PIXEL_TARGETS` in targets.py or `FROZEN_TARGETS` in
+            Name of the prediction target, one of `PIXEL_TARGETS` in targets.py or `FROZEN_TARGETS` in
             frozen_targets.py.
         target_options (`dict`, *optional*):
             Options of the target, such as `{"window_size": 47}` for `"normalized_rgb"`.
         prediction_stride (`int`, *optional*):
-            Pixels of the image for each step of the prediction; it must divide the encoder's stride. 1 for targets of
-            pixels if unset, and the target's own stride for the others. For a 192 px image 32 predicts 6 x 6 steps.
+            Stride of the prediction in pixels; it must divide the encoder's stride. If unset, 1 for pixel targets, and
+            the target's own stride for the others. For a 192 px image a stride of 32 predicts a 6 x 6 grid.
         loss (`str`, *optional*):
-            Name of the distance between prediction and target, one of `LOSSES` in losses.py. The target's usual
-            one if unset: l1 for pixels, cross entropy for classes.
+            Name of the distance between prediction and target, one of `LOSSES` in losses.py. If unset, the default of
+            the target, such as l1 for pixels and cross entropy for classes.
         loss_options (`dict`, *optional*):
             Options of the loss, such as `{"beta": 0.5}` for `"smooth_l1"`.
         loss_region (`str`, *optional*, defaults to `"masked"`):
-            `"masked"` averages the loss over the hidden pixels only, `"all"` over every pixel.
+            `"masked"` averages the loss over the masked pixels only, `"all"` over every pixel.
         image_mean (`list[float]` or `float`, *optional*):
-            Mean of each channel, or of all, that `pixel_values` were normalized with. Targets that need the colors
-            themselves (`color_bins`, `color_clusters`, `codebook`, `features`) undo it. ImageNet's for three channels
-            if unset.
+            Mean of each channel, or of all channels, that `pixel_values` were normalized with. Targets that need the
+            original colors (`color_bins`, `color_clusters`, `codebook`, `features`) undo the normalization. If unset,
+            that of ImageNet for three channels.
         image_std (`list[float]` or `float`, *optional*):
-            Standard deviation of each channel, or of all, likewise.
+            Standard deviation of each channel, or of all channels, likewise.
         class_weights (`list[float]`, *optional*):
-            Of a classifier: factor of the loss of each class.
+            Factor of the loss of each class, in a classifier.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the truncated normal that initializes linear layers, relative position tables and the
             mask token.
         backbone_pyramid (`bool`, *optional*, defaults to `False`):
-            Whether `SimMIMBackbone` brings four maps of an encoder of one stride, such as ViT, to a quarter, half, once
-            and twice that stride, which decoders of feature pyramids expect.
+            Whether `SimMIMBackbone` rescales four maps of a single-scale encoder, such as ViT, to a quarter, half, once
+            and twice its stride, as decoders of feature pyramids expect.
 
-    `out_features` (names) or `out_indices` say which of `stage_names` a backbone returns, as in all of transformers;
-    unset, `SimMIMBackbone` returns all stages but the stem, or four layers of an encoder of one stride.
+    `out_features` (names) or `out_indices` select which of `stage_names` a backbone returns, as in transformers. If
+    unset, `SimMIMBackbone` returns all stages but the stem, or four layers of a single-scale encoder.
 
     Raises:
-        StrictDataclassError: If a name or an option is unknown, if components do not fit each other, or the image size
-            is none.
+        StrictDataclassError: If a name or an option is unknown, if components do not fit each other, or if the image
+            size is invalid.
 
     Source: section 3 of the paper (arXiv 2111.09886).
     """
@@ -158,18 +159,18 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
             self.encoder_config = ENCODER_PRESETS["swin-base"]
         if isinstance(self.encoder_config, dict) and "model_type" not in self.encoder_config:
             raise ValueError("encoder_config has no model_type. Name one, such as 'swin' or 'vit'.")
-        # What is changed here is not to change what the caller has.
+        # Copied, so that the changes below do not reach the caller's object.
         self.encoder_config = copy.deepcopy(self.encoder_config)
         if self.loss is None and self.target in TARGETS:
             self.loss = TARGETS[self.target].losses[0]
         for name in ("head_options", "target_options", "loss_options"):
             setattr(self, name, copy.deepcopy(getattr(self, name)) or {})
-        # Of what is given beside the encoder, this is about the encoder, which has to be there first.
+        # These change the encoder's config, which `super().__post_init__` builds first.
         geometry = {key: kwargs.pop(key) for key in ("image_size", "window_size") if key in kwargs}
         outputs = {key: kwargs.pop(key, None) for key in ("out_features", "out_indices")}
         super().__post_init__(**kwargs)
         if getattr(self.encoder_config, "image_size", None) is None:
-            # timm's configs have it elsewhere.
+            # timm's configs store it elsewhere.
             input_size = (getattr(self.encoder_config, "pretrained_cfg", None) or {}).get("input_size")
             self.encoder_config.image_size = list(input_size[1:]) if input_size else DEFAULT_IMAGE_SIZE
         for key, value in geometry.items():
@@ -179,35 +180,35 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """Read a config, with components in `kwargs` in the place of those that it has.
+        """Create a config from a dict; components in `kwargs` replace the stored ones.
 
-        Another component comes without the stored options of the one before, another target with its usual loss.
+        If a component is replaced, its stored options are dropped; if the target is replaced, so is the stored loss.
 
         Args:
-            config_dict: What `to_dict` returned.
+            config_dict: A config as returned by `to_dict`.
             **kwargs: As in `PreTrainedConfig.from_dict`.
 
         Returns:
             The config.
         """
         stored = dict(config_dict)
-        # What is not stored is the default.
+        # Components that are not stored have their defaults.
         for component in ("head", "target", "loss"):
             if component in kwargs and kwargs[component] != stored.get(component, getattr(cls, component)):
                 stored.pop(f"{component}_options", None)
                 if component == "target":
                     stored.pop("loss", None)
                     stored.pop("loss_options", None)
-        # Into the dict, so that they are checked together with what is there.
+        # Merged into the dict, so that they are validated together with the stored settings.
         given = {field: kwargs.pop(field) for field in COMPONENT_FIELDS if field in kwargs}
         outputs = {key: kwargs.pop(key) for key in ("out_features", "out_indices") if kwargs.get(key) is not None}
         if outputs:
-            # Both tell the same, and one may be what is stored.
+            # Both describe the same selection, and the other one may be stored.
             given |= {"out_features": None, "out_indices": None} | outputs
         return super().from_dict(stored | given, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """As in `PreTrainedConfig`, with the stages of a backbone only where they are chosen."""
+        """As in `PreTrainedConfig`; the stages of a backbone are included only if they were selected."""
         output = super().to_dict()
         for key in ("out_features", "out_indices"):
             if output[key] is None:
@@ -215,16 +216,16 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
         return output
 
     def validate_components(self):
-        """Refuse names and options that no component has, and components that do not fit each other."""
+        """Check that names and options are known, and that the components fit each other."""
         for field, known in (*COMPONENTS.items(), ("loss_region", LOSS_REGIONS)):
             value = getattr(self, field)
             if value not in known:
                 raise ValueError(f"{field}={value!r} is unknown. Use one of: {', '.join(known)}.")
         fitting = TARGETS[self.target].losses
         if self.loss not in fitting:
-            kind = "classes" if fitting == ("cross_entropy",) else "numbers"
+            kind = "classes" if fitting == ("cross_entropy",) else "continuous values"
             raise ValueError(
-                f"loss={self.loss!r} does not fit target={self.target!r}, which is made of {kind}. Use one of:"
+                f"loss={self.loss!r} does not fit target={self.target!r}, which has {kind}. Use one of:"
                 f" {', '.join(fitting)}."
             )
         for component in COMPONENTS:
@@ -243,18 +244,18 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{field}={values!r} must be a {kind} number, or one for each channel.")
 
     def validate_class_weights(self):
-        """Refuse what is no factor."""
+        """Check that class weights are finite and not negative."""
         weights = self.class_weights
         if weights is not None and not (len(weights) and all(is_finite(weight) and weight >= 0 for weight in weights)):
             raise ValueError(f"class_weights={weights!r} must be numbers of 0 or more, one for each class.")
 
     def validate_geometry(self):
-        """Refuse images without pixels; what the encoder makes of them is measured when a model is built."""
+        """Check the image size; whether the encoder accepts it is checked when a model is built."""
         _check_size(self.encoder_config.image_size)
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels. Set it to a side or a pair."""
+        """(height, width) in pixels. It can be set to one side or a pair."""
         size = self.encoder_config.image_size
         return (size, size) if isinstance(size, int) else (int(size[0]), int(size[-1]))
 
@@ -287,7 +288,7 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def patch_size(self) -> int:
-        """Side in pixels of the square patches on whose grid `bool_masked_pos` lives."""
+        """Side in pixels of the square patches that form the grid of `bool_masked_pos`."""
         return self._geometry.patch_size
 
     @property
@@ -297,12 +298,12 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def encoder_stride(self) -> int:
-        """Pixels of the image for each step of the feature map."""
+        """Stride of the feature map in pixels."""
         return self._geometry.stride
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """(h, w) of the patch grid on which `bool_masked_pos` lives; a patch that the border cuts counts as one."""
+        """(h, w) of the patch grid of `bool_masked_pos`; patches that the border cuts are included."""
         height, width = self.image_size
         return math.ceil(height / self.patch_size), math.ceil(width / self.patch_size)
 
@@ -312,7 +313,7 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
         return [stage.name for stage in stages(self)]
 
     def options(self, component: str) -> dict[str, Any]:
-        """All options of the `"head"`, `"target"` or `"loss"`: those given, and the defaults of the others."""
+        """All options of the `"head"`, `"target"` or `"loss"`: the given values, and defaults for the rest."""
         name = getattr(self, component)
         given = getattr(self, f"{component}_options") or {}
         return with_defaults(component, name, COMPONENTS[component][name].options, given)
@@ -320,8 +321,11 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
     def pixel_statistics(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel that `pixel_values` were normalized with.
 
+        Returns:
+            The means and the standard deviations, one value for each channel.
+
         Raises:
-            ValueError: If they are not known, or not one for each channel.
+            ValueError: If they are unknown, or do not have one value for each channel.
         """
         mean, std = self.image_mean, self.image_std
         if mean is None and std is None and self.num_channels == 3:
@@ -338,11 +342,11 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
         return list(mean), list(std)
 
     def for_fine_tuning(self) -> "SimMIMConfig":
-        """A copy whose encoder is what the paper fine-tunes.
+        """A copy whose encoder has the structure that the paper fine-tunes.
 
-        Swin stays as it is. The ViT gets a relative position table in every block in the place of the shared one, and
-        loses its final norm: fine-tuning starts a fresh one behind the mean of the tokens. `from_pretrained` copies
-        the table and drops the norm.
+        Swin is unchanged. In the ViT, a relative position table in every block replaces the shared one, and the final
+        norm is removed: fine-tuning adds a new one after the mean of the tokens. `from_pretrained` copies the table
+        and drops the norm.
 
         Source: configs/vit_base__800ep and `remap_pretrained_keys_vit` in utils.py of microsoft/SimMIM.
         """

@@ -1,4 +1,4 @@
-"""The encoder's hidden states: where they lie, the stages among them, and how they join the head's input."""
+"""The structure of an encoder: shapes of its hidden states, stages of a backbone, and order of its layers."""
 
 import math
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from .encoders import EncoderGeometry, build_encoder, encode, encoder_geometry, 
 
 
 class HiddenState(NamedTuple):
-    """Where the steps of a hidden state lie."""
+    """Shape and layout of a hidden state."""
 
     channels: int
-    stride: int  # pixels of the image for each step
+    stride: int  # in pixels
     layout: str  # "channels_first", "channels_last" or "tokens"
     num_prefix_tokens: int
 
@@ -23,17 +23,17 @@ _measured_states: dict[str, list[HiddenState | None]] = {}
 
 
 def hidden_states(config: Any) -> list[HiddenState | None]:
-    """Measure the hidden states of an encoder by a forward without memory; the same config is measured once.
+    """Measure the hidden states of an encoder by a forward pass on the meta device; results are cached.
 
     Args:
         config: The SimMIM config.
 
     Returns:
-        One for each, in the order in which the encoder returns them; None for what is no map of square steps that the
-        feature map's stride is a multiple of.
+        One entry for each hidden state, in the order in which the encoder returns them; None where it is not a map
+        with the same stride in both directions that divides the feature map's stride.
 
     Raises:
-        ValueError: If the encoder returns none, or cannot be used.
+        ValueError: If the encoder returns no hidden states, or cannot be used.
     """
     return measured_once(_measured_states, config, _measure_states)
 
@@ -44,16 +44,16 @@ def _measure_states(config: Any) -> list[HiddenState | None]:
         encoder = build_encoder(config, use_mask_token=True).eval()
         dtype = next(encoder.parameters()).dtype
         pixel_values = torch.zeros(1, config.num_channels, *geometry.image_size, dtype=dtype)
-    # On the CPU: models keep index tensors that they make on the way, and would keep them without memory, too.
+    # On the CPU: models cache index tensors that they create in a forward pass, and would cache them on meta, too.
     with torch.device("cpu"):
         try:
             states = encode(encoder, geometry, pixel_values, output_hidden_states=True).hidden_states
         except ValueError as error:  # timm's convolutional networks
-            raise ValueError(f"{_without(config)} It says: {error}") from error
+            raise ValueError(f"{_without(config)} Its error: {error}") from error
     if not states:
         raise ValueError(_without(config))
     shapes = [tuple(state.shape) for state in states]
-    # A map whose channels are as many as its rows could be of either layout; others of the encoder are not.
+    # A map with as many channels as rows fits both layouts; the other maps of the encoder decide.
     readings = [[_read(shape, layout, geometry) for shape in shapes] for layout in ("channels_first", "channels_last")]
     return max(readings, key=lambda reading: sum(state is not None for state in reading))
 
@@ -82,16 +82,16 @@ class Stage(NamedTuple):
     """A map that a backbone can return."""
 
     name: str
-    hidden_state: int | None  # its index among them; None for the encoder's feature map
+    hidden_state: int | None  # its index; None for the encoder's feature map
     state: HiddenState
 
 
 def stages(config: Any) -> list[Stage]:
     """Name the maps that a backbone can return.
 
-    Encoders of several strides: `stem` is the patch embedding, `stage1`, .. the last hidden state of each stride. Those
-    of one stride have a stage for each layer. The last stage is the feature map in any case, final norm included. Our
-    Swin gives the outputs of its stages before patch merging.
+    In multi-scale encoders, `stem` is the patch embedding, and `stage1`, .. are the last hidden states of each stride.
+    In single-scale encoders, each layer is a stage. The last stage is always the feature map, final norm included. The
+    stages of our Swin are the outputs before patch merging.
 
     Args:
         config: The SimMIM config.
@@ -116,7 +116,7 @@ def stages(config: Any) -> list[Stage]:
         num_layers = getattr(encoder_config, "num_hidden_layers", len(states) - 1)
         chosen, has_stem = states[:-1], len(states) > num_layers
     else:
-        # Of a stride's states the last one stays.
+        # The last hidden state of each stride is kept.
         last = {state.stride: (index, state) for index, state in states if state.stride < geometry.stride}
         has_stem = all(index != 0 for index, _ in last.values())
         chosen = [*(states[:1] if has_stem else []), *last.values()]
@@ -126,13 +126,13 @@ def stages(config: Any) -> list[Stage]:
 
 
 def default_out_features(config: Any) -> list[str]:
-    """Names of the stages that a backbone returns unless others are named: those of a feature pyramid.
+    """Names of the stages that a backbone returns by default: those of a feature pyramid.
 
     Args:
         config: The SimMIM config.
 
     Returns:
-        All stages but the stem where strides differ. Of encoders of one stride the layers at a third, a half, two
+        All stages but the stem for multi-scale encoders. For single-scale encoders, the layers at a third, a half, two
         thirds and the end of the depth: 4, 6, 8 and 12 of 12.
 
     Source: configs of BEiT for ADE20K (arXiv 2106.08254).
@@ -148,12 +148,12 @@ def default_out_features(config: Any) -> list[str]:
 
 
 def is_single_scale(config: Any) -> bool:
-    """Whether all stages of an encoder have one stride."""
+    """Whether all stages of an encoder have the same stride."""
     return len({stage.state.stride for stage in stages(config)}) == 1
 
 
 def as_map(state: HiddenState, hidden_state: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
-    """A hidden state, as the encoder returned it, as a map (B, h, w, D) without prefix tokens."""
+    """Convert a hidden state, as the encoder returned it, to a map (B, h, w, D) without prefix tokens."""
     if state.layout == "channels_first":
         return hidden_state.permute(0, 2, 3, 1)
     if state.layout == "tokens":
@@ -162,26 +162,26 @@ def as_map(state: HiddenState, hidden_state: torch.Tensor, grid_size: tuple[int,
 
 
 class EncoderLayers(NamedTuple):
-    """The layers of an encoder, one after the other."""
+    """The layers of an encoder, in the order in which they run."""
 
-    names: tuple[str, ...]  # of the layers, in the order in which they run
-    # Of each parameter by name: 0 before the first layer, k in the k-th layer and behind it up to the next one,
-    # len(names) + 1 behind the last.
+    names: tuple[str, ...]  # of the layers
+    # Depth of each parameter by name: 0 before the first layer, k in the k-th layer and after it up to the next one,
+    # len(names) + 1 after the last.
     depths: dict[str, int]
-    ends_in_norm: bool  # whether the last thing that is done to the feature map is a norm of its own
+    ends_in_norm: bool  # whether the last module is a norm that is not part of a layer
 
 
 _measured_layers: dict[str, EncoderLayers] = {}
 
 
 def encoder_layers(config: Any) -> EncoderLayers:
-    """Find the layers of a config's encoder; the same config is measured once.
+    """Find the layers of a config's encoder; results are cached.
 
     Args:
         config: The SimMIM config.
 
     Returns:
-        The layers. Where none are found, such as in an encoder without lists of modules, there are no names, and every
+        The layers. If none are found, such as in an encoder without lists of modules, there are no names, and every
         parameter has depth 0.
     """
     return measured_once(_measured_layers, config, _measure_layers)
@@ -205,7 +205,7 @@ def _measure_layers(config: Any) -> EncoderLayers:
             while owner not in first_call:
                 owner = owner.rpartition(".")[0]
             depth = sum(start < first_call[owner] for start in starts)
-            # One table for all layers is a part of the last one, too, as in the released code.
+            # A table shared by all layers counts as after the last one, as in the official implementation.
             if layers and (depth == len(layers) or name.endswith("relative_position_bias_table")):
                 depth = len(layers) + 1
         depths[name] = depth
@@ -213,13 +213,13 @@ def _measure_layers(config: Any) -> EncoderLayers:
 
 
 def _calls(encoder: nn.Module, geometry: EncoderGeometry, pixel_values: torch.Tensor) -> list[str]:
-    """Names of all modules in the order in which a forward calls them."""
+    """Names of all modules in the order in which a forward pass calls them."""
     calls: list[str] = []
     hooks = [
         module.register_forward_pre_hook(lambda module, inputs, name=name: calls.append(name))
         for name, module in encoder.named_modules()
     ]
-    # On the CPU: models keep index tensors that they make on the way, and would keep them without memory, too.
+    # On the CPU: models cache index tensors that they create in a forward pass, and would cache them on meta, too.
     with torch.device("cpu"):
         encode(encoder, geometry, pixel_values)
     for hook in hooks:
@@ -230,8 +230,8 @@ def _calls(encoder: nn.Module, geometry: EncoderGeometry, pixel_values: torch.Te
 def _layers(encoder: nn.Module) -> list[str]:
     """Names of the residual layers.
 
-    They are the modules of the outermost lists; where those are stages, the modules of the lists inside. Stages differ
-    in their shapes, layers of a plain transformer do not.
+    They are the modules of the outermost lists; if those are stages, the modules of the lists inside them. Stages
+    differ in their shapes, layers of a plain transformer do not.
     """
     layers = []
     for list_name, modules in _outermost_lists(encoder, ""):
@@ -247,7 +247,7 @@ def _layers(encoder: nn.Module) -> list[str]:
 def _outermost_lists(
     module: nn.Module, name: str, includes_itself: bool = False
 ) -> Iterator[tuple[str, list[nn.Module]]]:
-    """Lists of layers in a module that are not part of another one, with their names."""
+    """Lists of layers in a module that are not part of another list, with their names."""
     if includes_itself and _is_list_of_layers(module):
         yield name, list(module.children())
         return
@@ -256,7 +256,7 @@ def _outermost_lists(
 
 
 def _is_list_of_layers(module: nn.Module) -> bool:
-    """Whether a module is a list, each of whose modules has several matrices: embeddings have one, norms have none."""
+    """Whether a module is a list whose modules have several matrices each: embeddings have one, norms have none."""
     modules = list(module.children())
     if not modules or not isinstance(module, (nn.ModuleList, nn.Sequential)):
         return False
@@ -269,7 +269,7 @@ def _is_list_of_layers(module: nn.Module) -> bool:
 
 
 def _layer_of(name: str, layers: list[str]) -> int | None:
-    """Number of the layer, from 1, that a parameter is a part of."""
+    """Number of the layer, from 1, that contains a parameter."""
     return next((index for index, layer in enumerate(layers, start=1) if name.startswith(f"{layer}.")), None)
 
 
@@ -277,7 +277,7 @@ def _ends_in_norm(encoder: nn.Module, calls: list[str], layers: list[str], unuse
     for name in reversed(calls):
         module = encoder.get_submodule(name)
         parameters = [f"{name}.{part}" for part, _ in module.named_parameters(recurse=False)]
-        # A pooler's norm runs last, and the feature map knows nothing of it.
+        # A pooler's norm runs last, but the feature map does not depend on it.
         if parameters and not set(parameters) <= set(unused):
             return "norm" in type(module).__name__.lower() and _layer_of(parameters[0], layers) is None
     return False

@@ -1,4 +1,4 @@
-"""Builds the encoder that a config names, and runs it to a feature map with the hidden patches hidden."""
+"""Builds the encoder of a config, and runs it on masked images to a feature map."""
 
 import copy
 import inspect
@@ -20,26 +20,26 @@ from transformers.models.data2vec.modeling_data2vec_vision import Data2VecVision
 from .swin import Swin
 from .swinv2 import Swinv2
 
-# Tokens before those of the patches: class, distillation and register tokens. More than these are something else.
+# Prefix tokens are class, distillation and register tokens. An output with more of them is not a map of patches.
 MAX_PREFIX_TOKENS = 16
-# Sizes that every pyramid of stages halves without a remainder.
+# Every multi-scale encoder can halve multiples of this size without a remainder.
 ROUND_SIZE = 64
 
-# More than one, to see what becomes of a batch.
+# More than one, to detect models that merge the images of a batch.
 BATCH_SIZE = 2
 
-# ADD AN ENCODER of our own: a module that takes (encoder_config, use_mask_token) and has the names of transformers'
-# checkpoints. Every other model of transformers is measured.
+# ADD AN ENCODER: a module that takes (encoder_config, use_mask_token) and has the parameter names of transformers'
+# checkpoints. Models of transformers need no entry: they are measured.
 OWN_ENCODERS: dict[str, type[nn.Module]] = {"swin": Swin, "swinv2": Swinv2}
 
-# Encoders whose hidden states are tokens out of reading order, and that return them as maps (B, h, w, D) beside.
+# Encoders whose hidden states are not in reading order, but which also return them as maps (B, h, w, D).
 SHUFFLING_ENCODERS = ("hiera",)
 
-# Encoders that run, and whose output is not what it seems to be.
+# Encoders that run, but whose tokens do not correspond to image positions.
 UNUSABLE_ENCODERS = {
-    "vit_mae": "it drops and shuffles patches by itself. Its weights are those of a ViT: load them as one",
-    "levit": "its tokens depend on all of the image alike, so that none can be shown to be those of a place",
-    "yolos": "its detection tokens stand behind those of the patches",
+    "vit_mae": "it drops and shuffles patches itself. Its weights are those of a ViT: load them as a ViT",
+    "levit": "each of its tokens depends on the whole image, so that tokens cannot be assigned to image positions",
+    "yolos": "its detection tokens follow the patch tokens",
 }
 
 
@@ -50,31 +50,31 @@ POSITIONS = re.compile(r"(position_embeddings?|pos_embed|position_embeddings?\.w
 class EncoderGeometry(NamedTuple):
     """How an encoder maps images (B, C, H, W) to a feature map (B, D, H / stride, W / stride)."""
 
-    patch_size: int  # side of the patches on whose grid masks live, in pixels
-    stride: int  # pixels of the image for each step of the feature map
+    patch_size: int  # side of the patches of the mask grid, in pixels
+    stride: int  # of the feature map, in pixels
     hidden_size: int  # channels D of the feature map
-    image_size: tuple[int, int]  # (height, width) that it is built for: whole strides, no less than the config's
-    # "own": our module hides patches itself. "native": transformers' model does, given bool_masked_pos. "tokens": our
-    # mask token replaces the output of its patch embedding. "pixels": our mask patch replaces pixels.
+    image_size: tuple[int, int]  # (height, width) that it is built for: the config's, rounded up to whole strides
+    # "own": our module masks patches itself. "native": transformers' model does, given bool_masked_pos. "tokens": our
+    # mask token replaces outputs of its patch embedding. "pixels": our mask patch replaces pixels.
     route: str
     layout: str = "channels_first"  # of its output: "channels_first", "channels_last" or "tokens"
     num_prefix_tokens: int = 0
     patch_embedding: str | None = None  # name of the convolution whose output is replaced
     mask_token_shape: tuple[int, ...] | None = None  # of the token or patch that SimMIMModel holds for the encoder
-    built_size: int | tuple[int, int] | None = None  # image_size for its config: some know squares only
+    built_size: int | tuple[int, int] | None = None  # image_size for its config: some models accept only squares
     interpolate: bool = False  # whether position embeddings are interpolated at its own image size too
-    can_interpolate: bool = False  # whether its forward can be told to
-    takes_other_sizes: bool = True  # whether images of another size than its own come out right
+    can_interpolate: bool = False  # whether its forward takes interpolate_pos_encoding
+    takes_other_sizes: bool = True  # whether images of other sizes are encoded correctly
     unused: tuple[str, ...] = ()  # parameters that the feature map does not depend on, such as those of a pooler
 
 
 _measured: dict[str, EncoderGeometry] = {}
-# One thread at a time: building without memory changes what torch does by default.
+# One thread at a time: building on the meta device changes torch's default device.
 MEASURING = threading.RLock()
 
 
 def encoder_geometry(encoder_config: Any) -> EncoderGeometry:
-    """Measure an encoder; the same config is measured once.
+    """Measure the geometry of an encoder; results are cached.
 
     Args:
         encoder_config: Config of a vision model, with an `image_size`.
@@ -83,14 +83,14 @@ def encoder_geometry(encoder_config: Any) -> EncoderGeometry:
         The geometry.
 
     Raises:
-        ValueError: If the encoder cannot be used, with the reason.
+        ValueError: If the encoder cannot be used; the message says why.
     """
     if encoder_config.model_type in OWN_ENCODERS:
         return _swin_geometry(encoder_config)
     key = cache_key(encoder_config)
     with MEASURING:
         if key not in _measured:
-            # Kernels that are chosen for a GPU do not run without memory; the shapes are the same with any.
+            # Attention kernels for GPUs do not run on the meta device; the shapes are the same with eager attention.
             plain = copy.deepcopy(encoder_config)
             plain._attn_implementation = "eager"
             with torch.inference_mode(False):
@@ -99,26 +99,26 @@ def encoder_geometry(encoder_config: Any) -> EncoderGeometry:
 
 
 def cache_key(encoder_config: Any) -> str:
-    """What two configs of the same encoder have in common."""
+    """Key under which measurements of an encoder are cached: its settings without the class names."""
     settings = {key: value for key, value in encoder_config.to_dict().items() if key not in ("id2label", "label2id")}
     return f"{type(encoder_config).__name__} {json.dumps(settings, sort_keys=True, default=str)}"
 
 
 def measured_once(measured: dict[str, Any], config: Any, measure: Callable[[Any], Any]) -> Any:
-    """What a forward without memory shows of an encoder; the same config is measured once.
+    """Run a measurement of an encoder on the meta device, or return its cached result.
 
     Args:
-        measured: What was measured already.
+        measured: Cached results; a new one is added.
         config: The SimMIM config.
-        measure: Takes a copy of it whose attention runs without memory.
+        measure: Takes a copy of the config whose attention runs on the meta device.
 
     Returns:
-        What `measure` returned.
+        The result of `measure`.
     """
     key = cache_key(config.encoder_config)
     with MEASURING:
         if key not in measured:
-            # Kernels that are chosen for a GPU do not run without memory; the shapes are the same with any.
+            # Attention kernels for GPUs do not run on the meta device; the shapes are the same with eager attention.
             plain = copy.deepcopy(config)
             plain.encoder_config._attn_implementation = "eager"
             with torch.inference_mode(False), torch.no_grad():
@@ -128,7 +128,7 @@ def measured_once(measured: dict[str, Any], config: Any, measure: Callable[[Any]
 
 def transformers_class(encoder_config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     """The class of transformers' bare model for a config, or None."""
-    # Looked up by class: going through the mapping imports every model, and some of its entries cannot be imported.
+    # Looked up by class: iterating over the mapping imports every model, and some of them cannot be imported.
     model_class: Any = MODEL_MAPPING.get(type(encoder_config), None)  # type: ignore[arg-type]
     return model_class[0] if isinstance(model_class, tuple) else model_class
 
@@ -139,13 +139,13 @@ def make_transformers_encoder(
     """Build transformers' model without its pooling layer.
 
     Args:
-        encoder_config: Its config. It is shared with the model, so that what is set in it later reaches both, unless
-            something has to differ.
-        built_size: Image size that it is built for; None for that of the config.
-        use_mask_token: Whether it holds a mask token, where it can.
+        encoder_config: Config of the model, which shares it, so that later changes reach both, unless a setting has to
+            differ.
+        built_size: Image size to build the model for; that of the config if None.
+        use_mask_token: Whether the model holds a mask token, if it can.
 
     Returns:
-        The model, initialized as transformers does.
+        The model, initialized by transformers.
     """
     model_class: Any = transformers_class(encoder_config)
     options = inspect.signature(model_class.__init__).parameters
@@ -169,7 +169,7 @@ def make_transformers_encoder(
 
 
 def _timm_arguments(encoder_config: Any, built_size: int | tuple[int, int] | None) -> dict[str, Any]:
-    """What timm's `create_model` is told of the geometry, which is no part of a timm config."""
+    """Geometry arguments of timm's `create_model`, which a timm config does not store."""
     arguments = dict(encoder_config.model_args or {})
     if built_size is not None:
         arguments["img_size"] = _pair(built_size)
@@ -179,7 +179,7 @@ def _timm_arguments(encoder_config: Any, built_size: int | tuple[int, int] | Non
 
 
 def takes(encoder: nn.Module | type[nn.Module], argument: str) -> bool:
-    """Whether an encoder's forward has an argument of this name; `**kwargs` swallow others without a word."""
+    """Whether an encoder's forward has an argument of this name; `**kwargs` would silently swallow others."""
     return argument in inspect.signature(encoder.forward).parameters
 
 
@@ -202,11 +202,11 @@ def _swin_geometry(config: Any) -> EncoderGeometry:
 
 
 class _NoMapError(ValueError):
-    """The model runs, and its output is no map of each image."""
+    """The model runs, but its output is not a feature map of each image."""
 
 
 class _MeasuredRun(NamedTuple):
-    """What one forward without memory showed."""
+    """Results of one forward pass on the meta device."""
 
     shape: tuple[int, ...]  # of last_hidden_state
     patch_embedding: tuple[str, int, int] | None  # name, patch size and channels of a convolution over whole patches
@@ -220,7 +220,7 @@ def _measure(encoder_config: Any) -> EncoderGeometry:
     name = encoder_config.model_type
     model_class = transformers_class(encoder_config)
     if model_class is None:
-        raise ValueError(f"The encoder {name!r} is none: transformers has no bare model for its config.")
+        raise ValueError(f"The encoder {name!r} cannot be used: transformers has no bare model for its config.")
     if name in UNUSABLE_ENCODERS:
         raise ValueError(f"The encoder {name!r} cannot be used: {UNUSABLE_ENCODERS[name]}.")
     wanted = _pair(encoder_config.image_size)
@@ -248,7 +248,7 @@ def _measure(encoder_config: Any) -> EncoderGeometry:
     if found is None:
         raise ValueError(
             f"The encoder {name!r} cannot be used: its output of shape {run.shape} for images of {size[0]}x{size[1]} is"
-            f" no map of square steps with at most {MAX_PREFIX_TOKENS} tokens beside it."
+            f" not a feature map with equal strides and at most {MAX_PREFIX_TOKENS} prefix tokens."
         )
     stride, layout, num_prefix_tokens = found
     can_interpolate = takes(model_class, "interpolate_pos_encoding")
@@ -279,7 +279,7 @@ def _measure(encoder_config: Any) -> EncoderGeometry:
         run.built_size,
         run.interpolate,
         can_interpolate,
-        # Told to interpolate, models take their positions for those of a square.
+        # When they interpolate, models assume that their positions form a square.
         not (
             can_interpolate and run.has_positions and isinstance(run.built_size, tuple) and len(set(run.built_size)) > 1
         ),
@@ -288,16 +288,16 @@ def _measure(encoder_config: Any) -> EncoderGeometry:
 
 
 def _ways_to_build(encoder_config: Any, size: tuple[int, int]) -> list[tuple[int | tuple[int, int] | None, bool]]:
-    """Image sizes to build an encoder for, and whether it interpolates then, for images of a size; the best first.
+    """Image sizes to build an encoder for, and whether it then interpolates, for images of a size; the best first.
 
-    Where height and width differ, many models know their position embeddings as a square only. Those that can be told
-    to interpolate are built for the rectangle, else for the square around it. Those that always interpolate do so from
-    a square, and would take a rectangle of as many positions for one.
+    Many models assume that their position embeddings form a square. If height and width differ, models that take
+    `interpolate_pos_encoding` are built for the rectangle, else for the square around it. Models that always
+    interpolate do so from a square, and would mistake a rectangle with as many positions for one.
     """
     if encoder_config.model_type == "timm_wrapper":
-        # timm's transformers are told the size, its convolutional networks refuse to be.
+        # timm's transformers take an image size, its convolutional networks reject one.
         return [(size, False), (None, False)]
-    # Some models take one number only, and some only a pair.
+    # Some models take only one number, and some only a pair.
     squares = (max(size), (max(size), max(size)))
     if size[0] == size[1]:
         return [(square, False) for square in squares]
@@ -307,21 +307,21 @@ def _ways_to_build(encoder_config: Any, size: tuple[int, int]) -> list[tuple[int
 
 
 def _run(encoder_config: Any, size: tuple[int, int]) -> _MeasuredRun:
-    """Run an encoder, built so that it takes images of a size."""
+    """Run an encoder that is built for images of a size."""
     errors = []
     for built_size, interpolate in _ways_to_build(encoder_config, size):
         try:
             return _run_once(encoder_config, size, built_size, interpolate)
         except ImportError:
             raise
-        except Exception as error:  # whatever a model raises that is made for something else
+        except Exception as error:  # models of other inputs raise anything
             errors.append(error)
     first = errors[0]
     reason = " ".join(str(first).split()).rstrip(".")
     if not isinstance(first, _NoMapError):
         reason = f"raises {type(first).__name__}: {reason}"
     raise ValueError(
-        f"The encoder {encoder_config.model_type!r} cannot be used: given nothing but images of {size[0]}x{size[1]} it"
+        f"The encoder {encoder_config.model_type!r} cannot be used: given only images of {size[0]}x{size[1]} it"
         f" {reason}."
     ) from first
 
@@ -337,15 +337,15 @@ def _run_once(
         if not any(module.children()):
             module.register_forward_pre_hook(_note(seen, module_name, tuple(pixel_values.shape)))
     arguments = {"interpolate_pos_encoding": True} if interpolate else {}
-    # On the CPU: models keep index tensors that they make on the way, and would keep them without memory, too.
+    # On the CPU: models cache index tensors that they create in a forward pass, and would cache them on meta, too.
     with torch.device("cpu"), torch.enable_grad():
         outputs = encoder(pixel_values, **arguments)
         if getattr(outputs, "last_hidden_state", None) is None:
             raise _NoMapError("returns no last_hidden_state")
         if "encoder_last_hidden_state" in outputs:
-            raise _NoMapError("returns what a decoder makes, which is no map of the image")
+            raise _NoMapError("returns the output of a decoder, which is not a feature map of the image")
         if outputs.last_hidden_state.shape[0] != BATCH_SIZE:
-            raise _NoMapError("joins the images of a batch to one sequence")
+            raise _NoMapError("merges the images of a batch into one sequence")
         outputs.last_hidden_state.sum().backward()
     unused = tuple(
         name
@@ -359,7 +359,7 @@ def _run_once(
 
 
 def _note(seen: list[tuple[str, nn.Module]], name: str, shape: tuple[int, ...]):
-    """A hook that writes down which layers get the pixels."""
+    """A hook that records which layers receive the pixels."""
 
     def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if inputs and isinstance(inputs[0], torch.Tensor) and tuple(inputs[0].shape) == shape:
@@ -369,7 +369,7 @@ def _note(seen: list[tuple[str, nn.Module]], name: str, shape: tuple[int, ...]):
 
 
 def _patch_embedding(seen: list[tuple[str, nn.Module]]) -> tuple[str, int, int] | None:
-    """The layer that gets the pixels, if it is the only one and a convolution over patches that do not overlap."""
+    """The layer that receives the pixels, if it is the only one and a convolution over non-overlapping patches."""
     layers = [(name, module) for name, module in seen if any(True for _ in module.parameters())]
     if len(layers) != 1 or not isinstance(layers[0][1], nn.Conv2d):
         return None
@@ -400,7 +400,7 @@ def _read_shape(run: _MeasuredRun, size: tuple[int, int]) -> tuple[int, str, int
 
 
 class EncoderOutput(NamedTuple):
-    """What every encoder returns: tokens without prefix tokens as a map (B, D, h, w), and hidden states (B, N, D)."""
+    """Output of every encoder: a feature map (B, D, h, w) without prefix tokens, and hidden states (B, N, D)."""
 
     feature_map: torch.Tensor
     hidden_states: tuple[torch.Tensor, ...] | None
@@ -416,10 +416,10 @@ def build_encoder(config: Any, use_mask_token: bool) -> nn.Module:
             built without one.
 
     Returns:
-        Our own encoder where there is one for the model type, else transformers' model without its pooling layer.
+        Our own encoder if there is one for the model type, else transformers' model without its pooling layer.
 
     Raises:
-        ValueError: If the encoder cannot be used, with the reason.
+        ValueError: If the encoder cannot be used; the message says why.
     """
     encoder_config: Any = config.encoder_config
     if encoder_config.model_type in OWN_ENCODERS:
@@ -440,12 +440,12 @@ def build_encoder(config: Any, use_mask_token: bool) -> nn.Module:
 
 
 def freeze_unused(encoder: nn.Module, geometry: EncoderGeometry, use_mask_token: bool) -> None:
-    """Freeze the parameters that get no gradient: DDP waits for every one that asks for one.
+    """Freeze the parameters that receive no gradient, because DDP waits for every trainable parameter.
 
-    Loading a checkpoint makes every parameter trainable again, so this comes after it, too.
+    Loading a checkpoint makes every parameter trainable again, so this is also called after loading.
 
     Args:
-        encoder: What `build_encoder` returned.
+        encoder: The encoder from `build_encoder`.
         geometry: Its geometry.
         use_mask_token: Whether the model masks. Some encoders hold a mask token in any case.
     """
@@ -455,15 +455,15 @@ def freeze_unused(encoder: nn.Module, geometry: EncoderGeometry, use_mask_token:
 
 
 def _has_names_of_its_own() -> bool:
-    """Tells transformers not to rename weights for an encoder on loading, as it does for stock checkpoints.
+    """Tells transformers not to rename an encoder's weights on loading, as it does for stock checkpoints.
 
-    Ours have the names that the model has in memory, which some of its patterns match by accident.
+    Our checkpoints have the names of the model in memory, which some of its patterns match by accident.
     """
     return True
 
 
 def layers_to_wrap(encoder: nn.Module) -> list[str]:
-    """Names of the classes of an encoder's layers, which FSDP wraps and which stay on one device."""
+    """Class names of an encoder's layers, each of which FSDP wraps and keeps on one device."""
     present = {type(module).__name__ for module in encoder.modules()}
     named = [name for name in getattr(encoder, "_no_split_modules", None) or [] if name in present]
     if named:
@@ -475,7 +475,7 @@ def layers_to_wrap(encoder: nn.Module) -> list[str]:
 
 
 class _RelativePositionBias(nn.Module):
-    """The bias of BEiT and its like on grids that are no squares, where transformers takes rows for columns."""
+    """The position bias of BEiT and Data2Vec on non-square grids, where transformers swaps rows and columns."""
 
     def forward(
         self, window_size: tuple[int, int], interpolate_pos_encoding: bool = False, dim_size: int | None = None
@@ -508,13 +508,13 @@ _BIAS_CLASSES: dict[type, type] = {
 
 
 def init_as_official(encoder: nn.Module, mask_token: nn.Parameter | None, std: float) -> None:
-    """Draw what transformers leaves at zero, or starts in another way than the paper's ViT.
+    """Initialize what transformers leaves at zero, or initializes differently from the paper's ViT.
 
-    transformers starts mask and class tokens at zero. Behind a LayerNorm a zero token multiplies the gradient by
-    1 / sqrt(eps), and clipping then scales the gradient of everything else down.
+    transformers initializes mask and class tokens to zero. In a LayerNorm a zero token multiplies the gradient by
+    1 / sqrt(eps), and clipping then scales all other gradients down.
 
     Args:
-        encoder: What `build_encoder` returned.
+        encoder: The encoder from `build_encoder`.
         mask_token: The mask token or patch that the model holds for it, if any.
         std: Standard deviation.
 
@@ -530,7 +530,7 @@ def init_as_official(encoder: nn.Module, mask_token: nn.Parameter | None, std: f
     if encoder.config.model_type == "beit":
         for index, layer in enumerate(encoder.layers):  # type: ignore[arg-type]
             for projection in (layer.attention.o_proj, layer.mlp.fc2):
-                # The released code divides what it drew; this is the same distribution, however often it is drawn.
+                # The official implementation divides the initial weights; this draws from the same distribution.
                 init.trunc_normal_(projection.weight, std=std / (2 * (index + 1)) ** 0.5)
 
 
@@ -544,15 +544,15 @@ def encode(
 ) -> EncoderOutput:
     """Run an encoder to its feature map.
 
-    The pixels under the mask are replaced first, so that nothing of them can reach an encoder by any way, and a NaN
-    there harms neither outputs nor gradients.
+    Masked pixels are replaced first, so that they cannot reach any encoder, and a NaN among them affects neither
+    outputs nor gradients.
 
     Args:
-        encoder: What `build_encoder` returned.
+        encoder: The encoder from `build_encoder`.
         geometry: Its geometry.
         pixel_values: Images of shape (B, C, H, W), padded here with zeros to whole strides.
         bool_masked_pos: Bool mask of shape (B, ceil(H / patch_size), ceil(W / patch_size)), True = masked.
-        mask_token: The mask token or patch that is held for encoders which have none.
+        mask_token: The mask token or patch for encoders that have none of their own.
         **kwargs: Passed to transformers' encoders, for example `output_attentions`.
 
     Returns:
@@ -573,22 +573,22 @@ def encode(
         return EncoderOutput(feature_map, hidden_states, None)
     if bool_masked_pos is not None and geometry.route == "native":
         kwargs["bool_masked_pos"] = bool_masked_pos.flatten(1)
-    # Sizes are compared last: where a program is traced for any size, a comparison would fix it to one.
+    # Sizes are compared last: a comparison would fix the size of a program that is traced for any size.
     if not geometry.takes_other_sizes and (height, width) != geometry.image_size:
         raise ValueError(
             f"Images of {height}x{width} px do not fit an encoder that was built for a rectangle of"
-            f" {geometry.image_size[0]}x{geometry.image_size[1]} px: it would take its positions for those of a square."
-            " Load it with from_pretrained(..., image_size=...) for them."
+            f" {geometry.image_size[0]}x{geometry.image_size[1]} px: it would assume that its positions form a square."
+            " Load it for this size with from_pretrained(..., image_size=...)."
         )
     if geometry.can_interpolate:
         kwargs["interpolate_pos_encoding"] = geometry.interpolate or (height, width) != geometry.image_size
     if geometry.route == "tokens":
         patch_embedding: Any = encoder.get_submodule(str(geometry.patch_embedding))
-        patch_embedding.hidden = None if bool_masked_pos is None else (bool_masked_pos, mask_token)
+        patch_embedding.masking = None if bool_masked_pos is None else (bool_masked_pos, mask_token)
         try:
             outputs = encoder(pixel_values, **kwargs)
         finally:
-            patch_embedding.hidden = None
+            patch_embedding.masking = None
     else:
         outputs = encoder(pixel_values, **kwargs)
     tokens = outputs.last_hidden_state
@@ -610,18 +610,18 @@ def encode(
 
 
 def _replace_masked(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-    """Forward hook of a patch embedding: the mask token (1, D, 1, 1) where patches are hidden."""
-    hidden = getattr(module, "hidden", None)
-    if hidden is None:
+    """Forward hook of a patch embedding: the mask token (1, D, 1, 1) replaces the outputs of masked patches."""
+    masking = getattr(module, "masking", None)
+    if masking is None:
         return output
-    bool_masked_pos, mask_token = hidden
+    bool_masked_pos, mask_token = masking
     return torch.where(bool_masked_pos[:, None], mask_token.to(output.dtype), output)
 
 
 def mask_pixels(
     pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor, mask_patch: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Images (B, C, H, W) with zeros, or a mask patch (1, C, p, p), where a mask (B, H / p, W / p) hides patches."""
+    """Replace masked patches of images (B, C, H, W) by zeros or a patch (1, C, p, p); the mask is (B, H / p, W / p)."""
     batch_size, channels, height, width = pixel_values.shape
     _, rows, columns = bool_masked_pos.shape
     patches = pixel_values.reshape(batch_size, channels, rows, height // rows, columns, width // columns)

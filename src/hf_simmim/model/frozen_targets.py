@@ -1,4 +1,4 @@
-"""Base of the targets that a frozen network makes of the whole images."""
+"""Targets that a frozen network computes from the unmasked images: codebook tokens and teacher features."""
 
 import contextlib
 import copy
@@ -30,29 +30,29 @@ _loading = threading.RLock()
 
 
 class FrozenNetworkTarget(Target):
-    """Base of the targets that a frozen network makes.
+    """Base of the targets that a frozen network computes.
 
-    The network is no part of the model: neither parameters nor checkpoints know of it. It is loaded for the first
-    loss, or by `load`. What a model's shape depends on is read from the network's config when the model is built, and
-    kept in `target_options`, so that checkpoints load where the network is not.
+    The network is not part of the model: neither the parameters nor checkpoints contain it. It is loaded for the first
+    loss, or by `load`. Settings that the model's shape depends on are read from the network's config when the model is
+    built, and stored in `target_options`, so that checkpoints load without the network.
 
-    A prediction of stride S has ceil(H / S) x ceil(W / S) steps. The network, of stride s, sees the image padded to
-    whole steps of S with its own border pixels, and resized by s / S (bicubic, antialiased): its grid is then that of
-    the prediction. BEiT does so with 112 px for the 14 x 14 tokens of a 224 px image.
+    A prediction of stride S has a grid of ceil(H / S) x ceil(W / S). The network, of stride s, sees the image padded
+    to multiples of S by repeating its border pixels, and resized by s / S (bicubic, antialiased), so that its grid is
+    that of the prediction. BEiT uses 112 px for the 14 x 14 tokens of a 224 px image in the same way.
 
     Args:
-        config: The SimMIM config. What was read of the network is written into its `target_options`.
+        config: The SimMIM config. Settings that are read from the network are written to its `target_options`.
         model_class: As in `Target`.
 
     Raises:
-        ValueError: If the network is none that fits, or cannot be found and is not described in `target_options`.
+        ValueError: If the network does not fit, or cannot be found and is not described in `target_options`.
     """
 
     is_decodable = False
     own_stride: int  # of the network, in pixels
     network_channels: int  # of the images that the network takes
     kept_options: tuple[str, ...] = ("model_config",)  # read from the network where they are not set
-    placeholder: tuple[int | None, torch.dtype] = (None, torch.float32)  # channels if fixed, and type of the target
+    placeholder: tuple[int | None, torch.dtype] = (None, torch.float32)  # channels if fixed, and dtype of the target
 
     def __init__(self, config: Any, model_class: Any = None):
         super().__init__(config, model_class)
@@ -69,20 +69,20 @@ class FrozenNetworkTarget(Target):
                 ) from error
             config.target_options = config.target_options | {key: found[key] for key in unset}
             self.options = config.options("target")
-        # Before anything that needs them, with the reason if they are not known.
+        # Called for its error, before anything else fails because the statistics are unknown.
         config.pixel_statistics()
         self.describe()
         self.stride = config.prediction_stride or self.own_stride
         if config.num_channels not in (1, self.network_channels):
             raise self.error(
-                f"takes images of {self.network_channels} channels, and the encoder those of {config.num_channels}."
-                " Use another target, or images of as many channels."
+                f"takes images of {self.network_channels} channels, but the encoder takes {config.num_channels}."
+                f" Use another target, or images of {self.network_channels} channels."
             )
         if config.prediction_stride is None and config.encoder_stride % self.own_stride:
             self._refuse_stride()
 
     def read(self) -> dict[str, Any]:
-        """What the checkpoint says, for the options in `kept_options`."""
+        """Read the options in `kept_options` from the checkpoint."""
         raise NotImplementedError
 
     def describe(self) -> None:
@@ -90,15 +90,15 @@ class FrozenNetworkTarget(Target):
         raise NotImplementedError
 
     def load_network(self) -> nn.Module:
-        """The network with its weights."""
+        """Load the network with its weights."""
         raise NotImplementedError
 
     def run(self, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
-        """The target of images in [0, 1] (B, C, h * own_stride, w * own_stride), under the autocast of the model."""
+        """Compute the target of images in [0, 1] (B, C, h * own_stride, w * own_stride), under the model's autocast."""
         raise NotImplementedError
 
     def stored_config(self) -> dict[str, Any]:
-        """The config of the network as its checkpoint has it."""
+        """The config of the network, as stored in its checkpoint."""
         return PreTrainedConfig.get_config_dict(self.model)[0]
 
     def error(self, fault: str) -> ValueError:
@@ -107,16 +107,16 @@ class FrozenNetworkTarget(Target):
 
     @torch.inference_mode(False)
     def load(self) -> None:
-        """Load the network, unless it is there.
+        """Load the network, unless it is loaded already.
 
         Raises:
-            ValueError: If it cannot be found, or is not what the config says.
+            ValueError: If it cannot be found, or does not match the config.
         """
         with _loading:
             if self._networks:
                 return
             try:
-                # Loading draws numbers for weights that it then replaces: training is not to depend on when.
+                # Loading draws random weights before it replaces them, which must not change training.
                 with torch.random.fork_rng(devices=[]), torch.device("cpu"), _whole_weights():
                     network = self.load_network()
             except OSError as error:
@@ -126,12 +126,12 @@ class FrozenNetworkTarget(Target):
                     if key not in ("model", "model_config")
                 ]
                 raise self.error(
-                    f"cannot be loaded: {one_line(error)}. Without it there is no loss; all else works. Put it back,"
-                    f" or say where it is: from_pretrained(..., target_options={{'model': ...{''.join(others)}}})."
+                    f"cannot be loaded: {one_line(error)}. Only the loss needs it. Restore it, or give its location:"
+                    f" from_pretrained(..., target_options={{'model': ...{''.join(others)}}})."
                 ) from error
             self._networks[torch.device("cpu")] = network.float().eval().requires_grad_(False)
 
-    # A graph break: what the network computes is no part of the model's graph.
+    # A graph break: the network's computation is not part of the model's graph.
     @torch.compiler.disable
     @torch.no_grad()
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -143,14 +143,14 @@ class FrozenNetworkTarget(Target):
         return self.run(self._network_on(pixel_values.device), self.images(pixel_values))
 
     def images(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Images with the model's normalization undone, of the size and the channels that the network needs.
+        """Undo the model's normalization, and bring images to the size and channels that the network needs.
 
         Args:
             pixel_values: Normalized images of shape (B, C, H, W).
 
         Returns:
-            float32 tensor (B, network_channels, ceil(H / S) * s, ceil(W / S) * s) for a stride of S of the prediction
-            and s of the network.
+            float32 tensor (B, network_channels, ceil(H / S) * s, ceil(W / S) * s) for the stride S of the prediction
+            and the stride s of the network.
         """
         images = to_colors(pixel_values.float(), self.config.pixel_statistics())
         height, width = images.shape[2:]
@@ -180,32 +180,32 @@ class FrozenNetworkTarget(Target):
         divisors = [step for step in range(1, encoder_stride + 1) if encoder_stride % step == 0]
         nearest = min(divisors, key=lambda step: abs(math.log(step / self.own_stride)))
         raise self.error(
-            f"has one step for {self.own_stride} px, and the encoder one for {encoder_stride} px, which is no multiple."
-            f" Set prediction_stride={nearest}: the images are then resized by {self.own_stride}/{nearest} for it."
+            f"has a stride of {self.own_stride} px, and the encoder's stride of {encoder_stride} px is not a multiple."
+            f" Set prediction_stride={nearest}: it then sees images resized by {self.own_stride}/{nearest}."
         )
 
     def refuse_other_range(self, largest_mean: float = 1.0) -> None:
-        """Refuse images that are not in [0, 1] for a network that needs them there; their means tell."""
+        """Reject images that are not in [0, 1], judged by `image_mean`, for a network that needs this range."""
         mean, _ = self.config.pixel_statistics()
         if max(mean) > 1 >= largest_mean:
             raise self.error(
-                f"takes images in [0, 1], and image_mean={mean} is that of others. Rescale the images to [0, 1] before"
-                " they are normalized."
+                f"takes images in [0, 1], but image_mean={mean} is of another range. Rescale the images to [0, 1]"
+                " before they are normalized."
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies and files of a model go without the network, and load it when they need it.
+        # Copied and pickled models do not contain the network, and load it when they need it.
         return self.__dict__ | {"_networks": {}}
 
 
 def one_line(error: Exception) -> str:
-    """An error's text as a part of a sentence."""
+    """An error's message on one line, without the period."""
     return " ".join(str(error).split()).rstrip(".")
 
 
 @contextlib.contextmanager
 def _whole_weights() -> Iterator[None]:
-    """Keep transformers from sharding a network that every process needs, as it does for DeepSpeed's third stage."""
+    """Keep transformers from sharding a network that every process needs, as it does for DeepSpeed ZeRO-3."""
     config = deepspeed._hf_deepspeed_config_weak_ref
     deepspeed.unset_hf_deepspeed_config()
     try:
@@ -217,18 +217,22 @@ def _whole_weights() -> Iterator[None]:
 CODEBOOK_STRIDE = 8  # three poolings by 2
 CODEBOOK_MARGIN = 0.1  # the dVAE's colors are in [0.1, 0.9]
 
-# Of a config: what a network's shape does not depend on.
+# Config keys that a network's shape does not depend on.
 _BESIDE_SHAPE = ("id2label", "label2id", "transformers_version", "_name_or_path", "architectures", "dtype")
-# Of an image processor: steps that mean and standard deviation cannot express.
+# Steps of an image processor that mean and standard deviation cannot express.
 _UNKNOWN_STEPS = ("do_flip_channel_order", "rescale_offset", "offset")
 
 
 class Codebook(FrozenNetworkTarget):
-    """Tokens of a frozen discrete VAE, that of DALL-E in the form of transformers' `FlavaImageCodebook`.
+    """Tokens of a frozen discrete VAE: that of DALL-E, as transformers' `FlavaImageCodebook`.
 
-    Always computed in float32: rounding changes tokens.
+    Use it to compare with BEiT, which predicts these tokens. They are always computed in float32, because rounding
+    changes tokens.
 
     Source: section 3.4 of the paper, "vision tokenization"; section 2.1 of BEiT (arXiv 2106.08254).
+
+    Examples:
+        >>> SimMIMConfig(target="codebook", prediction_stride=16)
     """
 
     placeholder = (1, torch.int64)
@@ -238,7 +242,7 @@ class Codebook(FrozenNetworkTarget):
         architectures = stored.get("architectures") or []
         if "codebook" not in stored.get("model_type", "") and "FlavaImageCodebook" not in architectures:
             raise self.error(
-                f"holds a {stored.get('model_type')!r} model and no codebook. Name one of transformers'"
+                f"holds a {stored.get('model_type')!r} model, not a codebook. Name a checkpoint of transformers'"
                 f" FlavaImageCodebook, such as {CODEBOOK!r}."
             )
         # Older checkpoints have another model_type.
@@ -268,13 +272,17 @@ class Codebook(FrozenNetworkTarget):
 
 
 class Features(FrozenNetworkTarget):
-    """Feature map of a frozen teacher: any encoder of transformers that SimMIM can train, or one that it trained.
+    """Feature map of a frozen teacher: any image encoder of transformers, or the encoder of a SimMIM checkpoint.
 
-    The teacher sees the images in the normalization of its own image processor. With `normalize` its features are
-    brought to zero mean and unit variance over their channels, at each step.
+    Use it to distill a strong pre-trained encoder. The teacher sees images in the normalization of its own image
+    processor. With `normalize`, its features are normalized to zero mean and unit variance over the channels, at each
+    position.
 
     Source: section 3.2 of MaskFeat (arXiv 2112.09133), "deep features"; data2vec (arXiv 2202.03555) for the
     normalization.
+
+    Examples:
+        >>> SimMIMConfig(target="features", target_options={"model": "facebook/dinov2-base"}, prediction_stride=16)
     """
 
     kept_options = ("model_config", "image_mean", "image_std")
@@ -289,7 +297,7 @@ class Features(FrozenNetworkTarget):
             try:
                 config = AutoConfig.from_pretrained(self.model)
             except ValueError as error:
-                raise self.error(f"is no model that transformers knows: {one_line(error)}.") from error
+                raise self.error(f"is not a model that transformers knows: {one_line(error)}.") from error
             vision_config = getattr(config, "vision_config", None)
             if vision_config is not None and transformers_class(vision_config) is not None:
                 config = vision_config
@@ -309,30 +317,30 @@ class Features(FrozenNetworkTarget):
         self.network_channels = self.teacher_config.num_channels
         if not len(self.options["image_mean"]) == len(self.options["image_std"]) == self.network_channels:
             raise self.error(
-                f"takes images of {self.network_channels} channels, for which image_mean={self.options['image_mean']}"
-                f" and image_std={self.options['image_std']} in target_options do not have one value each."
+                f"takes images of {self.network_channels} channels, but image_mean={self.options['image_mean']} and"
+                f" image_std={self.options['image_std']} in target_options do not have one value for each."
             )
         self.refuse_other_range(max(self.options["image_mean"]))
         if self.options["layer"] is not None:
             self._check_layer()
 
     def _check_layer(self) -> None:
-        """Run the teacher without memory to see whether the layer is there, and has a step where the last one has."""
+        """Run the teacher on the meta device to check that the layer exists, and has the grid of the feature map."""
         layer, size = self.options["layer"], self.geometry.image_size
         with torch.device("meta"):
             encoder = build_encoder(self.teacher_config, use_mask_token=False).eval()
             images = torch.zeros(1, self.network_channels, *size)
-        # Models keep index tensors that they make on the way, and would keep them without memory, too.
+        # Models cache index tensors that they create in a forward pass, and would cache them on meta, too.
         with torch.device("cpu"), torch.no_grad():
             states = encode(encoder, self.geometry, images, output_hidden_states=True).hidden_states or ()
         if not -len(states) <= layer < len(states):
-            raise self.error(f"has {len(states)} hidden states, and layer={layer} in target_options is none of them.")
+            raise self.error(f"has {len(states)} hidden states; layer={layer} in target_options must be one of them.")
         steps = (size[0] // self.own_stride) * (size[1] // self.own_stride)
         expected = (1, self.geometry.num_prefix_tokens + steps, self.num_outputs)
         if self.geometry.layout != "tokens" or tuple(states[layer].shape) != expected:
             raise self.error(
-                f"has hidden states of other shapes than its feature map, and layer={layer} in target_options cannot be"
-                " one of them. Leave layer out."
+                f"has hidden states of other shapes than its feature map, so layer={layer} in target_options cannot be"
+                " used. Leave layer out."
             )
 
     def load_network(self) -> nn.Module:
@@ -349,8 +357,8 @@ class Features(FrozenNetworkTarget):
             raise self.error(f"lacks weights of the encoder, such as {sorted(missing)[0]}.")
         if encoder_geometry(config.encoder_config) != self.geometry:
             raise self.error(
-                "is another model now than its config in target_options says. Leave model_config, image_mean and"
-                " image_std out there, and they are read anew."
+                "does not match its stored config in target_options. Leave out model_config, image_mean and image_std"
+                " there to read them again."
             )
         return encoder
 
@@ -389,17 +397,17 @@ def _statistics(target: FrozenNetworkTarget, trained: Any | None, num_channels: 
     elif mean is None or std is None:
         if num_channels != len(IMAGENET_DEFAULT_MEAN):
             raise target.error(
-                f"has no image processor beside it, and takes {num_channels} channels. Set image_mean and image_std in"
-                " target_options to what its images, in [0, 1], are normalized with."
+                f"has no image processor, and takes {num_channels} channels. Set image_mean and image_std in"
+                " target_options to the values that its images, in [0, 1], are normalized with."
             )
         logger.warning_once(
-            f"{target.model} has no image processor beside it: its images are normalized with ImageNet's mean and"
-            " standard deviation. Set image_mean and image_std in target_options for others."
+            f"{target.model} has no image processor: its images are normalized with the mean and standard deviation of"
+            " ImageNet. Set image_mean and image_std in target_options for other values."
         )
         mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     scale = 1.0
     if trained is None:
-        # Its processor takes values from 0 to 255, and multiplies them before it normalizes.
+        # Its processor takes values from 0 to 255, and rescales them before it normalizes.
         scale = 255 * settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 255
     means, stds = ([values] * num_channels if isinstance(values, (int, float)) else values for values in (mean, std))
     return [value / scale for value in means], [value / scale for value in stds]
@@ -411,13 +419,14 @@ def _check_features(options: dict[str, Any]) -> str | None:
     return None
 
 
+# ADD A TARGET of a frozen network here: a subclass of FrozenNetworkTarget, the losses that fit it, and its options.
 FROZEN_TARGETS: dict[str, TargetSpec] = {
     "codebook": TargetSpec(
         Codebook,
         ("cross_entropy",),
         {
             "model": Option(CODEBOOK, lambda value: isinstance(value, str), "a folder or a name on the Hub"),
-            "model_config": Option(None, optional(lambda value: isinstance(value, dict)), "that of the model"),
+            "model_config": Option(None, optional(lambda value: isinstance(value, dict)), "a config dict, or None"),
         },
     ),
     "features": TargetSpec(
@@ -425,7 +434,7 @@ FROZEN_TARGETS: dict[str, TargetSpec] = {
         ("cosine", "smooth_l1", "l1", "l2"),
         {
             "model": Option(None, optional(lambda value: isinstance(value, str)), "a folder or a name on the Hub"),
-            "model_config": Option(None, optional(lambda value: isinstance(value, dict)), "that of the model"),
+            "model_config": Option(None, optional(lambda value: isinstance(value, dict)), "a config dict, or None"),
             "image_mean": Option(None, optional(each(is_finite)), "a finite number for each channel of the teacher"),
             "image_std": Option(None, optional(each(is_positive)), "a number above 0 for each channel of the teacher"),
             "layer": Option(None, optional(is_index), "the index of a hidden state, or None for the feature map"),

@@ -1,4 +1,4 @@
-"""Prediction heads: a feature map (B, D, h, w) to a prediction (B, K, H, W)."""
+"""Prediction heads, from a feature map (B, D, h, w) to a prediction (B, K, H / stride, W / stride)."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,26 +11,31 @@ from .encoder_stages import HiddenState, as_map, hidden_states
 from .options import COUNT, Option, each, is_count, optional
 from .swin import SwinStage
 
-# Widths and blocks of the Swins that the paper turns round, from fine to coarse.
+# Widths and depths of the Swins that the paper inverts, from fine to coarse.
 SWIN_SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
     "base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
 }
 HEAD_WINDOW = 7
-# Swin's patches: a finer grid is left to the last layer.
+# Swin's patch size; the last layer makes finer grids.
 FINEST_STRIDE = 4
 
 
 class LinearHead(nn.Module):
-    """One linear layer that predicts all steps under each step of the feature map.
+    """One linear layer, which predicts all pixels of each position of the feature map.
+
+    Use it by default: in the paper heavier heads cost more and do not transfer better.
 
     Args:
         hidden_size: Channels D of the feature map.
         num_outputs: Channels K of the prediction.
-        encoder_stride: Pixels of the image for each step of the feature map.
-        prediction_stride: Pixels of the image for each step of the prediction.
+        encoder_stride: Stride of the feature map in pixels.
+        prediction_stride: Stride of the prediction in pixels.
 
     Source: section 3.3 of the paper, "prediction head"; `SimMIM.decoder` in models/simmim.py of microsoft/SimMIM.
+
+    Examples:
+        >>> SimMIMConfig(head="linear")
     """
 
     def __init__(self, hidden_size: int, num_outputs: int, encoder_stride: int, prediction_stride: int = 1):
@@ -40,7 +45,7 @@ class LinearHead(nn.Module):
         self.pixel_shuffle = nn.PixelShuffle(scale)
 
     def fits(self, weights: dict[str, torch.Tensor]) -> bool:
-        """Whether the weights of a linear layer are of this head's shape."""
+        """Whether the weights of a linear layer have the shapes of this head."""
         return {name: tensor.shape for name, tensor in weights.items()} == {
             name: tensor.shape for name, tensor in self.projection.state_dict().items()
         }
@@ -50,16 +55,21 @@ class LinearHead(nn.Module):
 
 
 class MLPHead(nn.Module):
-    """Two linear layers with GELU between, that see one step of the feature map at a time.
+    """Two linear layers with GELU between them, applied to each position of the feature map.
+
+    Use it if the linear head is too weak for the target, such as one of many classes.
 
     Args:
         feature_size: Channels D of the feature map.
         num_outputs: Channels K of the prediction.
-        encoder_stride: Pixels of the image for each step of the feature map.
-        prediction_stride: Pixels of the image for each step of the prediction.
+        encoder_stride: Stride of the feature map in pixels.
+        prediction_stride: Stride of the prediction in pixels.
         hidden_size: Channels between the layers; D if None.
 
     Source: table 2 of the paper, "2-layer MLP".
+
+    Examples:
+        >>> SimMIMConfig(head="mlp", head_options={"hidden_size": 256})
     """
 
     def __init__(
@@ -83,20 +93,22 @@ class MLPHead(nn.Module):
 
 
 class InverseSwinHead(nn.Module):
-    """A Swin backwards: from its last stage on, each stage but the last that is used ends by doubling the grid.
+    """An inverse Swin: its stages run from the last one on, and the grid is doubled between them.
 
-    The grid is doubled as often as there are stages to follow, down to steps of 4 px or those of the prediction, which
-    a linear layer then makes: four stages at 32, 16, 8 and 4 px for an encoder of stride 32, the last three of Swin's
-    stages for one of stride 16, and the last one alone for a prediction of the encoder's own stride.
+    Use it to reproduce the paper's comparison of heads, or if the prediction needs context; it is the slowest head.
+
+    The grid is doubled until no stage is left, or until its stride is 4 px or that of the prediction; a linear layer
+    then makes the prediction. An encoder of stride 32 gets four stages at 32, 16, 8 and 4 px, one of stride 16 the last
+    three stages of Swin, and a prediction at the encoder's own stride only the last one.
 
     Args:
         hidden_size: Channels D of the feature map.
         num_outputs: Channels K of the prediction.
-        encoder_stride: Pixels of the image for each step of the feature map.
-        prediction_stride: Pixels of the image for each step of the prediction.
-        size: `"tiny"` or `"base"`: of which Swin.
-        embed_dim: Channels of the Swin's first, finest stage, instead of those of the size.
-        depths: Blocks of each stage, instead of those of the size; in the order of the Swin, from fine to coarse.
+        encoder_stride: Stride of the feature map in pixels.
+        prediction_stride: Stride of the prediction in pixels.
+        size: `"tiny"` or `"base"`: the Swin that sets the defaults of the next three options.
+        embed_dim: Channels of the finest stage; those of the size if None.
+        depths: Blocks of each stage, from fine to coarse as in Swin; those of the size if None.
         num_heads: Attention heads of each stage, likewise.
         window_size: Side of a window in tokens; 7 if None. On a smaller grid the window is the grid's shorter side.
 
@@ -104,6 +116,9 @@ class InverseSwinHead(nn.Module):
         ValueError: If depths and num_heads do not fit each other or the channels.
 
     Source: section 3.3 and table 2 of the paper, "inverse Swin-T" and "inverse Swin-B".
+
+    Examples:
+        >>> SimMIMConfig(head="inverse_swin", head_options={"size": "base"})
     """
 
     def __init__(
@@ -141,7 +156,7 @@ class InverseSwinHead(nn.Module):
                     f"The head's stage of {dim} channels cannot be split over {heads} attention heads. Set num_heads in"
                     f" head_options to {len(depths)} divisors of the channels, from fine to coarse."
                 )
-            # The only stage of a Swin does not halve the grid.
+            # The only stage of a config does not halve the grid.
             config = SwinConfig(embed_dim=dim, depths=[depth], num_heads=[heads], window_size=window_size)
             self.stages.append(SwinStage(config, 0, window_size, [0.0] * depth))
         self.expansions = nn.ModuleList(PatchExpanding(dim) for dim in dims[:-1])
@@ -158,7 +173,7 @@ class InverseSwinHead(nn.Module):
 
 
 class PatchExpanding(nn.Module):
-    """Double the grid: each token becomes a 2x2 square of half the channels, as patch merging joins them.
+    """Double the grid: each token becomes a 2x2 square of tokens with half the channels.
 
     Args:
         dim: Channels of the tokens.
@@ -181,22 +196,29 @@ def split_squares(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def upscaling(encoder_stride: int, prediction_stride: int) -> int:
-    """Steps of the prediction along each side of a step of the feature map.
+    """Factor between the grid of the feature map and that of the prediction, along each side.
+
+    Args:
+        encoder_stride: Stride of the feature map in pixels.
+        prediction_stride: Stride of the prediction in pixels.
+
+    Returns:
+        The factor.
 
     Raises:
-        ValueError: If that is no whole number.
+        ValueError: If the prediction's stride does not divide the encoder's.
     """
     if encoder_stride % prediction_stride:
         divisors = [str(step) for step in range(1, encoder_stride + 1) if encoder_stride % step == 0]
         raise ValueError(
-            f"The encoder has one step for {encoder_stride} px, which the prediction's stride of {prediction_stride} px"
+            f"The encoder has a stride of {encoder_stride} px, which the prediction's stride of {prediction_stride} px"
             f" does not divide. Set prediction_stride to one of: {', '.join(divisors)}."
         )
     return encoder_stride // prediction_stride
 
 
 def _doublings(encoder_stride: int, prediction_stride: int, most: int) -> tuple[int, int]:
-    """How often the grid is doubled, at most, and the stride after that."""
+    """How often the grid is doubled, `most` times at most, and the stride after that."""
     doublings, stride = 0, encoder_stride
     while doublings < most and stride > FINEST_STRIDE and stride % (2 * prediction_stride) == 0:
         doublings, stride = doublings + 1, stride // 2
@@ -204,21 +226,26 @@ def _doublings(encoder_stride: int, prediction_stride: int, most: int) -> tuple[
 
 
 class HiddenStateFusion(nn.Module):
-    """Adds hidden states of the encoder to its feature map, each normalized and brought to its grid and channels.
+    """Adds hidden states of the encoder to its feature map, each normalized and projected to its grid and channels.
 
-    The feature map stays part of the sum, so every layer of the encoder is trained. Hidden states are numbered as in
-    the output of the model. Those of our Swin are the patch embedding (0), what enters each further stage, that is the
-    output of the one before after its patch merging (1, 2, 3), and the output of the last stage before the final norm
-    (4 or -1, of the same grid as 3). transformers' models return the embedding first and then each layer or stage, as
-    a rule; SegFormer and PVTv2 have no embedding.
+    Use it, by `head_inputs`, to give the head details that the last layer of the encoder need not carry then.
+
+    The feature map is always part of the sum, so every layer of the encoder is trained. Hidden states are numbered as
+    in the output of the model. In our Swin they are the patch embedding (0), the outputs of the first stages after
+    patch merging (1, 2, 3), and the output of the last stage before the final norm (4 or -1, of the same grid as 3).
+    Models of transformers usually return the embedding first and then each layer or stage; SegFormer and PVTv2 return
+    no embedding.
 
     Args:
         config: The SimMIM config, with `head_inputs`.
 
     Raises:
-        ValueError: If the encoder has no such hidden state, or one that cannot be brought to the feature map's grid.
+        ValueError: If the encoder has no such hidden state, or it cannot be brought to the feature map's grid.
 
     Source: section 3.2 of MCMAE (arXiv 2205.03892), "multi-scale decoder"; for one scale, MFF (arXiv 2308.00261).
+
+    Examples:
+        >>> SimMIMConfig(head_inputs=[1, 2, 3])
     """
 
     def __init__(self, config: Any):
@@ -238,7 +265,7 @@ class HiddenStateFusion(nn.Module):
             if state is None:
                 usable = [str(number) for number, other in enumerate(states) if other is not None]
                 raise ValueError(
-                    f"head_inputs={list(config.head_inputs)} has {index}, and that hidden state is no map which fits"
+                    f"head_inputs={list(config.head_inputs)} has {index}, but that hidden state is not a map that fits"
                     f" the feature map's grid. Use some of: {', '.join(usable) or 'none, leave it out'}."
                 )
             if index % len(states) in self.indices:
@@ -250,11 +277,11 @@ class HiddenStateFusion(nn.Module):
             self.projections.append(nn.Conv2d(state.channels, config.hidden_size, kernel_size=ratio, stride=ratio))
 
     def forward(self, feature_map: torch.Tensor, hidden_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Fuse.
+        """Add the hidden states to the feature map.
 
         Args:
             feature_map: Tensor of shape (B, D, h, w).
-            hidden_states: All that the encoder returned, of shape (B, N_i, D_i), (B, D_i, h_i, w_i) or
+            hidden_states: All hidden states of the encoder, of shape (B, N_i, D_i), (B, D_i, h_i, w_i) or
                 (B, h_i, w_i, D_i).
 
         Returns:
@@ -275,7 +302,7 @@ def build_head(config: Any, num_outputs: int, prediction_stride: int) -> nn.Modu
     Args:
         config: The SimMIM config.
         num_outputs: Channels K of the prediction.
-        prediction_stride: Pixels of the image for each step of the prediction.
+        prediction_stride: Stride of the prediction in pixels.
 
     Returns:
         The head.
@@ -284,7 +311,7 @@ def build_head(config: Any, num_outputs: int, prediction_stride: int) -> nn.Modu
         ValueError: If the prediction's stride does not divide the encoder's, or options do not fit each other.
     """
     options = config.options("head")
-    # Some encoders have one window for each stage, or 0 for none.
+    # Some encoders have one window size for each stage, or 0 for no windows.
     if "window_size" in options and options["window_size"] is None and isinstance(config.window_size, int):
         options["window_size"] = config.window_size or None
     build: Any = HEADS[config.head].build
@@ -298,6 +325,7 @@ class HeadSpec(NamedTuple):
     options: dict[str, Option]
 
 
+# ADD A HEAD here: its module and its options.
 HEADS: dict[str, HeadSpec] = {
     "linear": HeadSpec(LinearHead, {}),
     "mlp": HeadSpec(MLPHead, {"hidden_size": Option(None, optional(is_count), f"{COUNT}, or None for the encoder's")}),
@@ -306,8 +334,8 @@ HEADS: dict[str, HeadSpec] = {
         {
             "size": Option("tiny", lambda value: value in ("tiny", "base"), "'tiny' or 'base'"),
             "embed_dim": Option(None, optional(is_count), f"{COUNT}, or None for that of the size"),
-            "depths": Option(None, optional(each(is_count)), "a list of blocks for each stage, or None"),
-            "num_heads": Option(None, optional(each(is_count)), "a list of attention heads for each stage, or None"),
+            "depths": Option(None, optional(each(is_count)), "a list with the depth of each stage, or None"),
+            "num_heads": Option(None, optional(each(is_count)), "a list with the heads of each stage, or None"),
             "window_size": Option(None, optional(is_count), f"{COUNT}, or None for the encoder's or else 7"),
         },
     ),

@@ -1,4 +1,4 @@
-"""Image processor of SimMIM: resize, rescale, normalize and, when asked, draw which patches to hide."""
+"""Image processor of SimMIM: resize, rescale, normalize and, with `do_mask`, draw masks."""
 
 import os
 from typing import Any
@@ -44,21 +44,22 @@ logger = logging.get_logger(__name__)
 class SimMIMImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     do_mask (`bool`, *optional*, defaults to `False`):
-        Whether to return `bool_masked_pos` too. Off by default: pipelines and fine-tuning see whole images.
+        Whether to return `bool_masked_pos` too. Off by default: pipelines and fine-tuning use unmasked images.
     seed (`int`, *optional*):
         Seed of the masks; the same seed gives the same masks. Torch's default generator if unset.
     mask_strategy (`str`, *optional*, defaults to `"random"`):
         Name of the masking strategy.
     mask_patch_size (`int`, *optional*, defaults to 32):
-        Side in pixels of the squares that are hidden or shown as a whole.
+        Side in pixels of the squares that are masked as a whole.
     mask_ratio (`float` or `list[float]`, *optional*, defaults to 0.6):
-        Share of the image to hide, in (0, 1), or the two ends of a range, from which every image gets one of its own.
+        Share of the image to mask, in (0, 1), or the two ends of a range, from which a ratio is drawn for every image.
     model_patch_size (`int`, *optional*, defaults to 4):
-        Side in pixels of the encoder's patches, which sets the grid of `bool_masked_pos`.
+        Side in pixels of the encoder's patches, which form the grid of `bool_masked_pos`.
     nodata (`float`, *optional*):
-        Pixels of which all channels are this number in the image passed are none, like those that are not finite. None
-        for what TIFF files tell themselves. Pixels that are none, and padding, are False in `pixel_mask`, which is
-        returned beside `bool_masked_pos` if there are any. Patches of nothing else are not hidden.
+        Value of missing pixels: pixels of which all channels have it in the original image are missing, like those
+        that are not finite. If unset, the value that TIFF files store. Missing pixels and padding are False in
+        `pixel_mask`, which is returned with `bool_masked_pos` if there are any. Patches without other pixels are not
+        masked.
     """
 
     do_mask: bool | None
@@ -71,7 +72,7 @@ class SimMIMImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class _SimMIMProcessing(CarriesCode, BaseImageProcessor):
-    """What both backends share: defaults, channels and masks."""
+    """Base of both backends: defaults, channels and masks."""
 
     valid_kwargs = SimMIMImageProcessorKwargs  # type: ignore[assignment]
     model_input_names = ["pixel_values", "bool_masked_pos", "pixel_mask"]  # noqa: RUF012
@@ -94,7 +95,7 @@ class _SimMIMProcessing(CarriesCode, BaseImageProcessor):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         _check_strategy(self.mask_strategy)
-        # How the sizes fit is checked by calls with do_mask, for fine-tuning at 200 px masks nothing.
+        # Calls with do_mask check whether the sizes fit, because fine-tuning at 200 px masks nothing.
         ratio_range(self.mask_ratio)
 
     @property
@@ -115,9 +116,9 @@ class _SimMIMProcessing(CarriesCode, BaseImageProcessor):
         rescale_factor: float | None = None,
         nodata: float | None = None,
     ):
-        """Open paths and addresses; give gray arrays (H, W) their channel axis.
+        """Open paths and URLs; add the channel axis to gray arrays (H, W).
 
-        transformers' own way drops transparency, clips 16-bit pictures and, on torchvision, reads fewer formats.
+        transformers' own method drops transparency, clips 16-bit images and, on torchvision, reads fewer formats.
         """
         if isinstance(image_url_or_urls, (list, tuple)):
             return [self.fetch_images(image, num_channels, rescale_factor, nodata) for image in image_url_or_urls]
@@ -139,7 +140,7 @@ class _SimMIMProcessing(CarriesCode, BaseImageProcessor):
         return super().fetch_images(image_url_or_urls)
 
     def _prepare_image_like_inputs(self, images, *args, **kwargs):
-        # Here, for transformers calls `fetch_images` without what this call says about channels and factor.
+        # Fetched here, because transformers calls `fetch_images` without this call's channels and factor.
         num_channels = len(kwargs.get("image_mean") or self.image_mean)
         images = self.fetch_images(images, num_channels, kwargs.get("rescale_factor"), kwargs.get("nodata"))
         return super()._prepare_image_like_inputs(images, *args, **kwargs)
@@ -147,10 +148,10 @@ class _SimMIMProcessing(CarriesCode, BaseImageProcessor):
     def process_image(  # type: ignore[override]
         self, image, do_convert_rgb=None, input_data_format: str | ChannelDimension | None = None, **kwargs
     ):
-        """One image of any kind to an array or tensor (C, H, W) of the processor's channels.
+        """Convert one image of any kind to an array or tensor (C, H, W) with the processor's channels.
 
-        Pictures are always converted, so `do_convert_rgb` changes nothing. Arrays and tensors are taken as they are:
-        `rescale_factor` must fit their range. Pictures of 16 bits are taken as they are unless the factor is 1/255.
+        PIL images are always converted, so `do_convert_rgb` has no effect. Arrays and tensors keep their values:
+        `rescale_factor` must fit their range. 16-bit PIL images keep their values unless the factor is 1/255.
         """
         num_channels = len(kwargs.get("image_mean") or self.image_mean)
         nodata = kwargs.get("nodata", self.nodata)
@@ -163,7 +164,7 @@ class _SimMIMProcessing(CarriesCode, BaseImageProcessor):
             if isinstance(image, np.ndarray):
                 input_data_format = ChannelDimension.FIRST
         if isinstance(image, Image.Image):
-            # Copied, as Pillow's own memory is read-only and torch warns of that.
+            # Copied, because Pillow's memory is read-only, and torch warns about that.
             image = np.array(convert_channels(upright(image), num_channels))
             image = image[..., None] if image.ndim == 2 else image
             input_data_format = ChannelDimension.LAST
@@ -182,11 +183,11 @@ class _SimMIMProcessing(CarriesCode, BaseImageProcessor):
                 image = missing_as_nan(image, nodata)
                 input_data_format = ChannelDimension.FIRST
             factor = kwargs.get("rescale_factor") if kwargs.get("do_rescale") else None
-            # Where the mean is smaller than the factor it was taken of such images.
+            # If the mean is smaller than the factor, it was computed from such images.
             if factor is not None and factor < max(kwargs.get("image_mean") or self.image_mean) and _is_rescaled(image):
                 logger.warning_once(
-                    "An image of floats in [0, 1] is about to be rescaled once more, to nearly black. Pass"
-                    " do_rescale=False for images that are in [0, 1] already."
+                    "An image of floats in [0, 1] is rescaled again, which makes it nearly black. Pass do_rescale=False"
+                    " for images that are already in [0, 1]."
                 )
         processed = super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format, **kwargs)
         if processed.shape[0] == 1 and num_channels == 3:
@@ -196,7 +197,7 @@ class _SimMIMProcessing(CarriesCode, BaseImageProcessor):
         return processed
 
     def _plain_array(self, image):
-        """uint8, or else float32: resizing other types rounds, clips or fails."""
+        """Convert to float32 unless uint8: resizing other types rounds, clips or fails."""
         if isinstance(image, torch.Tensor):
             image = image.detach()
             return image if image.dtype == torch.uint8 else image.float()
@@ -208,7 +209,7 @@ class _SimMIMProcessing(CarriesCode, BaseImageProcessor):
         for name, values in (("image_mean", mean), ("image_std", std)):
             if isinstance(values, (int, float)):
                 raise ValueError(
-                    f"{name}={values} is one number, and the number of channels is read from it. Use"
+                    f"{name}={values} is one number, but the number of channels is read from it. Use"
                     f" {name}={[values] * 3} for RGB, {[values]} for gray."
                 )
         if mean is not None and std is not None and len(mean) != len(std):
@@ -251,8 +252,8 @@ class _SimMIMProcessing(CarriesCode, BaseImageProcessor):
         return BatchFeature(data, tensor_type=return_tensors)
 
     def _pixel_masks(self, images, **kwargs) -> list[torch.Tensor]:
-        """Which pixels of what comes out are real: ones that take the same way, NaN where the images are."""
-        # 0 / 0 is NaN. Padding is 0, as is what a crop larger than the image adds.
+        """Real pixels of the processed images: maps of ones, NaN where the images are, processed in the same way."""
+        # 0 / 0 is NaN. Padding is 0, also where a crop is larger than the image.
         with np.errstate(invalid="ignore"):
             maps = [real / real for real in (self._plain_array(real_pixels(image)[None] * 1.0) for image in images)]
         kwargs |= {"do_rescale": False, "do_normalize": False}
@@ -262,16 +263,16 @@ class _SimMIMProcessing(CarriesCode, BaseImageProcessor):
     def _masks(
         self, pixel_values, pixel_masks, strategy, ratio, seed, *, model_patch_size: int, mask_patch_size: int
     ) -> dict[str, list]:
-        """`bool_masked_pos`, and `pixel_mask` if some pixels are none."""
+        """`bool_masked_pos`, and `pixel_mask` if some pixels are missing or padding."""
         sizes = {tuple(image.shape[-2:]) for image in pixel_values}
         if len(sizes) != 1:
             raise ValueError(
-                f"do_mask=True needs images of one size and got {len(sizes)}: {sorted(sizes)}. Resize or crop them to"
+                f"do_mask=True needs images of one size, but got {len(sizes)}: {sorted(sizes)}. Resize or crop them to"
                 " a fixed height and width."
             )
         _check_strategy(strategy)
         grid_size, unit_size = mask_units(sizes.pop(), model_patch_size, mask_patch_size)
-        # Drawn on the CPU wherever the images are, so that a seed means the same masks everywhere.
+        # Drawn on the CPU, so that a seed gives the same masks on every device.
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         valid = None
         if pixel_masks:
@@ -294,14 +295,14 @@ class _SimMIMProcessing(CarriesCode, BaseImageProcessor):
 
 
 class SimMIMImageProcessorPil(_SimMIMProcessing, PilBackend):  # type: ignore[misc]
-    """The processor on Pillow and NumPy. See `SimMIMImageProcessorKwargs` for what it takes."""
+    """Image processor on Pillow and NumPy. `SimMIMImageProcessorKwargs` has its arguments."""
 
     def _plain_array(self, image):
         image = super()._plain_array(image)
         return image.cpu().numpy() if isinstance(image, torch.Tensor) else image
 
     def resize(self, image: np.ndarray, size: SizeDict, resample=None, **kwargs) -> np.ndarray:  # type: ignore[override]
-        """Resize an array (C, H, W), channel by channel where Pillow has no picture mode for all of it."""
+        """Resize an array (C, H, W), channel by channel where Pillow has no mode for all channels."""
         if image.dtype == np.uint8 and image.shape[0] in (1, 3):
             return super().resize(image, size, resample, **kwargs)
         outline = np.zeros((1, *image.shape[-2:]), np.uint8)
@@ -310,16 +311,16 @@ class SimMIMImageProcessorPil(_SimMIMProcessing, PilBackend):  # type: ignore[mi
 
 
 class SimMIMImageProcessor(_SimMIMProcessing, TorchvisionBackend):  # type: ignore[misc]
-    """The processor on torchvision, batched and on any device. See `SimMIMImageProcessorKwargs` for what it takes."""
+    """Image processor on torchvision, batched, on any device. `SimMIMImageProcessorKwargs` has its arguments."""
 
     def _plain_array(self, image):
         image = super()._plain_array(image)
-        # torch warns of read-only memory, such as `np.asarray` makes of a picture.
+        # torch warns about read-only memory, such as `np.asarray` makes of a PIL image.
         return image if isinstance(image, torch.Tensor) or image.flags.writeable else image.copy()
 
 
 if not is_torchvision_available():
-    # Here, for a checkpoint's own code is asked for the class of either backend by name.
+    # A checkpoint's code must have a class of this name for either backend.
     SimMIMImageProcessor = SimMIMImageProcessorPil  # type: ignore[assignment, misc]
 
 
@@ -329,7 +330,7 @@ def _check_strategy(name: str) -> None:
 
 
 def _is_rescaled(image) -> bool:
-    """Whether an array or tensor of pixels was brought to [0, 1] before."""
+    """Whether an array or tensor holds floats in [0, 1]."""
     floating = image.is_floating_point() if isinstance(image, torch.Tensor) else image.dtype.kind == "f"
     if floating and has_missing(image):
         image = image[image == image]

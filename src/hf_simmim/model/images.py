@@ -1,18 +1,17 @@
-"""Opened images: pictures or arrays, and what their numbers mean.
+"""Opening of images as PIL images or arrays, conversion of their channels, and missing pixels.
 
-- A picture is what Pillow opens: JPEG, PNG, TIFF of 8 bits, and so on. It is converted to the wanted channels.
-- An array is everything else: `.npy` files, TIFF files of other numbers or bands, data set columns of numbers, arrays
-  passed to the image processor. It must have the wanted channels, and its numbers are taken as they are stored: uint8
-  as uint8, all others as float32.
+- Formats that Pillow supports (JPEG, PNG, 8-bit TIFF, ...) become PIL images, converted to the wanted channels.
+- Everything else becomes an array: `.npy` files, TIFF files of other data types or bands, data set columns of numbers,
+  arrays passed to the image processor. An array must have the wanted channels and keeps its values: uint8 as uint8,
+  all other types as float32.
 
-Pictures of 16 bits stand between the two, and `rescale_factor` decides. At 1/255, which says that pixels are numbers
-from 0 to 255, they are scaled to 8 bits. At any other factor (1/65535 for the whole range, 1/10000 for reflectances of
-Sentinel-2) they are arrays.
+For 16-bit images `rescale_factor` decides. At 1/255, which means values from 0 to 255, they are scaled to 8 bits. At
+any other factor (1/65535 for the whole range, 1/10000 for reflectances of Sentinel-2) they are arrays.
 
-Either way a model sees (numbers * rescale_factor - image_mean) / image_std.
+In both cases a model sees (values * rescale_factor - image_mean) / image_std.
 
-Pixels of which all channels are `nodata` are none, in pictures and arrays; TIFF files may tell that number themselves,
-as GDAL writes it. An image with such pixels is an array of float32 in which they are NaN.
+Pixels of which all channels are `nodata` are missing, in PIL images and arrays; TIFF files may store this value, as
+GDAL does. An image with missing pixels is a float32 array in which they are NaN.
 """
 
 import importlib
@@ -33,17 +32,17 @@ PixelArray = TypeVar("PixelArray", np.ndarray, torch.Tensor)
 
 
 def missing_as_nan(image: PixelArray, nodata: float | None = None) -> PixelArray:
-    """Put NaN where an image has no number.
+    """Replace values that are missing by NaN.
 
     Args:
         image: uint8 or float32 of shape (C, H, W).
-        nodata: Pixels of which all channels are this number are none.
+        nodata: Value of missing pixels, in all of their channels.
 
     Returns:
-        The image as it is if nothing is missing, else one of float32.
+        The image itself if nothing is missing, else a float32 copy.
 
     Raises:
-        ValueError: If not one pixel has numbers in all channels.
+        ValueError: If no pixel has finite values in all channels.
     """
     missing = None
     if _is_floating(image):
@@ -64,13 +63,13 @@ def missing_as_nan(image: PixelArray, nodata: float | None = None) -> PixelArray
 
 
 def as_stored(nodata: float) -> float:
-    """`nodata` rounded to float32 as images are: files tell it with fewer digits than it has, or as a float64."""
+    """Round `nodata` to float32 like images: files store it with fewer digits, or as a float64."""
     with np.errstate(over="ignore"):
         return float(np.float32(nodata))
 
 
 def no_pixels_error(empty_channels: Sequence[int], nodata: float | None) -> str:
-    """What to tell about an image of which no pixel is real, as there are `empty_channels` or for no single reason."""
+    """Error message for an image without real pixels, which names an empty channel if there is one."""
     message = "No pixel of the image has finite numbers in all channels"
     if empty_channels:
         message = f"Channel {empty_channels[0]} of the image holds no finite number"
@@ -78,22 +77,22 @@ def no_pixels_error(empty_channels: Sequence[int], nodata: float | None) -> str:
 
 
 def has_missing(image: np.ndarray | torch.Tensor) -> bool:
-    """Whether there is NaN in an image."""
+    """Whether an image contains NaN."""
     return _is_floating(image) and bool((image != image).any())
 
 
 def real_pixels(image: PixelArray) -> PixelArray:
-    """Which pixels have a number in all channels: bool of shape (H, W)."""
+    """Which pixels are missing in no channel: bool of shape (H, W)."""
     return (image == image).all(0)
 
 
 def fill_missing(image: PixelArray, pixel_mask: torch.Tensor, otherwise: Sequence[float] | None = None) -> PixelArray:
-    """Put the mean of a channel's real pixels where it is NaN, for one NaN would make a whole loss undefined.
+    """Replace NaN by the mean of the channel's real pixels, because one NaN would make the whole loss NaN.
 
     Args:
         image: float32 of shape (C, H, W).
         pixel_mask: Bool tensor of shape (H, W), True = a real pixel.
-        otherwise: What to put into each channel where no pixel is real; 0 if None.
+        otherwise: Value of each channel if no pixel is real; 0 if None.
 
     Returns:
         The image without NaN.
@@ -115,12 +114,12 @@ logger = logging.get_logger(__name__)
 
 
 def keeps_deep_pictures(rescale_factor: float) -> bool:
-    """Whether pictures of more than 8 bits keep their numbers: at every factor but 1/255, see `image_files.py`."""
+    """Whether images of more than 8 bits keep their values: at every factor but 1/255, see the top of this module."""
     return not math.isclose(rescale_factor, 1 / 255, rel_tol=1e-3)
 
 
 def picture_or_array(image: Image.Image, rescale_factor: float) -> Image.Image | np.ndarray:
-    """An opened picture as it is, or its numbers (H, W) if it holds more than bytes and `rescale_factor` fits those."""
+    """A PIL image itself, or its values (H, W) if it has more than 8 bits and `rescale_factor` fits them."""
     if not _is_deep(image) or not keeps_deep_pictures(rescale_factor):
         return image
     return np.asarray(upright(image))
@@ -132,27 +131,27 @@ def channels_first(
     data_format: str | ChannelDimension | None = None,
     nodata: float | None = None,
 ) -> np.ndarray:
-    """Bring an array to channels first, and to numbers of which NaN are those that are none.
+    """Bring an array to channels first, with NaN for missing values.
 
     Gray arrays are repeated for three channels.
 
     Args:
         array: Array of shape (H, W), (H, W, C) or (C, H, W).
         num_channels: Wanted channels C.
-        data_format: Where the channels are; found by their number if None, first if both ends have it.
-        nodata: Pixels of which all channels are this number are none.
+        data_format: Where the channels are; if None, found by their number, first if both ends fit.
+        nodata: Value of missing pixels, in all of their channels.
 
     Returns:
-        Array of shape (C, H, W): uint8 as it is unless pixels are none, else float32.
+        Array of shape (C, H, W): uint8 if it was and no pixel is missing, else float32.
 
     Raises:
-        ValueError: If there are no such channels, or no pixel is one.
+        ValueError: If there are no such channels, or all pixels are missing.
     """
     if array.dtype.kind not in "buif":
-        raise ValueError(f"The array holds {array.dtype}, and integers or floats are needed. Convert it.")
+        raise ValueError(f"The array holds {array.dtype}, but integers or floats are needed. Convert it.")
     if array.ndim not in (2, 3) or not array.size:
         raise ValueError(
-            f"The array has shape {array.shape}, and (height, width), (height, width, {num_channels}) or"
+            f"The array has shape {array.shape}, but (height, width), (height, width, {num_channels}) or"
             f" ({num_channels}, height, width) is needed. Save each image by itself."
         )
     if array.ndim == 2:
@@ -168,23 +167,23 @@ def channels_first(
     if array.shape[0] != num_channels:
         raise ValueError(channel_error(array.shape[0], num_channels))
     if array.dtype != np.uint8:
-        # float64 files mark missing values with numbers that float32 cannot hold.
+        # float64 files may mark missing values with numbers that float32 cannot hold.
         with np.errstate(over="ignore"):
             array = array.astype(np.float32)
     return missing_as_nan(array, nodata)
 
 
 def mark_nodata(image: Image.Image | np.ndarray, num_channels: int, nodata: float) -> Image.Image | np.ndarray:
-    """Find the pixels of which all channels are `nodata`, in an image as it is stored.
+    """Replace pixels of which all channels are `nodata` by NaN, in an image as it is stored.
 
     Args:
-        image: A picture, or an array of shape (H, W), (H, W, C) or (C, H, W).
-        num_channels: Wanted channels C; one or three leave transparency out.
-        nodata: The number.
+        image: A PIL image, or an array of shape (H, W), (H, W, C) or (C, H, W).
+        num_channels: Wanted channels C; transparency is ignored for one and three.
+        nodata: Value of missing pixels.
 
     Returns:
-        An array with its axes where they were, float32 with NaN there. A picture as it is if it has no such pixels,
-        else such an array of shape (C, H, W).
+        For an array, an array with the same axes, and NaN for missing pixels. For a PIL image, the image itself if no
+        pixel is missing, else such an array, of shape (C, H, W).
 
     Raises:
         ValueError: If there are no such channels, or all pixels are nodata.
@@ -213,20 +212,20 @@ def mark_nodata(image: Image.Image | np.ndarray, num_channels: int, nodata: floa
 
 
 def find_channels(shape: tuple[int, ...], num_channels: int) -> ChannelDimension:
-    """Which end of an array's shape (three numbers) holds the channels; first if both could."""
+    """Which end of a 3-D shape holds the channels; the first one if both fit."""
     for channels in (num_channels, 1) if num_channels == 3 else (num_channels,):
         if shape[0] == channels:
             return ChannelDimension.FIRST
         if shape[-1] == channels:
             return ChannelDimension.LAST
     raise ValueError(
-        f"An image of shape {tuple(shape)} has no axis of {num_channels} channels at either end, which is what"
-        " image_mean has values for. Set image_mean and image_std to one value for each channel, or convert the images."
+        f"An image of shape {tuple(shape)} has no axis of {num_channels} channels at either end, the number"
+        " of values of image_mean. Set image_mean and image_std to one value for each channel, or convert the images."
     )
 
 
 def channel_error(found: int, expected: int) -> str:
-    """What to tell about an image with other channels."""
+    """Error message for an image with other channels."""
     return (
         f"The image has {found} channel{'s' if found > 1 else ''} and {expected} {'are' if expected > 1 else 'is'}"
         f" expected. Convert the images, or set {found} channels: num_channels of the encoder, and as many values in"
@@ -235,27 +234,27 @@ def channel_error(found: int, expected: int) -> str:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation. A picture that has none is returned as it is, where Pillow would copy it."""
+    """Apply the EXIF orientation. An image without one is returned as it is, where Pillow would copy it."""
     if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
         return image
     return ImageOps.exif_transpose(image)
 
 
 def convert_channels(image: Image.Image, num_channels: int) -> Image.Image:
-    """Bring a picture of any mode to the wanted channels of 8 bits.
+    """Convert a PIL image of any mode to 8 bits and the wanted channels.
 
-    Transparency is laid on white. For three channels, gray pictures, CMYK and palettes become RGB; for one, pictures
-    in color modes that hold nothing but gray become gray; pictures of 16 bits are scaled to 8.
+    Transparent images are composited on white. For three channels, gray, CMYK and palette images become RGB; for one,
+    images in color modes that contain only gray become gray. 16-bit images are scaled to 8 bits.
 
     Args:
-        image: The picture.
+        image: The PIL image.
         num_channels: Wanted channels.
 
     Returns:
-        A picture of that many bands.
+        A PIL image of that many bands.
 
     Raises:
-        ValueError: If the picture has other channels, which no conversion without loss brings to `num_channels`.
+        ValueError: If the image has other channels, which cannot be converted without loss.
     """
     if image.mode == "F":
         raise ValueError(
@@ -264,14 +263,14 @@ def convert_channels(image: Image.Image, num_channels: int) -> Image.Image:
         )
     if _is_deep(image):
         warn_of_lost_bits()
-        # Pillow clips at 255 when it converts 16-bit modes; their upper byte is the picture.
+        # Pillow clips at 255 when it converts 16-bit modes; the upper byte is the 8-bit image.
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if num_channels == 3:
         return _opaque(image)
     if num_channels == 1:
         if image.mode in ("1", "L") and not image.has_transparency_data:
             return image if image.mode == "L" else image.convert("L")
-        # Gray pictures come as RGB and palettes too, not least from the pipelines, which make every image RGB.
+        # Gray images also come as RGB and palettes, such as from pipelines, which convert every image to RGB.
         red, green, blue = _opaque(image).split()
         if not (ImageChops.difference(red, green).getbbox() or ImageChops.difference(red, blue).getbbox()):
             return red
@@ -283,7 +282,7 @@ def convert_channels(image: Image.Image, num_channels: int) -> Image.Image:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """RGB, on white."""
+    """Convert to RGB, on white."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -295,14 +294,14 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def warn_of_lost_bits() -> None:
-    """Say once that a picture of 16 bits was scaled to 8."""
+    """Warn once that 16-bit images are scaled to 8 bits."""
     logger.warning_once(
-        "Pictures of 16 bits are scaled to 8, as rescale_factor is 1/255. To keep their numbers set the factor that"
+        "16-bit images are scaled to 8 bits, because rescale_factor is 1/255. To keep their values, set the factor that"
         " fits them, such as 1/65535."
     )
 
 
-# Said by Pillow of every file that it has no mode for, and those are read by tifffile.
+# Pillow logs this for every file that it has no mode for; tifffile reads those.
 standard_logging.getLogger("PIL.TiffImagePlugin").addFilter(
     lambda record: not str(record.msg).startswith("More samples per pixel than can be decoded")
 )
@@ -315,17 +314,17 @@ GDAL_NODATA = 42113
 def open_image(
     source: str | os.PathLike | bytes, num_channels: int, rescale_factor: float, nodata: float | None = None
 ) -> Image.Image | np.ndarray:
-    """Open a file; the pixels of a picture are decoded later, unless it is asked for those that are none.
+    """Open an image file; a PIL image is decoded later, unless missing pixels must be found.
 
     Args:
         source: Path, or content of the file.
-        num_channels: Wanted channels C, which tell whether the pages of a TIFF file are channels.
-        rescale_factor: What the numbers are going to be multiplied with.
-        nodata: Pixels of which all channels are this number are none; the number that a TIFF file tells if None.
+        num_channels: Wanted channels C, which decide whether the pages of a TIFF file are channels.
+        rescale_factor: Factor that the values will be multiplied by.
+        nodata: Value of missing pixels, in all of their channels; the value that a TIFF file stores if None.
 
     Returns:
-        A picture, or an array of shape (H, W), (H, W, C) or (C, H, W) of any numbers. With pixels that are none it is
-        an array of float32, NaN there.
+        A PIL image, or an array of shape (H, W), (H, W, C) or (C, H, W) of any data type. With missing pixels it is a
+        float32 array, NaN there.
 
     Raises:
         ValueError, OSError: If the file cannot be read, and whatever else the readers raise.
@@ -336,26 +335,26 @@ def open_image(
 
 
 def gdal_nodata(text: Any) -> float | None:
-    """The number in GDAL's nodata tag of a TIFF file, if there is one."""
+    """The value of GDAL's nodata tag in a TIFF file, if there is one."""
     try:
         nodata = float(str(text).strip("\0 "))
     except ValueError:
         return None
-    # NaN is none by itself.
+    # NaN is missing in any case.
     return None if math.isnan(nodata) else nodata
 
 
 def _open(
     source: str | os.PathLike | bytes, num_channels: int, rescale_factor: float
 ) -> tuple[Image.Image | np.ndarray, float | None]:
-    """The image, and the number of pixels that are none if the file tells."""
+    """The image, and the nodata value if the file stores one."""
     if isinstance(source, bytes):
         head = source[:6]
     else:
         with open(source, "rb") as file:
             head = file.read(6)
     if head == NPY_MAGIC:
-        # Pickles run code.
+        # Pickles can run code.
         return np.load(_readable(source), allow_pickle=False), None
     if head.startswith(TIFF_MAGICS):
         return _open_tiff(source, num_channels, rescale_factor)
@@ -377,7 +376,7 @@ def _png_is_deep(image: ImageFile.ImageFile) -> bool:
 
 
 def _read_deep_png(source: str | os.PathLike | bytes) -> np.ndarray:
-    """Colors of 16 bits, for which Pillow has no mode: it keeps the byte that is the upper one in the order named."""
+    """Read 16-bit colors, for which Pillow has no mode: it keeps the upper byte of the byte order that it is given."""
     halves = []
     for order in ("16B", "16L"):
         with Image.open(_readable(source)) as image:
@@ -399,7 +398,7 @@ def _open_tiff(
         return _read_tiff(source, num_channels)
     tags = image.tag_v2  # type: ignore[attr-defined]
     if tags.get(274, 1) > 4 and not isinstance(source, bytes):
-        # Pillow maps files of some modes to memory, and those that lie on their side with the wrong width.
+        # Pillow memory-maps files of some modes, with the wrong width if they are rotated.
         image.close()
         with open(source, "rb") as file:
             image = Image.open(io.BytesIO(file.read()))
@@ -408,10 +407,11 @@ def _open_tiff(
     num_pages = getattr(image, "n_frames", 1)
     if num_pages > 1 and (num_channels == 1 or num_bands == num_channels):
         logger.warning_once(
-            f"TIFF files of several pages, such as one of {num_pages} pages of {image.height}x{image.width}, are read"
-            " as their first page. If pages are channels, set as many channels; if images, save them one by one."
+            f"Only the first page of TIFF files is read, such as of one with {num_pages} pages of"
+            f" {image.height}x{image.width}. If pages are channels, set as many channels; if images, save them one by"
+            " one."
         )
-    # Pillow opens files of more bands than it has a mode for, and leaves the last ones out.
+    # Pillow opens files with more bands than it has a mode for, and drops the last ones.
     if num_bands == 1 < min(num_pages, num_channels) or num_bands != len(image.getbands()):
         image.close()
         return _read_tiff(source, num_channels)
@@ -419,7 +419,7 @@ def _open_tiff(
         if bits > 8:
             warn_of_lost_bits()
         return image, gdal_nodata(tags.get(GDAL_NODATA))
-    # Pillow reads what tifffile needs another package for, but it knows neither colors of 16 bits nor uint32.
+    # Pillow reads files that tifffile needs another package for, but it supports neither 16-bit colors nor uint32.
     if image.mode.startswith("I;16") or image.mode == "F" or (image.mode == "I" and bits == 16):
         return np.asarray(upright(image)), gdal_nodata(tags.get(GDAL_NODATA))
     image.close()
@@ -427,12 +427,12 @@ def _open_tiff(
 
 
 def _read_tiff(source: str | os.PathLike | bytes, num_channels: int) -> tuple[np.ndarray, float | None]:
-    """A TIFF file of any numbers and bands: all its pages if they fit the channels, else the first one, upright."""
-    # Imported by name: transformers would demand it of everybody who loads a checkpoint's code.
+    """Read a TIFF file of any data type and bands: all pages if they are the channels, else the first one, upright."""
+    # Imported by name: transformers would require it from everybody who loads a checkpoint's code.
     try:
         tifffile = importlib.import_module("tifffile")
     except ImportError as error:
-        raise ImportError("TIFF files of these bands or numbers need tifffile: pip install tifffile.") from error
+        raise ImportError("TIFF files with these bands or data types need tifffile: pip install tifffile.") from error
     try:
         with tifffile.TiffFile(_readable(source)) as tiff:
             series, page = tiff.series[0], tiff.pages.first
@@ -444,12 +444,12 @@ def _read_tiff(source: str | os.PathLike | bytes, num_channels: int) -> tuple[np
                 raise ValueError(
                     f"The TIFF file has {len(tiff.pages)} pages of {page.shape[0]}x{page.shape[1]} and"
                     f" {num_channels} channels are expected: neither the pages nor an axis of them are the channels."
-                    " Set num_channels to what they are, or write bands with planarconfig='contig'."
+                    " Set num_channels to the number in the file, or write bands with planarconfig='contig'."
                 )
             orientation = page.tags.get(274)
             return _turned(page.asarray(), page.axes, int(orientation.value) if orientation else 1), nodata
     except (ImportError, KeyError, ValueError) as error:
-        # Without imagecodecs tifffile looks for codecs in Python itself, which older ones lack.
+        # Without imagecodecs, tifffile looks for codecs in Python itself, which older versions lack.
         if isinstance(error, ImportError) or "imagecodecs" in str(error):
             reason = str(error).strip("\"'")
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Distances between prediction and target, and their mean over the hidden pixels, in float32."""
+"""Distances between prediction and target, and their mean over the masked pixels, in float32."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +15,8 @@ LOSS_REGIONS = ("masked", "all")
 def l1(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Absolute difference, element by element.
 
+    Use it by default for targets of continuous values, such as pixels: it is the paper's loss.
+
     Args:
         prediction: float32 tensor of shape (B, K, h, w).
         target: Tensor of the same shape.
@@ -23,22 +25,54 @@ def l1(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         Tensor of the same shape.
 
     Source: equation 1 of the paper.
+
+    Examples:
+        >>> SimMIMConfig(target="rgb", loss="l1")
     """
     return (prediction - target).abs()
 
 
 def l2(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Squared difference, shapes as in `l1`."""
+    """Squared difference, element by element.
+
+    Use it if large errors should count more; it is the default of `hog`, as in MaskFeat.
+
+    Args:
+        prediction: float32 tensor of shape (B, K, h, w).
+        target: Tensor of the same shape.
+
+    Returns:
+        Tensor of the same shape.
+
+    Examples:
+        >>> SimMIMConfig(target="rgb", loss="l2")
+    """
     return (prediction - target).square()
 
 
 def smooth_l1(prediction: torch.Tensor, target: torch.Tensor, beta: float = 1.0) -> torch.Tensor:
-    """Squared difference over 2 beta below beta, absolute difference minus beta / 2 above; shapes as in `l1`."""
+    """Squared difference over 2 beta below beta, absolute difference minus beta / 2 above it.
+
+    Use it for a loss that is as robust to outliers as `l1` and smooth at 0, such as with teacher features.
+
+    Args:
+        prediction: float32 tensor of shape (B, K, h, w).
+        target: Tensor of the same shape.
+        beta: Absolute difference at which the loss becomes linear.
+
+    Returns:
+        Tensor of the same shape.
+
+    Examples:
+        >>> SimMIMConfig(loss="smooth_l1", loss_options={"beta": 0.5})
+    """
     return F.smooth_l1_loss(prediction, target, reduction="none", beta=beta)
 
 
 def cross_entropy(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood of the right classes.
+    """Negative log-likelihood of the target classes.
+
+    Use it with targets that are classes: `color_bins`, `color_clusters` and `codebook`, whose default it is.
 
     Args:
         prediction: Logits of shape (B, G * classes, h, w), those of the first group first.
@@ -46,6 +80,9 @@ def cross_entropy(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tenso
 
     Returns:
         Tensor of shape (B, G, h, w).
+
+    Examples:
+        >>> SimMIMConfig(target="color_bins", loss="cross_entropy")
     """
     batch_size, groups, height, width = target.shape
     logits = prediction.reshape(batch_size * groups, -1, height, width)
@@ -53,7 +90,20 @@ def cross_entropy(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tenso
 
 
 def cosine(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """One minus the cosine between the vectors of each step: (B, K, h, w) to (B, 1, h, w)."""
+    """One minus the cosine similarity of the vectors at each position.
+
+    Use it with the target `features`, whose default it is, if the direction of a feature matters and not its length.
+
+    Args:
+        prediction: float32 tensor of shape (B, K, h, w).
+        target: Tensor of the same shape.
+
+    Returns:
+        Tensor of shape (B, 1, h, w).
+
+    Examples:
+        >>> SimMIMConfig(target="features", target_options={"model": "facebook/dinov2-base"}, loss="cosine")
+    """
     return 1 - F.cosine_similarity(prediction, target, dim=1)[:, None]
 
 
@@ -65,21 +115,21 @@ def pixel_weights(
     pixel_mask: torch.Tensor | None = None,
     device: torch.device | None = None,
 ) -> torch.Tensor:
-    """How many pixels each step of a prediction counts for: those that are hidden.
+    """Weights of the positions of a prediction: the number of masked pixels of each.
 
-    A step with a pixel that is none in it counts for nothing, as its target is made of that pixel too.
+    Positions that contain a missing pixel have weight 0, because their target depends on it.
 
     Args:
         mask: Bool tensor of shape (B, rows, columns) on the patch grid, True = masked; None to count all pixels.
         patch_size: Side of a patch in pixels.
         shape: (B, C, H, W) of the images.
-        stride: Pixels of the image for each step of the prediction.
-        pixel_mask: Bool tensor of shape (B, H, W), False where a pixel is none (padding, missing data).
-        device: Where the weights are made if there is no mask.
+        stride: Stride of the prediction in pixels.
+        pixel_mask: Bool tensor of shape (B, H, W), False at missing pixels and padding.
+        device: Device of the weights if there is no mask.
 
     Returns:
         float32 tensor of shape (B, ceil(H / stride), ceil(W / stride)), or on a coarser grid that divides this one:
-        one weight then holds for all steps of its cell.
+        each weight then holds for all positions of its cell.
     """
     batch_size, _, height, width = shape
     if pixel_mask is None:
@@ -111,16 +161,16 @@ def _sum_cells(pixels: torch.Tensor, stride: int) -> torch.Tensor:
 def masked_mean(
     values: torch.Tensor, weights: torch.Tensor, num_items: torch.Tensor | float | None = None
 ) -> torch.Tensor:
-    """Mean over the hidden pixels of a batch.
+    """Mean over the masked pixels of a batch.
 
     Args:
         values: Tensor of shape (B, K, h, w).
-        weights: What `pixel_weights` returned.
-        num_items: Number of hidden pixels that the sum is divided by, where this batch is a part of a larger one; that
-            of `weights` if None.
+        weights: Weights from `pixel_weights`.
+        num_items: Number of masked pixels that the sum is divided by, if this batch is a part of a larger one; that of
+            `weights` if None.
 
     Returns:
-        Scalar float32 tensor; 0 if nothing is hidden.
+        Scalar float32 tensor; 0 if nothing is masked.
     """
     total, count = _weighted_sums(values, weights)
     divisor = count.sum() if num_items is None else torch.as_tensor(num_items, device=total.device)
@@ -128,22 +178,22 @@ def masked_mean(
 
 
 def masked_mean_per_image(values: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `masked_mean`, for each image by itself.
+    """Mean over the masked pixels of each image.
 
     Args:
         values: Tensor of shape (B, K, h, w).
-        weights: What `pixel_weights` returned.
+        weights: Weights from `pixel_weights`.
 
     Returns:
-        float32 tensor of shape (B,), and the number of pixels that each mean is of: 0 for an image of which nothing
-        counts, whose mean is no figure.
+        The means, float32 of shape (B,), and the number of pixels that each mean is taken over; where that is 0 the
+        mean is invalid.
     """
     total, count = _weighted_sums(values, weights)
     return total / count.clamp(min=1), count
 
 
 def num_masked_pixels(weights: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Number of pixels that weights stand for, as a float32 scalar, on a prediction of (h, w) steps."""
+    """Number of pixels that the weights of a prediction of `size` (h, w) add up to, as a float32 scalar."""
     steps_of_each = (size[0] // weights.shape[1]) * (size[1] // weights.shape[2])
     return weights.sum() * steps_of_each
 
@@ -153,7 +203,7 @@ def _weighted_sums(values: torch.Tensor, weights: torch.Tensor) -> tuple[torch.T
     batch_size, channels, height, width = values.shape
     _, rows, columns = weights.shape
     if height % rows or width % columns:
-        raise ValueError(f"Weights on a grid of {rows}x{columns} do not divide a prediction of {height}x{width} steps.")
+        raise ValueError(f"Weights on a grid of {rows}x{columns} do not divide a prediction of {height}x{width}.")
     steps_of_each = (height // rows) * (width // columns)
     cells = values.float().reshape(batch_size, channels, rows, height // rows, columns, width // columns)
     total = (cells * weights.view(batch_size, 1, rows, 1, columns, 1)).flatten(1).sum(1) / channels
@@ -170,24 +220,29 @@ def classification_loss(
     class_weights: Sequence[float] | None = None,
     num_items_in_batch: torch.Tensor | float | None = None,
 ) -> torch.Tensor:
-    """Mean loss over the images of a batch.
+    """Mean classification or regression loss over the images of a batch.
+
+    Use it to fine-tune a classifier without `SimMIMForImageClassification`, which computes it from `labels`.
 
     Args:
         logits: Tensor of shape (B, K).
-        labels: Classes, integers of shape (B,), -100 where an image has none; probabilities of the classes, as mixup
-            and label smoothing make them, floats of shape (B, K); for several labels 0 or 1, of shape (B, K); for
-            regression numbers of shape (B, K), or (B,) where K is 1.
-        problem_type: One of `PROBLEM_TYPES`. None for regression where K is 1, else for one class an image.
+        labels: Classes, integers of shape (B,), -100 for an image without a label; class probabilities, as from mixup
+            and label smoothing, floats of shape (B, K); for multi-label problems 0 or 1, of shape (B, K); for
+            regression numbers of shape (B, K), or (B,) if K is 1.
+        problem_type: One of `PROBLEM_TYPES`. If None, regression if K is 1, else single-label classification.
         class_weights: Factor of the loss of each class. The mean is over images, not over weights, so that parts of a
-            batch add up: weights that are 1 on average leave the scale as it is.
-        num_items_in_batch: Number of labels of the whole batch that are not -100, where this is a part of it, as
-            Trainer counts them: elements, so that an image of soft labels has K of them.
+            batch add up: weights that are 1 on average keep the scale.
+        num_items_in_batch: Number of labels of the whole batch that are not -100, if this is a part of it. Elements
+            are counted, as by Trainer, so that an image with soft labels has K of them.
 
     Returns:
         float32 scalar. The losses of the parts of a batch add up to that of the batch if `num_items_in_batch` is given.
 
     Raises:
         ValueError: If labels and problem type do not fit each other.
+
+    Examples:
+        >>> classification_loss(torch.zeros(2, 3), torch.tensor([0, 2]))
     """
     if problem_type is None:
         problem_type = "regression" if logits.shape[1] == 1 else "single_label_classification"
@@ -217,7 +272,7 @@ def classification_loss(
         if weights is not None:
             losses = losses * weights
         count = losses.numel() if num_items_in_batch is None else num_items_in_batch
-        # One loss an image for soft labels, one an element for the others.
+        # One loss for each image with soft labels, one for each element otherwise.
         return losses.sum() / count * (logits.shape[1] if problem_type == "single_label_classification" else 1)
 
 
@@ -234,25 +289,26 @@ def _integer_loss(
         )
     total = F.cross_entropy(logits, labels.long(), weight=weights, reduction="sum")
     count: Any = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
-    # A batch without any label has no loss, rather than one that is no number.
+    # A batch without any label has a loss of 0, not NaN.
     return total / max(count, 1) if not isinstance(count, torch.Tensor) else total / count.clamp(min=1)
 
 
 def _expected(problem_type: str) -> str:
     return {
-        "single_label_classification": "one class an image needs integers (B,), or probabilities (B, K)",
-        "multi_label_classification": "several labels need 0 or 1 for each class (B, K)",
+        "single_label_classification": "single-label classification needs integers (B,), or probabilities (B, K)",
+        "multi_label_classification": "multi-label classification needs 0 or 1 for each class (B, K)",
         "regression": "regression needs a number for each output (B, K)",
     }[problem_type]
 
 
 class LossSpec(NamedTuple):
-    """A loss: its function of prediction and target, element by element, and options."""
+    """A loss: its function of prediction and target, without reduction, and its options."""
 
     distance: Callable[..., torch.Tensor]
     options: dict[str, Option]
 
 
+# ADD A LOSS here: its function of prediction and target, and its options. Then name it in the targets that it fits.
 LOSSES: dict[str, LossSpec] = {
     "l1": LossSpec(l1, {}),
     "l2": LossSpec(l2, {}),

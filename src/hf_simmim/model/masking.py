@@ -1,4 +1,4 @@
-"""Which patches to hide. Every strategy returns a bool mask on the patch grid, True = masked."""
+"""Masking strategies. Every strategy returns a bool mask on the patch grid, True = masked."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,14 +9,14 @@ import torch.nn.functional as F
 
 
 def mask_units(image_size: tuple[int, int], patch_size: int, mask_patch_size: int) -> tuple[tuple[int, int], int]:
-    """Turn a mask patch in pixels into units of the model's patch grid.
+    """Convert the size of mask units from pixels to patches of the model.
 
-    Neither patch need divide the image: patches and units at the right and lower border may be cut.
+    Neither size need divide the image: patches and units at the right and lower border may be cut.
 
     Args:
         image_size: (height, width) in pixels.
         patch_size: Side of the model's patches, in pixels.
-        mask_patch_size: Side of the square that is hidden or shown as a whole, in pixels.
+        mask_patch_size: Side of a mask unit, the square that is masked as a whole, in pixels.
 
     Returns:
         The patch grid (h, w), cut patches included, and the side of a mask unit in patches.
@@ -37,7 +37,7 @@ def mask_units(image_size: tuple[int, int], patch_size: int, mask_patch_size: in
 def patch_mask(
     bool_masked_pos: torch.Tensor | None, pixel_values: torch.Tensor, patch_size: int
 ) -> torch.Tensor | None:
-    """Bring a mask to bool and shape (B, h, w).
+    """Convert a mask to bool and shape (B, h, w).
 
     Args:
         bool_masked_pos: Mask of shape (B, N) or (B, h, w), True = masked, or None.
@@ -45,7 +45,7 @@ def patch_mask(
         patch_size: Side of a patch in pixels.
 
     Returns:
-        The mask, or None if there was none. Patches that the border of an image cuts have a place in it.
+        The mask, or None if there was none. It includes patches that are cut by the border of an image.
 
     Raises:
         ValueError: If the mask has another shape.
@@ -56,7 +56,7 @@ def patch_mask(
     grid_size = patch_grid((height, width), patch_size)
     expected = (batch_size, grid_size[0] * grid_size[1])
     shape = bool_masked_pos.shape
-    # One number after the other: of sizes that torch.compile keeps open, tuples are not compared by value.
+    # Compared number by number: under torch.compile, tuples of dynamic sizes are not compared by value.
     if not any(
         len(shape) == len(fitting) and all(ours == theirs for ours, theirs in zip(shape, fitting, strict=True))
         for fitting in (expected, (batch_size, *grid_size))
@@ -75,7 +75,7 @@ def patch_grid(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
 
 
 def to_pixels(mask: torch.Tensor, patch_size: int, image_size: tuple[int, int]) -> torch.Tensor:
-    """Bring a mask from patches to pixels.
+    """Expand a mask from patches to pixels.
 
     Args:
         mask: Tensor of shape (B, h, w) on the patch grid that covers the image.
@@ -100,10 +100,10 @@ def to_pixels(mask: torch.Tensor, patch_size: int, image_size: tuple[int, int]) 
 
 
 def patches_with_pixels(pixel_mask: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Tell which patches hold at least one real pixel.
+    """Find the patches that contain at least one real pixel.
 
     Args:
-        pixel_mask: Bool tensor of shape (B, H, W), True = a real pixel, False = padding or no data.
+        pixel_mask: Bool tensor of shape (B, H, W), True = a real pixel, False = missing or padding.
         patch_size: Side of a patch in pixels.
 
     Returns:
@@ -113,46 +113,46 @@ def patches_with_pixels(pixel_mask: torch.Tensor, patch_size: int) -> torch.Tens
 
 
 def ratio_range(mask_ratio: float | Sequence[float]) -> tuple[float, float]:
-    """Smallest and largest share of an image to hide.
+    """Smallest and largest mask ratio.
 
     Args:
-        mask_ratio: One share in (0, 1), or two of which the second is not smaller.
+        mask_ratio: One ratio in (0, 1), or two in ascending order.
 
     Returns:
-        Two shares, the same one twice if there is only one.
+        Two ratios, which are equal if only one was given.
 
     Raises:
-        ValueError: If they are no shares or no range.
+        ValueError: If a ratio is outside (0, 1), or if there are not one or two in ascending order.
     """
     bounds = tuple(mask_ratio) if isinstance(mask_ratio, Sequence) else (mask_ratio, mask_ratio)
     if len(bounds) != 2:
-        raise ValueError(f"mask_ratio={mask_ratio} has {len(bounds)} values. Give one share, or the ends of a range.")
+        raise ValueError(f"mask_ratio={mask_ratio} has {len(bounds)} values. Give one ratio, or two.")
     for ratio in bounds:
         if not 0 < ratio < 1:
             raise ValueError(f"mask_ratio={ratio} is outside (0, 1). The paper's default is 0.6.")
     low, high = bounds
     if low > high:
-        raise ValueError(f"mask_ratio={mask_ratio} is a range that falls. Use {high} {low}.")
+        raise ValueError(f"mask_ratio={mask_ratio} must be in ascending order. Use {high} {low}.")
     return low, high
 
 
 def span(values: float | Sequence[float]) -> str:
-    """A number, or the ends of a range, in words: "0.6" or "0.4 to 0.7"."""
+    """Format a number or the two ends of a range: "0.6" or "0.4 to 0.7"."""
     return " to ".join(map(str, values)) if isinstance(values, Sequence) else str(values)
 
 
 def num_masked_units(num_units: int, mask_ratio: float) -> int:
-    """How many of `num_units` are hidden: the ratio, rounded up.
+    """Number of masked units for a mask ratio, rounded up.
 
     Args:
         num_units: Number of mask units in an image.
-        mask_ratio: Share of the image to hide, in (0, 1).
+        mask_ratio: Share of the image to mask, in (0, 1).
 
     Returns:
-        A number from 1 to `num_units - 1`, so that something is hidden and something stays visible.
+        A number from 1 to `num_units - 1`, so that something is masked and something stays visible.
 
     Raises:
-        ValueError: If the ratio is outside (0, 1), or would hide the whole image.
+        ValueError: If the ratio is outside (0, 1), or would mask the whole image.
 
     Source: `MaskGenerator` in data/data_simmim.py of microsoft/SimMIM (22 of 36 at 192 px, 30 of 49 at 224 px).
     """
@@ -160,23 +160,24 @@ def num_masked_units(num_units: int, mask_ratio: float) -> int:
     count = _rounded_up(num_units, mask_ratio)
     if count >= num_units:
         raise ValueError(
-            f"mask_ratio={mask_ratio} hides all mask units of the image ({num_units}) and leaves nothing to predict"
+            f"mask_ratio={mask_ratio} masks all units of the image ({num_units}) and leaves nothing to predict"
             " from. Use a smaller mask_patch_size or a smaller mask_ratio."
         )
     return count
 
 
 def _rounded_up(num_units: int, mask_ratio: float) -> int:
-    # Rounded first: 100 * 0.55 is 55.00000000000001, which is meant to be 55.
+    # Rounded first: 100 * 0.55 is 55.00000000000001, which should give 55.
     return max(1, math.ceil(round(num_units * mask_ratio, 9)))
 
 
 @dataclass(frozen=True)
 class MaskStrategy:
-    """A way of choosing mask units, to be called for masks.
+    """A masking strategy, which is called to draw masks.
 
     Args:
-        choose: Which units are hidden, a function as in `mask_shapes.py`.
+        choose: Function of the units that may be masked (B, rows, columns), the number to mask in each image (B,), and
+            the generator; returns the masked units, a bool tensor (B, rows, columns).
     """
 
     choose: Callable[[torch.Tensor, torch.Tensor, torch.Generator | None], torch.Tensor]
@@ -196,24 +197,27 @@ class MaskStrategy:
 
         Args:
             grid_size: (h, w) of the patch grid.
-            mask_ratio: Share of the image to hide, in (0, 1), or the two ends of a range, from which every image gets a
-                share of its own.
+            mask_ratio: Share of the image to mask, in (0, 1), or the two ends of a range, from which a ratio is drawn
+                for every image.
             batch_size: Number of masks B.
-            unit_size: Side in patches of the square that is hidden or shown as a whole; those at the right and lower
-                border are cut if it does not divide the grid, and count like whole ones.
-            valid_patches: Bool tensor of shape (B, h, w), True where a patch holds a real pixel. The others are never
-                hidden, and units of nothing else do not count. Of fewer than two units none is hidden.
+            unit_size: Side in patches of the square that is masked as a whole; squares at the right and lower border
+                are cut if it does not divide the grid, and count like complete ones.
+            valid_patches: Bool tensor of shape (B, h, w), True where a patch contains a real pixel. Other patches are
+                never masked, and units without real pixels do not count. Images of fewer than two units stay unmasked.
             generator: Source of randomness; torch's default one on `device` if None.
-            device: Where the mask is made; on that of the generator or of `valid_patches` if None.
+            device: Device of the mask; that of the generator or of `valid_patches` if None.
 
         Returns:
             Bool tensor of shape (B, h, w), True = masked.
 
         Raises:
-            ValueError: If the unit is no size, the ratio cannot be met, or `valid_patches` has another shape.
+            ValueError: If the unit size is below 1, the ratio cannot be met, or `valid_patches` has another shape.
+
+        Examples:
+            >>> block_mask((12, 12), 0.4, batch_size=8)
         """
         if unit_size < 1:
-            raise ValueError(f"unit_size={unit_size} is no number of patches. Use 1 or more.")
+            raise ValueError(f"unit_size={unit_size} must be 1 patch or more.")
         rows, columns = patch_grid(grid_size, unit_size)
         num_masked_units(rows * columns, ratio_range(mask_ratio)[1])
         for source in (generator, valid_patches):
@@ -234,20 +238,20 @@ class MaskStrategy:
         shares = draw(batch_size, like=valid, generator=generator).tolist() if low < high else [0.0] * batch_size
         counts = [_count(number, low + share * (high - low)) for number, share in zip(numbers, shares, strict=True)]
         units = self.choose(valid, torch.tensor(counts, device=valid.device), generator)
-        # A unit is to the grid what a patch is to the image.
+        # Expands units to patches, as it expands patches to pixels elsewhere.
         mask = to_pixels(units, unit_size, grid_size)
         return mask if valid_patches is None else mask & valid_patches
 
 
 def _count(num_units: int, mask_ratio: float) -> int:
-    """As `num_masked_units`, but images of few real units are no error: they keep one, or hide none."""
+    """As `num_masked_units`, but images of few real units are no error: at least one unit stays visible."""
     return min(_rounded_up(num_units, mask_ratio), num_units - 1) if num_units > 1 else 0
 
 
 def average_distance(
     mask: torch.Tensor, patch_size: int = 1, image_size: tuple[int, int] | None = None
 ) -> torch.Tensor:
-    """AvgDist: mean Euclidean distance from hidden pixels to the nearest visible one, in pixels.
+    """AvgDist: mean Euclidean distance from masked pixels to the nearest visible one, in pixels.
 
     Exact, by a distance transform along columns and then along rows.
 
@@ -257,46 +261,46 @@ def average_distance(
         image_size: (H, W) in pixels; whole patches if None.
 
     Returns:
-        float32 tensor of shape (B,); 0 for images of which nothing is hidden.
+        float32 tensor of shape (B,); 0 for images without masked pixels.
 
     Raises:
-        ValueError: If an image is hidden as a whole, or the mask does not cover the image.
+        ValueError: If a mask covers a whole image, or does not fit the image.
 
     Source: section 4.1.2 and figure 3 of the paper.
     """
     size = image_size or (mask.shape[1] * patch_size, mask.shape[2] * patch_size)
-    hidden = to_pixels(mask.bool(), patch_size, size)
+    masked = to_pixels(mask.bool(), patch_size, size)
     height, width = size
-    if hidden.flatten(1).all(1).any():
-        raise ValueError("A mask hides a whole image, so that no visible pixel is near. Use a smaller mask_ratio.")
+    if masked.flatten(1).all(1).any():
+        raise ValueError("A mask covers a whole image and leaves no visible pixel. Use a smaller mask_ratio.")
     far = height + width  # further than any pixel
     y = torch.arange(height, device=mask.device)[:, None]
     x = torch.arange(width, device=mask.device)
-    above = torch.where(hidden, -far, y).cummax(dim=1).values
-    below = torch.where(hidden, 2 * far, y).flip(1).cummin(dim=1).values.flip(1)
+    above = torch.where(masked, -far, y).cummax(dim=1).values
+    below = torch.where(masked, 2 * far, y).flip(1).cummin(dim=1).values.flip(1)
     in_column = torch.minimum(y - above, below - y).square().float().view(-1, width)  # B * H, W
     in_row = (x[:, None] - x).square().float()
-    # Some rows at a time: each takes W * W numbers.
+    # In chunks, because each row takes W * W numbers.
     chunks = in_column.split(max(1, 2**21 // width**2))
-    nearest = torch.cat([(chunk[:, None] + in_row).amin(dim=2).sqrt() for chunk in chunks]).view(hidden.shape)
-    return nearest.flatten(1).sum(1) / hidden.flatten(1).sum(1).clamp(min=1)
+    nearest = torch.cat([(chunk[:, None] + in_row).amin(dim=2).sqrt() for chunk in chunks]).view(masked.shape)
+    return nearest.flatten(1).sum(1) / masked.flatten(1).sum(1).clamp(min=1)
 
 
-# Smallest block of BEiT: 16 of 196 patches; and how much longer than wide a block may be.
+# Smallest block of BEiT, 16 of 196 patches, and the largest aspect ratio of a block.
 SMALLEST_BLOCK = 16 / 196
 LONGEST_BLOCK = 1 / 0.3
 
 
 def draw(*shape: int, like: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    """Numbers of [0, 1) on the device of another tensor.
+    """Uniform random numbers in [0, 1) on the device of another tensor.
 
-    float32 whatever torch's default is: half types have so few values that ties would favor the first units.
+    They are always float32: half precision has so few values that ties would favor the first units.
     """
     return torch.rand(*shape, generator=generator, device=like.device, dtype=torch.float32)
 
 
 def _lowest(scores: torch.Tensor, among: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """The `counts` (B,) units of the lowest scores (B, rows, columns) among some of them, as a bool tensor."""
+    """The `counts` (B,) units with the lowest scores (B, rows, columns) of the units `among`, as a bool tensor."""
     last = torch.inf if scores.is_floating_point() else torch.iinfo(scores.dtype).max
     order = scores.masked_fill(~among, last).flatten(1).argsort(dim=1)
     chosen = torch.arange(order.shape[1], device=order.device) < counts[:, None]
@@ -306,16 +310,42 @@ def _lowest(scores: torch.Tensor, among: torch.Tensor, counts: torch.Tensor) -> 
 def random_units(valid: torch.Tensor, counts: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
     """Units chosen uniformly at random.
 
+    Use it by default. The example has the paper's units of 32 px, for images of 192 px and patches of 4 px.
+
+    Args:
+        valid: Units that may be masked, bool tensor of shape (B, rows, columns).
+        counts: Number of units to mask in each image, of shape (B,).
+        generator: Source of randomness; torch's default one on the device of `valid` if None.
+
+    Returns:
+        Masked units, bool tensor of shape (B, rows, columns).
+
     Source: section 3.2 of the paper, "patch-aligned random masking".
+
+    Examples:
+        >>> random_mask((48, 48), 0.6, batch_size=8, unit_size=8)
     """
     scores = draw(len(valid), valid[0].numel(), like=valid, generator=generator)
     return _lowest(scores.view(valid.shape), valid, counts)
 
 
 def square_units(valid: torch.Tensor, counts: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    """One region as square as the grid allows, at a random place.
+    """One region as square as the grid allows, at a random position.
+
+    Use it to train or test how well large gaps are filled, as in inpainting.
+
+    Args:
+        valid: Units that may be masked, bool tensor of shape (B, rows, columns).
+        counts: Number of units to mask in each image, of shape (B,).
+        generator: Source of randomness; torch's default one on the device of `valid` if None.
+
+    Returns:
+        Masked units, bool tensor of shape (B, rows, columns).
 
     Source: section 3.2 of the paper, "other masking strategies": a square that is moved at random.
+
+    Examples:
+        >>> square_mask((12, 12), 0.25, batch_size=8)
     """
     rows, columns = valid.shape[1:]
     shorter = min(rows, columns)
@@ -329,30 +359,43 @@ def square_units(valid: torch.Tensor, counts: torch.Tensor, generator: torch.Gen
 
 
 def central_square_units(valid: torch.Tensor, counts: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    """One region as square as the grid allows, around the center; nothing about it is random.
+    """One region as square as the grid allows, around the center, without randomness.
+
+    Use it to compare reconstructions of the same region, such as a centered object.
+
+    Args:
+        valid: Units that may be masked, bool tensor of shape (B, rows, columns).
+        counts: Number of units to mask in each image, of shape (B,).
+        generator: Source of randomness; not used.
+
+    Returns:
+        Masked units, bool tensor of shape (B, rows, columns).
 
     Source: section 3.2 of the paper, "other masking strategies", without the move.
+
+    Examples:
+        >>> central_square_mask((12, 12), 0.25, batch_size=8)
     """
     corner = torch.zeros_like(counts)
     return _around(valid, counts, corner + valid.shape[1] - 1, corner + valid.shape[2] - 1, corner)
 
 
 def _below(share: torch.Tensor, end: torch.Tensor | int) -> torch.Tensor:
-    """Shares of [0, 1) to whole numbers from 0 to `end - 1`. Rounding may have made the largest share one."""
+    """Scale numbers in [0, 1) to integers from 0 to `end - 1`, also where rounding would yield `end`."""
     return (share * end).long().clamp(max=end - 1)
 
 
 def _around(
     valid: torch.Tensor, counts: torch.Tensor, y: torch.Tensor, x: torch.Tensor, corner: torch.Tensor
 ) -> torch.Tensor:
-    """The units nearest to centers in Chebyshev distance, along a ring of equal ones from a corner on.
+    """The units nearest to centers in Chebyshev distance; equal ones are taken along their ring, from a corner on.
 
     Args:
-        valid: Units that may be hidden, (B, rows, columns).
-        counts: How many, (B,).
-        y: Centers in halves of a unit, as those of even squares lie between units, (B,).
+        valid: Units that may be masked, (B, rows, columns).
+        counts: Number of units to mask, (B,).
+        y: Centers in halves of a unit, because those of even squares lie between units, (B,).
         x: Likewise.
-        corner: Where rings begin, 0 to 3 clockwise from the upper left, (B,).
+        corner: Corner where rings begin, 0 to 3 clockwise from the upper left, (B,).
     """
     y, x, corner = (values.view(-1, 1, 1) for values in (y, x, corner))
     y = 2 * torch.arange(valid.shape[1], device=valid.device)[:, None] - y  # B, rows, 1
@@ -366,9 +409,22 @@ def _around(
 
 
 def block_units(valid: torch.Tensor, counts: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    """Blocks of random size and proportions on top of each other, the last one cut to the count.
+    """Overlapping blocks of random size and aspect ratio, the last of which is cut to the exact count.
+
+    Use it to reproduce BEiT, which masks 0.4 of a grid of 14 x 14 patches.
+
+    Args:
+        valid: Units that may be masked, bool tensor of shape (B, rows, columns).
+        counts: Number of units to mask in each image, of shape (B,).
+        generator: Source of randomness; torch's default one on the device of `valid` if None.
+
+    Returns:
+        Masked units, bool tensor of shape (B, rows, columns).
 
     Source: algorithm 1 of BEiT (arXiv 2106.08254).
+
+    Examples:
+        >>> block_mask((14, 14), 0.4, batch_size=8)
     """
     batch_size, rows, columns = valid.shape
     smallest = max(1, round(rows * columns * SMALLEST_BLOCK))
@@ -380,14 +436,14 @@ def block_units(valid: torch.Tensor, counts: torch.Tensor, generator: torch.Gene
         area = smallest + area * (missing - smallest).clamp(min=0)
         shorter = (area / LONGEST_BLOCK ** (2 * aspect - 1).abs()).sqrt().round().clamp(min=1)
         longer = (area / shorter).ceil()
-        # At least as long as it takes where the other side is that of a narrow grid.
+        # At least as long as needed where a narrow grid limits the other side.
         height = torch.where(aspect < 0.5, shorter, longer).maximum((area / columns).ceil()).clamp(max=rows).long()
         width = torch.where(aspect < 0.5, longer, shorter).maximum((area / rows).ceil()).clamp(max=columns).long()
         top, left = _below(top, rows - height + 1), _below(left, columns - width + 1)
         free = valid & ~masked
         is_stuck = ~(_blocks(y, x, top, left, height, width) & free).flatten(1).any(1)
         if is_stuck.any():
-            # Moved to the next place where it hides something, so that this ends.
+            # Moved to a position where it masks something, so that the loop ends.
             pick = (free * (1 + draw(*valid.shape, like=valid, generator=generator))).flatten(1).argmax(1)
             pick_y, pick_x = pick // columns, pick % columns
             top = torch.where(is_stuck, top.clamp(pick_y - height + 1, pick_y), top)
@@ -409,7 +465,7 @@ def _blocks(
     height: torch.Tensor,
     width: torch.Tensor,
 ) -> torch.Tensor:
-    """Rectangles of numbers (B,) on the units at y (rows, 1) and x (columns,), as a bool tensor (B, rows, columns)."""
+    """Rectangles, given by tensors (B,), on units at y (rows, 1) and x (columns,): a bool tensor (B, rows, columns)."""
     top, left, height, width = (values.view(-1, 1, 1) for values in (top, left, height, width))
     return (y >= top) & (y < top + height) & (x >= left) & (x < left + width)
 
@@ -426,6 +482,7 @@ central_square_mask = MaskStrategy(central_square_units)
 block_mask = MaskStrategy(block_units)
 
 
+# ADD A MASK here: a MaskStrategy around a function that chooses units.
 MASK_STRATEGIES: dict[str, MaskStrategy] = {
     "random": random_mask,
     "square": square_mask,

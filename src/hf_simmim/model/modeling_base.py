@@ -1,4 +1,4 @@
-"""What all SimMIM models share: initialization, and checkpoints of any geometry, of ours and of transformers."""
+"""Base of all SimMIM models: initialization, and checkpoints of any geometry, both ours and transformers'."""
 
 import copy
 import difflib
@@ -38,9 +38,9 @@ class SimMIMModelOutput(ModelOutput):
         last_hidden_state: Tokens of shape (B, N, D), in reading order, without class or register tokens.
         pooler_output: Their mean, of shape (B, D).
         feature_map: The same tokens as a map of shape (B, D, h, w).
-        hidden_states: Tuple of tensors, the patch embedding first, if asked for: (B, N_i, D_i) for transformers,
+        hidden_states: Tuple of tensors, the patch embedding first, if requested: (B, N_i, D_i) for transformers,
             class tokens included, (B, D_i, h_i, w_i) for convolutional networks.
-        attentions: Tuple of attention weights, if asked for and the encoder gives them (our Swin does not).
+        attentions: Tuple of attention weights, if requested and returned by the encoder (our Swin does not).
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -51,7 +51,7 @@ class SimMIMModelOutput(ModelOutput):
 
 
 logger = logging.get_logger(__name__)
-# Of the arguments of `from_pretrained`: where a checkpoint is found, how weights are held, and where they are put.
+# Arguments of `from_pretrained` that locate a checkpoint, that say how to load its weights, and on which devices.
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 _LOADING_ARGUMENTS = ("dtype", "torch_dtype", "attn_implementation")
 _PLACEMENT_ARGUMENTS = (
@@ -68,7 +68,7 @@ _PLACEMENT_ARGUMENTS = (
 
 
 class SimMIMPreTrainedModel(PreTrainedModel):
-    """What all SimMIM models share: config, initialization, and checkpoints whose names need no conversion."""
+    """Base of all SimMIM models: config, initialization, and checkpoints whose names need no conversion."""
 
     config_class = SimMIMConfig
     config: SimMIMConfig
@@ -76,7 +76,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)  # type: ignore[assignment]
     supports_gradient_checkpointing = True
-    # What an encoder does not support it refuses itself.
+    # Encoders reject implementations that they do not support.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -93,7 +93,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Initialize what no checkpoint gave: each module as its own model does it, and the tokens as we do."""
+        """Initialize weights that were not loaded: modules as their own model does, tokens by `init_as_official`."""
         super().initialize_weights()
         base_model: Any = self.base_model
         init_as_official(base_model.encoder, base_model.mask_token, std=self.config.initializer_range)
@@ -102,20 +102,26 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         """Save with the parameter names that the model has in memory.
 
         transformers saves some encoders (ViT, BEiT, DeiT) under older names and converts them back on loading. Trainer
-        does not, and would resume with part of the weights left as they were.
+        does not convert them, and would resume without part of the weights.
         """
         kwargs["save_original_format"] = save_original_format
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """Load a checkpoint as every model of transformers does, at any image size and window.
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path | None,
+        *model_args: Any,
+        config: Any = None,
+        **kwargs: Any,
+    ):
+        """Load a checkpoint as with every model of transformers, at any image size and window size.
 
-        Where `image_size`, `window_size` or `config` ask for another geometry than that of the checkpoint, the weights
-        that depend on it are remapped, and the log says which.
+        If `image_size`, `window_size` or `config` ask for another geometry than that of the checkpoint, the weights
+        that depend on it are remapped, and logged.
 
         Args:
-            pretrained_model_name_or_path: Folder or name on the Hub.
+            pretrained_model_name_or_path: Folder, or name on the Hub.
             *model_args: Passed to the model.
             config: Config to use instead of the checkpoint's.
             **kwargs: As in `PreTrainedModel.from_pretrained`; keys of the config, such as `image_size` or
@@ -125,7 +131,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
             The model, in evaluation mode.
 
         Raises:
-            ValueError: If weights cannot be taken to the geometry.
+            ValueError: If weights cannot be converted to the geometry.
         """
         result = cls._load(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         model = result[0] if isinstance(result, tuple) else result
@@ -134,7 +140,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _load(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """`from_pretrained`, but for parameters that loading makes trainable."""
+        """`from_pretrained`, without freezing the parameters that loading makes trainable."""
         load_as_stored: Any = super().from_pretrained
         if pretrained_model_name_or_path is None or "state_dict" in kwargs:
             return load_as_stored(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
@@ -143,11 +149,11 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         stored_dict, _ = cls.config_class.get_config_dict(name, **hub_arguments)
         if "model_type" not in stored_dict:
             raise ValueError(
-                f"{name} holds no config.json of a model. Name the output folder of a training, or a model on the Hub."
+                f"{name} has no config.json of a model. Name the output folder of a training, or a model on the Hub."
             )
         if stored_dict["model_type"] != cls.config_class.model_type:
             raise ValueError(
-                f"{name} holds a {stored_dict['model_type']!r} model and none of SimMIM. Load it with"
+                f"{name} holds a {stored_dict['model_type']!r} model, not a SimMIM model. Load it with"
                 f" {cls.__name__}.from_encoder."
             )
         stored = cls.config_class.from_dict(stored_dict)
@@ -165,7 +171,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         keep_pretrained_windows(source, target)
         if same_geometry(source, target):
             return load_as_stored(name, *model_args, config=target, **kwargs)
-        # All at the stored geometry first, and on the CPU; then the weights at the other one, where they are wanted.
+        # Loaded at the stored geometry on the CPU first, then at the requested one on the requested devices.
         wants_info = kwargs.pop("output_loading_info", False)
         placement = {key: kwargs.pop(key) for key in _PLACEMENT_ARGUMENTS if key in kwargs}
         model, info = load_as_stored(name, *model_args, config=source, output_loading_info=True, **kwargs)
@@ -183,30 +189,30 @@ class SimMIMPreTrainedModel(PreTrainedModel):
             **loading,
             **placement,
         )
-        # What only this geometry has starts fresh, too, such as the norm of a classifier.
+        # Weights that only this geometry has are newly initialized, too, such as the norm of a classifier.
         info["missing_keys"] |= rest["missing_keys"]
         remapped.name_or_path = remapped.config._name_or_path = name
         return (remapped, info) if wants_info else remapped
 
     @classmethod
     def _for_loading(cls, config: SimMIMConfig, stored: SimMIMConfig) -> SimMIMConfig:
-        """The config to load a checkpoint with, for classes whose encoder is another one than the pre-trained.
+        """The config to load a checkpoint with, for classes whose encoder differs from the pre-trained one.
 
         Args:
-            config: What is asked for.
-            stored: That of the checkpoint.
+            config: The requested config.
+            stored: The config of the checkpoint.
         """
         return config
 
     @classmethod
     def _on_meta(cls, config: SimMIMConfig, *model_args, **model_kwargs) -> "SimMIMPreTrainedModel":
-        """The model without memory, for the names and shapes of its parameters."""
+        """The model on the meta device, for the names and shapes of its parameters."""
         with torch.device("meta"):
             return cls(config, *model_args, **model_kwargs)
 
     @staticmethod
     def _remap(model: "SimMIMPreTrainedModel", target: "SimMIMPreTrainedModel", name: str) -> dict[str, torch.Tensor]:
-        """The weights of a model for another one of other geometry; the log says what changed."""
+        """Convert the weights of a model for one of another geometry, and log what changed."""
         expected = {key: tensor.shape for key, tensor in target.state_dict().items()}
         state_dict, lines = remap(dict(model.state_dict()), model.config, target.config, expected)
         for line in lines:
@@ -217,14 +223,14 @@ class SimMIMPreTrainedModel(PreTrainedModel):
     def from_encoder(cls, pretrained_model_name_or_path: str | Path, **kwargs):
         """Start from a vision checkpoint of transformers: its encoder, and its prediction head if it fits.
 
-        Takes checkpoints of every encoder that `encoder_config` takes, with any head on them or none, and the vision
-        part of those that have others. What was loaded, left out or freshly initialized is logged.
+        Accepts checkpoints of every encoder that `encoder_config` accepts, with or without a head, and the vision part
+        of multimodal models. Weights that are loaded, left out and newly initialized are logged.
 
         Args:
-            pretrained_model_name_or_path: Folder or name on the Hub.
-            **kwargs: Where to find it (`revision`, `token`, ...), how to hold it (`dtype`, `attn_implementation`), and
-                fields of `SimMIMConfig`, `image_size` and `window_size` among them: what depends on them is remapped.
-                A dict as `encoder_config` changes other keys of the encoder's config.
+            pretrained_model_name_or_path: Folder, or name on the Hub.
+            **kwargs: Arguments that locate the checkpoint (`revision`, `token`, ...), that say how to load it (`dtype`,
+                `attn_implementation`), and fields of `SimMIMConfig`, including `image_size` and `window_size`: weights
+                that depend on them are remapped. A dict as `encoder_config` changes other keys of the encoder's config.
 
         Returns:
             The model, in evaluation mode.
@@ -252,7 +258,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         if lacking:
             raise ValueError(f"{name} lacks weights of the encoder: {', '.join(lacking[:3])}.")
         loaded = {f"{prefix}encoder.{key}" for key in weights.keys() - set(result.unexpected_keys)}
-        # A decoder of the feature map is none of a sum with hidden states.
+        # A decoder of the feature map does not fit its sum with hidden states.
         reads_features = isinstance(getattr(model, "head", None), LinearHead) and model.fusion is None
         if head and reads_features and model.head.fits(head):
             model.head.projection.load_state_dict(head)
@@ -267,40 +273,40 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         return cls.from_pretrained(None, config=target, state_dict=state_dict, **loading)
 
     def export_encoder(self, save_directory: str | Path) -> None:
-        """Write the encoder as a checkpoint of transformers' own model: plain `AutoModel.from_pretrained` reads it.
+        """Save the encoder as a checkpoint of transformers' own model, which plain `AutoModel.from_pretrained` loads.
 
         Args:
             save_directory: Folder to write to.
 
         Raises:
-            ValueError: If stock transformers cannot represent the encoder or computes something else with it, such as
-                a Swin whose window is larger than a stage; nothing is written then.
+            ValueError: If stock transformers cannot represent the encoder or computes other features, such as for a
+                Swin whose window is larger than a stage; nothing is written then.
         """
         base_model: Any = self.base_model
         left_out = export_encoder(base_model.encoder, self.config, base_model.geometry, save_directory)
         if left_out:
-            logger.warning(f"{save_directory}: left out, as stock models have no use for it: {', '.join(left_out)}.")
+            logger.warning(f"{save_directory}: left out, because stock models do not use it: {', '.join(left_out)}.")
 
 
 def _refuse_unknown(names: Iterable[str], known: set[str], kind: str, place: str) -> None:
-    """Refuse names that would go into a config and change nothing."""
+    """Reject unknown names, which a config would store without effect."""
     for name in names:
         if name not in known:
             match = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {match[0]}?" if match else ""
-            raise ValueError(f"{place}: {name!r} is no {kind}.{hint}")
+            raise ValueError(f"{place}: unknown {kind} {name!r}.{hint}")
 
 
 class SimMIMModel(SimMIMPreTrainedModel):
-    """The encoder, returning features.
+    """The encoder, which returns features.
 
     Args:
         config: The SimMIM config.
-        use_mask_token: Whether to hold a mask token, which `bool_masked_pos` needs. Without it every parameter takes
-            part in every forward, as DDP demands of a model that never masks.
+        use_mask_token: Whether to hold a mask token, which `bool_masked_pos` needs. Without it every parameter is used
+            in every forward pass, as DDP requires of a model that never masks.
     """
 
-    # Of a pre-trained model, whose head has no place here.
+    # Weights of a pre-trained model that the encoder does not have.
     _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
         *SimMIMPreTrainedModel._keys_to_ignore_on_load_unexpected,
         r"^(head|fusion)\.",
@@ -317,11 +323,11 @@ class SimMIMModel(SimMIMPreTrainedModel):
             self.mask_token = nn.Parameter(torch.zeros(self.geometry.mask_token_shape))
         self.freeze_unused()
         self.post_init()
-        # After post_init, which takes over the encoder's own list with classes that it does not have.
+        # After post_init, which copies the encoder's own list, with classes that it does not contain.
         self._no_split_modules = layers_to_wrap(self.encoder)
 
     def freeze_unused(self) -> None:
-        """Freeze the parameters that no forward uses, such as those of a pooler."""
+        """Freeze the parameters that no forward pass uses, such as those of a pooler."""
         freeze_unused(self.encoder, self.geometry, self.use_mask_token)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -339,7 +345,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> SimMIMModelOutput:
-        """Encode images, with some patches hidden if a mask is given.
+        """Encode images, with masked patches if a mask is given.
 
         Args:
             pixel_values: Normalized images of shape (B, C, H, W).
@@ -367,7 +373,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         if pixel_values.dtype == torch.float32:
-            # A model of another type still makes its targets of images in float32.
+            # Models of other dtypes still compute their targets from images in float32.
             pixel_values = pixel_values.to(self.dtype)
         outputs = encode(
             self.encoder,

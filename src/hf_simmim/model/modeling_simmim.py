@@ -1,4 +1,4 @@
-"""The SimMIM models: an encoder that sees some patches, and a head that predicts what the others hold."""
+"""The SimMIM models for masked image modeling (pre-training) and image classification, and the backbone."""
 
 import copy
 from dataclasses import dataclass
@@ -35,11 +35,11 @@ class SimMIMMaskedImageModelingOutput(ModelOutput):
     """Loss and reconstruction of a batch of images.
 
     Args:
-        loss: Scalar float32 tensor; None if no mask was given, or none was asked for.
-        prediction: What the head predicts, of shape (B, K, ceil(H / stride), ceil(W / stride)) with the stride of the
-            target: pixels, logits of classes, features.
+        loss: Scalar float32 tensor; None without a mask, or if it was not requested.
+        prediction: Output of the head, of shape (B, K, ceil(H / stride), ceil(W / stride)) with the stride of the
+            target: pixels, class logits or features.
         reconstruction: Predicted images of shape (B, C, H, W), in the space of `pixel_values`; None if the target
-            cannot be decoded to pixels, or none was asked for.
+            cannot be decoded to pixels, or if it was not requested.
         hidden_states: As in `SimMIMModelOutput`.
         attentions: As in `SimMIMModelOutput`.
     """
@@ -52,14 +52,14 @@ class SimMIMMaskedImageModelingOutput(ModelOutput):
 
 
 class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
-    """Pre-training: the encoder, a prediction head, and the loss on the hidden patches.
+    """Pre-training: the encoder, a prediction head, and the loss on the masked patches.
 
     Args:
         config: The SimMIM config.
     """
 
     def __init__(self, config: SimMIMConfig):
-        # What was set after the config was made is not checked yet.
+        # Settings that were changed after the config was created are not checked yet.
         config.validate_components()
         super().__init__(config)
         self.simmim = SimMIMModel(config)
@@ -82,19 +82,18 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> SimMIMMaskedImageModelingOutput:
-        """Predict images of which some patches are hidden.
+        """Predict masked images.
 
         Args:
-            pixel_values: Whole, normalized images of shape (B, C, H, W). Those whose H and W are no multiples of the
-                encoder's stride are padded inside; the padding is no part of loss and reconstruction.
+            pixel_values: Unmasked, normalized images of shape (B, C, H, W). If H and W are not multiples of the
+                encoder's stride, they are padded internally; the padding is not part of loss and reconstruction.
             bool_masked_pos: Mask of shape (B, N) or (B, h, w) on the patch grid, True = masked. Without it nothing is
-                hidden and there is no loss.
-            pixel_mask: Mask of shape (B, H, W), False where a pixel is none, such as padding and missing data: it is
-                no part of the loss.
-            num_items_in_batch: What `num_masked_pixels` gives for the whole batch, where this is a part of it: the
-                losses of the parts add up to that of the batch, whatever is hidden in each.
-            return_reconstruction: Whether to decode the prediction to pixels, where that takes a step of its own.
-            return_loss: Whether to compute the loss if there is a mask. Trainer evaluates models that have this.
+                masked and there is no loss.
+            pixel_mask: Mask of shape (B, H, W), False at missing pixels and padding, which are not part of the loss.
+            num_items_in_batch: Result of `num_masked_pixels` for the whole batch, if this is a part of it: the losses
+                of the parts then add up to that of the batch.
+            return_reconstruction: Whether to decode the prediction to pixels, if the target needs decoding.
+            return_loss: Whether to compute the loss if there is a mask. Trainer detects by it that there is a loss.
             output_hidden_states: Whether to return the encoder's hidden states.
             output_attentions: Whether to return attention weights, where the encoder can.
             return_dict: Whether to return a `ModelOutput` (default) or a tuple.
@@ -141,18 +140,18 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
         num_items_in_batch: torch.Tensor | float | None = None,
         per_image: bool = False,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """The config's loss between prediction and target, averaged over the pixels that count.
+        """The config's loss between prediction and target, averaged over the pixels of `loss_region`.
 
         Args:
             prediction: The head's output, of shape (B, K, h, w).
-            pixel_values: Whole, normalized images of shape (B, C, H, W).
+            pixel_values: Unmasked, normalized images of shape (B, C, H, W).
             bool_masked_pos: Mask of shape (B, N) or (B, h, w), True = masked.
-            pixel_mask: Mask of shape (B, H, W), False where a pixel is none.
+            pixel_mask: Mask of shape (B, H, W), False at missing pixels and padding.
             num_items_in_batch: As in `forward`.
             per_image: Whether to average over each image rather than the batch.
 
         Returns:
-            float32 scalar; per image two tensors of shape (B,), the loss and the number of pixels that it is of.
+            float32 scalar; per image two tensors of shape (B,), the loss and the number of pixels it is averaged over.
         """
         target = self.target(pixel_values)
         with torch.autocast(prediction.device.type, enabled=False):
@@ -167,8 +166,9 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
     ) -> torch.Tensor:
         """Number of pixels that the loss of a batch is averaged over, as a float32 scalar; arguments as in `forward`.
 
-        The sum over all parts of a batch, on all processes, is the `num_items_in_batch` of each of them. DDP averages
-        gradients over processes instead of adding them up: multiply each loss by their number, as Trainer does.
+        Its sum over all parts of a batch, on all processes, is the `num_items_in_batch` of each part. DDP averages
+        gradients over processes instead of adding them up: multiply each loss by the number of processes, as Trainer
+        does.
         """
         size = patch_grid((pixel_values.shape[2], pixel_values.shape[3]), self.target.stride)
         return num_masked_pixels(self._pixel_weights(pixel_values, bool_masked_pos, pixel_mask), size)
@@ -191,31 +191,32 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
 
 
 class SimMIMForImageClassification(SimMIMPreTrainedModel):
-    """Fine-tuning: the encoder, the mean of its tokens, a norm and a linear layer.
+    """Image classifier: the encoder, the mean of its tokens, a norm and a linear layer.
 
-    The norm is that of the encoder where it ends in one, as Swin does, and a fresh one behind the mean where it does
-    not, as the paper's ViT. From a pre-training checkpoint `from_pretrained` makes what the paper fine-tunes, at any
-    image size and window: see `SimMIMConfig.for_fine_tuning`.
+    If the encoder ends in a norm, like Swin, that norm is used; otherwise a new one follows the mean, as in the paper's
+    ViT. `from_pretrained` converts a pre-training checkpoint to the model that the paper fine-tunes, at any image size
+    and window size: see `SimMIMConfig.for_fine_tuning`.
 
-    Under the unmodified Trainer the loss of a step is the mean over all its images, however they are spread over
+    With the unmodified Trainer the loss of a step is the mean over all its images, however they are distributed over
     processes and accumulated batches.
 
     Args:
-        config: The SimMIM config, with `num_labels`, and `problem_type` and `class_weights` if wanted.
+        config: The SimMIM config, with `num_labels`, and optionally `problem_type` and `class_weights`.
     """
 
-    # Trainer tells forward how many labels the whole batch has.
+    # Trainer passes the number of labels of the whole batch to forward.
     accepts_loss_kwargs = True
     _keys_to_ignore_on_load_unexpected = SimMIMModel._keys_to_ignore_on_load_unexpected
 
     def __init__(self, config: SimMIMConfig):
-        # What was set after the config was made is not checked yet.
+        # Settings that were changed after the config was created are not checked yet.
         config.validate_class_weights()
         super().__init__(config)
         weights = config.class_weights
         if weights is not None and len(weights) != config.num_labels:
             raise ValueError(
-                f"class_weights has {len(weights)} numbers and the model {config.num_labels} labels. Give one for each."
+                f"class_weights has {len(weights)} numbers, but the model has {config.num_labels} labels. Give one"
+                " number for each label."
             )
         self.simmim = SimMIMModel(config, use_mask_token=False)
         ends_in_norm = encoder_layers(config).ends_in_norm
@@ -227,23 +228,23 @@ class SimMIMForImageClassification(SimMIMPreTrainedModel):
 
     @classmethod
     def _for_loading(cls, config: SimMIMConfig, stored: SimMIMConfig) -> SimMIMConfig:
-        # A classifier that was saved keeps the structure that it has.
+        # A saved classifier keeps its structure.
         return config if cls.__name__ in (stored.architectures or ()) else config.for_fine_tuning()
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Initialize what no checkpoint gave; the ViT's classifier begins near zero, as released."""
+        """Initialize weights that were not loaded; the ViT's classifier starts near zero, as in the paper's code."""
         super().initialize_weights()
         self._init_classifier()
 
     def _init_classifier(self) -> None:
         if self.config.encoder_config.model_type == "beit":
-            # A thousandth of what the released code draws.
+            # The official implementation multiplies its initial weights by 0.001.
             init.trunc_normal_(self.classifier.weight, std=self.config.initializer_range / 1000)
 
     @torch.no_grad()
     def reset_classifier(self) -> None:
-        """Draw the last layer anew, for classes that have nothing to do with those it was trained for."""
+        """Initialize the last layer again, for other classes than those it was trained for."""
         self.classifier = nn.Linear(self.classifier.in_features, self.classifier.out_features).to(
             self.classifier.weight
         )
@@ -264,14 +265,14 @@ class SimMIMForImageClassification(SimMIMPreTrainedModel):
 
         Args:
             pixel_values: Normalized images of shape (B, C, H, W).
-            labels: As in `classification_loss`: classes (B,), probabilities or several labels (B, K), or numbers.
+            labels: As in `classification_loss`: classes (B,), probabilities or multi-label (B, K), or numbers.
             num_items_in_batch: As in `classification_loss`.
             output_hidden_states: Whether to return the encoder's hidden states.
             output_attentions: Whether to return attention weights, where the encoder can.
             return_dict: Whether to return a `ModelOutput` (default) or a tuple.
 
         Returns:
-            Loss, which is None without labels, logits of shape (B, K), and what else was asked for.
+            Loss (None without labels), logits of shape (B, K), and the requested hidden states and attentions.
 
         Raises:
             ValueError: If the channels or the labels do not fit.
@@ -296,17 +297,17 @@ _unused: dict[tuple[str, ...], list[str]] = {}
 
 
 class SimMIMBackbone(BackboneMixin, SimMIMPreTrainedModel):
-    """The encoder without a mask token, returning the maps of its stages.
+    """Backbone: the encoder without a mask token, which returns the feature maps of its stages.
 
-    The last stage is the encoder's feature map with its pre-trained final norm. Each other stage that is returned gets
-    a LayerNorm of its own, a fresh one, unless the encoder is normalized by batches throughout. What no returned map
-    depends on is frozen: DDP waits for every parameter that asks for a gradient.
+    The last stage is the encoder's feature map with its pre-trained final norm. Every other returned stage gets a new
+    LayerNorm of its own, unless the encoder has no LayerNorm at all. Parameters that no returned map depends on are
+    frozen, because DDP waits for every trainable parameter.
 
-    `AutoBackbone.from_pretrained` of transformers takes names on the Hub only. For folders use the one of this class.
+    `AutoBackbone.from_pretrained` of transformers only takes names on the Hub. For folders use that of this class.
 
     Args:
-        config: The SimMIM config; `out_features` or `out_indices` name the stages, `backbone_pyramid` asks for maps
-            of four strides of an encoder of one. Stages that are not named are set in it.
+        config: The SimMIM config; `out_features` or `out_indices` select the stages, `backbone_pyramid` rescales the
+            maps of a single-scale encoder to four strides. The default stages are written to it if none are selected.
 
     Raises:
         ValueError: If the encoder returns no hidden states, or the pyramid does not fit it.
@@ -314,7 +315,7 @@ class SimMIMBackbone(BackboneMixin, SimMIMPreTrainedModel):
     Source: norms as in SwinTransformer/Swin-Transformer-Semantic-Segmentation, which has one for each stage.
     """
 
-    # Of a pre-trained model.
+    # Weights of a pre-trained model that a backbone does not have.
     _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
         *SimMIMPreTrainedModel._keys_to_ignore_on_load_unexpected,
         r"^(head|fusion)\.",
@@ -360,7 +361,7 @@ class SimMIMBackbone(BackboneMixin, SimMIMPreTrainedModel):
                 self.simmim.get_parameter(name).requires_grad_(False)
 
     def train(self, mode: bool = True) -> "SimMIMBackbone":
-        """As in torch, and freeze again: loading makes all trainable, in a model around this one too, and ends here."""
+        """As in torch, and freeze again: loading this model, or one around it, makes all trainable and calls this."""
         super().train(mode)
         self.freeze_unused()
         return self
@@ -415,14 +416,14 @@ class SimMIMBackbone(BackboneMixin, SimMIMPreTrainedModel):
 
 
 class FeaturePyramid(nn.Module):
-    """Brings four maps of one stride to a quarter, a half, once and twice that stride.
+    """Rescales four maps of the same stride to a quarter, a half, once and twice that stride.
 
     Args:
         config: The SimMIM config.
         chosen: The stages of the maps.
 
     Raises:
-        ValueError: If the maps are not four, or have several strides already.
+        ValueError: If there are not four maps, or the encoder is multi-scale already.
 
     Source: semantic_segmentation/backbone/beit.py of microsoft/unilm, which takes the layers without norms.
     """
@@ -436,12 +437,12 @@ class FeaturePyramid(nn.Module):
             )
         if len(chosen) != NUM_PYRAMID_MAPS:
             names = ", ".join(config.stage_names)
-            remedy = f"Name {NUM_PYRAMID_MAPS} with out_features, of: {names}."
+            remedy = f"Select {NUM_PYRAMID_MAPS} of them with out_features: {names}."
             if len(config.stage_names) < NUM_PYRAMID_MAPS:
-                remedy = f"It has no more than {names}: use a deeper encoder."
+                remedy = f"It only has {names}: use a deeper encoder."
             raise ValueError(
-                f"backbone_pyramid=True takes {NUM_PYRAMID_MAPS} stages, and {len(chosen)} are named of the encoder"
-                f" {name!r}. {remedy}"
+                f"backbone_pyramid=True needs {NUM_PYRAMID_MAPS} stages, but {len(chosen)} of the encoder {name!r} are"
+                f" selected. {remedy}"
             )
         dim = chosen[0].state.channels
         self.stride = chosen[0].state.stride
@@ -454,7 +455,7 @@ class FeaturePyramid(nn.Module):
         self.to_half = nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2)
 
     def forward(self, feature_maps: list[torch.Tensor], size: tuple[int, int]) -> list[torch.Tensor]:
-        """Four maps (B, D, h, w) of images of a size (H, W), each at its stride, without what is padding only."""
+        """Rescale four maps (B, D, h, w) of images of a size (H, W), and crop positions that are only padding."""
         first, second, third, fourth = feature_maps
         larger = []
         for feature_map, scale in ((self.to_quarter(first), 4), (self.to_half(second), 2)):
@@ -464,14 +465,14 @@ class FeaturePyramid(nn.Module):
 
 
 def unused_parameters(config: Any, chosen: list[Stage]) -> list[str]:
-    """Names of the parameters of `SimMIMModel` that no map depends on, by a run without memory; measured once.
+    """Find the parameters of `SimMIMModel` that no map depends on by a run on the meta device; results are cached.
 
     Args:
         config: The SimMIM config.
         chosen: The stages of the maps, each with the index of a hidden state.
 
     Returns:
-        The names.
+        Names of the parameters.
     """
     key = (cache_key(config.encoder_config), *(stage.name for stage in chosen))
     with MEASURING:

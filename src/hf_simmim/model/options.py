@@ -11,21 +11,21 @@ class Option(NamedTuple):
 
     default: Any
     is_valid: Callable[[Any], bool]
-    meaning: str  # what it must be, as the end of a sentence
+    meaning: str  # end of the sentence "The option must be ..."
 
 
 def is_index(value: Any) -> bool:
-    """Whether a value is a whole number, True and False excepted."""
+    """Whether a value is an integer and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_count(value: Any) -> bool:
-    """Whether a value is a whole number of at least 1."""
+    """Whether a value is an integer of at least 1."""
     return is_index(value) and value >= 1
 
 
 def is_length(value: Any) -> bool:
-    """Whether a value is a whole number of at least 2."""
+    """Whether a value is an integer of at least 2."""
     return is_count(value) and value >= 2
 
 
@@ -40,7 +40,7 @@ def is_positive(value: Any) -> bool:
 
 
 def each(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """A check of lists and tuples with at least one value, of which all are valid."""
+    """A check that accepts non-empty lists and tuples of valid values."""
     return lambda values: isinstance(values, (list, tuple)) and len(values) > 0 and all(map(is_valid, values))
 
 
@@ -53,13 +53,13 @@ COUNT = "a whole number of at least 1"
 
 
 def with_defaults(component: str, name: str, known: dict[str, Option], options: dict[str, Any]) -> dict[str, Any]:
-    """All options of a component: those given, and the defaults of the others.
+    """All options of a component: the given values, and defaults for the rest.
 
     Args:
         component: `"head"`, `"target"` or `"loss"`, for messages.
         name: Name of the component, for messages.
-        known: The options that it has.
-        options: The options that are given.
+        known: Options of the component.
+        options: Given values.
 
     Returns:
         Name to value.

@@ -1,6 +1,6 @@
-"""What a checkpoint carries besides weights and settings: the code of its classes, and which Auto class loads which.
+"""Saves the code of a checkpoint's classes with it, and the `auto_map` that says which Auto class loads which.
 
-With it `AutoModel.from_pretrained(..., trust_remote_code=True)` works where this package is not installed.
+With them `AutoModel.from_pretrained(..., trust_remote_code=True)` works where this package is not installed.
 """
 
 import filecmp
@@ -13,16 +13,15 @@ from typing import Any
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
-# transformers copies the files that such lines name, and those that they name in turn. It reads them as text: in a
-# string they count and import nothing. So whichever class is loaded, all of the code comes with it and can be saved
-# again.
+# transformers copies the files that such lines name, recursively. It reads them as text, so lines in a string count
+# without importing anything. Whichever class is loaded, all of the code comes with it and can be saved again.
 TRAVELING_CODE = """
 from .modeling_simmim import SimMIMForMaskedImageModeling
 from .image_processing_simmim import SimMIMImageProcessor
 """
 
-# For each file of settings, the Auto classes that read it and what they load: module and class, of a processor one for
-# each backend.
+# For each settings file, the Auto classes that read it, and the module and class that they load; a processor has one
+# class for each backend.
 AUTO_MAPS: dict[str, dict[str, Any]] = {
     CONFIG_NAME: {
         "AutoConfig": "configuration_simmim.SimMIMConfig",
@@ -41,17 +40,17 @@ AUTO_MAPS: dict[str, dict[str, Any]] = {
 
 
 class CarriesCode:
-    """Mixin of a config and of processors: a checkpoint's file of settings gets the code beside it."""
+    """Mixin of the config and the processors that saves the code next to a checkpoint's settings file."""
 
     def to_json_file(self, json_file_path: str | os.PathLike, *args, **kwargs) -> None:
-        """Write the settings; under the name that they have in a checkpoint with `auto_map`, and the code beside them.
+        """Write the settings; if the file has its name in a checkpoint, with `auto_map`, and the code next to it.
 
-        Here, for everything that saves or pushes comes through here, and notes before what the folder holds.
+        Everything that saves or pushes calls this method, after recording which files the folder holds.
 
         Args:
             json_file_path: File to write.
-            *args: Passed on.
-            **kwargs: Passed on.
+            *args: Passed to the base class.
+            **kwargs: Passed to the base class.
         """
         path = Path(json_file_path)
         if path.name in AUTO_MAPS:
@@ -69,7 +68,7 @@ def save_code(save_directory: str | os.PathLike) -> None:
     for source in code_files():
         target = Path(save_directory, source.name)
         if target.is_file() and filecmp.cmp(source, target, shallow=False):
-            # Left alone, as it may be being pushed, but new: `push_to_hub` takes what was changed meanwhile.
+            # Not rewritten, because it may be uploading, but touched: `push_to_hub` uploads files that changed.
             os.utime(target)
         else:
             shutil.copyfile(source, target)
@@ -82,7 +81,7 @@ def code_files() -> list[Path]:
 
 
 def _whole_auto_map(path: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """Our entries, but for those of other classes that can be found, such as a subclass that is saved with its code."""
+    """Our entries, replaced by those of other classes that exist, such as a subclass that is saved with its code."""
     own = AUTO_MAPS[path.name]
     classes = {reference.split(".")[1] for entry in own.values() for reference in _references(entry)}
     files = {file.name for file in code_files()}
@@ -90,7 +89,7 @@ def _whole_auto_map(path: Path, given: dict[str, Any]) -> dict[str, Any]:
     def is_found(reference: str | None) -> bool:
         repository, _, name = (reference or "").rpartition("--")
         module, _, class_name = name.partition(".")
-        # Whichever of our files names it: transformers writes the one in which a class is defined.
+        # In any of our files, because transformers names the one in which a class is defined.
         is_ours = f"{module}.py" in files and class_name in classes
         return not is_ours and (bool(repository) or path.with_name(f"{module}.py").is_file())
 
@@ -98,7 +97,7 @@ def _whole_auto_map(path: Path, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _references(entry: Any) -> list[Any]:
-    """Module and class, with the repository if it is another: one, or one for each backend, or a slow and a fast."""
+    """References of an entry, "repository--module.class": one, one for each backend, or a slow and a fast one."""
     if isinstance(entry, dict):
         return list(entry.values())
     return list(entry) if isinstance(entry, (list, tuple)) else [entry]

@@ -1,8 +1,8 @@
 """Swin Transformer for masked image modeling.
 
-Computes what the released code computes, for any height and width, without state that a forward changes. Tokens stay in
-window order through a stage: changing between plain and shifted windows is one permutation, and only there. Parameter
-names are those of transformers' Swin checkpoints, so weights pass between the two without conversion.
+Computes the same as the official implementation, for any height and width, without state that a forward pass changes.
+Tokens stay in window order throughout a stage: switching between plain and shifted windows is a single permutation.
+Parameter names are those of transformers' Swin checkpoints, so weights need no conversion between the two.
 
 Source: models/swin_transformer.py of microsoft/SimMIM.
 """
@@ -18,12 +18,12 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-# The released code hides tokens of other regions by adding this to the attention logits, not minus infinity.
+# The official implementation masks tokens of other regions by adding this to the attention logits, not -infinity.
 OTHER_REGION_LOGIT = -100.0
 
 
 class WindowLayout(NamedTuple):
-    """How a grid of tokens is cut into windows. L tokens after padding, N tokens a window, W windows an image."""
+    """Division of a grid into windows: L tokens after padding, N tokens per window, W windows per image."""
 
     grid_size: tuple[int, int]  # the real tokens
     padded_size: tuple[int, int]  # a whole number of windows
@@ -33,23 +33,23 @@ class WindowLayout(NamedTuple):
     to_plain: torch.Tensor | None  # L: the inverse
     region_mask: torch.Tensor | None  # W, 1, N, N: logits that keep the regions of a shifted window apart
     is_real: torch.Tensor | None  # L, 1 in plain window order: 1 for tokens, 0 for padding; None without padding
-    coordinates: torch.Tensor | None = None  # rows of the bias table, 2: distances, where the bias is made from them
+    coordinates: torch.Tensor | None = None  # rows of the bias table, 2: distances, if the bias is computed from them
 
 
 def window_layout(
     grid_size: tuple[int, int], table_window: int, device: torch.device, dtype: torch.dtype
 ) -> WindowLayout:
-    """Lay windows over a grid.
+    """Divide a grid into windows.
 
     Args:
         grid_size: (h, w) in tokens.
-        table_window: Window that the relative position table was made for, in tokens. On a grid that is smaller the
-            window shrinks to the grid and uses the middle of the table.
-        device: Where the index tensors are made.
-        dtype: Type of the float tensors.
+        table_window: Window size of the relative position table, in tokens. On a smaller grid the window shrinks to
+            the grid and uses the middle of the table.
+        device: Device of the index tensors.
+        dtype: Dtype of the float tensors.
 
     Returns:
-        The layout. Windows shift by half a window unless one window spans the shorter side, as in the released code.
+        The layout. Windows shift by half their size unless one spans the shorter side, as in the official code.
     """
     height, width = grid_size
     window = min(table_window, height, width)
@@ -143,7 +143,7 @@ class SwinDropPath(nn.Module):
 
 
 class WindowSelfAttention(nn.Module):
-    """Attention inside each window; subclasses say how queries meet keys and what bias relative positions get.
+    """Attention inside each window; subclasses define its logits and the bias of relative positions.
 
     Args:
         config: Config of the encoder.
@@ -169,7 +169,7 @@ class WindowSelfAttention(nn.Module):
         raise NotImplementedError
 
     def attend(self, qkv: torch.Tensor, bias: torch.Tensor, dropout: float) -> torch.Tensor:
-        """Projections (B, W, N, 3, heads, d) and bias, as `biased_attention` takes it, to (B, W, heads, N, d)."""
+        """Attend with projections (B, W, N, 3, heads, d) and the bias of `biased_attention`, to (B, W, heads, N, d)."""
         raise NotImplementedError
 
     def forward(self, tokens: torch.Tensor, layout: WindowLayout, region_mask: torch.Tensor | None) -> torch.Tensor:
@@ -177,7 +177,7 @@ class WindowSelfAttention(nn.Module):
         window_area = layout.window_size**2
         qkv = project_jointly(tokens, (self.query, self.key, self.value))
         qkv = qkv.view(batch_size, length // window_area, window_area, 3, self.num_heads, dim // self.num_heads)
-        # Fused kernels refuse a bias that is not contiguous in its last dimension.
+        # Fused kernels reject a bias that is not contiguous in its last dimension.
         bias = F.embedding(layout.relative_index, self.bias_table(layout)).permute(2, 0, 1).contiguous()
         if region_mask is not None:
             bias = bias + region_mask  # heads, N, N -> W, heads, N, N
@@ -186,11 +186,11 @@ class WindowSelfAttention(nn.Module):
 
 
 def project_jointly(tokens: torch.Tensor, projections: tuple[nn.Module, ...]) -> torch.Tensor:
-    """Tokens (..., D) through several layers from D to D channels, side by side: (..., D * number of layers)."""
+    """Outputs of several layers from D to D channels for tokens (..., D), concatenated: (..., D * number of layers)."""
     if not all(type(projection) is nn.Linear for projection in projections):
-        # Adapters and quantization replace the layers by their own.
+        # Adapters and quantization replace the layers with their own.
         return torch.cat([projection(tokens) for projection in projections], dim=-1)
-    # One GEMM for all, whose parameters stay apart for the sake of their names.
+    # One matrix product for all; the parameters stay separate to keep their names.
     weight = torch.cat([projection.weight for projection in projections])  # type: ignore[misc]
     biases = [projection.bias for projection in projections]
     shift = None
@@ -231,14 +231,14 @@ def biased_attention(
         Tensor of the shape of `query`.
     """
     if bias.requires_grad and bias.device.type == "cpu":
-        # The fused function has no kernel here that gives the bias a gradient. What it does instead, also in the type
-        # of the parameters, is slower than this.
+        # The fused function has no CPU kernel with a gradient for the bias. Its fallback is slower than this, also in
+        # the dtype of the parameters.
         with torch.autocast("cpu", enabled=False):
             query, key, value = (part.to(bias.dtype) for part in (query, key, value))
             logits = torch.add(bias, query @ key.transpose(3, 4), alpha=scale)
             return F.dropout(logits.softmax(dim=-1), dropout) @ value
     shape = query.shape
-    # Windows join the images where they share the bias, else the heads: either way one bias serves the whole batch.
+    # Windows are merged with images if they share the bias, else with heads: one bias then serves the whole batch.
     first = 0 if bias.dim() == 3 else 1
     query, key, value = (part.to(value.dtype).flatten(first, first + 1) for part in (query, key, value))
     bias = (bias if first == 0 else bias.flatten(0, 1))[None].to(value.dtype)
@@ -247,7 +247,7 @@ def biased_attention(
 
 
 class SwinDense(nn.Module):
-    """A linear layer and dropout under the name that checkpoints give it."""
+    """A linear layer and dropout, under its name in checkpoints."""
 
     def __init__(self, dim_in: int, dim_out: int, dropout: float = 0.0):
         super().__init__()
@@ -306,7 +306,7 @@ class SwinBlock(GradientCheckpointingLayer):
 
 
 class SwinPatchMerging(nn.Module):
-    """Halve the grid: the four tokens of each 2x2 square become one of twice the channels."""
+    """Halve the grid: the four tokens of each 2x2 square become one token with twice the channels."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -318,18 +318,18 @@ class SwinPatchMerging(nn.Module):
 
 
 def join_squares(tokens: torch.Tensor) -> torch.Tensor:
-    """(B, h, w, C) to (B, ceil(h / 2), ceil(w / 2), 4 C): the channels of each 2x2 square in a row."""
+    """(B, h, w, C) to (B, ceil(h / 2), ceil(w / 2), 4 C): concatenate the channels of each 2x2 square."""
     batch_size, height, width, dim = tokens.shape
     if height % 2 or width % 2:
         tokens = F.pad(tokens, (0, 0, 0, width % 2, 0, height % 2))
         height, width = height + height % 2, width + width % 2
     squares = tokens.view(batch_size, height // 2, 2, width // 2, 2, dim)
-    # The released order of the four: down a column, then the next column.
+    # Order of the four in the official implementation: down a column, then the next column.
     return squares.permute(0, 1, 3, 4, 2, 5).reshape(batch_size, height // 2, width // 2, 4 * dim)
 
 
 class SwinStage(nn.Module):
-    """Blocks at one resolution, then the step down to the next.
+    """Blocks at one resolution, then downsampling to the next.
 
     Args:
         config: Config of the encoder.
@@ -350,7 +350,7 @@ class SwinStage(nn.Module):
         self.downsample = self.merging_class(dim) if stage < len(config.depths) - 1 else None
 
     def layout(self, grid_size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> WindowLayout:
-        """How the windows of this stage lie on a grid of (h, w) tokens."""
+        """The windows of this stage on a grid of (h, w) tokens."""
         return window_layout(grid_size, self.window_size, device, dtype)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -402,7 +402,7 @@ class SwinPatchEmbeddings(nn.Module):
 
 
 class SwinEmbeddings(nn.Module):
-    """Patch embedding, then the mask token where patches are hidden, then absolute positions if there are any."""
+    """Patch embedding, then the mask token at masked patches, then absolute positions if there are any."""
 
     def __init__(self, config: PreTrainedConfig, grid_size: tuple[int, int], use_mask_token: bool):
         super().__init__()
@@ -435,7 +435,7 @@ class SwinEmbeddings(nn.Module):
 
 
 def stage_grids(config: Any) -> list[tuple[int, int]]:
-    """(h, w) of each stage in tokens, for images of a config's size, padded to whole steps of the last stage."""
+    """(h, w) of each stage in tokens, for images of a config's size, padded to whole strides of the last stage."""
     image_size = (config.image_size,) * 2 if isinstance(config.image_size, int) else tuple(config.image_size)
     patch_size = (config.patch_size,) * 2 if isinstance(config.patch_size, int) else tuple(config.patch_size)
     num_stages = len(config.depths)
@@ -444,12 +444,12 @@ def stage_grids(config: Any) -> list[tuple[int, int]]:
 
 
 def stage_windows(config: Any) -> list[int]:
-    """Side of the windows of each stage in tokens: the config's, shrunk to the grids that are smaller."""
+    """Window size of each stage in tokens: that of the config, shrunk to smaller grids."""
     return [min(config.window_size, *grid) for grid in stage_grids(config)]
 
 
 class SwinStages(nn.Module):
-    """The stages, under the name that checkpoints give them."""
+    """The stages, under their name in checkpoints."""
 
     def __init__(self, config: PreTrainedConfig, stage_class: type[SwinStage]):
         super().__init__()
@@ -470,12 +470,12 @@ class SwinStages(nn.Module):
             before_merging: Whether the hidden states are the outputs of stages before their patch merging.
 
         Returns:
-            The last stage's output, and (B, N, C) for the embedding and what each stage passes on.
+            The last stage's output, and hidden states (B, N, C): the embedding and the output of each stage.
         """
         hidden_states: list[torch.Tensor] = []
 
         def keep(tokens: torch.Tensor) -> torch.Tensor:
-            # Every step goes on from the tensor that is returned, so that a gradient can be asked of it.
+            # The next stage uses the tensor that is returned, so that its gradient can be requested.
             hidden_states.append(tokens.flatten(1, 2))
             return hidden_states[-1].view(tokens.shape)
 
@@ -496,12 +496,12 @@ class Swin(nn.Module):
 
     Args:
         config: A `SwinConfig`. Windows larger than a stage's grid are clamped to it here, once.
-        use_mask_token: Whether to hold a mask token. A model that never masks must not have one: DDP refuses parameters
-            that a forward does not use.
+        use_mask_token: Whether to hold a mask token. A model that never masks must not have one: DDP rejects parameters
+            that a forward pass does not use.
     """
 
     stage_class: type[SwinStage] = SwinStage
-    # Of a backbone, whose stages pass on what they have before patch merging.
+    # Set by a backbone: hidden states are the outputs of stages before patch merging.
     before_merging = False
 
     def __init__(self, config: PreTrainedConfig, use_mask_token: bool = False):
@@ -514,7 +514,7 @@ class Swin(nn.Module):
     def forward(
         self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Encode images, with the mask token in the place of hidden patches.
+        """Encode images; the mask token replaces masked patches.
 
         Args:
             pixel_values: Images of shape (B, C, H, W).
@@ -530,7 +530,7 @@ class Swin(nn.Module):
 
 
 def init_swin_weights(module: nn.Module, std: float) -> None:
-    """Initialize one module of Swin as the released code does.
+    """Initialize one module of Swin as the official implementation does.
 
     Linear layers, relative position tables, absolute positions and the mask token are truncated normal, biases zero;
     the patch embedding keeps the default of a convolution.
@@ -559,7 +559,7 @@ def init_swin_weights(module: nn.Module, std: float) -> None:
 
 
 def init_convolution(module: nn.Conv2d) -> None:
-    """Torch's own default for a convolution, which the released code leaves in place."""
+    """The default initialization of a convolution in torch, which the official implementation keeps."""
     init.kaiming_uniform_(module.weight, a=math.sqrt(5))
     if module.bias is not None:
         bound = 1 / math.sqrt(module.weight[0].numel())

@@ -1,8 +1,8 @@
-"""Swin Transformer V2 for masked image modeling: Swin with cosine attention and post-norm, built of the parts of Swin.
+"""Swin Transformer V2 for masked image modeling: Swin with cosine attention and post-norm, built from its parts.
 
-What it shares with our Swin holds here too: any height and width, no state, and the parameter names of transformers'
-checkpoints. A bias of relative positions is computed from their distances, so weights serve every window size;
-`pretrained_window_sizes` of the config says which distances they have learned.
+Like our Swin it takes any height and width, keeps no state, and has the parameter names of transformers' checkpoints.
+The bias of relative positions is computed from their distances, so weights fit every window size;
+`pretrained_window_sizes` of the config holds the window sizes of training, which scale these distances.
 
 Source: models/swin_transformer_v2.py of microsoft/Swin-Transformer.
 """
@@ -36,9 +36,9 @@ def log_spaced_coordinates(window_size: int, learned_window: int, device: torch.
 
     Args:
         window_size: Side of the window in tokens.
-        learned_window: Window whose largest distance is scaled to log2(9) / 3, in tokens. Weights that were trained at
-            one window need it at every other.
-        device: Where the tensor is made.
+        learned_window: Window size of training, whose largest distance is scaled to log2(9) / 3, in tokens. Weights
+            need it at every other window size.
+        device: Device of the tensor.
 
     Returns:
         float32 tensor of shape ((2 * window_size - 1) ** 2, 2), row and column distance of each relative position.
@@ -53,7 +53,7 @@ def log_spaced_coordinates(window_size: int, learned_window: int, device: torch.
 
 
 class Swinv2SelfAttention(WindowSelfAttention):
-    """Cosine attention inside each window, with a bias that an MLP makes of the distance of two tokens."""
+    """Cosine attention inside each window, with a bias that an MLP computes from the distance of two tokens."""
 
     has_key_bias = False
 
@@ -65,7 +65,7 @@ class Swinv2SelfAttention(WindowSelfAttention):
         )
 
     def bias_table(self, layout: WindowLayout) -> torch.Tensor:
-        # The MLP is too small for a lower precision to save time.
+        # The MLP is too small to be faster in lower precision.
         with maybe_autocast(layout.coordinates.device.type, enabled=False):
             bias = self.continuous_position_bias_mlp(layout.coordinates.to(self.logit_scale.dtype))
             return MAX_POSITION_BIAS * bias.sigmoid()
@@ -74,7 +74,7 @@ class Swinv2SelfAttention(WindowSelfAttention):
         query_key, value = qkv.split((2, 1), dim=3)
         # One factor brings both to unit length in float32, and multiplies queries by the scale of their head.
         norm = torch.linalg.vector_norm(query_key, dim=-1, keepdim=True, dtype=torch.float32)
-        # Keys of padding are zero. Dividing by a tiny number instead would blow their gradient up.
+        # Keys of padding are zero. Dividing them by a tiny number instead would let their gradient explode.
         norm = norm.masked_fill(norm == 0, 1.0)  # B, W, N, 2, heads, 1
         logit_scale = self.logit_scale.float().clamp(max=math.log(MAX_LOGIT_SCALE)).exp()[:, 0]  # heads, 1
         query_key = query_key * (torch.stack((logit_scale, torch.ones_like(logit_scale))) / norm)
@@ -83,7 +83,7 @@ class Swinv2SelfAttention(WindowSelfAttention):
 
 
 class Swinv2PostNorm(nn.LayerNorm):
-    """Norm at the end of a residual branch. It starts at zero, and so each block as the identity."""
+    """Norm at the end of a residual branch, initialized to zero, so that each block starts as the identity."""
 
 
 class Swinv2Block(SwinBlock):
@@ -105,7 +105,7 @@ class Swinv2Block(SwinBlock):
 
 
 class Swinv2PatchMerging(nn.Module):
-    """Halve the grid: the four tokens of each 2x2 square become one of twice the channels, which is normalized last."""
+    """Halve the grid: the four tokens of each 2x2 square become one with twice the channels, normalized last."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -117,7 +117,13 @@ class Swinv2PatchMerging(nn.Module):
 
 
 class Swinv2Stage(SwinStage):
-    """Blocks at one resolution, then the step down to the next.
+    """Blocks at one resolution, then downsampling to the next.
+
+    Args:
+        config: Config of the encoder.
+        stage: Index of the stage, from 0.
+        window_size: Window of the stage, in tokens.
+        drop_paths: Rate of stochastic depth of each block.
 
     Raises:
         ValueError: If `pretrained_window_sizes` has no entry for the stage.
@@ -132,7 +138,7 @@ class Swinv2Stage(SwinStage):
         if len(learned_windows) < len(config.depths):
             raise ValueError(
                 f"pretrained_window_sizes={list(learned_windows)} has {len(learned_windows)} entries for"
-                f" {len(config.depths)} stages. Give one for each stage, 0 where the window is the one trained with."
+                f" {len(config.depths)} stages. Give one for each stage, 0 where the window size is that of training."
             )
         self.learned_window = learned_windows[stage] or window_size
 
@@ -153,9 +159,9 @@ class Swinv2(Swin):
 
 
 def init_swinv2_weights(module: nn.Module, std: float) -> None:
-    """Initialize one module of Swin or SwinV2 as the released code does.
+    """Initialize one module of Swin or SwinV2 as the official implementation does.
 
-    As `init_swin_weights`; in SwinV2 the norms of residual branches are zero, and the scale of the logits is 10.
+    As in `init_swin_weights`; in SwinV2 the norms of residual branches are zero, and the scale of the logits is 10.
 
     Args:
         module: The module whose own parameters to set.

@@ -1,4 +1,4 @@
-"""What all targets have in common, and the ways between images and coarser predictions."""
+"""The base of all targets, and the targets that are computed from pixels: RGB, color classes and HOG."""
 
 import math
 from collections.abc import Callable
@@ -19,14 +19,14 @@ class Target:
 
     Args:
         config: The SimMIM config.
-        model_class: `SimMIMModel`, which loads checkpoints of SimMIM for the targets that need a trained network.
+        model_class: `SimMIMModel`, which loads checkpoints of SimMIM for targets that need a trained network.
     """
 
     num_outputs: int  # channels K of the prediction
-    stride: int  # pixels of the image for each step of the prediction
-    is_pixels = False  # whether the prediction is the picture itself
-    is_decodable = True  # whether there is a way back to pixels
-    decode_uses = ""  # what the way back takes from the hidden pixels themselves
+    stride: int  # of the prediction, in pixels
+    is_pixels = False  # whether the prediction is the image itself
+    is_decodable = True  # whether predictions can be decoded to pixels
+    decode_uses = ""  # what `decode` reads from the original image
 
     def __init__(self, config: Any, model_class: Any = None):
         self.config = config
@@ -36,40 +36,40 @@ class Target:
         self.num_outputs = config.num_channels
 
     def load(self) -> None:
-        """Load the network that the target is made with, where there is one, before it is needed."""
+        """Load the network that computes the target, if there is one, before it is needed."""
 
     @torch.no_grad()
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Make the target of a batch.
+        """Compute the target of a batch.
 
         Args:
-            pixel_values: Whole, normalized images of shape (B, C, H, W).
+            pixel_values: Unmasked, normalized images of shape (B, C, H, W).
 
         Returns:
-            float32 tensor (B, K, h, w), or classes as integers (B, G, h, w); h = ceil(H / stride), w alike.
+            float32 tensor (B, K, h, w), or classes as integers (B, G, h, w); h = ceil(H / stride), w likewise.
         """
         with torch.autocast(pixel_values.device.type, enabled=False):
             return self.make(pixel_values.float())
 
     def make(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The target of float32 images, in float32 whatever the autocast."""
+        """Compute the target of float32 images, without autocast."""
         raise NotImplementedError
 
     def decode(self, prediction: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor | None:
-        """Bring a prediction (B, K, h, w) back to pictures (B, C, H, W) in the space of `pixel_values`.
+        """Decode a prediction (B, K, h, w) to images (B, C, H, W) in the space of `pixel_values`.
 
         Args:
             prediction: The head's output.
-            pixel_values: The images, for targets that are relative to them, and for their size.
+            pixel_values: The original images, for targets that are relative to them, and for their size.
 
         Returns:
-            The pictures, or None if the target has lost the colors.
+            The images, or None if colors cannot be recovered from the target.
         """
         return None
 
 
 def to_colors(pixel_values: torch.Tensor, statistics: tuple[list[float], list[float]]) -> torch.Tensor:
-    """Take back the normalization of (B, C, H, W) with the mean and standard deviation of each channel."""
+    """Undo the normalization of (B, C, H, W) with the mean and standard deviation of each channel."""
     mean, std = (pixel_values.new_tensor(values).view(-1, 1, 1) for values in statistics)
     return torch.addcmul(mean, pixel_values, std)
 
@@ -81,12 +81,12 @@ def to_pixel_values(colors: torch.Tensor, statistics: tuple[list[float], list[fl
 
 
 def down_sample(pixel_values: torch.Tensor, stride: int) -> torch.Tensor:
-    """Mean of each cell: (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride)); cut cells count what is inside."""
+    """Mean of each cell, also of cut ones: (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
     return pixel_values if stride == 1 else F.avg_pool2d(pixel_values, stride, ceil_mode=True)
 
 
 def up_sample(values: torch.Tensor, stride: int, size: tuple[int, int] | torch.Size) -> torch.Tensor:
-    """Repeat each cell: (B, C, h, w) to (B, C, H, W) of a size, for the cells that `down_sample` makes."""
+    """Repeat each cell: (B, C, h, w) to (B, C, H, W) of a size, for the cells of `down_sample`."""
     if stride == 1:
         return values
     return values.repeat_interleave(stride, dim=2).repeat_interleave(stride, dim=3)[:, :, : size[0], : size[1]]
@@ -96,9 +96,18 @@ VARIANCE_EPS = 1e-6
 
 
 class RGB(Target):
-    """The pixels themselves, averaged over the steps of a coarser prediction.
+    """Pixel values, averaged over the cells of a coarser prediction.
+
+    Use it by default: it is the paper's target, and its reconstructions need nothing from the original image.
+
+    Args:
+        config: The SimMIM config.
+        model_class: As in `Target`.
 
     Source: section 3.4 of the paper, "raw pixel value regression".
+
+    Examples:
+        >>> SimMIMConfig(target="rgb")
     """
 
     def __init__(self, config: Any, model_class: Any = None):
@@ -113,10 +122,19 @@ class RGB(Target):
 
 
 class NormalizedRGB(Target):
-    """Pixels less their mean and over their standard deviation, in a sliding window or in each patch.
+    """Pixels normalized by their local mean and standard deviation, in a sliding window or in each patch.
+
+    Use it if texture should count more than brightness and contrast, as in SwinV2 and MAE.
+
+    Args:
+        config: The SimMIM config.
+        model_class: As in `Target`.
 
     Source: `norm_targets` in models/simmim.py of microsoft/Swin-Transformer for the window; equation 1 and table 1d of
     MAE (arXiv 2111.06377), where mean and deviation are those of all channels of a patch.
+
+    Examples:
+        >>> SimMIMConfig(target="normalized_rgb", target_options={"patch_size": 16})
     """
 
     decode_uses = "local mean and contrast"
@@ -138,7 +156,7 @@ class NormalizedRGB(Target):
 
 
 def _window_statistics(pixel_values: torch.Tensor, window_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Statistics of each channel in the window around each pixel; at the border only what is inside counts."""
+    """Statistics of each channel in the window around each pixel, of the pixels that are inside the image."""
 
     def local_mean(values: torch.Tensor) -> torch.Tensor:
         # Row by row, then column by column: the same sums with 2 k instead of k^2 terms.
@@ -155,14 +173,14 @@ def _window_statistics(pixel_values: torch.Tensor, window_size: int) -> tuple[to
 
 
 def _window_lengths(length: int, window_size: int, device: torch.device) -> torch.Tensor:
-    """How many pixels of a line of `length` are in the window around each."""
+    """Number of pixels in the window around each pixel of a line of `length`."""
     positions = torch.arange(length, device=device)
     half = window_size // 2
     return ((positions + half).clamp(max=length - 1) - (positions - half).clamp(min=0) + 1).float()
 
 
 def _patch_statistics(pixel_values: torch.Tensor, patch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Statistics of all channels of each patch; patches that the border cuts count what is inside."""
+    """Statistics of all channels of each patch, of the pixels that are inside the image."""
     height, width = pixel_values.shape[2:]
     gray = pixel_values.mean(dim=1, keepdim=True)
     rows, columns = patch_grid((height, width), patch_size)
@@ -177,15 +195,15 @@ def _patch_statistics(pixel_values: torch.Tensor, patch_size: int) -> tuple[torc
     return mean, up_sample((variance + VARIANCE_EPS).sqrt(), patch_size, (height, width))
 
 
-# Of all channels together. More are a head of too many outputs for any use.
+# Limit of joint classes of all channels: more would need a head that is too large.
 MAX_JOINT_CLASSES = 8192
 
-# Of numbers that are held at once beside the prediction: 64 MiB of float32.
+# Limit of temporary numbers: 64 MiB of float32.
 CHUNK = 2**24
 
 
 class ColorClasses(Target):
-    """Base of targets that are classes of colors in [0, 1], which takes the normalization of the pixels back."""
+    """Base of targets that are classes of colors in [0, 1]; it undoes the normalization of the pixels."""
 
     def __init__(self, config: Any, model_class: Any = None):
         super().__init__(config, model_class)
@@ -204,17 +222,26 @@ class ColorClasses(Target):
         raise NotImplementedError
 
     def class_colors(self, device: torch.device) -> torch.Tensor:
-        """What each class of a group stands for: (classes, C / G) in [0, 1]."""
+        """Color of each class of a group: (classes, C / G) in [0, 1]."""
         raise NotImplementedError
 
 
 class ColorBins(ColorClasses):
-    """Each channel in equal bins, or all channels together in one class.
+    """Bin of each channel, or joint class of the bins of all channels, with bins of equal width.
+
+    Use it to predict colors as a distribution over classes, without fitting anything to the images.
+
+    Args:
+        config: The SimMIM config.
+        model_class: As in `Target`.
 
     Raises:
-        ValueError: If there are too many classes of all channels together.
+        ValueError: If there are too many joint classes.
 
     Source: sections 3.4 and 4.1.4 of the paper, "channel-wise bin color discretization".
+
+    Examples:
+        >>> SimMIMConfig(target="color_bins", target_options={"num_bins": 8})
     """
 
     def __init__(self, config: Any, model_class: Any = None):
@@ -229,11 +256,11 @@ class ColorBins(ColorClasses):
                 remedy = f"num_bins={most} or less, or joint=False" if most > 1 else "joint=False"
                 raise ValueError(
                     f"target='color_bins' with joint=True makes {self.num_bins}**{channels} = {self.num_outputs}"
-                    f" classes of {channels} channels, and {MAX_JOINT_CLASSES} are the most. Use {remedy}."
+                    f" classes of {channels} channels, but at most {MAX_JOINT_CLASSES} are supported. Use {remedy}."
                 )
 
     def classify(self, colors: torch.Tensor) -> torch.Tensor:
-        # A number that is the edge of two bins belongs to the upper one, however it was rounded on its way.
+        # A number on the edge of two bins belongs to the upper one, regardless of rounding.
         classes = colors.mul_(self.num_bins).add_(1e-4).long().clamp_(max=self.num_bins - 1)
         if not self.options["joint"]:
             return classes
@@ -251,30 +278,40 @@ class ColorBins(ColorClasses):
 
 
 class ColorClusters(ColorClasses):
-    """The nearest of the colors that were found in the images.
+    """Nearest cluster center of each color; the centers are fitted to the training images.
+
+    Use it to predict colors as a distribution over the typical colors of the images, such as for a limited palette.
+
+    Args:
+        config: The SimMIM config.
+        model_class: As in `Target`.
 
     Raises:
-        ValueError: If these have other channels than the model.
+        ValueError: If the centers have other channels than the model.
 
     Source: sections 3.4 and 4.1.4 of the paper, "color clustering", after iGPT (Chen et al., Generative
     Pretraining from Pixels).
+
+    Examples:
+        >>> centers = fit_color_clusters(images, num_clusters=512)  # hf_simmim.data.image_statistics
+        >>> SimMIMConfig(target="color_clusters", target_options={"centers": centers})
     """
 
     def __init__(self, config: Any, model_class: Any = None):
         super().__init__(config, model_class)
-        # Where the model's parameters are made without memory, this still is a constant.
+        # On the CPU, also when the model's parameters are created on the meta device.
         self.centers = torch.tensor(self.options["centers"], dtype=torch.float32, device="cpu")
         self.num_outputs, channels = self.centers.shape
         if channels != config.num_channels:
             raise ValueError(
-                f"target='color_clusters' has centers of {channels} channels and the model takes {config.num_channels}."
-                " Fit them to images of these channels with hf_simmim.clusters.fit_color_clusters."
+                f"target='color_clusters' has centers of {channels} channels, but the model has {config.num_channels}."
+                " Fit them to images with the model's channels with hf_simmim.data.image_statistics.fit_color_clusters."
             )
 
     def classify(self, colors: torch.Tensor) -> torch.Tensor:
         centers = self.class_colors(colors.device)
         pixels = colors.movedim(1, -1).flatten(0, 2)
-        # Products of matrices would be faster and round too much, above all on GPUs.
+        # Matrix products would be faster, but round too much, above all on GPUs.
         nearest = [
             torch.cdist(part, centers, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
             for part in pixels.split(max(1, CHUNK // self.num_outputs))
@@ -308,15 +345,23 @@ HOG_EPS = 1e-5
 
 
 class HOG(Target):
-    """Histograms of oriented gradients of each channel, without a way back to pixels.
+    """Histograms of oriented gradients of each channel, which cannot be decoded to pixels.
 
-    They are made of colors in [0, 1], but of `pixel_values` as they are where a config without `image_mean` and
-    `image_std` does not tell how to get there. The difference is in cells of hardly any contrast.
+    Use it if shape and texture should count and color should not. Gradients are computed from colors in [0, 1], or
+    from `pixel_values` as they are if a config without `image_mean` and `image_std` does not say how to undo the
+    normalization; only cells with hardly any contrast then differ.
+
+    Args:
+        config: The SimMIM config.
+        model_class: As in `Target`.
 
     Raises:
         ValueError: If the stride of the prediction or the encoder does not fit the cells.
 
     Source: section 4 of MaskFeat (arXiv 2112.09133).
+
+    Examples:
+        >>> SimMIMConfig(target="hog", target_options={"cell_size": 8})
     """
 
     is_decodable = False
@@ -326,13 +371,13 @@ class HOG(Target):
         self.stride = self.options["cell_size"]
         if config.prediction_stride not in (None, self.stride):
             raise ValueError(
-                f"target='hog' predicts one step for each cell of cell_size={self.stride} px, and prediction_stride is"
+                f"target='hog' predicts cells of cell_size={self.stride} px, but prediction_stride is"
                 f" {config.prediction_stride}. Leave prediction_stride out and set cell_size in target_options."
             )
         if config.encoder_stride % self.stride:
             raise ValueError(
-                f"target='hog' with cell_size={self.stride} px does not fit the encoder, which has one step for"
-                f" {config.encoder_stride} px. Set cell_size in target_options to a divisor of that."
+                f"target='hog' with cell_size={self.stride} px does not fit the encoder's stride of"
+                f" {config.encoder_stride} px. Set cell_size in target_options to a divisor of it."
             )
         self.num_outputs = config.num_channels * self.options["num_bins"]
         is_unknown = config.image_mean is None and config.image_std is None and config.num_channels != 3
@@ -340,24 +385,24 @@ class HOG(Target):
 
     def make(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if self.statistics is not None:
-            # Pixels of 8 and 16 bits are whole numbers of these steps, so differences that were equal are so again:
-            # else rounding would choose one of the two bins that meet at a diagonal.
+            # Pixels of 8 and 16 bits are multiples of this step, so equal differences stay equal: otherwise rounding
+            # would choose one of the two bins that meet at a diagonal.
             colors = to_colors(pixel_values, self.statistics)
             pixel_values = colors.mul_(16 * 65535).round_().mul_(2**-20)
         return hog(pixel_values, self.options["cell_size"], self.options["num_bins"])
 
 
 def hog(pixel_values: torch.Tensor, cell_size: int = 8, num_bins: int = 9) -> torch.Tensor:
-    """Histogram of the directions of a channel's edges in each cell, weighted by their strength, of length 1.
+    """Histogram of gradient directions of each channel and cell, weighted by magnitude and normalized to length 1.
 
-    The directions of 180 degrees lie in equal bins, the first of which starts at a gradient along the row. The
-    brightness of the image changes nothing. Its contrast does so only in cells of hardly any, through a small constant
-    that keeps empty cells at 0; it is meant for colors in [0, 1].
+    Directions from 0 to 180 degrees are divided into equal bins, the first of which starts at a gradient along the
+    row. The result does not depend on brightness, and on contrast only in cells with hardly any: there a small
+    constant, which is meant for colors in [0, 1], keeps empty cells at 0.
 
     Args:
         pixel_values: float32 images of shape (B, C, H, W).
-        cell_size: Side of a cell in pixels. In those that the border cuts, what is outside has no edges.
-        num_bins: Directions that are told apart.
+        cell_size: Side of a cell in pixels. Cells that are cut by the border have no gradients outside the image.
+        num_bins: Number of direction bins.
 
     Returns:
         Tensor of shape (B, C * num_bins, ceil(H / cell_size), ceil(W / cell_size)), those of the first channel first.
@@ -388,18 +433,18 @@ def _gradients(pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _directions(down: torch.Tensor, right: torch.Tensor, num_bins: int) -> torch.Tensor:
-    """Bin of each gradient: how many edges between bins it has reached on its way from 0 to 180 degrees.
+    """Bin of the direction of each gradient: the number of edges between bins that are not above its angle.
 
-    An angle as a number would be rounded at the edges of bins, where many gradients are: along rows, columns and
+    A computed angle would be rounded at the edges of bins, where many gradients lie: along rows, columns and
     diagonals. Two products are compared instead, which are equal there.
     """
     is_turned = (down < 0) | ((down == 0) & (right < 0))
-    precise = torch.float32 if down.device.type == "mps" else torch.float64  # which MPS has not
+    precise = torch.float32 if down.device.type == "mps" else torch.float64  # MPS has no float64
     right = torch.where(is_turned, -right, right).to(precise)
     down = down.abs().to(precise)
     bins = torch.zeros_like(down, dtype=torch.int16)
     for index in range(1, num_bins):
-        # Rounded so that those of 45 degrees are the same number, and 90 degrees have a cosine of 0.
+        # Rounded so that sine and cosine of 45 degrees are equal, and the cosine of 90 degrees is 0.
         angle = math.pi * index / num_bins
         cosine, sine = round(math.cos(angle), 14), round(math.sin(angle), 14)
         bins += down * cosine >= right * sine
@@ -424,21 +469,22 @@ def _check_normalized_rgb(options: dict[str, Any]) -> str | None:
 def _check_color_clusters(options: dict[str, Any]) -> str | None:
     if options["centers"] is None:
         return (
-            "has no centers: the clusters are not fitted. Fit them to your images with"
-            " hf_simmim.data.image_statistics.fit_color_clusters, or let `hf-simmim pretrain` do it."
+            "has no centers. Fit them to your images with"
+            " hf_simmim.data.image_statistics.fit_color_clusters, or let `hf-simmim pretrain` fit them."
         )
     return None
 
 
 class TargetSpec(NamedTuple):
-    """A target: its class, the losses that fit it, and options."""
+    """A target: its class, the losses that fit it, and its options."""
 
     build: type[Target]
-    losses: tuple[str, ...]  # those that fit it, the usual one first
+    losses: tuple[str, ...]  # that fit it, the default first
     options: dict[str, Option]
     check: Callable[[dict[str, Any]], str | None] | None = None  # what is wrong with a set of options, if anything
 
 
+# ADD A TARGET that is computed from pixels here: its class, the losses that fit it, and its options.
 PIXEL_TARGETS: dict[str, TargetSpec] = {
     "rgb": TargetSpec(RGB, REGRESSION_LOSSES, {}),
     "normalized_rgb": TargetSpec(
@@ -448,9 +494,9 @@ PIXEL_TARGETS: dict[str, TargetSpec] = {
             "window_size": Option(
                 None,
                 optional(lambda value: is_length(value) and value % 2 == 1),
-                f"an odd number of pixels from 3; None for {STATISTICS_WINDOW} if there is no patch_size",
+                f"an odd number of at least 3 pixels, or None for {STATISTICS_WINDOW} without a patch_size",
             ),
-            "patch_size": Option(None, optional(is_length), "pixels from 2, or None"),
+            "patch_size": Option(None, optional(is_length), "a whole number of at least 2 pixels, or None"),
         },
         _check_normalized_rgb,
     ),
@@ -472,8 +518,8 @@ PIXEL_TARGETS: dict[str, TargetSpec] = {
         HOG,
         ("l2", "l1", "smooth_l1"),
         {
-            "cell_size": Option(8, is_length, "pixels from 2"),
-            "num_bins": Option(9, is_length, "a whole number from 2"),
+            "cell_size": Option(8, is_length, "a whole number of at least 2 pixels"),
+            "num_bins": Option(9, is_length, "a whole number of at least 2"),
         },
     ),
 }

@@ -1,4 +1,4 @@
-"""Checkpoints of transformers' own models: read into ours, and written from ours."""
+"""Loading and export of transformers' own checkpoints, and conversion of weights to another geometry."""
 
 import contextlib
 import copy
@@ -18,7 +18,7 @@ from transformers.utils import logging
 from .encoders import OWN_ENCODERS, POSITIONS, EncoderGeometry, encode, encoder_geometry, transformers_class
 from .swin import stage_grids, stage_windows
 
-# Of an encoder's config: what decides how many positions there are, and which tables hold them.
+# Keys of an encoder's config that decide how many positions there are, and which tables hold them.
 GEOMETRY_KEYS = (
     "image_size",
     "window_size",
@@ -53,10 +53,10 @@ def _geometry(config: Any) -> dict[str, Any]:
 
 
 def keep_pretrained_windows(source: Any, target: Any) -> None:
-    """Tell a SwinV2 config the windows that its position bias was trained with, where they change.
+    """Set the window sizes of pre-training in a SwinV2 config whose windows change.
 
-    The bias is a function of coordinates that are divided by the window's size; after a change of window it has to be
-    the size of pre-training.
+    The position bias is a function of coordinates that are divided by a window size: after a change of windows, that
+    of pre-training.
     """
     if source.encoder_config.model_type != "swinv2":
         return
@@ -71,19 +71,19 @@ def keep_pretrained_windows(source: Any, target: Any) -> None:
 def remap(
     state_dict: dict[str, torch.Tensor], source: Any, target: Any, expected: dict[str, torch.Size]
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Bring weights to another image size, window, or kind of position bias.
+    """Convert weights to another image size, window size, or kind of position bias.
 
     Args:
         state_dict: Weights for `source`.
-        source: Config that they were trained with.
-        target: Config of the model that they are for.
+        source: Config of `state_dict`.
+        target: Config of the model to convert to.
         expected: Name and shape of each parameter of that model.
 
     Returns:
-        The weights, and a line for each kind of thing that was remapped.
+        The weights, and a line for the log about each kind of conversion.
 
     Raises:
-        ValueError: If something depends on the geometry in a way that is not known here.
+        ValueError: If a weight depends on the geometry in an unknown way.
 
     Source: `remap_pretrained_keys_swin` and `remap_pretrained_keys_vit` in utils.py of microsoft/SimMIM; absolute
     positions as in `interpolate_pos_embed` of facebookresearch/deit.
@@ -97,7 +97,7 @@ def remap(
 
     for name, tensor in _share_out(state_dict, expected, note).items():
         if name not in expected:
-            note(f"{name} is left out: the model for this geometry has none")
+            note(f"{name} is left out: the model of this geometry does not have it")
             continue
         if name.endswith(_TABLE):
             if tensor.shape != expected[name] or (len(old_grid) and _is_rectangle_table(tensor, old_grid, new_grid)):
@@ -112,8 +112,8 @@ def remap(
             )
         if tensor.shape != expected[name]:
             raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)} and the model at {target.image_size} px needs"
-                f" {tuple(expected[name])}. How to take it there is not known: keep the image size of"
+                f"{name} has shape {tuple(tensor.shape)}, but the model at {target.image_size} px needs"
+                f" {tuple(expected[name])}, and no conversion is known. Keep the image size of"
                 f" {source.image_size} px."
             )
         remapped[name] = tensor
@@ -124,7 +124,7 @@ def remap(
 
 
 def _share_out(state_dict: dict[str, torch.Tensor], expected: dict[str, torch.Size], note) -> dict[str, torch.Tensor]:
-    """Copy BEiT's one shared table to every block, where the blocks have tables of their own."""
+    """Copy BEiT's shared table to every block, if the blocks have tables of their own."""
     shared = next((name for name in state_dict if name.endswith(f"shared_position_bias.{_TABLE}")), None)
     own = [name for name in expected if name.endswith(_TABLE)]
     if shared is None or shared in expected or not own:
@@ -136,7 +136,7 @@ def _share_out(state_dict: dict[str, torch.Tensor], expected: dict[str, torch.Si
 
 
 def _built_grid(config: Any) -> tuple[int, int]:
-    """(h, w) of the patch grid that an encoder holds positions for."""
+    """(h, w) of the patch grid that an encoder has positions for."""
     geometry = encoder_geometry(config.encoder_config)
     size = geometry.built_size if geometry.built_size is not None else geometry.image_size
     height, width = (size, size) if isinstance(size, int) else size
@@ -144,7 +144,7 @@ def _built_grid(config: Any) -> tuple[int, int]:
 
 
 def _is_rectangle_table(tensor: torch.Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> bool:
-    """Whether a table is that of a whole grid that changes its sides and not its number of positions."""
+    """Whether a table covers a whole grid whose sides change, even if its number of positions does not."""
     return old_grid != new_grid and tensor.shape[0] - 3 == (2 * old_grid[0] - 1) * (2 * old_grid[1] - 1)
 
 
@@ -163,15 +163,15 @@ def _table_grids(
 
 
 def resize_table(table: torch.Tensor, old: tuple[int, int], new: tuple[int, int]) -> torch.Tensor:
-    """Take a relative position table to another window.
+    """Interpolate a relative position table for another window.
 
-    The rows of the old table are thought to lie at distances that grow geometrically, so that the outermost of both
-    windows meet: near neighbors keep their values, and far ones are stretched.
+    The rows of the old table are placed at distances that grow geometrically, so that the outermost distances of both
+    windows are equal: near neighbors keep their values, and far ones are stretched.
 
     Args:
         table: Tensor of shape ((2h - 1)(2w - 1) + extra, heads); the extra rows are those of the class token.
-        old: (h, w) of the window that it is for, in tokens.
-        new: (h, w) of the window that it is wanted for.
+        old: (h, w) of its window, in tokens.
+        new: (h, w) of the new window, in tokens.
 
     Returns:
         Tensor of shape ((2h' - 1)(2w' - 1) + extra, heads).
@@ -188,14 +188,14 @@ def resize_table(table: torch.Tensor, old: tuple[int, int], new: tuple[int, int]
 
 
 def _axis_matrix(length: int, new_length: int) -> torch.Tensor:
-    """The linear map of one axis of a table."""
+    """Linear map that resizes one axis of a table."""
     if length == new_length:
         return torch.eye(length, dtype=torch.float64)
     return _spline_matrix(_geometric_distances(length, new_length), new_length)
 
 
 def _geometric_distances(length: int, new_length: int) -> torch.Tensor:
-    """Where the entries of one axis of a table lie: 0 in the middle, then ever larger steps to both sides."""
+    """Coordinates of the entries of one axis: 0 in the middle, then geometrically growing steps to both sides."""
     half, new_half = length // 2, new_length // 2
     left, right = 1.01, 1.5
     while right - left > 1e-6:
@@ -210,9 +210,9 @@ def _geometric_distances(length: int, new_length: int) -> torch.Tensor:
 
 
 def _spline_matrix(knots: torch.Tensor, new_length: int) -> torch.Tensor:
-    """The linear map from values at `knots` to values at whole distances, by a cubic not-a-knot spline.
+    """The linear map from values at `knots` to values at integer distances, by a cubic not-a-knot spline.
 
-    Beyond the outermost knots the value there holds on, as in FITPACK. With fewer than four knots the spline is the
+    Beyond the outermost knots the values are constant, as in FITPACK. With fewer than four knots the spline is the
     polynomial through all of them.
     """
     count = len(knots)
@@ -250,15 +250,15 @@ def resize_positions(positions: torch.Tensor, old: tuple[int, int], new: tuple[i
 
     Args:
         positions: Tensor of shape (1, P + h * w, D) or (P + h * w, D), those of P prefix tokens first.
-        old: (h, w) of the grid that they are for, in tokens.
-        new: (h, w) of the grid that they are wanted for.
+        old: (h, w) of their grid, in tokens.
+        new: (h, w) of the new grid, in tokens.
 
     Returns:
         Tensor of shape (1, P + h' * w', D) or (P + h' * w', D).
     """
     num_prefix = positions.shape[-2] - old[0] * old[1]
     if num_prefix < 0:
-        raise ValueError(f"There are {positions.shape[-2]} position embeddings, and the grid of {old} needs more.")
+        raise ValueError(f"There are {positions.shape[-2]} position embeddings, but the grid of {old} needs more.")
     prefix, grid = positions[..., :num_prefix, :], positions[..., num_prefix:, :]
     grid = grid.reshape(1, *old, -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid.float(), size=new, mode="bicubic", align_corners=False).to(positions.dtype)
@@ -266,12 +266,12 @@ def resize_positions(positions: torch.Tensor, old: tuple[int, int], new: tuple[i
     return torch.cat([prefix, grid], dim=-2)
 
 
-# What stock checkpoints have or lack beside the encoder's features: poolers, heads, tokens for masking.
+# Parts that an encoder's features do not depend on, and that stock checkpoints may lack or have.
 _OPTIONAL = {"pooler", "mask_token", "head"}
 
 
 def is_optional(name: str) -> bool:
-    """Whether an encoder's features do not depend on a parameter of this name."""
+    """Whether an encoder's features are independent of a parameter of this name."""
     return not _OPTIONAL.isdisjoint(name.split("."))
 
 
@@ -286,10 +286,10 @@ def load_stock(
 
     Returns:
         The encoder's config, its weights under the names of our encoders, the weights of a prediction head of one
-        linear layer, if there is one, and the names of what the checkpoint holds beside them.
+        linear layer (empty if there is none), and the names of all other weights of the checkpoint.
 
     Raises:
-        ValueError: If the checkpoint holds no vision model, or not all of its weights.
+        ValueError: If the checkpoint holds no vision model, or lacks some of its weights.
     """
     name = str(pretrained_model_name_or_path)
     config: Any = AutoConfig.from_pretrained(name, **kwargs)
@@ -309,16 +309,16 @@ def load_stock(
     if missing:
         raise ValueError(
             f"{name} lacks {len(missing)} weights of the {config.model_type!r} encoder that its config describes, such"
-            f" as {', '.join(missing[:3])}. It would start at random there: use the checkpoint of a whole model."
+            f" as {', '.join(missing[:3])}. They would be random: use the checkpoint of a complete model."
         )
-    # Not of a bare model: one of them holds an inner model under its own prefix.
+    # Not for a bare model, because one of them holds an inner model under its own prefix.
     base = model if isinstance(model, transformers_class(config) or ()) else model.base_model
     decoder = getattr(model, "decoder", None)
     is_linear = isinstance(decoder, nn.Sequential) and getattr(decoder[0], "kernel_size", None) == (1, 1)
     is_whole = not any(key.startswith("decoder") for key in info["missing_keys"])
     head = dict(decoder[0].state_dict()) if is_linear and is_whole else {}  # type: ignore[index]
     beside = [key for key, _ in model.named_parameters() if base is not model and not _is_within(key, model, decoder)]
-    # What the file does not hold, such as a pooler, is random here.
+    # Weights that the file lacks, such as a pooler, are random here.
     absent = {key.removeprefix(f"{model.base_model_prefix}.") for key in info["missing_keys"]}
     weights = {key: tensor for key, tensor in names_on_disk(base).items() if key not in absent}
     return model.config, weights, head, sorted({*info["unexpected_keys"], *beside} - info["missing_keys"])
@@ -326,7 +326,7 @@ def load_stock(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers from reporting what is reported by us, in the terms of the model that is wanted."""
+    """Silence transformers' loading report, because we log our own for the resulting model."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -343,7 +343,7 @@ def _is_within(key: str, model: PreTrainedModel, decoder: nn.Module | None) -> b
 def names_on_disk(encoder: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Weights of a stock model under the names of our encoders.
 
-    Our own Swins have the names of transformers' checkpoints, which for some models are not those in memory.
+    Our own Swins have the names of transformers' checkpoints, which differ from those in memory for some models.
     """
     if encoder.config.model_type not in OWN_ENCODERS:
         return dict(encoder.state_dict())
@@ -353,10 +353,10 @@ def names_on_disk(encoder: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def export_encoder(encoder: nn.Module, config: Any, geometry: EncoderGeometry, save_directory: str | Path) -> list[str]:
-    """Write an encoder as a checkpoint of transformers' own model, and prove that it computes the same there.
+    """Save an encoder as a checkpoint of transformers' own model, and verify that it computes the same features.
 
     Args:
-        encoder: What `build_encoder` returned.
+        encoder: The encoder from `build_encoder`.
         config: The SimMIM config.
         geometry: Its geometry.
         save_directory: Folder to write to.
@@ -374,9 +374,9 @@ def export_encoder(encoder: nn.Module, config: Any, geometry: EncoderGeometry, s
         raise ValueError(
             _cannot(
                 encoder_config,
-                f"images of {config.image_size[0]}x{config.image_size[1]} px are no multiple of its stride of"
+                f"images of {config.image_size[0]}x{config.image_size[1]} px are not a multiple of its stride of"
                 f" {geometry.stride} px, and only ours pads them (from_pretrained(..., image_size=({height}, {width}))"
-                " goes to the next that is)",
+                " loads it for the next multiple)",
             )
         )
     _refuse_clamped_windows(encoder_config, geometry)
@@ -415,7 +415,7 @@ def _cannot(encoder_config: Any, reason: str) -> str:
 
 
 def _refuse_clamped_windows(encoder_config: Any, geometry: EncoderGeometry) -> None:
-    """Stock Swin has tables for the window of the config in every stage, and fails where a stage is smaller."""
+    """Reject windows larger than a stage: stock Swin has tables for the config's window in all, and fails there."""
     if encoder_config.model_type != "swin":
         return
     window = encoder_config.window_size
@@ -444,7 +444,7 @@ def _check_same_features(
     try:
         stock = model_class.from_pretrained(folder, dtype=parameter.dtype).to(parameter.device).eval()
         expected = encode(encoder.eval(), geometry, images).feature_map.float()
-        # A stock Swin returns tokens, and hides nothing on its own.
+        # A stock Swin returns tokens, and is run like other models of transformers.
         stock_geometry = geometry._replace(layout="tokens", route="pixels") if geometry.route == "own" else geometry
         features = encode(stock, stock_geometry._replace(route="pixels"), images).feature_map.float()
     except (RuntimeError, ValueError) as error:
@@ -458,7 +458,7 @@ def _check_same_features(
 
 
 def describe_loading(name: str, num_loaded: int, fresh: list[str], left_out: list[str]) -> str:
-    """What was and was not loaded, in one paragraph."""
+    """Describe which weights were loaded, newly initialized and left out, in one paragraph."""
     parts = [f"{name}: {num_loaded} tensors loaded."]
     if fresh:
         parts.append(f"Freshly initialized: {_shorten(fresh)}.")

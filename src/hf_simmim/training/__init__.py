@@ -1,1 +1,1 @@
-"""Trainers, their arguments, optimizers, callbacks and the folder of a run."""
+"""Trainers, training arguments, optimizers, callbacks, run folders and model cards."""

@@ -1,4 +1,4 @@
-"""Training arguments that the scripts share: those of transformers, with rates and schedules as released."""
+"""Training arguments of all commands: those of transformers, with the official learning rates and schedules."""
 
 import json
 import os
@@ -12,10 +12,17 @@ from .optimization import SIMMIM_SCHEDULES, images_per_step
 
 
 def json_object(name: str, value: Any) -> dict[str, Any] | None:
-    """An option that is written as a JSON object.
+    """Parse an option that is written as a JSON object.
+
+    Args:
+        name: Name of the option, for messages.
+        value: A JSON text, a dict, or None.
+
+    Returns:
+        The dict, or None.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If the value is not a JSON object.
     """
     if isinstance(value, str):
         try:
@@ -31,7 +38,7 @@ SCHEDULES = (*SIMMIM_SCHEDULES, *(kind.value for kind in SchedulerType))
 
 
 class ScheduleName(str):
-    """Name of a schedule that Trainer's model card can ask for its value, as it does with those of transformers."""
+    """Name of a schedule with a `value`, which Trainer's model card expects of transformers' schedules."""
 
     @property
     def value(self) -> str:
@@ -40,62 +47,62 @@ class ScheduleName(str):
 
 @dataclass
 class SimMIMTrainingArguments(TrainingArguments):
-    """Everything of TrainingArguments, with the released schedules and rates for 512 images a step."""
+    """TrainingArguments with schedules and learning rates of the official implementation, for a batch size of 512."""
 
-    # Images a step that the base learning rate is for.
+    # Batch size of the base learning rate.
     base_batch_size: ClassVar[int] = 512
 
     base_learning_rate: float = field(
         default=2e-4,
         metadata={
-            "help": "Learning rate for 512 images a step; scaled by the real number if --learning_rate is unset."
+            "help": "Learning rate for a batch size of 512; scaled by the batch size if --learning_rate is unset."
         },
     )
     learning_rate: float | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Peak learning rate as it is used, instead of --base_learning_rate."}
+        default=None, metadata={"help": "Peak learning rate, computed from --base_learning_rate if unset."}
     )
     lr_scheduler_type: str = field(
         default="simmim_cosine",
-        metadata={"help": "Schedule of the learning rate.", "choices": list(SCHEDULES)},
+        metadata={"help": "Learning rate schedule.", "choices": list(SCHEDULES)},
     )
     lr_scheduler_kwargs: dict | str | None = field(
         default=None,
         metadata={
-            "help": 'Options of the schedule, as JSON. Of simmim_cosine: {"warmup_lr_rate": 0.005, "min_lr_rate":'
-            ' 0.05}, shares of the learning rate; of simmim_multistep: {"warmup_lr_rate": 0.005, "milestones":'
-            ' [0.875], "gamma": 0.1}, milestones as shares of the run.'
+            "help": 'Options of the schedule, as JSON. Defaults of simmim_cosine: {"warmup_lr_rate": 0.005,'
+            ' "min_lr_rate": 0.05}, shares of the peak learning rate; of simmim_multistep: {"warmup_lr_rate": 0.005,'
+            ' "milestones": [0.875], "gamma": 0.1}, with milestones as shares of all steps.'
         },
     )
-    warmup_steps: float = field(default=0.1, metadata={"help": "Steps of warm-up, or a share of all below 1."})
-    weight_decay: float = field(default=0.05, metadata={"help": "AdamW's weight decay."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps, or a share of all steps if below 1."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
     official: bool = field(
         default=True,
         metadata={
-            "help": "Decay the weights that the released code decays, some by mistake, such as Swin's relative position"
-            " tables in pre-training. The published results were got this way."
+            "help": "Apply weight decay to the same parameters as the official implementation. It decays some by"
+            " mistake, such as Swin's relative position tables in pre-training; the published results include this."
         },
     )
-    max_grad_norm: float = field(default=5.0, metadata={"help": "Gradients are clipped to this norm."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    max_grad_norm: float = field(default=5.0, metadata={"help": "Gradient clipping norm, 0 for no clipping."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Number of newest checkpoints to keep."})
     dataloader_num_workers: int = field(
         default=min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1),
-        metadata={"help": "Processes that load images, for each device."},
+        metadata={"help": "Data loading processes per device."},
     )
-    seed: int = field(default=0, metadata={"help": "Seed of everything that is drawn."})
+    seed: int = field(default=0, metadata={"help": "Random seed of weights, order of images and augmentation."})
     # A list, so that several can be named on a command line.
     report_to: list[str] = field(  # type: ignore[assignment]
         default_factory=lambda: ["none"],
-        metadata={"help": "Trackers, such as tensorboard, trackio, wandb; or all that are installed; or none."},
+        metadata={"help": "Experiment trackers, such as tensorboard, trackio or wandb; all or none."},
     )
     hub_license: str | None = field(
         default=None,
         metadata={
-            "help": "License of the weights for the model card, as the Hub names it, such as apache-2.0; none is stated"
-            " if unset."
+            "help": "License of the weights for the model card, by its name on the Hub such as apache-2.0 (not stated"
+            " if unset)."
         },
     )
     restart: bool = field(
-        default=False, metadata={"help": "Begin anew instead of going on from a checkpoint in --output_dir."}
+        default=False, metadata={"help": "Delete the run in --output_dir and restart instead of resuming it."}
     )
 
     def __getstate__(self):
@@ -109,7 +116,7 @@ class SimMIMTrainingArguments(TrainingArguments):
         return other
 
     def __post_init__(self):
-        # The command line for the model card, without paths and secrets; whoever parsed it sets it.
+        # The command line for the model card, without paths and secrets; the parser sets it.
         self.command: str | None = None
         self.remove_unused_columns = False
         self.logging_nan_inf_filter = False
@@ -119,12 +126,12 @@ class SimMIMTrainingArguments(TrainingArguments):
             raise ValueError(f"lr_scheduler_type={schedule!r} is unknown. Use one of: {', '.join(SCHEDULES)}.")
         if self.hub_license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.hub_license):
             raise ValueError(
-                f"hub_license={self.hub_license!r} is no name of a license on the Hub. Use one such as apache-2.0, mit,"
+                f"hub_license={self.hub_license!r} is not a license name of the Hub. Use one such as apache-2.0, mit,"
                 " cc-by-nc-4.0: https://huggingface.co/docs/hub/repositories-licenses."
             )
         self.lr_scheduler_kwargs = json_object("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
         if schedule in SIMMIM_SCHEDULES:
-            # Trainer's own check knows transformers' schedules only.
+            # Trainer's own check only knows transformers' schedules.
             self.lr_scheduler_type = SchedulerType.CONSTANT.value
         super().__post_init__()
         self.lr_scheduler_type = ScheduleName(schedule)

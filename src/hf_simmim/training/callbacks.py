@@ -1,4 +1,4 @@
-"""Trainer callbacks: pictures and probes while a model trains."""
+"""Trainer callbacks: reconstructions, loss curves and probes during training."""
 
 import contextlib
 import importlib
@@ -29,22 +29,22 @@ from ..visualization.grids import reconstruction_grid
 from ..visualization.plots import plot_losses, plot_probe
 from .run_facts import best_step
 
-# Pixel values of the probe's images are kept in memory up to so many numbers.
+# The probe's images are cached in memory up to this many pixel values.
 MAX_KEPT_NUMBERS = 2**26
-# Of the linear probe: always the same, so that evaluations compare, and one fit is enough.
+# Penalty of the linear probe: fixed, so that evaluations are comparable and one fit is enough.
 PENALTY = 1e-3
 
 
 class PictureCallback(TrainerCallback):
     """Draws reconstructions of the same images with the same masks, and the loss curve, at every evaluation.
 
-    Writes `reconstructions/step-N.png`, and `reconstruction.png` and `loss_curve.png` that show the latest state, and
-    logs the reconstructions as `reconstruction` to TensorBoard, trackio and Weights & Biases where `report_to` names
-    them. Where the target cannot be decoded to pixels there is the loss curve only.
+    Writes `reconstructions/step-N.png`, and `reconstruction.png` and `loss_curve.png` of the latest state. Logs the
+    reconstructions as `reconstruction` to TensorBoard, trackio and Weights & Biases if `report_to` names them. If the
+    target cannot be decoded to pixels, only the loss curve is drawn.
 
     Args:
-        trainer: The trainer that it is added to; the images are spread evenly over its `eval_dataset`.
-        num_images: How many to draw.
+        trainer: Trainer that the callback is added to; the images are spread evenly over its `eval_dataset`.
+        num_images: Number of images to draw.
     """
 
     def __init__(self, trainer: Trainer, num_images: int = 12):
@@ -55,7 +55,7 @@ class PictureCallback(TrainerCallback):
         self.trackers = TrackerImages(trainer.callback_handler)
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
-        """Every process runs the model, for sharded ones need all; the first one draws."""
+        """Run the model in every process, which sharded models need; the first process draws."""
         device = next(model.parameters()).device
         mean, std = self.processor.image_mean, self.processor.image_std
         pixel_values = normalize(self.batch["pixel_values"].to(device), mean, std, self.processor.rescale_factor)
@@ -83,7 +83,7 @@ class PictureCallback(TrainerCallback):
             patch_size=patch_size,
         )
         grid = reconstruction_grid(reconstruction)
-        # The best weights, which the end of training brings back, are those of an earlier step.
+        # At the end of training the best weights may be restored, which are those of an earlier step.
         if best_step(self.trainer) is None:
             (output_dir / "reconstructions").mkdir(exist_ok=True)
             grid.save(output_dir / "reconstructions" / f"step-{state.global_step:07d}.png")
@@ -91,22 +91,21 @@ class PictureCallback(TrainerCallback):
         self.trackers.log("reconstruction", grid, state.global_step)
 
     def on_train_end(self, args, state, control, **kwargs):
-        """The last training losses come after the last evaluation."""
+        """Draw the loss curve again: the last training losses are logged after the last evaluation."""
         if state.is_world_process_zero and state.log_history:
             plot_losses(state.log_history, Path(args.output_dir) / "loss_curve.png")
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the training data set the epoch, and keeps what its workers draw apart.
+    """Tells the training data set the epoch, and separates the random states of its workers and of the model.
 
-    accelerate tells the epoch too, but neither in the epoch that a resumed run goes on with nor where there are several
-    processes: every such epoch would be augmented like the last one that was told. And workers that live through
-    epochs draw a seed from the generator that stochastic depth draws from, once only: a resumed run would draw once
-    more than one that was not interrupted.
+    accelerate also sets the epoch, but neither in the epoch in which a run resumes nor with several processes: such
+    epochs would repeat the augmentation of the last one that was set. Persistent workers draw one seed from the
+    generator that stochastic depth uses, so a resumed run would draw once more than an uninterrupted one.
     """
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        """Before the workers are given their first images."""
+        """Set the epoch before the workers get their first images."""
         # accelerate's loader wraps torch's.
         loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
         if loader.generator is None:
@@ -116,27 +115,27 @@ class EpochCallback(TrainerCallback):
 
 
 class ProbeCallback(TrainerCallback):
-    """Measures at every evaluation what the features of the encoder are worth for classes that it is not trained on.
+    """Evaluates the encoder's frozen features with k-NN and a linear probe at every evaluation.
 
-    The loss of pre-training alone misleads: it compares runs only of the same masks and target, and a lower one need
-    not mean better features. Nearest neighbors and a linear classifier on frozen features of some labeled images are
+    The pre-training loss alone is misleading: it is comparable only between runs with the same masks and target, and a
+    lower loss need not mean better features. The accuracies of k-NN and a linear probe on some labeled images are
     measured before training and at evaluations, and logged as `probe_knn_accuracy` and `probe_linear_accuracy`; the
-    metrics of the evaluation have them as `eval_probe_...`, so that `metric_for_best_model` can name them. Draws
-    `probe.png`. The course of the training is the same as without.
+    metrics of the evaluation contain them as `eval_probe_...`, so that `metric_for_best_model` can name them. Draws
+    `probe.png`. Labels are never used for training, and the trained weights are the same as without the callback.
 
     Args:
-        trainer: The trainer that it is added to, which logs.
-        train_dataset: Labeled images to fit to, without augmentation.
-        test_dataset: Labeled images to measure on.
+        trainer: Trainer that the callback is added to.
+        train_dataset: Labeled images to fit the probes to, without augmentation.
+        test_dataset: Labeled images to test the probes on.
         num_classes: Number of classes of their labels.
-        num_images: Images to use of each at most, spread evenly over it.
-        every: Measure at every such evaluation: 1 for all.
-        layer: Hidden state to take features of; None for the encoder's output.
-        pooling: How features are pooled, as in `extract_features`.
+        num_images: Largest number of images to use of each data set, spread evenly over it.
+        every: Interval in evaluations; 1 for every evaluation.
+        layer: Hidden state to take features from; None for the encoder's output.
+        pooling: Pooling of the features, as in `extract_features`.
         k: Number of neighbors.
 
     Raises:
-        ValueError: If the layer or the pooling does not fit the encoder, or `every` is not positive.
+        ValueError: If layer or pooling does not fit the encoder, or `every` or `num_images` is below 1.
     """
 
     def __init__(
@@ -162,14 +161,14 @@ class ProbeCallback(TrainerCallback):
         self.num_evaluations = 0
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        """What the encoder is worth before training, which has to improve on it."""
+        """Measure the encoder before training, as a baseline."""
         if state.global_step == 0:
             untimed = getattr(self.trainer, "untimed", contextlib.nullcontext)
             with untimed():
                 self._measure(args, state, model)
 
     def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
-        """Every process runs the model on a part of the images; the first one fits the probes."""
+        """Run the model in every process on its part of the images; the first process fits the probes."""
         self.num_evaluations += 1
         if self.num_evaluations % self.every:
             return
@@ -188,14 +187,14 @@ class ProbeCallback(TrainerCallback):
             linear = linear_probe(*data, penalties=[PENALTY], device=args.device)
             results = [{"probe_knn_accuracy": neighbors.accuracy, "probe_linear_accuracy": linear.accuracy}]
         broadcast_object_list(results)
-        # A copy, for Trainer adds the epoch to what it logs.
+        # A copy: Trainer adds the epoch to what it logs.
         self.trainer.log(dict(results[0]))
         if state.is_world_process_zero:
             plot_probe(state.log_history, Path(args.output_dir) / "probe.png")
         return results[0]
 
     def _features(self, part: "_ProbeImages", args: Any, model: Any, dtype: torch.dtype | None) -> torch.Tensor:
-        """Features (N, D) of all images of a part, on the first process at least."""
+        """Features (N, D) of all images of a part, complete at least in the first process."""
         batches = part.batches(args)
         own = extract_features(model, batches, self.layer, self.pooling, dtype=dtype, progress=False)
         gathered = self.trainer.accelerator.gather(own.to(args.device))
@@ -207,7 +206,7 @@ class ProbeCallback(TrainerCallback):
 
 
 class _ProbeImages:
-    """Some of the images of a data set, kept after they were first read if they are small."""
+    """Some images of a data set, cached after the first read if they are small."""
 
     def __init__(self, dataset: LabeledImageDataset, num_images: int):
         indices = evenly_spaced(len(dataset), num_images)
@@ -218,12 +217,12 @@ class _ProbeImages:
         self.kept: list[torch.Tensor] = []
 
     def shard(self, rank: int, world_size: int) -> list[int]:
-        """Positions of the images of a process; all have equally many, for sharded models run together."""
+        """Positions of the images of a process, equally many for all, since sharded models run in step."""
         size = math.ceil(len(self.images) / world_size)
         return [position % len(self.images) for position in range(rank * size, (rank + 1) * size)]
 
     def batches(self, args: Any) -> Iterable[torch.Tensor]:
-        """The images of this process."""
+        """Batches of the images of this process."""
         if self.kept:
             return self.kept
         loader = DataLoader(
@@ -231,7 +230,7 @@ class _ProbeImages:
             batch_size=args.per_device_eval_batch_size,
             num_workers=args.dataloader_num_workers,
             collate_fn=_pixel_values,
-            # Else the loader draws from the generator that training draws from.
+            # Otherwise the loader would draw from training's generator.
             generator=torch.Generator(),
         )
         if self.is_kept:
@@ -249,10 +248,10 @@ logger = logging.get_logger(__name__)
 class TrackerImages:
     """Logs pictures to the trackers that `report_to` names: TensorBoard, trackio and Weights & Biases.
 
-    A tracker that fails is warned of once and tried again the next time; the training goes on.
+    A tracker that fails causes one warning and is retried with the next picture; the training continues.
 
     Args:
-        callback_handler: That of the trainer, which holds the trackers' callbacks.
+        callback_handler: Callback handler of the trainer, which holds the trackers' callbacks.
     """
 
     def __init__(self, callback_handler: CallbackHandler):
@@ -260,12 +259,12 @@ class TrackerImages:
         self.failed: set[str] = set()
 
     def log(self, name: str, picture: Image.Image, step: int) -> None:
-        """Log a picture; to be called by the first process only, while the trackers' runs are open.
+        """Log a picture; only the first process calls it, while the trackers' runs are open.
 
         Args:
-            name: What it is called there.
+            name: Name of the picture in the tracker.
             picture: The picture.
-            step: Training step that it belongs to.
+            step: Training step of the picture.
         """
         for callback in self.callback_handler.callbacks:
             for kind, (tracker, send) in _TRACKERS.items():
@@ -273,11 +272,11 @@ class TrackerImages:
                     continue
                 try:
                     send(callback, name, picture, step)
-                except Exception as error:  # of networks, disks and versions: each tracker has its own kinds
+                except Exception as error:  # every tracker raises its own types
                     if tracker not in self.failed:
                         logger.warning(
-                            f"{tracker} did not take the picture {name!r} of step {step}"
-                            f" ({type(error).__name__}: {error}). The training goes on; this is said once."
+                            f"{tracker} did not accept the picture {name!r} of step {step}"
+                            f" ({type(error).__name__}: {error}). Training continues; this warning is not repeated."
                         )
                     self.failed.add(tracker)
 
@@ -289,7 +288,7 @@ def _to_tensorboard(callback: Any, name: str, picture: Image.Image, step: int) -
 
 def _to_wandb(callback: Any, name: str, picture: Image.Image, step: int) -> None:
     wandb = importlib.import_module("wandb")
-    # The axis that transformers gives all its metrics; W&B's own step counts calls.
+    # transformers plots all its metrics over this axis; W&B's own step counts calls.
     wandb.log({name: wandb.Image(picture), "train/global_step": step})
 
 

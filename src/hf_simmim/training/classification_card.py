@@ -17,7 +17,7 @@ from ..hub.card import (
 from ..hub.provenance import RunOrigin
 from .run_facts import CardFacts, held_out_images, measured_after, render_training, session_time
 
-# Figures by the names that metrics have here: title in the card, and type for the metadata where there is one.
+# Title in the card and metric type of the Hub, if there is one, by name of the metric.
 CLASSIFICATION_FIGURES = {
     "accuracy": ("accuracy", "accuracy"),
     "top5_accuracy": ("top-5 accuracy", "accuracy"),
@@ -26,7 +26,7 @@ CLASSIFICATION_FIGURES = {
     "micro_f1": ("micro F1", "f1"),
     "macro_f1": ("macro F1", "f1"),
     "mae": ("mean absolute error", None),
-    "rmse": ("root of the mean squared error", None),
+    "rmse": ("root mean squared error", None),
     "r2": ("R²", None),
     "loss": ("loss", None),
 }
@@ -35,10 +35,10 @@ OF_A_CLASS = "accuracy_"
 
 
 def classification_card(trainer: Any) -> ModelCard:
-    """Render the card of a classifier, of what its training has done so far.
+    """Render the model card of a classifier, during or after its training.
 
     Args:
-        trainer: Its trainer, whose data sets are `LabeledImageDataset`.
+        trainer: Trainer of the classifier, whose data sets are `LabeledImageDataset`.
 
     Returns:
         The card; `save` writes it.
@@ -93,7 +93,7 @@ def classification_card(trainer: Any) -> ModelCard:
 
 
 def _metrics(trainer: Any) -> dict[str, float]:
-    """What was measured last, by names without a prefix; figures that are no number are left out."""
+    """Latest metrics by name without prefix; values that are NaN or not numbers are left out."""
     metrics = trainer.final_metrics
     if metrics is None:
         evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
@@ -112,10 +112,10 @@ def _entries(metrics: dict[str, float], origin: RunOrigin) -> list[EvalResult]:
 
 def _task(kind: str, num_classes: int) -> str:
     if kind == "regression":
-        return "estimates a number from an image"
+        return "predicts a number from an image"
     if kind == "multi_label_classification":
-        return f"tells which of {num_classes:,} labels an image has"
-    return f"tells {num_classes:,} classes apart"
+        return f"assigns any of {num_classes:,} labels to an image"
+    return f"classifies images into {num_classes:,} classes"
 
 
 def _results(metrics: dict[str, float]) -> Table:
@@ -130,11 +130,11 @@ def _results_intro(trainer: Any) -> str:
     evaluation: Any = trainer.eval_dataset
     source = trainer.origin.evaluation
     where = f" ({source})" if source is not None else ""
-    number = f"{len(evaluation):,} images" if evaluation is not None else "images"
+    number = f"{len(evaluation):,} held-out images" if evaluation is not None else "held-out images"
     measured = any("eval_loss" in entry for entry in trainer.state.log_history)
-    # Of the final figures it is clear which weights they are of.
+    # Final metrics are always those of the saved weights.
     when = f", {measured_after(trainer, 'eval_loss')}" if measured and trainer.final_metrics is None else ""
-    return f"On {number} that were not trained on{where}{when}:"
+    return f"On {number}{where}{when}:"
 
 
 def _data_table(trainer: Any) -> Table:
@@ -144,14 +144,14 @@ def _data_table(trainer: Any) -> Table:
     if augmentation is not None:
         crops = augmentation_table(augmentation.crop_scale, augmentation.flip, augmentation.vertical_flip)
     return {
-        "evaluated on": held_out_images(trainer),
+        "validation images": held_out_images(trainer),
         **crops,
-        **pixels_table(trainer.processing_class, dataset.num_channels),
+        **pixels_table(trainer.processing_class),
     }
 
 
 def _changes(trainer: Any) -> Table:
-    """What is changed in images and labels while it trains."""
+    """Describe augmentation, mixing and smoothing of labels, and weight averaging."""
     augmentation: Any = trainer.train_dataset.augmentation  # type: ignore[union-attr]
     mixing: Any = trainer.data_collator
     table: Table = {}
@@ -162,7 +162,7 @@ def _changes(trainer: Any) -> Table:
     for title, name in (("mixup", "mixup_alpha"), ("CutMix", "cutmix_alpha"), ("label smoothing", "label_smoothing")):
         value = getattr(mixing, name, None)
         table[title] = f"{value:g}" if value else None
-    # What is pushed while it trains are the weights of a step.
+    # Weights that are pushed during training are those of a step.
     average = None if trainer.is_in_train else getattr(trainer.args, "weight_average", None)
-    table["weights"] = f"a moving average over the steps, decay {average:g}" if average else None
+    table["weights"] = f"exponential moving average over the steps, decay {average:g}" if average else None
     return table

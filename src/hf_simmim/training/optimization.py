@@ -1,4 +1,4 @@
-"""Groups of parameters and schedules of the learning rate, as released: what `Trainer(optimizers=...)` takes.
+"""Parameter groups and learning rate schedules of the official implementation, for `Trainer(optimizers=...)`.
 
 Source: optimizer.py and lr_scheduler.py of microsoft/SimMIM.
 """
@@ -14,9 +14,9 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 
 from ..model.encoder_stages import encoder_layers
 
-# Schedules of the released code, beside those of transformers.
+# Schedules of the official implementation, besides those of transformers.
 SIMMIM_SCHEDULES = ("simmim_cosine", "simmim_multistep")
-# What compiling and sharding put into the names of parameters.
+# Parts that compiling and sharding insert into the names of parameters.
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
@@ -27,12 +27,12 @@ def create_optimizers(
     layer_decay: float = 1.0,
     official: bool = True,
 ) -> tuple[torch.optim.Optimizer, LRScheduler]:
-    """Make what `Trainer(optimizers=...)` takes.
+    """Create optimizer and schedule for `Trainer(optimizers=...)`.
 
     Args:
-        model: A SimMIM model, or one that has a SimMIM model in it, such as UperNet with our backbone.
-        arguments: Their optimizer, learning rate, weight decay and schedule are used.
-        num_training_steps: Updates of the whole run, as `planned_steps` tells.
+        model: A SimMIM model, or one that contains a SimMIM model, such as UperNet with our backbone.
+        arguments: Training arguments: optimizer, learning rate, weight decay and schedule are used.
+        num_training_steps: Updates of the whole run, as `planned_steps` computes.
         layer_decay: As in `parameter_groups`.
         official: As in `parameter_groups`.
 
@@ -40,7 +40,7 @@ def create_optimizers(
         Optimizer and schedule. The first group has the full learning rate, which is what Trainer logs.
 
     Raises:
-        ValueError: If the schedule's options do not fit.
+        ValueError: If `layer_decay` or an option of the schedule is out of range.
     """
     optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)  # type: ignore[arg-type]
     groups = parameter_groups(model, options["lr"], arguments.weight_decay, layer_decay, official)
@@ -55,15 +55,15 @@ def parameter_groups(
     layer_decay: float = 1.0,
     official: bool = True,
 ) -> list[dict[str, Any]]:
-    """Groups of trained parameters by depth, each with a learning rate of its own.
+    """Group trained parameters by depth, each group with its own learning rate.
 
-    Heads, and norms behind the last layer, get the learning rate as it is, the last layer `layer_decay` of it, the one
+    Heads and norms after the last layer get the full learning rate, the last layer `layer_decay` of it, the layer
     before `layer_decay ** 2`, and so on; patch embedding, positions and tokens are below the first layer.
 
     Args:
-        model: A SimMIM model, or one that has a SimMIM model in it.
-        learning_rate: Peak of the rate of the heads.
-        weight_decay: Weight decay of the parameters that `decay_parameter_names` names; the others have none.
+        model: A SimMIM model, or one that contains a SimMIM model.
+        learning_rate: Peak learning rate of the heads.
+        weight_decay: Weight decay of the parameters in `decay_parameter_names`; the others have none.
         layer_decay: Factor in (0, 1] from each layer to the one below it; 1 for the same rate everywhere.
         official: As in `decay_parameter_names`.
 
@@ -101,13 +101,13 @@ def parameter_groups(
 
 
 def _depths(model: nn.Module) -> tuple[dict[str, int], int]:
-    """Depth of each parameter of the SimMIM encoders in a model, and that of all others."""
+    """Depth of each parameter of the SimMIM encoders in a model, and the depth of all other parameters."""
     depths: dict[str, int] = {}
     top = 1
     models = _simmim_models(model)
     if not models:
         raise ValueError(
-            f"{type(model).__name__} has no SimMIM encoder in it, so its layers are not known. Use layer_decay=1, or a"
+            f"{type(model).__name__} contains no SimMIM encoder, so its layers are unknown. Use layer_decay=1, or a"
             " model of this package."
         )
     for module_name, module in models:
@@ -121,7 +121,7 @@ def _depths(model: nn.Module) -> tuple[dict[str, int], int]:
 
 
 def _simmim_models(model: nn.Module) -> list[tuple[str, Any]]:
-    """The modules of a model that hold an encoder of ours, with their names."""
+    """Modules of a model that contain an encoder of this package, with their names."""
     return [
         (_plain(f"{name}.").rstrip("."), module)
         for name, module in model.named_modules()
@@ -130,7 +130,7 @@ def _simmim_models(model: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _depth_of(name: str, depths: dict[str, int], top: int) -> int:
-    """Depth of a parameter; of one that was added to a module of the encoder, as adapters are, that of the module."""
+    """Depth of a parameter; one added to a module of the encoder, such as an adapter, has the depth of the module."""
     if name in depths:
         return depths[name]
     owner = name.rpartition(".")[0]
@@ -143,16 +143,16 @@ def _depth_of(name: str, depths: dict[str, int], top: int) -> int:
 
 
 def decay_parameter_names(model: nn.Module, official: bool = True) -> list[str]:
-    """Names of the parameters that weight decay pulls on: the weights of linear layers and convolutions.
+    """Names of the parameters with weight decay: the weights of linear layers and convolutions.
 
-    Biases, norms, tokens, positions, relative position tables and what stands in their place have none.
+    Biases, norms, tokens, positions, relative position tables and their replacements have none.
 
     Args:
         model: Any model.
-        official: Whether to decay what the released code decays by mistake, too: in pre-training relative position
-            tables, SwinV2's logit scales and its MLP of positions, and the mask token of the ViT, for the names that
-            were to be spared have a prefix too many; in fine-tuning the ViT's relative position tables. The published
-            results were got this way.
+        official: Whether to also decay what the official implementation decays by mistake: in pre-training the
+            relative position tables, SwinV2's logit scales and its MLP of positions, and the mask token of the ViT,
+            because a prefix keeps their names from matching its exclusions; in fine-tuning the ViT's relative position
+            tables. The published results include this.
 
     Returns:
         The names, as `model.named_parameters()` has them.
@@ -185,27 +185,27 @@ def decay_parameter_names(model: nn.Module, official: bool = True) -> list[str]:
 
 
 def _plain(name: str) -> str:
-    """A parameter's name without what wrappers put into it."""
+    """Name of a parameter without the parts that wrappers insert."""
     for wrapper in _WRAPPERS:
         name = name.replace(wrapper, "")
     return name
 
 
 class SimMIMSchedule(LRScheduler):
-    """The released schedules, update by update.
+    """The learning rate schedules of the official implementation, applied at every update.
 
-    A linear warm-up from `warmup_lr`, then a cosine to `min_lr`, or steps. The warm-up is part of the cosine, so that
-    the rate falls below its peak when it ends. `warmup_lr` and `min_lr` are the same for all groups.
+    A linear warm-up from `warmup_lr`, then a cosine to `min_lr` or a multi-step decay. The warm-up overlaps the cosine,
+    so the rate drops below its peak when the warm-up ends. `warmup_lr` and `min_lr` are the same for all groups.
 
     Args:
-        optimizer: The optimizer, whose groups have their peak rates.
+        optimizer: The optimizer, whose groups have their peak learning rates.
         kind: "simmim_cosine" or "simmim_multistep".
         num_training_steps: Updates of the whole run.
         num_warmup_steps: Updates of the warm-up.
-        warmup_lr: Rate that the warm-up begins with.
-        min_lr: Rate that the cosine ends with.
-        milestones: Updates from which on the stepped rate is multiplied with `gamma` once more.
-        gamma: That factor.
+        warmup_lr: Learning rate at the start of the warm-up.
+        min_lr: Learning rate at the end of the cosine.
+        milestones: Updates at which the multi-step rate is multiplied by `gamma`.
+        gamma: Factor at each milestone.
 
     Source: lr_scheduler.py of microsoft/SimMIM and `CosineLRScheduler` of timm 0.4.12.
     """
@@ -231,7 +231,7 @@ class SimMIMSchedule(LRScheduler):
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | torch.Tensor]:
-        """The rates of all groups for the next update."""
+        """Learning rates of all groups for the next update."""
         return [self._rate(self.last_epoch, float(peak)) for peak in self.base_lrs]
 
     def _rate(self, step: int, peak: float) -> float:
@@ -244,21 +244,21 @@ class SimMIMSchedule(LRScheduler):
         return self.min_lr + 0.5 * (peak - self.min_lr) * (1 + math.cos(math.pi * step / self.num_training_steps))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the schedule is; its shape is the run's, which may be continued for longer."""
+        """Position of the schedule; its shape comes from the run, which may be extended when it resumes."""
         return {key: getattr(self, key) for key in ("last_epoch", "_step_count", "_last_lr")}
 
 
 def create_schedule(
     optimizer: torch.optim.Optimizer, arguments: TrainingArguments, num_training_steps: int
 ) -> LRScheduler:
-    """The schedule that training arguments name: one of the released code, or one of transformers.
+    """Create the schedule that training arguments name: an official one, or one of transformers.
 
     Args:
-        optimizer: The optimizer, whose groups have their peak rates.
-        arguments: `lr_scheduler_type`, which may be one of `SIMMIM_SCHEDULES`, `warmup_steps` (updates, or a share of
-            all below 1), `learning_rate` and `lr_scheduler_kwargs`. Those of the released ones are `warmup_lr_rate`
-            (0.005) and `min_lr_rate` (0.05), shares of the learning rate, and `milestones` ([0.875]), shares of the
-            run, and `gamma` (0.1).
+        optimizer: The optimizer, whose groups have their peak learning rates.
+        arguments: Training arguments: `lr_scheduler_type`, which may be one of `SIMMIM_SCHEDULES`, `warmup_steps`
+            (updates, or a share of all updates if below 1), `learning_rate` and `lr_scheduler_kwargs`. Options of the
+            official schedules are `warmup_lr_rate` (0.005) and `min_lr_rate` (0.05), shares of the learning rate,
+            `milestones` ([0.875]), shares of the run, and `gamma` (0.1).
         num_training_steps: Updates of the whole run.
 
     Returns:
@@ -275,16 +275,16 @@ def create_schedule(
             return get_scheduler(kind, optimizer, warmup_steps, num_training_steps, options)
         except TypeError as error:
             raise ValueError(
-                f"lr_scheduler_kwargs={options} do not fit lr_scheduler_type={kind!r} ({error}). Set those that it has,"
-                " or {} for none."
+                f"lr_scheduler_kwargs={options} is invalid for lr_scheduler_type={kind!r} ({error}). Set options of"
+                " that schedule, or {} for none."
             ) from error
     shape: dict[str, Any] = {"warmup_lr_rate": 0.005}
     shape |= {"min_lr_rate": 0.05} if kind == "simmim_cosine" else {"milestones": [0.875], "gamma": 0.1}
     for name in options:
         if name not in shape:
             raise ValueError(
-                f"lr_scheduler_kwargs has {name!r}. Those of {kind} are: {', '.join(shape)}. Set these, or {{}} for"
-                " their defaults."
+                f"lr_scheduler_kwargs has the unknown option {name!r}. Options of {kind} are: {', '.join(shape)}. Set"
+                " these, or {} for the defaults."
             )
     shape |= options
     milestones = shape.get("milestones", [])
@@ -307,19 +307,19 @@ def create_schedule(
 
 
 def warmup_updates(arguments: TrainingArguments, num_training_steps: int) -> int:
-    """Updates of the warm-up, of which `warmup_steps` below 1 is a share."""
-    # Rounded: Trainer rounds up, and makes 4 steps of 0.1 of 30.
+    """Number of warm-up updates; `warmup_steps` below 1 is a share of all updates."""
+    # Rounded: Trainer rounds up, which turns a share of 0.1 of 30 steps into 4.
     steps = arguments.warmup_steps
     return round(steps * num_training_steps) if 0 < steps < 1 else int(steps)
 
 
 def images_per_step(arguments: TrainingArguments) -> int:
-    """Global batch: over devices, processes and accumulation."""
+    """Global batch size, over devices, processes and accumulated batches."""
     return arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
 
 
 def planned_steps(arguments: TrainingArguments, num_images: int) -> int:
-    """Updates that Trainer is going to make.
+    """Number of updates that Trainer will make.
 
     Args:
         arguments: Training arguments.

@@ -1,4 +1,4 @@
-"""The model card of a pre-training run, from what the run really did, at its end or while it goes on."""
+"""The model card of a pre-training run, rendered from its trainer during or after training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,20 +26,20 @@ from .run_facts import CardFacts, held_out_images, hours, measured_after, render
 
 COLUMN_MEANINGS = {
     "original": "the image",
-    "masked": "what the encoder sees of it",
-    "prediction": "all that the model puts out, though it is trained on hidden patches only",
-    "composite": "the prediction in the hidden patches, the image itself in the others",
+    "masked": "the input of the encoder",
+    "prediction": "the whole output of the model, which is trained on masked patches only",
+    "composite": "the prediction in masked patches, the image in the others",
 }
-# Options of components that have no room in a table.
+# Options of components that are too long for a table.
 LONG_OPTIONS = ("centers", "model_config", "image_mean", "image_std")
 PROBE_FIGURES = {"probe_linear_accuracy": "linear probe", "probe_knn_accuracy": "k-NN"}
 
 
 def pretraining_card(trainer: Any) -> ModelCard:
-    """Render the card of a run, of what it has done so far.
+    """Render the model card of a pre-training run, during or after its training.
 
     Args:
-        trainer: The trainer, after `train()`, before or within. Its `origin` says what it does not know.
+        trainer: The trainer, before, during or after `train()`; its `origin` holds the provenance.
 
     Returns:
         The card; `save` writes it.
@@ -57,7 +57,7 @@ def pretraining_card(trainer: Any) -> ModelCard:
             tags=("masked-image-modeling", "self-supervised"),
             pipeline_tag="image-feature-extraction",
             training_type="pre-training",
-            # A trainer that was not told knows at least what its model was loaded from.
+            # Without a provenance the model at least knows what it was loaded from.
             base_model=origin.base_model or (None if origin.checkpoint else hub_id(config.name_or_path or None)),
             eval_results=probe_results(log, origin),
             model_rows=encoder_table(config, model) | _prediction_table(model) | _masking_table(trainer),
@@ -81,7 +81,7 @@ def pretraining_card(trainer: Any) -> ModelCard:
 
 
 def _training_time(log: Sequence[dict[str, Any]], batch: int) -> str | None:
-    """Time of all steps that were logged, also of those before a resumption; without evaluations."""
+    """Time of all logged steps, also of those before the run resumed, without evaluations."""
     seconds, last = 0.0, 0
     for entry in log:
         if entry.get("images_per_second"):
@@ -91,13 +91,13 @@ def _training_time(log: Sequence[dict[str, Any]], batch: int) -> str | None:
 
 
 def speed(log: Sequence[dict[str, Any]]) -> str | None:
-    """The median of the speeds that were logged."""
+    """Median of the logged speeds."""
     speeds = sorted(entry["images_per_second"] for entry in log if entry.get("images_per_second"))
     return f"{speeds[len(speeds) // 2]:,g} images/s (median), over all devices" if speeds else None
 
 
 def probe_results(log: Sequence[dict[str, Any]], origin: RunOrigin) -> list[EvalResult]:
-    """Entries of the model index: the last accuracies of the probes."""
+    """Entries of the model index: the latest accuracies of the probes."""
     if origin.evaluation is None:
         return []
     last = {key: last_entry(log, key) for key in PROBE_FIGURES}
@@ -109,12 +109,12 @@ def probe_results(log: Sequence[dict[str, Any]], origin: RunOrigin) -> list[Eval
 
 
 def last_entry(log: Sequence[dict[str, Any]], key: str) -> Any:
-    """The last entry of a log that has a key, if any."""
+    """The last entry of a log that has a key, or None."""
     return next((entry for entry in reversed(log) if key in entry), None)
 
 
 def _prediction_table(model: Any) -> Table:
-    """What is predicted, and how."""
+    """Describe target, prediction head and loss."""
     config = model.config
 
     def described(component: str) -> str:
@@ -124,7 +124,7 @@ def _prediction_table(model: Any) -> Table:
             if value is not None and key not in LONG_OPTIONS
         }
         if "model" in options:
-            # Maybe by the way to a folder.
+            # It may be the path of a folder.
             options["model"] = hub_id(options["model"]) or last_part(options["model"])
         if component == "target" and config.target == "color_clusters":
             options["clusters"] = len(config.target_options["centers"])
@@ -133,7 +133,7 @@ def _prediction_table(model: Any) -> Table:
 
     stride = model.target.stride
     return {
-        "target": f"{described('target')} for {'every pixel' if stride == 1 else f'every {stride} px'}",
+        "target": f"{described('target')} of {'every pixel' if stride == 1 else f'every {stride} x {stride} px'}",
         "prediction head": described("head"),
         "loss": f"{described('loss')} on {config.loss_region} pixels",
     }
@@ -143,10 +143,10 @@ def _masking_table(trainer: Any) -> Table:
     dataset = trainer.train_dataset
     side = dataset.unit_size * dataset.patch_size
     return {
-        "masks": f"`{trainer.processing_class.mask_strategy}`, a ratio of {span(dataset.mask_ratio)}:"
-        f" {span(dataset.num_masked_units)} of {dataset.num_units} squares of {side} px",
-        "AvgDist of the masks": f"{average_mask_distance(dataset):.3g} px: the mean distance of hidden pixels from the"
-        " nearest visible one",
+        "masks": f"`{trainer.processing_class.mask_strategy}`, mask ratio {span(dataset.mask_ratio)}:"
+        f" {span(dataset.num_masked_units)} of {dataset.num_units} mask patches of {side} px",
+        "AvgDist of the masks": f"{average_mask_distance(dataset):.3g} px: the mean distance of masked pixels from the"
+        " nearest visible pixel",
     }
 
 
@@ -154,10 +154,10 @@ def _data_table(trainer: Any) -> Table:
     dataset = trainer.train_dataset
     unreadable = len(trainer.unreadable_images.reasons)
     return {
-        "held out": held_out_images(trainer),
-        "not readable": f"{counted(unreadable, 'image')}, in whose place others were taken" if unreadable else None,
+        "validation images": held_out_images(trainer),
+        "unreadable": f"{counted(unreadable, 'image')}, each replaced by another at random" if unreadable else None,
         **augmentation_table(dataset.crop_scale, dataset.flip, dataset.vertical_flip),
-        **pixels_table(trainer.processing_class, dataset.num_channels),
+        **pixels_table(trainer.processing_class),
     }
 
 
@@ -172,7 +172,7 @@ def _results(trainer: Any) -> Table:
     if evaluation is not None:
         error = evaluation.get("eval_masked_l1")
         pixels = f", masked l1 **{error:.2f}** of 255" if error is not None and error == error else ""
-        table["held-out loss"] = f"{evaluation['eval_loss']:.4g}{pixels}, {measured_after(trainer, 'eval_loss')}"
+        table["validation loss"] = f"{evaluation['eval_loss']:.4g}{pixels}, {measured_after(trainer, 'eval_loss')}"
     for key, name in PROBE_FIGURES.items():
         last = last_entry(log, key)
         if last is None:
@@ -184,17 +184,17 @@ def _results(trainer: Any) -> Table:
 
 
 def _results_intro(trainer: Any) -> str:
-    """What the figures mean."""
+    """Explain the metrics."""
     table = _results(trainer)
     parts = []
     if any("masked l1" in str(text) for text in table.values()):
-        parts.append("Masked l1 is the mean absolute error of hidden pixels on the scale of 0 to 255.")
+        parts.append("Masked l1 is the mean absolute error of masked pixels on a scale of 0 to 255.")
         if trainer.model.target.decode_uses:
-            parts.append(f"It is measured with the {trainer.model.target.decode_uses} of the original.")
+            parts.append(f"Predictions are decoded with the {trainer.model.target.decode_uses} of the original.")
     if any("loss" in title for title in table):
         parts.append(
-            "Losses compare runs of the same images, masks and target; they do not say how well the features serve a"
-            " task."
+            "Losses are comparable only between runs with the same images, masks and target; they do not measure how"
+            " useful the features are for a task."
         )
     callback = next((part for part in trainer.callback_handler.callbacks if isinstance(part, ProbeCallback)), None)
     if callback is not None and any("accuracy" in title for title in table):
@@ -203,10 +203,10 @@ def _results_intro(trainer: Any) -> str:
         named = f" ({source})" if source is not None else ""
         layer = "the encoder's output" if callback.layer is None else f"hidden state {callback.layer}"
         parts.append(
-            f"The probes tell {callback.num_classes} classes apart by frozen features ({layer}, pooling"
-            f" `{callback.pooling}`): fitted to {train:,} labeled images, measured on {test:,} others{named}. Of"
-            f" balanced classes chance is {1 / callback.num_classes:.1%}; the k-NN asks {callback.k} neighbors. No"
-            " label trained the encoder."
+            f"The probes classify frozen features ({layer}, pooling `{callback.pooling}`) into {callback.num_classes}"
+            f" classes: trained on {train:,} labeled images, tested on {test:,} others{named}. Chance level is"
+            f" {1 / callback.num_classes:.1%} for balanced classes; k-NN uses {callback.k} neighbors. Labels are never"
+            " used for training the encoder."
         )
     return " ".join(parts)
 
@@ -220,11 +220,13 @@ def _reconstruction(trainer: Any) -> dict[str, str] | None:
     when = f" {measured_after(trainer, 'eval_loss')}" if evaluation is not None else ""
     decode_uses = trainer.model.target.decode_uses
     helped = (
-        f" Predictions are drawn with the {decode_uses} of the original, and look better for it." if decode_uses else ""
+        f" Predictions are decoded with the {decode_uses} of the original and look better for it."
+        if decode_uses
+        else ""
     )
     return {
         "alt": " | ".join(DRAWN_COLUMNS),
-        "caption": f"Held-out images{when}, from left to right: {', '.join(meanings)}.{helped}",
+        "caption": f"Validation images{when}, from left to right: {', '.join(meanings)}.{helped}",
     }
 
 
@@ -232,10 +234,10 @@ def _pictures(output_dir: Path) -> list[dict[str, str]]:
     pictures = [
         (
             "probe.png",
-            "accuracies of the probes over steps",
-            "What frozen features are worth for classes while the encoder trains.",
+            "accuracy of the probes over steps",
+            "Accuracy of k-NN and a linear probe on frozen features during pre-training.",
         ),
-        ("loss_curve.png", "loss over steps", "Training loss, held-out loss with fixed masks, and the learning rate."),
+        ("loss_curve.png", "loss over steps", "Training loss, validation loss with fixed masks, and learning rate."),
     ]
     return [
         {"file": file, "alt": alt, "caption": caption}

@@ -1,4 +1,4 @@
-"""What every card tells of a training: rates as they were, machine, time and energy, and how far it has come."""
+"""Facts about a training that every model card states: optimization, hardware, time, energy and progress."""
 
 import math
 import os
@@ -29,30 +29,30 @@ from .optimization import SimMIMSchedule, create_schedule, images_per_step, plan
 
 
 def total_steps(trainer: Any) -> int:
-    """Steps of a whole training, also before it has begun."""
+    """Number of steps of the whole training, also before it has begun."""
     return trainer.state.max_steps or planned_steps(trainer.args, len(trainer.train_dataset))
 
 
 @dataclass
 class CardFacts:
-    """What the card of a training tells beside what all of them tell.
+    """Contents of a training's model card that depend on the kind of model.
 
     Args:
         kind: "pretrained", "classifier" or "segmentation".
         auto_class: Class of transformers that loads the model.
-        num_parameters: Of the model, or of the part of it that people use.
-        tags: For the metadata, beside "simmim" and the encoder's name.
-        pipeline_tag: Task of the model.
+        num_parameters: Number of parameters of the model, or of the part of it that is used later.
+        tags: Tags for the metadata, besides "simmim" and the encoder's name.
+        pipeline_tag: Task of the model, as the Hub names it.
         training_type: "pre-training" or "fine-tuning".
         base_model: Name on the Hub of the model that the training started from.
-        eval_results: Figures for the metadata.
-        model_rows: Table of the model.
-        data_rows: Table of the data.
-        training_rows: Rows of the table of the training that only this kind has.
-        time: How long the training took, in words.
-        speed: How fast it was, in words.
-        citations: What to cite.
-        values: What else the template asks for.
+        eval_results: Evaluation results for the metadata.
+        model_rows: Rows of the table of the model.
+        data_rows: Further rows of the table of the data.
+        training_rows: Further rows of the table of the training.
+        time: Training time, in words.
+        speed: Training speed, in words.
+        citations: BibTeX entries.
+        values: Further variables of the template.
     """
 
     kind: str
@@ -73,12 +73,12 @@ class CardFacts:
 
 
 def render_training(trainer: Any, config: Any, facts: CardFacts) -> ModelCard:
-    """Render the card of a training, of what it has done so far.
+    """Render the model card of a training, during or after it.
 
     Args:
-        trainer: The trainer, after `train()`, before or within. Its `origin` says what it does not know.
+        trainer: The trainer, before, during or after `train()`; its `origin` holds the provenance.
         config: The SimMIM config of its model, or of the backbone in it.
-        facts: What only this kind of card tells.
+        facts: Contents that depend on the kind of model.
 
     Returns:
         The card; `save` writes it.
@@ -110,19 +110,19 @@ def render_training(trainer: Any, config: Any, facts: CardFacts) -> ModelCard:
         num_channels=config.num_channels,
         image_height=config.image_size[0],
         image_width=config.image_size[1],
-        data_name=origin.images.name if origin.images else None,
+        data_name=_data_name(origin),
         start=start(origin),
         model_rows=facts.model_rows,
         data_rows={
-            "images": str(origin.images) if origin.images else None,
-            "trained on": f"{len(trainer.train_dataset):,}",
+            "data set": str(origin.images) if origin.images else None,
+            "training images": f"{len(trainer.train_dataset):,}",
             **facts.data_rows,
         },
         training_rows={
             "steps": steps(trainer, num_steps),
-            "started from": facts.base_model or origin.checkpoint or "fresh weights",
+            "initial weights": facts.base_model or origin.checkpoint or "random",
             **optimization_table(arguments, num_steps),
-            "layer decay": layer_decay(arguments),
+            "layer-wise decay": layer_decay(arguments),
             **facts.training_rows,
             **hardware_table(trainer, facts.time),
             "speed": facts.speed,
@@ -135,8 +135,15 @@ def render_training(trainer: Any, config: Any, facts: CardFacts) -> ModelCard:
     )
 
 
+def _data_name(origin: RunOrigin) -> str | None:
+    if origin.images is None:
+        return None
+    kinds = {"imagefolder": "folder", "parquet": "files", "webdataset": "files"}
+    return f"{kinds.get(origin.images.kind, 'data set')} `{origin.images.name}`"
+
+
 def held_out_images(trainer: Any) -> str:
-    """Number of the images that are evaluated on, and where they come from."""
+    """Number of validation images, and where they come from."""
     if trainer.eval_dataset is None:
         return "none"
     where = f" ({trainer.origin.held_out})" if trainer.origin.held_out else ""
@@ -144,14 +151,14 @@ def held_out_images(trainer: Any) -> str:
 
 
 def optimization_table(arguments: TrainingArguments, num_steps: int) -> Table:
-    """Optimizer, batch and rates as they were in effect.
+    """Describe optimizer, batch size and learning rates as they were in effect.
 
     Args:
-        arguments: Of the training.
+        arguments: Training arguments.
         num_steps: Planned updates.
 
     Returns:
-        The table.
+        Rows of the table by title.
     """
     batch = images_per_step(arguments)
     optimizer = str(getattr(arguments.optim, "value", arguments.optim))
@@ -164,10 +171,10 @@ def optimization_table(arguments: TrainingArguments, num_steps: int) -> Table:
     devices = batch // (on_each * arguments.gradient_accumulation_steps)
     accumulated = counted(arguments.gradient_accumulation_steps, "accumulated batch", "es")
     return {
-        "batch": f"{batch} images a step: {on_each} x {counted(devices, 'device')} x {accumulated}",
+        "batch size": f"{batch} = {on_each} x {counted(devices, 'device')} x {accumulated}",
         "optimizer": optimizer,
         "weight decay": f"{arguments.weight_decay:g}",
-        "gradients": f"clipped to a norm of {clip:g}" if clip else "not clipped",
+        "gradient clipping": f"norm {clip:g}" if clip else "none",
         "learning rate": _learning_rate(arguments, batch),
         "schedule": _schedule(arguments, num_steps),
         "precision": _precision(arguments),
@@ -179,12 +186,12 @@ def _learning_rate(arguments: Any, batch: int) -> str:
     peak = float(arguments.learning_rate)
     base, base_batch = getattr(arguments, "base_learning_rate", None), getattr(arguments, "base_batch_size", 0)
     if base is None or not math.isclose(peak, base * batch / base_batch, rel_tol=1e-9):
-        return f"{peak:.4g}, as given: not scaled by the batch"
-    return f"{peak:.4g} = {base:g} x {batch} / {base_batch} (base rate x images a step / {base_batch})"
+        return f"{peak:.4g}, set directly, not scaled by the batch size"
+    return f"{peak:.4g} = {base:g} x {batch} / {base_batch} (base learning rate x batch size / {base_batch})"
 
 
 def _schedule(arguments: Any, num_steps: int) -> str:
-    """Name, warm-up and the rates at both ends, asked of the schedule itself."""
+    """Name, warm-up, and first and last learning rate, computed by the schedule itself."""
     name = str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type))
     peak, warmup = float(arguments.learning_rate), warmup_updates(arguments, num_steps)
     schedule: Any = create_schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=peak), arguments, num_steps)
@@ -199,9 +206,9 @@ def _schedule(arguments: Any, num_steps: int) -> str:
     if warmup:
         parts.append(f"warm-up of {counted(warmup, 'step')}" + (f" from {start:.4g}" if start is not None else ""))
     if milestones:
-        parts.append(f"times {schedule.gamma:g} at step {' and '.join(f'{step:,}' for step in milestones)}")
+        parts.append(f"multiplied by {schedule.gamma:g} at step {' and '.join(f'{step:,}' for step in milestones)}")
     if end is not None:
-        parts.append(f"down to {end:.4g}" if end < peak else "level to the end")
+        parts.append(f"decay to {end:.4g}" if end < peak else "constant to the end")
     return ", ".join(parts)
 
 
@@ -216,7 +223,7 @@ def _precision(arguments: Any) -> str:
 
 
 def hardware_table(trainer: Any, time: str | None) -> Table:
-    """Machine, time in words, and energy."""
+    """Describe hardware, training time and energy."""
     return {
         "hardware": _hardware(trainer.args),
         "training time": time,
@@ -245,7 +252,7 @@ def _cpu_name() -> str:
 
 
 def _emissions(trainer: Any) -> Any:
-    """What codecarbon measured of a training that it followed to the end; None otherwise."""
+    """Emissions that codecarbon measured, if it followed the training to its end; None otherwise."""
     trackers = (getattr(callback, "tracker", None) for callback in trainer.callback_handler.callbacks)
     found = (getattr(tracker, "final_emissions_data", None) for tracker in trackers)
     return next((data for data in found if data is not None and getattr(data, "energy_consumed", None)), None)
@@ -256,20 +263,20 @@ def _energy(trainer: Any) -> str | None:
     if data is None:
         return None
     start = getattr(trainer, "_initial_global_step", 0)
-    since = f", from step {start:,} on" if start else ""
+    since = f", since step {start:,}" if start else ""
     return (
-        f"{data.energy_consumed:.3g} kWh, {data.emissions:.3g} kg CO2-equivalent, as codecarbon estimates for the"
+        f"{data.energy_consumed:.3g} kWh, {data.emissions:.3g} kg CO2-equivalent, estimated by codecarbon for the"
         f" machine of the first process{since}"
     )
 
 
 def hours(seconds: float) -> str:
-    """A time in hours, a short one in seconds, too."""
+    """A duration in hours, and in seconds if it is short."""
     return f"{seconds / 3600:.3g} h" + (f" ({seconds:.3g} s)" if seconds < 600 else "")
 
 
 def emissions_entry(trainer: Any, training_type: str) -> dict[str, Any] | None:
-    """What codecarbon measured as the metadata of the Hub has it: in grams."""
+    """Emissions that codecarbon measured, in grams, in the form of the Hub's metadata."""
     data = _emissions(trainer)
     if data is None:
         return None
@@ -282,7 +289,7 @@ def emissions_entry(trainer: Any, training_type: str) -> dict[str, Any] | None:
 
 
 def progress(trainer: Any, num_steps: int) -> str | None:
-    """A sentence on a training that has not made all its steps; None of one that has."""
+    """A sentence on the progress of an unfinished training; None if it is finished."""
     state = trainer.state
     if state.global_step >= num_steps:
         return None
@@ -292,57 +299,71 @@ def progress(trainer: Any, num_steps: int) -> str | None:
 
 
 def best_step(trainer: Any) -> int | None:
-    """The step whose weights the model has got back at the end of training; None if it has those of the last one."""
+    """The step whose weights were restored at the end of training; None if the model has those of the last step."""
     if trainer.is_in_train or not trainer.args.load_best_model_at_end:
         return None
     return trainer.state.best_global_step or None
 
 
 def measured_after(trainer: Any, key: str) -> str:
-    """Which weights the last entry of the log with a key measures.
+    """Say which weights the last entry of the log with a key measured.
 
     Args:
         trainer: The trainer.
-        key: Of a figure that is in the log.
+        key: Key of a metric that is in the log.
+
+    Returns:
+        "with the weights of step N" if the best weights were restored, else "after step N".
     """
     measured = [entry["step"] for entry in trainer.state.log_history if key in entry]
     best = best_step(trainer)
-    # The weights that were brought back are measured once more, at the last step.
+    # Restored weights are measured once more, at the last step.
     again = measured.count(measured[-1]) > 1
     return f"with the weights of step {best:,}" if best is not None and again else f"after step {measured[-1]:,}"
 
 
 def steps(trainer: Any, num_steps: int) -> str:
-    """Steps and epochs that were made, and of which of them the weights are."""
+    """Steps and epochs that were made, and the step that the weights are from."""
     state = trainer.state
     done = f"{state.global_step:,}" + (f" of {num_steps:,}" if state.global_step < num_steps else "")
     epochs = f", {state.epoch:.4g} epoch{'s' if state.epoch != 1 else ''}" if state.epoch else ""
     best = best_step(trainer)
     chosen = ""
     if best is not None and best != state.global_step:
-        chosen = f"; the weights are those of step {best:,}, the best by `{trainer.args.metric_for_best_model}`"
+        chosen = f"; weights of step {best:,}, the best by `{trainer.args.metric_for_best_model}`"
     return done + epochs + chosen
 
 
 def start(origin: RunOrigin) -> str:
-    """A sentence on the weights that a fine-tuning began with."""
+    """A sentence on the initial weights of a fine-tuning."""
     if origin.base_model is not None:
         return f"It was fine-tuned from [{origin.base_model}](https://huggingface.co/{origin.base_model})."
     if origin.checkpoint is not None:
         return f"It was fine-tuned from the checkpoint `{origin.checkpoint}`."
-    return "It was trained from fresh weights, without any pre-training."
+    return "It was trained from scratch, without pre-training."
+
+
+def training_line(arguments: Any, num_steps: int) -> str:
+    """Steps, batch size, peak learning rate and devices, for the plan that a command prints."""
+    rate = f"{arguments.learning_rate:.3g}".replace("e-0", "e-")
+    epochs = f" ({arguments.num_train_epochs:g} epochs)" if arguments.max_steps <= 0 else ""
+    kind = "GPU" if arguments.device.type == "cuda" else arguments.device.type.upper()
+    return (
+        f"{counted(num_steps, 'step')}{epochs}, batch size {images_per_step(arguments)}, peak learning rate {rate},"
+        f" {arguments.world_size * max(1, arguments.n_gpu)} x {kind}"
+    )
 
 
 def layer_decay(arguments: Any) -> str | None:
-    """Layer-wise decay of the learning rate, where there is one."""
+    """Layer-wise decay of the learning rate, if there is any."""
     decay = getattr(arguments, "layer_decay", None)
     if not decay or decay == 1:
         return None
-    return f"{decay:g}: the factor of the learning rate from each layer to the one below"
+    return f"{decay:g}, factor of the learning rate from each layer to the one below"
 
 
 def session_time(trainer: Any) -> str | None:
-    """Trainer's own figure, which is of this session."""
+    """Training time as Trainer measured it, which covers this session only."""
     seconds = next((entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry), None)
     first = getattr(trainer, "_initial_global_step", 0)
-    return f"{hours(seconds)}, with evaluations{f', from step {first:,} on' if first else ''}" if seconds else None
+    return f"{hours(seconds)}, with evaluations{f', since step {first:,}' if first else ''}" if seconds else None

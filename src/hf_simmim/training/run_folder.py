@@ -1,4 +1,4 @@
-"""What a run began with, kept in its folder, so that nobody goes on with it by mistake."""
+"""Folders of runs: settings that must not change, checkpoints to resume from, and records of finished runs."""
 
 import hashlib
 import json
@@ -21,43 +21,43 @@ VOLATILE_KEYS = ("architectures", "dtype", "transformers_version", "_name_or_pat
 
 
 def check_same_run(settings: dict[str, Any], output_dir: Path, resuming: bool) -> None:
-    """Refuse to go on with a run whose model or images are not those it began with.
+    """Refuse to resume a run with another model or other images.
 
     Args:
-        settings: What must stay the same, as JSON takes it.
-        output_dir: Folder of the run, whose `run.json` holds what it began with.
-        resuming: Whether there is a checkpoint to go on from.
+        settings: Settings that must stay the same, JSON-serializable.
+        output_dir: Folder of the run, whose `run.json` holds the settings that it started with.
+        resuming: Whether there is a checkpoint to resume from.
 
     Raises:
-        ValueError: If something differs.
+        ValueError: If a setting differs.
     """
     settings = json.loads(json.dumps(settings))
     before = settings_before(output_dir) if resuming else {}
     for key, value in settings.items():
-        # A key is missing where an older version wrote the file.
+        # A key is missing if an older version wrote the file.
         if key in before and before[key] != value:
             then, now = before[key], value
             if isinstance(then, dict) and isinstance(now, dict):
                 changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
                 then, now = ({name: values.get(name) for name in changed} for values in (then, now))
             raise ValueError(
-                f"{output_dir} holds a run with another {key}: {then} then, {now} now. Name another --output_dir, or"
-                " add --restart to delete that run and begin anew."
+                f"{output_dir} holds a run with another {key}: {then} before, {now} now. Set another --output_dir, or"
+                " add --restart to delete that run and start again."
             )
 
 
 def stable_settings(config: Any) -> dict[str, Any]:
-    """The settings of a config that do not change when it is saved and loaded."""
+    """Settings of a config, without those that saving rewrites."""
     return {key: value for key, value in config.to_dict().items() if key not in VOLATILE_KEYS}
 
 
 def begin_run(arguments: SimMIMTrainingArguments, settings: dict[str, Any], pictures: Sequence[str] = ()) -> None:
-    """Write `run.json`, when all that can be refused has been; with `restart` delete the earlier run, and not before.
+    """Write `run.json` after all checks have passed; with `restart`, delete the earlier run only now.
 
     Args:
-        arguments: Those of the run.
-        settings: What it begins with, as JSON takes it.
-        pictures: Folders of results that are deleted as well.
+        arguments: Training arguments of the run.
+        settings: Settings that the run starts with, JSON-serializable.
+        pictures: Folders of pictures that `restart` deletes as well.
     """
     if not arguments.should_save:
         return
@@ -65,33 +65,33 @@ def begin_run(arguments: SimMIMTrainingArguments, settings: dict[str, Any], pict
     path = output_dir / RUN_FILE
     if arguments.restart:
         folders = [folder for folder in output_dir.glob("checkpoint-*") if folder.name.split("-", 1)[1].isdigit()]
-        # Else these files are somebody else's.
+        # Without run.json these files are not from a run.
         if path.exists():
             folders += [output_dir / name for name in pictures]
             for name in RESULTS:
                 (output_dir / name).unlink(missing_ok=True)
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
-    # At once, for other processes may be reading it.
+    # Replaced at once: other processes may be reading it.
     part = path.with_suffix(".part")
     part.write_text(json.dumps(settings, indent=2), encoding="utf-8")
     part.replace(path)
 
 
 def settings_before(output_dir: Path) -> dict[str, Any]:
-    """What the run in a folder began with; nothing if that is not known."""
+    """Settings that the run in a folder started with; empty if unknown."""
     path = output_dir / RUN_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def digest(images: Dataset) -> str:
-    """A short text that differs if the images are others or in another order."""
+    """Fingerprint of the names of images and their order."""
     names = "\n".join(images["name"])
     return f"{len(images)} images, {hashlib.blake2b(names.encode(), digest_size=6).hexdigest()}"
 
 
 def model_digest(checkpoint: str, with_weights: bool) -> str | None:
-    """A short text that tells the model in a folder from others, or its architecture; None for a name on the Hub."""
+    """Fingerprint of the model in a folder, or of its architecture only; None for a name on the Hub."""
     folder = Path(checkpoint)
     if not folder.is_dir():
         return None
@@ -104,10 +104,10 @@ def model_digest(checkpoint: str, with_weights: bool) -> str | None:
 
 
 def prepare_output_dir(arguments: SimMIMTrainingArguments) -> Path | None:
-    """Make sure that results can be written, and find the checkpoint to go on from.
+    """Check that results can be written, and find the checkpoint to resume from.
 
     Args:
-        arguments: Those of the run.
+        arguments: Training arguments of the run.
 
     Returns:
         The checkpoint; None if there is none, or with `restart`.
@@ -134,36 +134,36 @@ logger = logging.get_logger(__name__)
 
 
 def newest_whole_checkpoint(output_dir: str | Path) -> Path | None:
-    """Find the newest checkpoint of a run that was written to its end.
+    """Find the newest complete checkpoint of a run.
 
-    A run that is killed while it saves leaves a folder that looks like a checkpoint and cannot be loaded. Such folders
-    are passed over with a warning.
+    A run that is killed while saving leaves a folder that looks like a checkpoint but cannot be loaded. Such folders
+    are skipped with a warning.
 
     Args:
-        output_dir: Folder that holds `checkpoint-N` folders of Trainer.
+        output_dir: Folder with the `checkpoint-N` folders of Trainer.
 
     Returns:
         The folder, or None if there are no checkpoints.
 
     Raises:
-        ValueError: If there are checkpoints and none of them is whole.
+        ValueError: If there are checkpoints but none is complete.
     """
     folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
     for folder in sorted(folders, key=lambda path: int(path.name.split("-")[1]), reverse=True):
         flaw = _flaw(folder)
         if flaw is None:
             return folder
-        logger.warning(f"{folder} is passed over: {flaw}.")
+        logger.warning(f"{folder} is skipped: {flaw}.")
     if folders:
         raise ValueError(
-            f"None of the checkpoints in {output_dir} is whole; of {folders[0].name}, {_flaw(folders[0])}. Name another"
-            " --output_dir, or add --restart to delete them and begin anew."
+            f"None of the checkpoints in {output_dir} is complete; {folders[0].name}: {_flaw(folders[0])}. Set another"
+            " --output_dir, or add --restart to delete them and start again."
         )
     return None
 
 
-# What a checkpoint holds beside its trainer_state.json: as Trainer writes it on its own, under FSDP with full and with
-# sharded state, and under DeepSpeed.
+# Files of a complete checkpoint besides trainer_state.json: of Trainer alone, under FSDP with full and with sharded
+# state, and under DeepSpeed.
 _LAYOUTS = (
     ("config.json", "model*.safetensors", "optimizer.pt", "scheduler.pt"),
     ("pytorch_model_fsdp.bin", "optimizer.bin", "scheduler.pt"),
@@ -173,7 +173,7 @@ _LAYOUTS = (
 
 
 def _flaw(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+    """Why a checkpoint is incomplete, or None if it is complete."""
     try:
         json.loads((folder / "trainer_state.json").read_text())
         found = [{pattern: list(folder.glob(pattern)) for pattern in layout} for layout in _LAYOUTS]
@@ -188,7 +188,7 @@ def _flaw(folder: Path) -> str | None:
             elif path.suffix == ".json":
                 json.loads(path.read_text())
             elif path.suffix in (".pt", ".bin") and not zipfile.is_zipfile(path):
-                return f"{path.name} is cut off"
+                return f"{path.name} is truncated"
     except (OSError, ValueError, SafetensorError) as error:
         return str(error)
     return None
@@ -198,12 +198,12 @@ RECORD_FILE = "done.json"
 
 
 class RunRecord:
-    """A run, and what is noted of it in its folder.
+    """Records how a run was started and what came out, so that it runs only once.
 
     Args:
         folder: Folder of the run.
-        options: Its options, as JSON takes them.
-        inputs: What tells its images and weights from others of the same names, as JSON takes it.
+        options: Options of the run, JSON-serializable.
+        inputs: Fingerprints of its images and weights, JSON-serializable.
     """
 
     def __init__(self, folder: Path, options: dict[str, Any], inputs: dict[str, Any]):
@@ -212,18 +212,18 @@ class RunRecord:
 
     @property
     def is_begun(self) -> bool:
-        """Whether this very run was begun; not one of other options or inputs."""
+        """Whether this run was started before, with the same options and inputs."""
         return self._noted() is not None
 
     @property
     def results(self) -> dict[str, Any] | None:
-        """What came out, if it is finished."""
+        """Results of the run; None if it is not finished."""
         noted = self._noted()
         return None if noted is None else noted["results"]
 
     def note(self, results: dict[str, Any] | None) -> None:
-        """Note that it is begun, with None, or finished; in the first process only."""
-        # At once, for the run may be killed.
+        """Record that the run has started (None) or finished; call it in the first process only."""
+        # Replaced at once: the run may be killed.
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps({**self.beginning, "results": results}, indent=2), encoding="utf-8")
         part.replace(self.path)

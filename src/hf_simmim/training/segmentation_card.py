@@ -20,7 +20,7 @@ from ..hub.card import (
 from ..hub.provenance import RunOrigin
 from .run_facts import CardFacts, held_out_images, measured_after, render_training, session_time
 
-# Figures by the names that metrics have here: title in the card, and type for the metadata.
+# Title in the card and metric type of the Hub, by name of the metric.
 SEGMENTATION_FIGURES = {
     "eval_mean_iou": ("mean IoU", "mean_iou"),
     "eval_pixel_accuracy": ("pixel accuracy", "accuracy"),
@@ -29,10 +29,10 @@ PICTURE = "segmentation.png"
 
 
 def segmentation_card(trainer: Any) -> ModelCard:
-    """Render the card of UperNet on one of our backbones, of what its training has done so far.
+    """Render the model card of UperNet on a backbone of this package, during or after its training.
 
     Args:
-        trainer: Its trainer, whose data sets are `SegmentationDataset`.
+        trainer: Trainer of the model, whose data sets are `SegmentationDataset`.
 
     Returns:
         The card; `save` writes it.
@@ -75,7 +75,7 @@ def segmentation_card(trainer: Any) -> ModelCard:
                     {
                         "file": PICTURE,
                         "alt": "image | annotation | prediction",
-                        "caption": "Images that were not trained on, with their annotations and predictions.",
+                        "caption": "Validation images with their annotations and predictions.",
                     }
                 ]
                 * (not trainer.is_in_train and (Path(str(trainer.args.output_dir)) / PICTURE).exists()),
@@ -99,22 +99,22 @@ def _results_intro(trainer: Any) -> str:
     evaluation: Any = trainer.eval_dataset
     number, source = len(evaluation), trainer.origin.evaluation
     where = f" ({source})" if source is not None else ""
-    counted = f"{number:,} images that were" if number > 1 else "1 image that was"
+    counted = f"{number:,} held-out images" if number > 1 else "1 held-out image"
     return (
-        f"On {counted} not trained on{where}, whole and at the size of the annotations,"
+        f"On {counted}{where}, evaluated as a whole at the size of the annotations,"
         f" {measured_after(trainer, 'eval_mean_iou')}:"
     )
 
 
 def _class_table(trainer: Any) -> Table:
-    """IoU of each class at the last evaluation; of one that neither annotations nor answers have there is none."""
+    """IoU of each class at the last evaluation; a class in neither annotations nor predictions has none."""
     metrics = trainer.compute_metrics
     found = metrics.iou if isinstance(metrics, SegmentationMetrics) else {}
-    return {name: f"{value:.1%}" if value == value else "in none of the images" for name, value in found.items()}
+    return {name: f"{value:.1%}" if value == value else "absent" for name, value in found.items()}
 
 
 def _parameters(model: Any) -> str:
-    return f"{millions(model.backbone.num_parameters())} in the backbone, {millions(model.num_parameters())} in all"
+    return f"{millions(model.backbone.num_parameters())} in the backbone, {millions(model.num_parameters())} in total"
 
 
 def _data_table(trainer: Any) -> Table:
@@ -122,13 +122,12 @@ def _data_table(trainer: Any) -> Table:
     height, width = dataset.crop_size
     share = dataset.max_class_share
     return {
-        "evaluated on": held_out_images(trainer),
-        "size": f"shorter side of {dataset.short_side} px" if dataset.short_side else "that of each image",
-        "crops": f"{height} x {width} px (height x width), at {listed(list(dataset.scales))} times that size"
-        + (f", no class more than {share:.0%} of one where such a crop is found" if share < 1 else ""),
-        "flips": "50% left to right",
-        "colors": "distorted at random, of RGB images of 8 bits" if dataset.pixels.num_channels == 3 else None,
-        "pixels without a class": f"those of {dataset.labels.ignore_index}"
-        + (" and of 0" if dataset.labels.reduce_labels else ""),
-        **pixels_table(trainer.processing_class, dataset.pixels.num_channels),
+        "validation images": held_out_images(trainer),
+        "image size": f"shorter side of {dataset.short_side} px" if dataset.short_side else "original",
+        "crops": f"{height} x {width} px (height x width), of images scaled by {listed(list(dataset.scales))}"
+        + (f", at most {share:.0%} of a single class where possible" if share < 1 else ""),
+        "flips": "50% horizontal",
+        "colors": "photometric distortion of 8-bit RGB images" if dataset.pixels.num_channels == 3 else None,
+        "ignored class ids": f"{dataset.labels.ignore_index}" + (" and 0" if dataset.labels.reduce_labels else ""),
+        **pixels_table(trainer.processing_class),
     }

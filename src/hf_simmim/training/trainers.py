@@ -1,4 +1,4 @@
-"""Trainers: a common base, and one each for pre-training, classifiers and segmentation models."""
+"""Trainers: a common base class, and one class each for pre-training, classification and segmentation."""
 
 import contextlib
 import time
@@ -36,27 +36,29 @@ logger = logging.get_logger(__name__)
 
 
 class RunTrainer(Trainer):
-    """`transformers.Trainer` with our model card, other pushes to the Hub, and evaluations that leave no trace.
+    """`transformers.Trainer` with our model card, robust pushes to the Hub, and evaluation of every image.
 
-    A push that fails in mid-training is a warning and is tried again in the background; every commit holds weights,
-    configuration, processor, code, card and pictures of one moment. Trainer's own would upload files while training
-    writes them, in several commits, and forget those that failed.
+    A push that fails during training causes a warning and is retried in the background; every commit holds weights,
+    configuration, processor, code, card and pictures of the same moment. Trainer's own pushes upload files while
+    training writes them, in several commits, and do not retry.
 
-    Every image is evaluated, and training's random state is untouched. Trainer's own `dataloader_drop_last` drops the
-    last batch of evaluations too, and with it part of the images: all of them if they are fewer than a batch. The
-    workers of its first evaluation take a seed from the generator that stochastic depth draws from; those of later
-    evaluations are still there and take none, but in a resumed run.
+    Evaluates every image and leaves training's random state untouched. Trainer's own `dataloader_drop_last` also drops
+    the last batch of evaluations, and with it all images if they are fewer than a batch. The workers of its first
+    evaluation draw a seed from the generator that stochastic depth uses; in later evaluations they persist and draw
+    none, except in a resumed run.
 
     Args:
-        hub_pushes: Where to push to, if it is known already; else as the arguments say.
+        *args: Passed to Trainer.
+        hub_pushes: Pushes of the run, if they were opened already; else they are opened from the arguments.
+        **kwargs: Passed to Trainer.
     """
 
-    # In the first process, where there is something to push to.
+    # Set in the first process of a run that is pushed.
     hub_pushes: HubPushes | None
     args: Any
-    # What the trainer does not know, for the card; whoever knows sets it.
+    # Provenance for the card, which the trainer does not know; commands set it.
     origin: RunOrigin = RunOrigin()
-    # Renders the card of a trainer.
+    # Function that renders the card of a trainer.
     card: ClassVar[Any] = None
 
     def __init__(self, *args, hub_pushes: HubPushes | None = None, **kwargs):
@@ -64,10 +66,14 @@ class RunTrainer(Trainer):
         super().__init__(*args, **kwargs)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Make the repository; one that cannot be reached is made by a later push.
+        """Create the repository; if the Hub cannot be reached, a later push creates it.
+
+        Args:
+            token: Token with write access; that of the arguments if None.
+            private: Whether a new repository is private; as the arguments say if None.
 
         Raises:
-            ValueError: If it can never be pushed to.
+            ValueError: If pushing can never work.
         """
         if not self.is_world_process_zero():
             return
@@ -80,7 +86,7 @@ class RunTrainer(Trainer):
             name = self.hub_pushes.repo_id
             self.hub_model_id = name  # type: ignore[assignment]
             if "/" in name:
-                # The card tells by this name how to load the model.
+                # The card shows how to load the model by this name.
                 self.args.hub_model_id = name
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -94,7 +100,7 @@ class RunTrainer(Trainer):
         checkpoint = Path(checkpoint_folder)
         folder = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: checkpoint.name}
         step = self.state.global_step
-        # The best one may come several times in an epoch.
+        # The best checkpoint may change several times in an epoch.
         moment = f"epoch {int(self.state.epoch)}" if self.args.save_strategy == SaveStrategy.EPOCH else f"step {step}"
         try:
             push = Push.of_checkpoint(
@@ -106,7 +112,7 @@ class RunTrainer(Trainer):
         except OSError as error:
             self.hub_pushes.num_failed += 1
             logger.warning(
-                f"Could not prepare a push of {checkpoint} ({error}). Training goes on, and the next one stands for it."
+                f"Could not prepare a push of {checkpoint} ({error}). Training continues; the next push replaces it."
             )
             return
         if push.paths():
@@ -115,12 +121,12 @@ class RunTrainer(Trainer):
             logger.warning_once("Checkpoints of this run are sharded: the model is pushed at the end only.")
 
     def _finish_current_push(self) -> None:
-        """Trainer ends training with it."""
+        """Wait for the pushes; Trainer calls this at the end of training."""
         if self.hub_pushes is not None:
             self.hub_pushes.settle()
 
-    def write_card(self, **kwargs) -> None:
-        """Write the model card; one that cannot be written is a warning, for it stops neither training nor pushes.
+    def write_card(self, **kwargs: Any) -> None:
+        """Write the model card; a failure causes a warning and stops neither training nor pushes.
 
         Args:
             **kwargs: Passed to `create_model_card`.
@@ -129,7 +135,7 @@ class RunTrainer(Trainer):
         try:
             self.create_model_card(**kwargs)
         except Exception as error:
-            # A model without a new card is better than none.
+            # A model without an up-to-date card is better than none.
             logger.warning(f"Could not write the model card ({type(error).__name__}: {error}).")
 
     def push_to_hub(  # type: ignore[override]
@@ -141,22 +147,22 @@ class RunTrainer(Trainer):
         private: bool | None = None,
         **kwargs,
     ) -> "CommitInfo | Future[CommitInfo | None] | None":
-        """Save to `output_dir` and push what of it belongs into a repository; all processes must call it.
+        """Save to `output_dir` and push the files that belong in a repository; all processes must call it.
 
         Args:
-            commit_message: Of the commit.
-            blocking: Whether to wait until it is through or given up.
-            token: Instead of that of the arguments, from now on.
+            commit_message: Commit message.
+            blocking: Whether to wait until the push succeeds or is given up.
+            token: Token with write access, from now on; that of the arguments if None.
             revision: Branch; that of the arguments if None.
-            private: Whether the repository is made private, if it is made by this call.
+            private: Whether the repository is private, if this call creates it.
             **kwargs: Passed to `create_model_card`.
 
         Returns:
-            The commit; None if the push did not get through, which is logged with what to do, and in other processes.
-            Without `blocking`, a future of that.
+            The commit; None if the push failed, which is logged with instructions, and in other processes. Without
+            `blocking`, a future of the commit.
 
         Raises:
-            ValueError: If there is no repository yet, and it can never be pushed to.
+            ValueError: If there is no repository yet and pushing can never work.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
@@ -176,27 +182,27 @@ class RunTrainer(Trainer):
         return self.hub_pushes.wait(push) if blocking else push.result
 
     def save_final_model(self) -> None:
-        """Save the whole model to `output_dir` without pushing it, for it is evaluated first; all processes call it."""
+        """Save the complete model to `output_dir` without pushing it yet; all processes must call it."""
         if self.is_fsdp_enabled:
-            # However the checkpoints are sharded, people load a whole model.
+            # However the checkpoints are sharded, users load an unsharded model.
             self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         self.save_model(_internal_call=True)
 
     def finish_pushes(self) -> None:
-        """Push what a script has made; training succeeded, so that a push that fails is reported, but is no error.
+        """Push the results of a command; training succeeded, so a failed push is reported but is not an error.
 
         Raises:
-            SystemExit: If the waiting for the Hub is interrupted.
+            SystemExit: If waiting for the Hub is interrupted.
         """
         try:
             commit = self.push_to_hub()
         except KeyboardInterrupt:
-            # As a shell has it for what is interrupted; what to do has been told.
+            # Exit status of an interrupted process; instructions were logged.
             raise SystemExit(130) from None
         if isinstance(commit, CommitInfo) and self.hub_pushes is not None:
             failed = self.hub_pushes.num_failed
-            repeated = f" ({failed} failed push{'es' if failed > 1 else ''} made up for)" if failed else ""
-            print(f"{commit.commit_url}  everything, on the Hub{repeated}")
+            repeated = f" (it replaces {failed} failed push{'es' if failed > 1 else ''})" if failed else ""
+            print(f"{commit.commit_url}  complete run on the Hub{repeated}")
 
     def _get_dataloader(
         self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
@@ -209,7 +215,7 @@ class RunTrainer(Trainer):
             self.args.dataloader_drop_last = drop_last
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """Evaluate as Trainer does; torch's generator is afterwards as it was before."""
+        """Evaluate as Trainer does, and restore the state of torch's generator."""
         with torch.random.fork_rng(devices=[]):
             return super().evaluate(*args, **kwargs)
 
@@ -225,13 +231,14 @@ class RunTrainer(Trainer):
 class SimMIMTrainer(RunTrainer):
     """`transformers.Trainer` for the batches of `MaskedImageDataset`.
 
-    Besides the loss it reports `masked_l1`, the mean absolute error of hidden pixels on the scale of 0 to 255
-    (rescaled pixels times 255), where the target can be decoded to pixels (in training only where it is the pixels),
-    `images_per_second` over all processes, and `eta_seconds`. The loss of a step is the mean over its hidden pixels,
-    whatever part of them each process and each accumulated batch holds.
+    Besides the loss it reports `masked_l1`, the mean absolute error of masked pixels on a scale of 0 to 255 (rescaled
+    pixels times 255), if the target can be decoded to pixels (in training only if it consists of pixels),
+    `images_per_second` over all processes, and `eta_seconds`. The loss of a step is the mean over its masked pixels,
+    however they are distributed over processes and accumulated batches.
 
     Args:
-        unreadable_images: Where images that could not be read are counted.
+        *args: Passed to `RunTrainer` and Trainer.
+        unreadable_images: Counts the images that could not be read.
         **kwargs: Passed to `RunTrainer` and Trainer; `processing_class` must be a SimMIM image processor.
     """
 
@@ -243,7 +250,7 @@ class SimMIMTrainer(RunTrainer):
     def __init__(self, *args, unreadable_images: UnreadableImages, **kwargs):
         super().__init__(*args, **kwargs)
         self.unreadable_images = unreadable_images
-        # The loss is divided by the hidden pixels of all parts of a step together, see `_get_num_items_in_batch`.
+        # The loss is divided by the number of masked pixels of the whole step, see `_get_num_items_in_batch`.
         self.model_accepts_loss_kwargs = True
         self._training_error = _RunningMean()
         self._evaluation: list[torch.Tensor] = []
@@ -266,7 +273,7 @@ class SimMIMTrainer(RunTrainer):
         return inputs
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
-        """Hidden pixels of all batches of a step: processes and micro-batches may hold different numbers of them."""
+        """Number of masked pixels of a step; it may differ between processes and accumulated batches."""
         if not batch_samples or self.args.n_gpu > 1:
             return None
         keys = ("pixel_values", "bool_masked_pos", "pixel_mask")
@@ -281,7 +288,7 @@ class SimMIMTrainer(RunTrainer):
         return count
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The model's loss; in training the error in pixel values is noted on the way."""
+        """The model's loss; in training the pixel error is recorded as well."""
         if model.training:
             inputs = inputs | {"return_reconstruction": False}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
@@ -294,7 +301,7 @@ class SimMIMTrainer(RunTrainer):
 
     @torch.no_grad()
     def _error_per_image(self, outputs, inputs) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Mean absolute error of hidden pixels from 0 to 255, and their number, (B,) each; None without pictures."""
+        """Mean absolute error of masked pixels (0 to 255) and their number, (B,) each; None if they are not decoded."""
         reconstruction = outputs.get("reconstruction")
         if reconstruction is None:
             return None
@@ -312,24 +319,24 @@ class SimMIMTrainer(RunTrainer):
         ).error_per_image()
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Evaluate a batch, image by image: the images that even out the last batch of all processes do not count."""
+        """Evaluate a batch image by image; images that only fill up the last batch do not count."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            # The loss of the whole batch would make the target a second time, maybe with a large network.
+            # The loss of the whole batch would compute the target again, maybe with a large network.
             outputs = model(**inputs, return_loss=False)
             losses: Any = self.model.masked_loss(outputs["prediction"], **inputs, per_image=True)
         figures = [losses, self._error_per_image(outputs, inputs)]
-        # Of each figure and each image: the figure, and how many pixels it is of.
+        # For each image and figure: its value, and the number of pixels that it averages.
         table = torch.stack([torch.stack(figure, dim=1) for figure in figures if figure is not None], dim=1)
         self._evaluation.append(self.accelerator.gather_for_metrics(table))
         return losses[0].mean(), None, None
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Names of the parameters that weight decay pulls on, as `decay_parameter_names` tells."""
+        """Names of the parameters with weight decay, see `decay_parameter_names`."""
         return decay_parameter_names(model, getattr(self.args, "official", True))
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
-        """The schedule that the arguments name, which may be a released one."""
+        """Create the schedule that the arguments name, which may be an official one."""
         if self.lr_scheduler is None:
             optimizer = self.optimizer if optimizer is None else optimizer
             self.lr_scheduler = create_schedule(optimizer, self.args, num_training_steps)  # type: ignore[assignment, arg-type]
@@ -337,17 +344,17 @@ class SimMIMTrainer(RunTrainer):
         return self.lr_scheduler
 
     def train(self, *args, **kwargs):
-        """Train as Trainer does; throughput counts from here. A run that is finished gets its weights back only."""
+        """Train as Trainer does, and measure throughput; a finished run only gets its weights restored."""
         self._clock = (time.perf_counter(), -1)
         checkpoint = kwargs.get("resume_from_checkpoint", args[0] if args else None)
-        # Else Trainer restores it, or says what is wrong with it.
+        # Otherwise Trainer restores it, or reports what is wrong with it.
         if isinstance(checkpoint, str) and any(Path(checkpoint).glob("model*.safetensors")):
             state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
             if state.global_step >= planned_steps(self.args, len(self.train_dataset)):
                 best = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
                 is_best_kept = self.args.load_best_model_at_end and best.is_dir()
                 self._load_from_checkpoint(str(best) if is_best_kept else checkpoint)
-                # Written by the first process.
+                # The stored values are those of the first process.
                 state.is_world_process_zero = self.is_world_process_zero()
                 state.is_local_process_zero = self.is_local_process_zero()
                 self.state = state
@@ -355,10 +362,14 @@ class SimMIMTrainer(RunTrainer):
         return super().train(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the readable figures to what Trainer logs.
+        """Add pixel error, throughput and remaining time to what Trainer logs.
+
+        Args:
+            logs: Metrics of the step.
+            start_time: Start of the training, for Trainer.
 
         Raises:
-            RuntimeError: If the training loss is no longer finite.
+            RuntimeError: If the training loss is not finite.
             NoReadableImageError: If too many images cannot be read.
         """
         if "loss" in logs:
@@ -370,7 +381,7 @@ class SimMIMTrainer(RunTrainer):
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model, trial):
-        # Before the good checkpoints rotate out.
+        # Before older, intact checkpoints are deleted.
         self._stop_unless_finite()
         super()._save_checkpoint(model, trial)
 
@@ -379,8 +390,9 @@ class SimMIMTrainer(RunTrainer):
         if self.accelerator.reduce(flag, reduction="sum").item() < self.accelerator.num_processes:
             raise RuntimeError(
                 f"The training loss is no longer finite at step {self.state.global_step}. The newest checkpoint in"
-                f" {self.args.output_dir} is from before that. A run that goes on keeps its rate: begin a new"
-                " --output_dir with that as --checkpoint and a lower --learning_rate, or with --bf16 instead of --fp16."
+                f" {self.args.output_dir} is from before that. A resumed run keeps its learning rate: start a new run"
+                " from that --checkpoint in another --output_dir, with a lower --learning_rate, or --bf16 instead of"
+                " --fp16."
             )
 
     def _add_speed(self, logs: dict[str, float]) -> None:
@@ -395,23 +407,23 @@ class SimMIMTrainer(RunTrainer):
             logs["eta_seconds"] = round((self.state.max_steps - step) / steps_per_second, 1)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """Evaluate as Trainer does, with `eval_masked_l1` beside `eval_loss` where there are pictures."""
+        """Evaluate as Trainer does, with `eval_masked_l1` if the target can be decoded to pixels."""
         with self.untimed():
             return super().evaluate(*args, **kwargs)
 
     @contextlib.contextmanager
     def untimed(self) -> Iterator[None]:
-        """What happens within is not the training's time."""
+        """Exclude what happens within from the measured throughput."""
         started = time.perf_counter()
         yield
         self._clock = (self._clock[0] + time.perf_counter() - started, self._clock[1])
 
     def evaluation_loop(self, *args, **kwargs):
-        """Trainer's loop; its metrics become exact means over images, whatever the number of processes."""
+        """Run Trainer's loop, with metrics that are exact means over images for any number of processes."""
         self._evaluation = []
         output = super().evaluation_loop(*args, **kwargs)
         figures, num_pixels = torch.cat(self._evaluation).cpu().double().unbind(dim=2)
-        # Images of which nothing counts, such as crops without a real pixel, have no figure.
+        # Images without valid masked pixels, such as crops of missing pixels only, are left out.
         counts = (num_pixels > 0).double()
         means = ((figures * counts).sum(dim=0) / counts.sum(dim=0)).tolist()
         prefix = kwargs.get("metric_key_prefix", "eval")
@@ -421,19 +433,19 @@ class SimMIMTrainer(RunTrainer):
 
 
 class _RunningMean:
-    """Mean of figures of single images, summed on the device and read only when it is logged."""
+    """Mean of a figure over images, summed on the device and read only when it is logged."""
 
     def __init__(self):
         self.total: torch.Tensor | None = None
 
     def add(self, figures: torch.Tensor, num_pixels: torch.Tensor) -> None:
-        """Add figures of images (B,), but those of no pixels."""
+        """Add figures of images (B,), except those that average no pixels."""
         counts = (num_pixels > 0).to(figures.dtype)
         term = torch.stack([(figures * counts).sum(), counts.sum()])
         self.total = term if self.total is None else self.total + term
 
     def drain(self, accelerator) -> float:
-        """The mean over all processes since the last time; NaN if there was nothing."""
+        """The mean over all processes since the last call; NaN if nothing was added."""
         total = self.total if self.total is not None else torch.zeros(2, device=accelerator.device)
         self.total = None
         figure, count = accelerator.reduce(total, reduction="sum").tolist()
@@ -443,17 +455,17 @@ class _RunningMean:
 class ClassifierTrainer(RunTrainer):
     """`RunTrainer` for classifiers, whose evaluation loss is the mean over images.
 
-    Set `final_metrics` to what was measured after the training, for the card.
+    Set `final_metrics` to the metrics measured after training, for the card.
     """
 
     card = staticmethod(classification_card)
     final_metrics: dict[str, float] | None = None
 
     def evaluation_loop(self, *args, **kwargs):
-        """Trainer's loop; its loss becomes the exact mean over images, whatever the number of processes."""
+        """Run Trainer's loop, with a loss that is the exact mean over images for any number of processes."""
         output = super().evaluation_loop(*args, **kwargs)
         if isinstance(output.predictions, np.ndarray) and isinstance(output.label_ids, np.ndarray):
-            # Trainer takes the mean of batches, some of which hold images twice, to be as many on all processes.
+            # Trainer averages over batches, some of which repeat images to have the same size in all processes.
             model: Any = self.model
             logits, labels = torch.from_numpy(output.predictions), torch.from_numpy(output.label_ids)
             loss = classification_loss(logits, labels, model.config.problem_type, model.config.class_weights)

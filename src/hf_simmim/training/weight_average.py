@@ -1,8 +1,8 @@
-"""An exponential moving average of the weights, kept while Trainer trains and given to the model at the end.
+"""Exponential moving average (EMA) of the weights during training, loaded into the model at the end.
 
 The arithmetic is torch's `get_ema_multi_avg_fn`. Its `AveragedModel` is not used: it averages in the model's own dtype
-(in bfloat16 small steps are lost, and with a float32 copy of a bfloat16 model `update_parameters` raises), and its
-`use_buffers` truncates integer buffers, which changed 29 of 169 indices in three steps of a model that stood still.
+(bfloat16 loses small steps, and with a float32 copy of a bfloat16 model `update_parameters` raises), and its
+`use_buffers` truncates integer buffers, which changed 29 of 169 indices in three steps of an unchanged model.
 """
 
 import os
@@ -21,11 +21,11 @@ AVERAGE_FILE = "weight_average.safetensors"
 
 
 class WeightAverageCallback(TrainerCallback):
-    """Averages float parameters and buffers exponentially over the steps, and puts them into the model at the end.
+    """Averages float parameters and buffers exponentially over the steps, and loads the average at the end of training.
 
-    Until the end the model trains, and is evaluated and saved, with the weights of its steps; then evaluations and
-    `save_model` are of the average. Each checkpoint gets the average in `weight_average.safetensors`, and a resumed run
-    goes on with it: from the checkpoint of that step in the output folder, or the one that
+    During training the model is evaluated and saved with its current weights; afterwards evaluations and `save_model`
+    use the average. Each checkpoint holds the average in `weight_average.safetensors`, and a resumed run continues with
+    it: from the checkpoint of that step in the output folder, or the one that
     `TrainingArguments.resume_from_checkpoint` names.
 
     Args:
@@ -33,8 +33,8 @@ class WeightAverageCallback(TrainerCallback):
         warmup: Whether to keep less at first, (1 + steps) / (10 + steps), so that the first weights are soon forgotten.
 
     Raises:
-        ValueError: If there is no such share; at the start of training, if Trainer is to load the best model at its
-            end, splits the weights over processes or searches hyperparameters, or a checkpoint has no such average.
+        ValueError: If `decay` is out of range; at the start of training, if Trainer is to load the best model at the
+            end, shards the weights or searches hyperparameters, or if a checkpoint has no average.
     """
 
     def __init__(self, decay: float = 0.9999, warmup: bool = True):
@@ -45,20 +45,20 @@ class WeightAverageCallback(TrainerCallback):
         self.average: dict[str, torch.Tensor] = {}
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        """Start with the model's weights, or go on with a checkpoint's average."""
+        """Start with the model's weights, or continue with the average of a checkpoint."""
         if args.load_best_model_at_end:
             raise ValueError(
                 "load_best_model_at_end=True would replace the average by the weights of one step. Set it to False, or"
                 " leave WeightAverageCallback out."
             )
         if state.is_hyper_param_search:
-            raise ValueError("WeightAverageCallback does not work in a search of hyperparameters. Leave it out there.")
+            raise ValueError("WeightAverageCallback does not work in a hyperparameter search. Leave it out there.")
         weights = averaged_tensors(model)
         is_split = AcceleratorState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         # A DTensor has a mesh.
         if is_split or any(hasattr(tensor, "device_mesh") for tensor in weights.values()):
             raise ValueError(
-                "WeightAverageCallback needs whole weights in each process, and FSDP or DeepSpeed splits them. Train"
+                "WeightAverageCallback needs all weights in each process, but FSDP or DeepSpeed shards them. Train"
                 " without these, or leave it out."
             )
         if state.global_step:
@@ -67,31 +67,31 @@ class WeightAverageCallback(TrainerCallback):
             self.average = {name: tensor.detach().float().clone() for name, tensor in weights.items()}
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        """Move the average towards the weights."""
+        """Update the average with the current weights."""
         decay = self.decay
         if self.warmup:
             decay = min(decay, (1 + state.global_step) / (10 + state.global_step))
         weights = averaged_tensors(model)
-        # In float32: a share of 0.0001 is lost in less.
+        # In float32: a lower precision loses a share of 0.0001.
         current = [weights[name].detach().float() for name in self.average]
         get_ema_multi_avg_fn(decay)(list(self.average.values()), current, state.global_step)
 
     def on_push_begin(self, args, state, control, **kwargs):
-        """A checkpoint is pushed before it is said to be saved."""
+        """Write the average: a checkpoint is pushed before `on_save`."""
         self.on_save(args, state, control)
 
     def on_save(self, args, state, control, **kwargs):
-        """Write the average beside the weights."""
+        """Write the average next to the weights."""
         path = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", AVERAGE_FILE)
         if args.should_save and self.average and path.parent.is_dir():
-            # Whole or not at all, for the run may be killed here.
+            # Replaced at once: the run may be killed here.
             partial = path.with_suffix(".partial")
             save_file({name: tensor.contiguous() for name, tensor in self.average.items()}, partial)
             os.replace(partial, path)
 
     @torch.no_grad()
     def on_train_end(self, args, state, control, model=None, **kwargs):
-        """Give the model the average."""
+        """Load the average into the model."""
         for name, tensor in averaged_tensors(model).items():
             tensor.copy_(self.average[name])
         self.average = {}
@@ -103,15 +103,15 @@ class WeightAverageCallback(TrainerCallback):
         path = folder / AVERAGE_FILE
         if not path.is_file():
             raise ValueError(
-                f"{path} does not exist: the checkpoint was written without WeightAverageCallback, or lies elsewhere."
-                " Name its folder in TrainingArguments.resume_from_checkpoint, resume from an earlier checkpoint, or"
+                f"{path} does not exist: the checkpoint was written without WeightAverageCallback, or is elsewhere."
+                " Set TrainingArguments.resume_from_checkpoint to its folder, resume from an earlier checkpoint, or"
                 " leave the callback out."
             )
         average = load_file(path)
         if {name: tensor.shape for name, tensor in average.items()} != {
             name: tensor.shape for name, tensor in weights.items()
         }:
-            raise ValueError(f"{path} holds other weights than the model has. Resume with the model that was trained.")
+            raise ValueError(f"{path} does not fit the weights of the model. Resume with the model that was trained.")
         return {name: average[name].to(tensor.device) for name, tensor in weights.items()}
 
 

@@ -1,1 +1,1 @@
-"""Pictures: grids and plots."""
+"""Visualization: image grids and plots."""

@@ -1,4 +1,4 @@
-"""Grids of pictures: reconstructions, segmentations, nearest neighbors, and a 2-D map of features."""
+"""Image grids: reconstructions, segmentations, nearest neighbors, and a 2-D map of features."""
 
 import colorsys
 import math
@@ -18,7 +18,7 @@ NO_CLASS_GRAY = 160
 
 
 def class_colors(count: int) -> np.ndarray:
-    """A color for each class, uint8 (count, 3): hues a golden angle apart, in turns bright and dark."""
+    """A color for each class, uint8 (count, 3): hues a golden angle apart, alternating in brightness."""
     colors = [
         colorsys.hsv_to_rgb(0.618034 * index % 1, (0.85, 0.55)[index // 2 % 2], (1.0, 0.65)[index % 2])
         for index in range(count)
@@ -33,17 +33,17 @@ def draw_segmentations(
     class_names: Sequence[str],
     side: int = 224,
 ) -> Image.Image:
-    """Draw image | annotation | prediction, one image a row, above the colors of the classes that are seen.
+    """Draw image, annotation and prediction, one image per row, above a legend of the classes that occur.
 
     Args:
         pictures: uint8 arrays (h, w, 3).
-        annotations: Class ids (H, W); what is no class is gray, in the prediction too.
+        annotations: Class ids (H, W); pixels without a class are gray, in the prediction too.
         predictions: Class ids (H, W).
         class_names: Name of each class.
         side: Longer side of a drawn image in pixels.
 
     Returns:
-        The picture.
+        The drawn image.
     """
     colors = np.vstack([class_colors(len(class_names)), np.full((1, 3), NO_CLASS_GRAY, np.uint8)])
     gap, header = 6, 22
@@ -82,10 +82,10 @@ def draw_segmentations(
     return canvas
 
 
-# Longer side in pixels that small images are enlarged to at least, and large ones reduced to.
+# Longer side in pixels: smaller images are enlarged to at least the first, larger ones reduced to the second.
 SMALLEST_SIDE, LARGEST_SIDE = 96, 384
 
-# Of `Reconstruction`, what is drawn unless something else is asked for.
+# Columns that are drawn by default.
 DRAWN_COLUMNS = ("original", "masked", "prediction", "composite")
 
 
@@ -96,36 +96,36 @@ def reconstruction_grid(
     show_figures: bool = False,
     rows_together: int = 1,
 ) -> Image.Image:
-    """Draw what a model makes of hidden patches, one image a row, in as many groups of rows as look well.
+    """Draw reconstructions, one image per row, with groups of rows side by side for a balanced aspect ratio.
 
     Args:
         reconstruction: A `Reconstruction`, that is images, masks and predictions; or those of several models by name,
-            of the same images and masks, whose columns then stand side by side.
-        columns: What to draw, as in `Reconstruction.pictures`. An error map has its scale below.
-        names: A line to write above each image.
+            of the same images and masks, whose columns are drawn side by side.
+        columns: Columns to draw, as in `Reconstruction.pictures`. An error map has a color scale below.
+        names: Text to write above each image.
         show_figures: Whether to write masked l1 and AvgDist below each image.
-        rows_together: Of so many rows none goes to another group alone, such as those of one image.
+        rows_together: Number of consecutive rows that stay in one group, such as those of one image.
 
     Returns:
-        The picture.
+        The drawn image.
     """
     models = reconstruction if isinstance(reconstruction, Mapping) else {"": reconstruction}
     first = next(iter(models.values()))
     shared = [column for column in columns if column in ("original", "masked")]
     table = [_Column(column, first.pictures(column)) for column in shared]
     if show_figures and table:
-        table[-1].captions = [f"AvgDist {_figure(value)} px" for value in first.average_distance.tolist()]
+        table[-1].captions = [f"AvgDist {_format_value(value)} px" for value in first.average_distance.tolist()]
     for name, model in models.items():
         predicted = [_Column(column, model.pictures(column), name) for column in columns if column not in shared]
         if show_figures and predicted:
-            predicted[0].captions = [f"masked l1 {_figure(value)}" for value in model.masked_l1.tolist()]
+            predicted[0].captions = [f"masked l1 {_format_value(value)}" for value in model.masked_l1.tolist()]
         table += predicted
     return _draw_table(table, names, rows_together, _error_scale if "error" in columns else None)
 
 
 @dataclass
 class _Column:
-    """Pictures (B, H, W, 3) below each other, with a title, the model they are of, and a line below each."""
+    """A column of images (B, H, W, 3) with a title, the name of their model, and a caption below each."""
 
     title: str
     pictures: np.ndarray
@@ -133,7 +133,7 @@ class _Column:
     captions: Sequence[str] = ()
 
 
-def _figure(value: float) -> str:
+def _format_value(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.1f}"
 
 
@@ -197,7 +197,7 @@ def _draw_table(
 
 
 def _shortened_title(text: str, font: Any, room: float) -> str:
-    """A text that fits, without its middle if it must be."""
+    """Shorten a text to a width by cutting its middle."""
     kept = len(text)
     short = text
     while font.getlength(short) > room and kept > 2:
@@ -207,8 +207,8 @@ def _shortened_title(text: str, font: Any, room: float) -> str:
 
 
 def _error_scale(font: Any) -> Image.Image:
-    """The colors of an error map from 0 to ERROR_LIMIT, in a line of text."""
-    before, after = "error of hidden pixels, of 255:  0 ", f" {ERROR_LIMIT} and more"
+    """Labeled color scale of an error map, from 0 to ERROR_LIMIT."""
+    before, after = "error of masked pixels, of 255:  0 ", f" {ERROR_LIMIT} or more"
     start, length = math.ceil(font.getlength(before)), font.size * 10
     scale = Image.new("RGB", (start + length + math.ceil(font.getlength(after)), round(font.size * 1.4)), "white")
     colors = error_pictures(torch.linspace(0, ERROR_LIMIT, length).expand(1, scale.height, -1))[0]
@@ -230,16 +230,16 @@ def draw_neighbors(
     similarities: torch.Tensor,
     cell: int = 96,
 ) -> Image.Image:
-    """Draw images and beside each those that are most like it.
+    """Draw query images and their nearest neighbors.
 
     Args:
-        queries: Pictures, uint8 arrays (H, W, 3).
-        neighbors: Of each the nearest pictures.
+        queries: Query images, uint8 arrays (H, W, 3).
+        neighbors: Nearest images of each query.
         similarities: Their cosine similarities (Q, k).
-        cell: Longer side of a picture in pixels.
+        cell: Longer side of an image in pixels.
 
     Returns:
-        The picture, a row for each query.
+        The drawn image, a row for each query.
     """
     thumbnails = [
         [_thumbnail(array, cell) for array in (query, *row)] for query, row in zip(queries, neighbors, strict=True)
@@ -251,10 +251,10 @@ def draw_neighbors(
         "RGB", (columns * (width + GAP) + 3 * GAP, header + len(thumbnails) * (height + caption)), "white"
     )
     draw = ImageDraw.Draw(canvas)
-    draw.text((GAP, header / 2), "image", fill="black", font=font, anchor="lm")
+    draw.text((GAP, header / 2), "query", fill="black", font=font, anchor="lm")
     if columns > 1:
         left = width + 3 * GAP
-        draw.text((left, header / 2), "most alike (cosine similarity)", fill="black", font=font, anchor="lm")
+        draw.text((left, header / 2), "nearest neighbors (cosine similarity)", fill="black", font=font, anchor="lm")
     for row, pictures in enumerate(thumbnails):
         top = header + row * (height + caption)
         for column, picture in enumerate(pictures):
@@ -271,16 +271,16 @@ def draw_neighbors(
 def draw_map(
     points: np.ndarray, pictures: Sequence[np.ndarray], labels: Sequence[str] | None = None, side: int = 1600
 ) -> Image.Image:
-    """Draw images where they lie on a map, framed in the colors of their labels.
+    """Draw images at their positions on a map, framed in the colors of their labels.
 
     Args:
-        points: Positions (N, 2) in 0 to 1.
+        points: Positions (N, 2) in [0, 1].
         pictures: uint8 arrays (H, W, 3).
-        labels: Of each; the most frequent ones have a color.
-        side: Of the map in pixels.
+        labels: Label of each image; the most frequent ones have a color.
+        side: Side of the map in pixels.
 
     Returns:
-        The picture, with a legend below it where there are labels.
+        The drawn image, with a legend below it if there are labels.
     """
     from matplotlib import colormaps
 
@@ -313,7 +313,7 @@ def draw_map(
 
 
 def _thumbnail(array: np.ndarray, side: int) -> Image.Image:
-    """A picture whose longer side has so many pixels; small ones keep their pixels sharp."""
+    """Resize an image to a longer side in pixels; small images keep their pixels sharp."""
     picture = Image.fromarray(array)
     scale = side / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))

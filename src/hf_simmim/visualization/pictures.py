@@ -1,4 +1,4 @@
-"""Tensors as pictures: pixels, errors, and the font that names are written in."""
+"""Tensors as images for display: pixels, errors, and the font of names."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,19 +9,19 @@ import torch
 from PIL import ImageFont
 
 MASK_GRAY = 128
-# Errors from here on, of 255, have the brightest color of an error map: always the same, so that maps compare.
+# Errors from here on, of 255, have the brightest color of an error map; it is fixed so that maps are comparable.
 ERROR_LIMIT = 128
 
 
 def font_for(texts: Iterable[str], size: int) -> Any:
-    """A font that has the letters of texts such as names of files and classes, as far as there is one.
+    """Choose a font that can render texts such as names of files and classes.
 
     Args:
-        texts: What is to be written.
-        size: In pixels.
+        texts: Texts to render.
+        size: Font size in pixels.
 
     Returns:
-        Pillow's own font; for letters beyond ASCII, most of which it lacks, DejaVu Sans, which matplotlib brings along.
+        Pillow's default font; for letters beyond ASCII, most of which it lacks, matplotlib's DejaVu Sans.
     """
     if all(text.isascii() for text in texts):
         return ImageFont.load_default(size)
@@ -31,13 +31,13 @@ def font_for(texts: Iterable[str], size: int) -> Any:
 
 
 def to_pictures(pixel_values: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]) -> np.ndarray:
-    """Undo the normalization, for the eye.
+    """Undo the normalization for display.
 
-    Black is 0 and white is 1 after rescaling, as in pictures. Channels whose mean and standard deviation show another
-    range, such as those of satellites, go from black to white within two standard deviations around their mean.
+    Black is 0 and white is 1 after rescaling. Channels whose mean and standard deviation indicate another range, such
+    as those of satellites, go from black to white within two standard deviations around their mean.
 
     Args:
-        pixel_values: Normalized images of shape (B, C, H, W). Of more than three channels the first three are shown.
+        pixel_values: Normalized images of shape (B, C, H, W); of more than three channels the first three are shown.
         image_mean: Mean of each channel of rescaled pixels.
         image_std: Standard deviation of each channel.
 
@@ -56,10 +56,10 @@ def to_pictures(pixel_values: torch.Tensor, image_mean: Sequence[float], image_s
 
 
 def error_pictures(error: torch.Tensor) -> np.ndarray:
-    """Color errors from black over red to pale yellow, evenly for the eye.
+    """Color errors from black over red to pale yellow, perceptually uniform (magma).
 
     Args:
-        error: Tensor of shape (B, H, W) of errors from 0 to 255; all above ERROR_LIMIT look alike.
+        error: Tensor of shape (B, H, W) of errors from 0 to 255; larger ones than ERROR_LIMIT have the same color.
 
     Returns:
         uint8 array of shape (B, H, W, 3).

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-# Apart for readers who see no colors, too.
+# Colors and markers that are distinct for color-blind readers.
 ARM_COLORS = {"pre-trained": "#0072b2", "from scratch": "#d55e00"}
 ARM_MARKERS = {"pre-trained": "o", "from scratch": "s"}
 
 
 def plot_comparison(scores: Mapping[int, Mapping[str, Mapping[int, float]]], path: Path, title: str = "") -> None:
-    """Draw accuracy over the number of labels: a point for each seed, the mean of each arm, and its spread.
+    """Plot accuracy over the label budget: each seed, and mean and standard deviation of each arm.
 
     Args:
-        scores: Labeled images in all, to arm, to seed, to accuracy.
-        path: Of the picture.
-        title: Above it.
+        scores: Accuracy by number of labeled images, arm and seed.
+        path: Image file to write.
+        title: Title of the plot.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -32,7 +32,7 @@ def plot_comparison(scores: Mapping[int, Mapping[str, Mapping[int, float]]], pat
     means = {arm: [statistics.fmean(column) for column in columns[arm]] for arm in arms}
     for arm, other, shift in ((arms[0], arms[1], -0.07), (arms[1], arms[0], 0.07)):
         spreads = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns[arm]]
-        # Beside each other, so that no arm hides the other.
+        # The arms are shifted so that they do not cover each other.
         places = [index + shift for index in range(len(budgets))]
         axes.errorbar(places, means[arm], yerr=spreads, color=ARM_COLORS[arm], capsize=5, linewidth=2, label=arm)
         for index, (place, column) in enumerate(zip(places, columns[arm], strict=True)):
@@ -53,14 +53,14 @@ def plot_comparison(scores: Mapping[int, Mapping[str, Mapping[int, float]]], pat
                 fontweight="bold",
                 bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
             )
-    # Evenly, for budgets may be close to each other and far from others.
+    # Evenly spaced, because budgets may differ by little or by orders of magnitude.
     axes.set_xticks(range(len(budgets)), [f"{budget:,}" for budget in budgets])
     axes.set_xlim(-0.5, len(budgets) - 0.5)
     axes.margins(y=0.15)
     axes.set_xlabel("labeled images")
-    axes.set_ylabel("accuracy on held-out images, %")
+    axes.set_ylabel("test accuracy (%)")
     axes.grid(alpha=0.3)
-    axes.legend(loc="best", frameon=False, title="mean ± standard deviation of the seeds", title_fontsize=8)
+    axes.legend(loc="best", frameon=False, title="mean ± standard deviation over seeds", title_fontsize=8)
     axes.set_title(textwrap.fill(title, 85), fontsize=10, loc="left")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -68,7 +68,7 @@ def plot_comparison(scores: Mapping[int, Mapping[str, Mapping[int, float]]], pat
 
 
 def plot_losses(log_history: Sequence[dict[str, float]], path: Path) -> None:
-    """Draw training and evaluation loss, and the learning rate, over steps.
+    """Plot training and validation loss, and the learning rate, over steps.
 
     Args:
         log_history: `TrainerState.log_history`.
@@ -81,7 +81,7 @@ def plot_losses(log_history: Sequence[dict[str, float]], path: Path) -> None:
     axes.plot(*_over_steps(log_history, "loss"), label="training", color="tab:blue")
     evaluation = _over_steps(log_history, "eval_loss")
     if evaluation[0]:
-        axes.plot(*evaluation, label="evaluation (fixed masks)", color="tab:orange", marker="o", markersize=3)
+        axes.plot(*evaluation, label="validation (fixed masks)", color="tab:orange", marker="o", markersize=3)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.grid(alpha=0.3)
@@ -95,7 +95,7 @@ def plot_losses(log_history: Sequence[dict[str, float]], path: Path) -> None:
 
 
 def plot_probe(log_history: Sequence[dict[str, float]], path: Path) -> None:
-    """Draw the accuracies of the probes over steps, and those before training as horizontal lines.
+    """Plot the accuracies of the probes over steps, and those before training as horizontal lines.
 
     Args:
         log_history: `TrainerState.log_history`.
@@ -122,7 +122,7 @@ def plot_probe(log_history: Sequence[dict[str, float]], path: Path) -> None:
 
 
 def _over_steps(log_history: Sequence[dict[str, float]], key: str) -> tuple[list[float], list[float]]:
-    """Steps and the first figure of each: a second one may be of the best weights, which the end brings back."""
+    """Steps and the first value at each: a second one may be of the best weights, which are restored at the end."""
     points: dict[float, float] = {}
     for entry in log_history:
         if key in entry:
@@ -131,13 +131,13 @@ def _over_steps(log_history: Sequence[dict[str, float]], key: str) -> tuple[list
 
 
 def plot_layers(layers: Sequence[str], series: dict[str, list[list[float]]], path: Path, title: str = "") -> None:
-    """Draw accuracies of the layers of an encoder.
+    """Plot probe accuracies of the layers of an encoder.
 
     Args:
-        layers: Their names.
-        series: By name, accuracies of each layer: one for each seed; the mean is drawn, with the standard deviation.
+        layers: Names of the layers.
+        series: By name, accuracies of each layer, one for each seed; their mean and standard deviation are drawn.
         path: PNG file to write.
-        title: Of the picture.
+        title: Title of the plot.
     """
     from matplotlib.figure import Figure
 
@@ -147,7 +147,7 @@ def plot_layers(layers: Sequence[str], series: dict[str, list[list[float]]], pat
     for index, (name, accuracies) in enumerate(series.items()):
         means = [float(np.mean(values)) for values in accuracies]
         spreads = [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in accuracies]
-        # The two probes keep their colors; what is drawn after the first two is the control.
+        # The two probes keep their colors; series after the first two are controls.
         line, marker = ("-", "o") if index < 2 else (":", "s")
         axes.errorbar(
             positions,
@@ -164,26 +164,26 @@ def plot_layers(layers: Sequence[str], series: dict[str, list[list[float]]], pat
     axes.set_ylabel("accuracy of frozen features")
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
-    # Beside the picture: the bars leave no room in it.
+    # Outside the axes, because error bars leave no room inside.
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path, dpi=120)
 
 
-# More classes than these have no room for numbers in the picture.
+# Largest numbers of classes with counts in the cells, and with names at the axes.
 MAX_NUMBERED_CLASSES = 20
 MAX_NAMED_CLASSES = 60
 NAMED_PAIRS = 20
 
 
 def most_confused(matrix: np.ndarray, limit: int = NAMED_PAIRS) -> list[tuple[int, int, float]]:
-    """Pairs of different classes, those first of which the largest share is mistaken.
+    """Pairs of different classes that are confused most often, by share of the true class.
 
     Args:
         matrix: Confusion matrix (K, K), rows are true classes.
-        limit: Number of pairs at most.
+        limit: Largest number of pairs.
 
     Returns:
-        True class, predicted class, and the share of the true class that is predicted so.
+        True class, predicted class, and the share of the true class with that prediction.
     """
     shares = row_shares(matrix)
     np.fill_diagonal(shares, 0)
@@ -200,9 +200,9 @@ def row_shares(matrix: np.ndarray) -> np.ndarray:
 
 
 def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -> None:
-    """Draw a confusion matrix: colors are shares of the true class.
+    """Plot a confusion matrix: colors are shares of the true class.
 
-    Up to 20 classes the counts stand in the cells; of more classes the most confused pairs are listed beside.
+    With up to 20 classes the cells show the counts; with more, the most confused pairs are listed beside the matrix.
 
     Args:
         matrix: Confusion matrix (K, K), rows are true classes.
@@ -210,7 +210,7 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
         path: PNG file to write.
 
     Raises:
-        ValueError: If the names do not fit the matrix.
+        ValueError: If the number of names does not match the matrix.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -228,7 +228,7 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
         1, 1 if is_numbered else 2, squeeze=False, width_ratios=[1] if is_numbered else [side, 4.0]
     )
     axes = panels[0, 0]
-    # Mistakes are few; the root makes them visible beside the diagonal.
+    # Errors are few; the square root makes them visible beside the diagonal.
     picture = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     figure.colorbar(picture, ax=axes, fraction=0.046, pad=0.02, label="share of the true class")
     if is_numbered:
@@ -250,14 +250,14 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
     axes.set_ylabel("true class")
     total = int(matrix.sum())
     accuracy = np.trace(matrix) / max(total, 1)
-    axes.set_title(f"{accuracy:.1%} of {total:,} are right", fontsize=11)
+    axes.set_title(f"accuracy {accuracy:.1%} (n = {total:,})", fontsize=11)
     if not is_numbered:
         pairs = most_confused(matrix)
         lines = [f"{share:.0%}  {names[row]} → {names[column]}" for row, column, share in pairs]
         panels[0, 1].axis("off")
         panels[0, 1].set_title("most confused: true → predicted", fontsize=11, loc="left")
         panels[0, 1].text(0, 1, "\n".join(lines), va="top", fontsize=9, linespacing=1.9)
-    # Long names reach out of what the layout leaves for them.
+    # Long names exceed the space of the layout.
     figure.savefig(path, dpi=120, bbox_inches="tight", pad_inches=0.1)
 
 
