@@ -1,8 +1,8 @@
-"""Speed of reading training images: JPEG file to a cropped, resized uint8 tensor, on one core.
+"""Speed of reading training images, from a JPEG file to a cropped and resized uint8 tensor, on one core.
 
-The peer is what torchvision's `RandomResizedCrop`, `ToTensor` and `Normalize` do to a Pillow image, as in transformers'
-run_mim.py, written with the Pillow and torch calls that they make. Both get the same files and the same crops, in
-turns, so that drift of the machine cancels. Needs scikit-image for its pictures.
+The baseline is torchvision's `RandomResizedCrop`, `ToTensor` and `Normalize` on a Pillow image, as in transformers'
+run_mim.py, written with the Pillow and torch calls that they make. Both read the same files with the same crops,
+alternating, so that drift of the machine cancels. Requires scikit-image for its pictures.
 
     python benchmarks/loading_speed.py
 """
@@ -31,7 +31,7 @@ MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in ([0.485, 0.456, 0.
 
 
 def make_files(size: tuple[int, int]) -> list[bytes]:
-    """JPEG files of (width, height) with real contents."""
+    """Encode photos as JPEG files of (width, height)."""
     files = []
     for name in PHOTOS:
         buffer = io.BytesIO()
@@ -42,14 +42,14 @@ def make_files(size: tuple[int, int]) -> list[bytes]:
 
 
 def read_ours(file: bytes, seed: int) -> torch.Tensor:
-    """As `MaskedImageDataset` reads; normalization happens later, on the device, for the whole batch."""
+    """Read like `MaskedImageDataset`; normalization follows later, on the device, for the whole batch."""
     image = Image.open(io.BytesIO(file))
     box = random_box(upright_size(image), (0.67, 1.0), sample_generator(seed))
     return torch.from_numpy(np.array(crop_and_resize(image, box, TARGET, 3))).permute(2, 0, 1).contiguous()
 
 
 def read_peer(file: bytes, seed: int) -> torch.Tensor:
-    """As torchvision's transforms read."""
+    """Read like torchvision's transforms."""
     image = Image.open(io.BytesIO(file)).convert("RGB")
     box = random_box((image.height, image.width), (0.67, 1.0), sample_generator(seed))
     image = image.crop(tuple(round(edge) for edge in box)).resize(TARGET[::-1], Image.Resampling.BILINEAR)
@@ -58,7 +58,7 @@ def read_peer(file: bytes, seed: int) -> torch.Tensor:
 
 
 def images_per_second(read: Callable[[bytes, int], torch.Tensor], files: list[bytes], seconds: float) -> float:
-    """Read for about the given time."""
+    """Measure the speed of reading for about the given time."""
     count, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
         read(files[count % len(files)], count)
@@ -67,10 +67,10 @@ def images_per_second(read: Callable[[bytes, int], torch.Tensor], files: list[by
 
 
 def main() -> None:
-    """Check that both give the same pixels, then time them."""
+    """Measure the difference of the pixels, then the speed of both readers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=1.0, help="time of each reader in each round")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of timing (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="seconds for each reader in each round")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(

@@ -1,6 +1,6 @@
-"""Speed and memory of our Swin and SwinV2 against transformers' own, in masked image modeling.
+"""Speed and memory of our Swin and SwinV2 against those of transformers, in masked image modeling.
 
-Both models hold the same weights and get the same images and masks. They are timed in one process, in turns, so that
+Both models have the same weights and get the same images and masks. They are timed alternating in one process, so that
 drift of the machine cancels, and only after both gave the same loss and reconstruction.
 
     python benchmarks/swin_speed.py --encoder swin-base --batch_size 128 --dtype bfloat16 --device cuda --compile
@@ -29,7 +29,7 @@ Inputs = dict[str, torch.Tensor]
 
 
 def build_models(model: str, encoder: str) -> dict[str, nn.Module]:
-    """Our model and transformers' with the same weights, which are moved off the initial zeros and ones."""
+    """Build our model and transformers' with the same weights, away from the initial zeros and ones."""
     config_class, peer_class = PEERS[model]
     config = config_class.from_dict(ENCODER_PRESETS[encoder] | {"model_type": model, "encoder_stride": 32})
     torch.manual_seed(0)
@@ -37,7 +37,7 @@ def build_models(model: str, encoder: str) -> dict[str, nn.Module]:
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.02)
-    # Loading converts the names of checkpoints, which are ours, to those that transformers has in memory.
+    # Loading converts names of checkpoints, which are ours, to those of transformers' modules.
     weights = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
     for old, new in (("simmim.encoder.", f"{model}."), ("head.projection.", "decoder.0.")):
         weights = {name.replace(old, new): tensor for name, tensor in weights.items()}
@@ -46,7 +46,7 @@ def build_models(model: str, encoder: str) -> dict[str, nn.Module]:
 
 
 def build_inputs(encoder: str, batch_size: int) -> Inputs:
-    """Images (B, 3, H, W) of noise and the paper's masks (B, N): units of 32 px, 60 % hidden."""
+    """Images (B, 3, H, W) of noise and the paper's masks (B, N): mask patches of 32 px, mask ratio 0.6."""
     size = ENCODER_PRESETS[encoder]["image_size"]
     generator = torch.Generator().manual_seed(1)
     mask = random_mask((size // 4, size // 4), 0.6, batch_size, unit_size=8, generator=generator)
@@ -56,17 +56,17 @@ def build_inputs(encoder: str, batch_size: int) -> Inputs:
 
 @torch.no_grad()
 def check_equal(models: dict[str, nn.Module], inputs: Inputs) -> None:
-    """Stop if the two models do not compute the same in float32."""
+    """Exit if the two models do not compute the same in float32."""
     ours, theirs = (models[name].eval()(**inputs) for name in ("ours", "theirs"))
     for name in ("loss", "reconstruction"):
         error = ((ours[name] - theirs[name]).norm() / theirs[name].norm()).item()
         print(f"{name}: relative difference {error:.1e}")
         if not error < 1e-4:
-            raise SystemExit(f"The models differ in {name}, so their times cannot be compared.")
+            raise SystemExit(f"The models differ in their {name}, so their times are not comparable.")
 
 
 def make_step(model: nn.Module, inputs: Inputs, args: argparse.Namespace, kind: str) -> Callable[[], None]:
-    """A function that runs one training step or one inference forward."""
+    """Build a function that runs one training step or one forward pass."""
 
     def step() -> None:
         with torch.set_grad_enabled(kind == "train"):
@@ -81,7 +81,7 @@ def make_step(model: nn.Module, inputs: Inputs, args: argparse.Namespace, kind: 
 
 
 def seconds(step: Callable[[], None], device: str) -> float:
-    """Time of one step; on CUDA the mean of several, which share one wait for the device."""
+    """Time of one step in seconds; on CUDA the mean of several, with one synchronization."""
     repeats = 10 if device == "cuda" else 1
     start = time.perf_counter()
     for _ in range(repeats):
@@ -91,13 +91,13 @@ def seconds(step: Callable[[], None], device: str) -> float:
 
 
 def peak_memory(step: Callable[[], None], device: str) -> float:
-    """MiB that a step needs at its peak, beyond models and inputs."""
+    """Peak memory of a step in MiB, beyond models and inputs."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    # Writing 5 sets the peak of this process back to its present size.
+    # Writing 5 resets the peak of this process to its current size.
     Path("/proc/self/clear_refs").write_text("5")
     before = int(_linux_field("/proc/self/status", "VmHWM").split()[0])
     for _ in range(2):
@@ -111,13 +111,13 @@ def _linux_field(path: str, name: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=PEERS, default="swin")
+    parser.add_argument("--model", choices=PEERS, default="swin", help="architecture (default: %(default)s)")
     parser.add_argument("--encoder", choices=["swin-tiny", "swin-small", "swin-base"], default="swin-tiny")
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 is autocast")
+    parser.add_argument("--batch_size", type=int, default=8, help="images per batch (default: %(default)s)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 uses autocast")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="compile both models")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=20, help="rounds of timing (default: %(default)s)")
     parser.add_argument("--only_memory", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
 
@@ -162,7 +162,7 @@ def main() -> None:
             f" ({min(ratios):.3f} to {max(ratios):.3f}) | {' | '.join(memory)} |",
             flush=True,
         )
-    print("\nMiB: what a step adds at its peak (CUDA: max_memory_allocated; CPU: resident set of a fresh process).")
+    print("\nMiB: peak memory of a step (CUDA: max_memory_allocated; CPU: resident set of a new process).")
 
 
 if __name__ == "__main__":

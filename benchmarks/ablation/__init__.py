@@ -1,1 +1,1 @@
-"""The paper's study of its components, on a small scale: `python -m benchmarks.ablation`."""
+"""The paper's ablation study on a small scale: `python -m benchmarks.ablation`."""

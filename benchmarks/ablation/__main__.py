@@ -1,4 +1,4 @@
-"""Runs the study: `python -m benchmarks.ablation`."""
+"""Runs the ablation study: `python -m benchmarks.ablation`."""
 
 from .study import main
 

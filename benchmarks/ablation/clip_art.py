@@ -1,4 +1,4 @@
-"""Pictures of Open Clip Art as arrays: on white, without duplicates, with the names of their folders as labels."""
+"""Pictures of Open Clip Art as arrays: on white, without duplicates, labeled by the names of their folders."""
 
 import hashlib
 from collections import Counter
@@ -10,21 +10,21 @@ from PIL import Image
 SIZE = 64  # pixels
 HASH_SIDE = 8
 MAX_HASH_DISTANCE = 4  # of 128 bits
-MIN_INK = 0.002  # share of pixels that are not of the commonest color
-MIN_PICTURES = 100  # of a class
+MIN_INK = 0.002  # share of pixels that do not have the most common color
+MIN_PICTURES = 100  # per class
 TEST_SHARE = 0.2
-# Folders that say nothing about what is in a picture.
+# Folders that do not describe the content of their pictures.
 NO_CLASSES = ("unsorted", "special")
 
 
 def prepare_clip_art(folder: Path) -> dict[str, np.ndarray]:
-    """Read, de-duplicate and split the pictures.
+    """Read, deduplicate and split the pictures.
 
     Args:
-        folder: Unpacked package; the folder `png` in it has one folder for each subject.
+        folder: Unpacked package, whose folder `png` has a subfolder for each subject.
 
     Returns:
-        `train_images` and `test_images` (N, 64, 64, 3) uint8, `train_labels`, `test_labels`, and `classes`, their
+        `train_images` and `test_images` (N, 64, 64, 3) uint8, `train_labels`, `test_labels`, and `classes`, the class
         names.
     """
     root = next(path for path in sorted(folder.rglob("png")) if path.is_dir())
@@ -60,7 +60,7 @@ def prepare_clip_art(folder: Path) -> dict[str, np.ndarray]:
 
 
 def read_on_white(path: Path, size: int = SIZE) -> np.ndarray:
-    """A picture on a white square, shrunk to uint8 (size, size, 3)."""
+    """Read a picture on a white square and shrink it to uint8 (size, size, 3)."""
     with Image.open(path) as image:
         picture = image.convert("RGBA")
     picture.thumbnail((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
@@ -70,13 +70,13 @@ def read_on_white(path: Path, size: int = SIZE) -> np.ndarray:
 
 
 def without_duplicates(images: np.ndarray) -> tuple[np.ndarray, str]:
-    """Which pictures to keep: of equal and of similar ones the first, and none that is blank.
+    """Keep the first of equal or similar pictures, and none that is blank.
 
     Args:
         images: uint8 (N, H, W, 3).
 
     Returns:
-        Their indices, and what was left out, in words.
+        Indices of the kept pictures, and the numbers of the others, in words.
     """
     seen: set[bytes] = set()
     kept: list[int] = []
@@ -119,7 +119,7 @@ def difference_hashes(images: np.ndarray) -> np.ndarray:
 
 
 def stratified_split(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Draw the same share of every class: bool (N,), True for what is drawn."""
+    """Draw the same share of every class: bool (N,), True for drawn pictures."""
     random = np.random.default_rng(seed)
     drawn = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):

@@ -1,4 +1,4 @@
-"""What the prediction heads cost: parameters, time of a training step and peak memory."""
+"""Cost of the prediction heads: parameters, time of a training step and peak memory."""
 
 import csv
 import gc
@@ -23,15 +23,15 @@ ROUNDS = 10
 
 @dataclass(frozen=True)
 class Cost:
-    """What a row costs.
+    """Cost of a row.
 
     Args:
-        row: Its name.
-        parameters: Of encoder and head.
-        step_ratio: Time of a training step over that of the baseline, median of the rounds.
-        step_ratio_min: Least of the rounds.
-        step_ratio_max: Greatest of the rounds.
-        memory: Bytes that building the model and two training steps add at their peak; None if not measured.
+        row: Name of the row.
+        parameters: Number of parameters of encoder and head.
+        step_ratio: Time of a training step relative to the baseline, median over the rounds.
+        step_ratio_min: Minimum over the rounds.
+        step_ratio_max: Maximum over the rounds.
+        memory: Peak memory in bytes of building the model and two training steps; None if not measured.
     """
 
     row: str
@@ -45,15 +45,15 @@ class Cost:
 def measure_heads(
     rows: dict[str, Row], settings: Settings, data: ImageData, dtype: torch.dtype, device: str, rounds: int = ROUNDS
 ) -> list[Cost]:
-    """Time rows against the baseline, in one process and in turns, so that drift of the machine cancels.
+    """Time rows against the baseline, alternating in one process, so that drift of the machine cancels.
 
     Args:
-        rows: Name to row, `"baseline"` among them.
-        settings: For the batch and the encoder.
+        rows: Rows by name, including `"baseline"`.
+        settings: Settings of batch size and encoder.
         data: The images, on the CPU.
-        dtype: float32, or another for autocast.
+        dtype: float32, or another dtype for autocast.
         device: `"cpu"` or `"cuda"`.
-        rounds: How often each is timed.
+        rounds: Number of times that each row is timed.
 
     Returns:
         Costs, in the order of the rows.
@@ -77,7 +77,7 @@ def measure_heads(
 
 
 def make_step(row: Row, settings: Settings, data: ImageData, dtype: torch.dtype) -> tuple[Callable[[], None], int]:
-    """A function that trains a row's model for one step, and the model's number of parameters."""
+    """Build a function that trains a row's model for one step, and count the model's parameters."""
     model = build_model(row, settings, data, seed=0).train()
     device = data.images.device
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -107,16 +107,16 @@ def _peak_memory(row: Row, settings: Settings, data: ImageData, dtype: torch.dty
         return torch.cuda.max_memory_allocated() - before
     if not Path("/proc/self/clear_refs").exists():
         return None
-    # A fresh process for each: what an earlier model gave back is not counted again.
+    # A new process for each: memory that an earlier model freed would not be counted again.
     batch = ImageData(data.name, *(part[: settings.batch_size].clone() for part in (data.images, data.labels) * 2))
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak_resident, (row, settings, batch, dtype))
 
 
 def _peak_resident(row: Row, settings: Settings, data: ImageData, dtype: torch.dtype) -> float:
-    """Growth of this process's resident set, in bytes."""
+    """Growth of the resident set of this process, in bytes."""
     torch.set_num_threads(1)
-    # Writing 5 sets the peak back to the present size.
+    # Writing 5 resets the peak to the current size.
     Path("/proc/self/clear_refs").write_text("5")
     before = _peak()
     step, _ = make_step(row, settings, data, dtype)
@@ -131,7 +131,7 @@ def _peak() -> float:
 
 
 def write_costs(folder: Path, costs: list[Cost]) -> None:
-    """Keep the costs beside the results."""
+    """Write the costs next to the results."""
     with (folder / COSTS).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [item.name for item in fields(Cost)])
         writer.writeheader()
@@ -139,7 +139,7 @@ def write_costs(folder: Path, costs: list[Cost]) -> None:
 
 
 def read_costs(folder: Path) -> dict[str, Cost]:
-    """Name of a row to its cost; empty if none was measured."""
+    """Costs by name of the row; empty if none was measured."""
     path = folder / COSTS
     if not path.exists():
         return {}

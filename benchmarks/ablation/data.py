@@ -1,4 +1,4 @@
-"""Images of the study in memory: which data set, and batches that are cropped and flipped on the device."""
+"""Images of the study in memory: loading, and crops and flips on the device."""
 
 import io
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ DATA_SETS = {
     "fashion": "Fashion-MNIST",
     "clipart": "Open Clip Art, duplicates removed",
 }
-# Of the crops, as in the paper: share of the image and aspect ratio.
+# Area (share of the image) and aspect ratio of crops, as in the paper.
 CROP_AREA = (0.67, 1.0)
 CROP_ASPECT = (3 / 4, 4 / 3)
 
@@ -28,10 +28,10 @@ class ImageData:
 
     Args:
         name: Key of `DATA_SETS`.
-        images: uint8 tensor (N, C, H, W) to train on.
-        labels: int64 tensor (N,).
-        test_images: uint8 tensor (M, C, H, W).
-        test_labels: int64 tensor (M,).
+        images: Training images, uint8 tensor (N, C, H, W).
+        labels: Their labels, int64 tensor (N,).
+        test_images: Test images, uint8 tensor (M, C, H, W).
+        test_labels: Their labels, int64 tensor (M,).
     """
 
     name: str
@@ -50,19 +50,19 @@ class ImageData:
         return ImageData(self.name, *(tensor.to(device) for tensor in tensors))
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 images (B, C, H, W) as float32 of mean 0 and standard deviation 1 in every channel."""
+        """Normalize uint8 images (B, C, H, W) to float32 with mean 0 and standard deviation 1 in every channel."""
         mean, std = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return (images.float() / 255 - mean) / std
 
 
 def _statistics(images: torch.Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel on the scale of 0 to 1."""
+    """Mean and standard deviation of each channel on a scale of 0 to 1."""
     values = images[:5000].float() / 255
     return values.mean(dim=(0, 2, 3)).tolist(), values.std(dim=(0, 2, 3)).tolist()
 
 
 def default_data_set() -> str:
-    """The largest data set that is there."""
+    """The largest data set that is available."""
     return next((name for name in ("fashion", "clipart") if (FETCHED / f"{name}.npz").exists()), "embedded")
 
 
@@ -72,9 +72,9 @@ def load_images(name: str, image_size: int, num_images: int, num_test_images: in
     Args:
         name: Key of `DATA_SETS`.
         image_size: Side of the images in pixels.
-        num_images: Images to train on, of every class as many as it has a share in; all if there are fewer.
-        num_test_images: Images to test on, likewise.
-        folder: Where `fetch.py` put its arrays.
+        num_images: Number of training images, with the class frequencies of the data set; all if there are fewer.
+        num_test_images: Number of test images, likewise.
+        folder: Folder of the arrays that `fetch.py` wrote.
 
     Returns:
         The images.
@@ -89,7 +89,7 @@ def load_images(name: str, image_size: int, num_images: int, num_test_images: in
     else:
         path = folder / f"{name}.npz"
         if not path.exists():
-            raise ValueError(f"{path} is not there. Fetch it with: python -m benchmarks.ablation.fetch {name}")
+            raise ValueError(f"{path} does not exist. Fetch it with: python -m benchmarks.ablation.fetch {name}")
         with np.load(path) as stored:
             arrays = [stored[key] for key in ("train_images", "train_labels", "test_images", "test_labels")]
     parts: list[torch.Tensor] = []
@@ -118,12 +118,12 @@ def stratified_sample(labels: torch.Tensor, count: int, generator: torch.Generat
     """Draw images so that every class keeps its share, to the nearest image.
 
     Args:
-        labels: int64 tensor (N,).
-        count: How many to draw; all if N is smaller.
-        generator: Source of randomness, on the CPU.
+        labels: Labels, int64 tensor (N,).
+        count: Number of images to draw; all if N is smaller.
+        generator: Random generator on the CPU.
 
     Returns:
-        Their indices, mixed.
+        Indices of the drawn images, shuffled.
     """
     order = torch.randperm(len(labels), generator=generator)
     shuffled = labels.cpu()[order]
@@ -136,11 +136,11 @@ def stratified_sample(labels: torch.Tensor, count: int, generator: torch.Generat
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A random crop of each image, resized to its size, and a random flip.
+    """Crop each image at random, resize the crop to the image size, and flip it at random.
 
     Args:
         images: float tensor (B, C, H, W).
-        generator: Source of randomness on the device of `images`.
+        generator: Random generator on the device of `images`.
 
     Returns:
         Tensor (B, C, H, W).

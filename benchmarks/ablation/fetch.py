@@ -3,8 +3,8 @@
     python -m benchmarks.ablation.fetch              # both data sets, into benchmarks/data
     python -m benchmarks.ablation.fetch fashion --folder my_folder
 
-Where there is apt, the packages come from its sources, which check them; elsewhere from deb.debian.org, where the
-version is pinned and its SHA256 checked.
+With apt, the packages come from its sources, which verify them; otherwise from deb.debian.org, with a pinned version
+whose SHA256 is verified.
 """
 
 import argparse
@@ -33,12 +33,12 @@ class Package:
     """A package of Debian.
 
     Args:
-        name: Its name.
-        path: Of the pinned version, in the mirror.
-        size: Bytes of that file.
-        sha256: Of that file.
-        license: Of what is in it.
-        content: What that is.
+        name: Name of the package.
+        path: Path of the pinned version in the mirror.
+        size: Size of that file in bytes.
+        sha256: SHA256 of that file.
+        license: License of the content.
+        content: Description of the content.
     """
 
     name: str
@@ -70,11 +70,11 @@ PACKAGES = {
 
 
 def download(package: Package, folder: Path) -> Path:
-    """Get a package's .deb file, from apt where there is one, else from Debian's mirror.
+    """Download the .deb file of a package, with apt if there is one, else from Debian's mirror.
 
     Args:
-        package: Which.
-        folder: Where the file goes.
+        package: The package.
+        folder: Folder of the file.
 
     Returns:
         The file.
@@ -88,9 +88,9 @@ def download(package: Package, folder: Path) -> Path:
         )
         found = next(folder.glob(f"{package.name}_*.deb"), None)
         if done.returncode == 0 and found is not None:
-            print(f"{found.name} came from apt's sources")
+            print(f"{found.name} downloaded from apt's sources")
             return found
-        print(f"apt has no {package.name}, so it comes from {MIRROR}")
+        print(f"apt has no {package.name}; downloading it from {MIRROR}")
     path = folder / package.path.rsplit("/", 1)[-1]
     digest, received = hashlib.sha256(), 0
     with urllib.request.urlopen(MIRROR + package.path, timeout=60) as response, path.open("wb") as file:
@@ -103,20 +103,20 @@ def download(package: Package, folder: Path) -> Path:
     if digest.hexdigest() != package.sha256:
         raise ValueError(
             f"{MIRROR}{package.path} has the SHA256 {digest.hexdigest()} instead of {package.sha256}. Fetch it again;"
-            " if it stays so, the file was changed and is not to be used."
+            " if the error persists, the file was changed and must not be used."
         )
     return path
 
 
 def unpack(deb: Path, folder: Path) -> None:
-    """Unpack the files of a .deb; nothing in it is run.
+    """Unpack the files of a .deb without running any code in it.
 
     Args:
         deb: The package.
-        folder: Where its files go.
+        folder: Folder of its files.
 
     Raises:
-        ValueError: If it is no .deb, or is compressed in a way that needs dpkg.
+        ValueError: If it is not a .deb, or its compression needs dpkg.
     """
     if shutil.which("dpkg-deb"):
         subprocess.run(["dpkg-deb", "--extract", str(deb), str(folder)], check=True)
@@ -125,7 +125,7 @@ def unpack(deb: Path, folder: Path) -> None:
 
 
 def extract_deb(deb: Path, folder: Path) -> None:
-    """As `unpack`, in Python: a .deb is an `ar` archive that holds a tar archive of the files."""
+    """Unpack a .deb in Python: it is an `ar` archive that contains a tar archive of the files."""
     for name, content in _members(deb.read_bytes(), deb):
         if name.startswith("data.tar"):
             if name.endswith(".zst"):
@@ -133,13 +133,13 @@ def extract_deb(deb: Path, folder: Path) -> None:
             with tarfile.open(fileobj=io.BytesIO(content)) as archive:
                 archive.extractall(folder, filter="data")
             return
-    raise ValueError(f"{deb} has no data.tar in it, so it is no Debian package. Fetch it again.")
+    raise ValueError(f"{deb} contains no data.tar, so it is not a Debian package. Fetch it again.")
 
 
 def _members(archive: bytes, path: Path) -> list[tuple[str, bytes]]:
     """Names and contents of an `ar` archive."""
     if not archive.startswith(b"!<arch>\n"):
-        raise ValueError(f"{path} is no ar archive, so it is no Debian package. Fetch it again.")
+        raise ValueError(f"{path} is not an ar archive, so it is not a Debian package. Fetch it again.")
     members, position = [], 8
     while position + 60 <= len(archive):
         header = archive[position : position + 60]
@@ -151,7 +151,7 @@ def _members(archive: bytes, path: Path) -> list[tuple[str, bytes]]:
 
 
 def prepare_fashion(folder: Path) -> dict[str, np.ndarray]:
-    """Fashion-MNIST's files, found anywhere in a folder, as arrays (N, 28, 28) and (N,)."""
+    """Read Fashion-MNIST's files, anywhere in a folder, as arrays (N, 28, 28) and (N,)."""
     arrays = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
         for key, name, header in (("images", "images-idx3", 16), ("labels", "labels-idx1", 8)):
@@ -165,10 +165,10 @@ PREPARE = {"fashion": prepare_fashion, "clipart": prepare_clip_art}
 
 
 def main() -> None:
-    """Fetch, unpack and prepare what was asked for."""
+    """Fetch, unpack and prepare the requested data sets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help=f"data sets: {', '.join(PACKAGES)}; all if none is named")
-    parser.add_argument("--folder", type=Path, default=FETCHED, help="where the arrays go (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, default=FETCHED, help="folder of the arrays (default: %(default)s)")
     args = parser.parse_args()
     if unknown := set(args.names) - set(PACKAGES):
         parser.error(f"no such data set: {', '.join(sorted(unknown))}. Use: {', '.join(PACKAGES)}")
@@ -177,18 +177,18 @@ def main() -> None:
         package = PACKAGES[name]
         print(
             f"{name}: Debian's package {package.name}, {package.size / 1e6:.0f} MB ({package.content};"
-            f" {package.license}), goes to {args.folder / name}.npz"
+            f" {package.license}), to {args.folder / name}.npz"
         )
     for name in names:
         path = args.folder / f"{name}.npz"
         if path.exists():
-            print(f"{path} is there already; delete it to make it anew")
+            print(f"{path} exists already; delete it to fetch it again")
             continue
         args.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=args.folder) as work:
             unpack(download(PACKAGES[name], Path(work)), Path(work) / "files")
             arrays = PREPARE[name](Path(work) / "files")
-            # Under another name until it is whole.
+            # Under another name until it is complete.
             np.savez_compressed(Path(work) / "arrays.npz", **arrays)
             (Path(work) / "arrays.npz").replace(path)
         shapes = ", ".join(f"{key} {array.shape}" for key, array in arrays.items())

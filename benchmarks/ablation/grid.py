@@ -1,4 +1,4 @@
-"""What the study compares: rows of components, grouped in the paper's tables."""
+"""Grid of the study: rows of components, grouped as in the paper's tables."""
 
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -12,27 +12,27 @@ TABLES = {
     "heads": "Prediction heads",
     "resolution": "Resolution of the prediction",
     "targets": "Targets and losses",
-    "region": "Loss on hidden pixels or on all",
+    "region": "Loss on masked or on all pixels",
 }
 COLOR_CLUSTERS = 64
 
 
 @dataclass(frozen=True)
 class Row:
-    """One choice of every component.
+    """A choice of every component.
 
     Args:
-        mask_patch_size: Side of a mask unit in pixels.
+        mask_patch_size: Side of a mask patch in pixels.
         strategy: Name in `MASK_STRATEGIES`.
-        mask_ratio: Share of the image that is hidden.
+        mask_ratio: Mask ratio, 0 to 1.
         head: Name of the head.
         head_options: Its options.
-        prediction_stride: Pixels for each step of the prediction; the target's own if None.
+        prediction_stride: Stride of the prediction in pixels; the target's if None.
         target: Name of the target.
-        target_options: Its options; `num_clusters` stands for centers that are fitted to the images first.
-        loss: Name of the loss; the target's usual one if None.
+        target_options: Its options; `num_clusters` is replaced by centers that are fitted to the images.
+        loss: Name of the loss; the target's default if None.
         loss_region: `"masked"` or `"all"`.
-        is_pretrained: False for the row from scratch, whose components nothing uses.
+        is_pretrained: False for the row from scratch, whose components are not used.
     """
 
     mask_patch_size: int
@@ -56,15 +56,15 @@ class Row:
 def study_tables(
     settings: Settings, teacher: str | None = None, codebook: str | None = None
 ) -> dict[str, dict[str, Row]]:
-    """The grid: table to name to row. A row that several tables show has one name, and is run once.
+    """Build the grid. A row in several tables has one name, and is run once.
 
     Args:
-        settings: What all rows share.
+        settings: Settings of all rows.
         teacher: Model whose features are a target; no such row if None.
         codebook: Tokenizer whose tokens are a target; no such row if None.
 
     Returns:
-        The tables; each has the baseline in it.
+        Rows by name, by table; each table contains the baseline.
     """
     small, middle, large = settings.mask_patch_sizes
     baseline = Row(middle)
@@ -115,7 +115,7 @@ def scratch_row(settings: Settings) -> Row:
 
 
 def row_name(row: Row, baseline: Row) -> str:
-    """A short name that is the row's own: what differs from the baseline."""
+    """A unique short name of a row: its differences from the baseline."""
     if not row.is_pretrained:
         return "scratch"
     changed = row.difference(baseline)
@@ -137,23 +137,23 @@ def row_name(row: Row, baseline: Row) -> str:
 
 
 def mask_name(row: Row) -> str:
-    """A row's mask in words."""
+    """Describe the mask of a row."""
     return f"{row.strategy} {row.mask_patch_size} px {row.mask_ratio:g}"
 
 
 def select_rows(tables: dict[str, dict[str, Row]], wanted: list[str] | None, scratch: Row) -> dict[str, Row]:
-    """The rows to run: each once, the baseline and from scratch always.
+    """Select the rows to run, each once, always with the baseline and the row from scratch.
 
     Args:
         tables: The grid.
-        wanted: Names of rows; all if None.
+        wanted: Names of the rows; all if None.
         scratch: The row without pre-training.
 
     Returns:
-        Name to row, in the order of the tables.
+        Rows by name, in the order of the tables.
 
     Raises:
-        ValueError: If a name is that of no row.
+        ValueError: If a name is unknown.
     """
     rows = {"scratch": scratch} | {name: row for table in tables.values() for name, row in table.items()}
     if wanted is None:

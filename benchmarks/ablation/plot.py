@@ -12,7 +12,7 @@ from .verdicts import MODERATE_DISTANCE
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-# Apart for readers who see no colors, too.
+# Distinguishable with color blindness.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = "osD^vPX"
 
@@ -21,9 +21,9 @@ def draw_distances(path: Path, rows: dict[str, Row], results: list[Result], imag
     """Draw fine-tuning accuracy over AvgDist, a curve for each strategy and mask patch.
 
     Args:
-        path: Of the picture.
-        rows: Name to row, of the table of masks.
-        results: What was measured.
+        path: Path of the picture.
+        rows: Rows of the table of masks, by name.
+        results: The results.
         image_size: Side of the images in pixels.
     """
     runs = {name: [result for result in results if result.row == name] for name in [*rows, "scratch"]}

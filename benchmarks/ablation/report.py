@@ -1,4 +1,4 @@
-"""The study's report: tables, verdicts and the plot of AvgDist, made from what is on disk."""
+"""Report of the study: tables, verdicts and the plot of AvgDist, from the results on the disk."""
 
 import statistics
 from pathlib import Path
@@ -21,7 +21,7 @@ def write_report(folder: Path) -> Path:
     """Write README.md and the plot into the folder of a study.
 
     Args:
-        folder: With results.csv and settings.json.
+        folder: Folder of results.csv and settings.json.
 
     Returns:
         The report.
@@ -42,7 +42,7 @@ def write_report(folder: Path) -> Path:
     rows |= _measured(grid["masking"] | rows, results)
     costs = read_costs(folder)
     parts = [
-        "# Does the simple choice do no worse?",
+        "# Ablation study",
         _introduction(settings, shared, about, results),
         "## The paper's claims",
         _verdict_table(verdicts(rows, results, settings.image_size)),
@@ -56,11 +56,12 @@ def write_report(folder: Path) -> Path:
         if name == "masking":
             draw_distances(folder / PLOT, table, results, settings.image_size)
             parts.append(
-                f"![accuracy against AvgDist]({PLOT})\n\n*AvgDist is the mean distance of hidden pixels to the nearest"
-                " visible one. Numbers at the points are mask ratios, bars the standard deviation over seeds. The band"
-                " is from scratch; what is shaded in green is the paper's moderate range, scaled to this image size.*"
+                f"![accuracy against AvgDist]({PLOT})\n\n*AvgDist is the mean distance of masked pixels from the"
+                " nearest visible pixel. Numbers at the points are mask ratios, error bars the standard deviation over"
+                " seeds. The gray band is training from scratch; the green band is the paper's moderate range, scaled"
+                " to this image size.*"
             )
-    parts += ["## How it was run", _conditions(settings, shared, about, results)]
+    parts += ["## Setup", _conditions(settings, shared, about, results)]
     path = folder / REPORT
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
@@ -75,15 +76,15 @@ def _introduction(settings: Settings, shared: dict[str, Any], about: dict[str, A
     seeds = sorted({result.seed for result in results})
     seen = settings.pretrain_steps * settings.batch_size / shared["images"][0]
     return (
-        f"The study of [SimMIM](https://arxiv.org/abs/2111.09886)'s section 4.1 on a small scale: a"
+        f"The ablation study of section 4.1 of [SimMIM](https://arxiv.org/abs/2111.09886) on a small scale: a"
         f" {settings.encoder['model_type']} encoder, {shared['data']} images ({DATA_SETS[shared['data']]};"
-        f" {shared['images'][0]:,} to train, {shared['images'][1]:,} to test) at {settings.image_size} px, {seen:.1f}"
-        f" epochs of pre-training, {len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}. Each row changes what it"
-        f" names of the baseline (random masks of {settings.mask_patch_sizes[1]} px, 60 % hidden, linear head, RGB, l1"
-        " on hidden pixels) and nothing else. Accuracies are in percent on the test images, the mean and the standard"
+        f" {shared['images'][0]:,} for training, {shared['images'][1]:,} for testing) at {settings.image_size} px,"
+        f" {seen:.1f} epochs of pre-training, {len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}. Each row differs"
+        f" from the baseline (random masks of {settings.mask_patch_sizes[1]} px, mask ratio 0.6, linear head, RGB, l1"
+        " on masked pixels) only in what its name states. Test accuracies are in percent, as mean and standard"
         f" deviation over seeds: of the whole network fine-tuned on {settings.num_labels:,} labels, and of a linear"
         f" probe and k-NN on frozen features with {settings.num_probe_images:,} labels."
-        f"\n\nA run as small as this cannot confirm or refute numbers of ImageNet. It tells what holds here."
+        f"\n\nSo small a study cannot confirm or refute results on ImageNet. It shows what holds at this scale."
     )
 
 
@@ -100,11 +101,12 @@ def _verdict_table(found: list[Verdict]) -> str:
 
 def _noise_text(results: list[Result]) -> str:
     noise = pooled_noise(scores_of(results))
-    spread = "cannot be known from one seed" if noise.freedom == 0 else f"is {100 * noise.deviation:.1f} points"
+    spread = "is unknown with one seed" if noise.freedom == 0 else f"is {100 * noise.deviation:.1f} points"
     return (
-        "Of fine-tuning accuracy. The noise of a single run, pooled over all rows with the seeds' common effect taken"
-        f" off, {spread} ({noise.freedom} degrees of freedom). *No worse* and *equal* allow for {100 * MARGIN:.0f}"
-        " point. Intervals are of each comparison alone: of twenty, one is wrong by chance."
+        "All claims are about fine-tuning accuracy. The noise of a single run, pooled over all rows after removing the"
+        f" common effect of the seeds, {spread} ({noise.freedom} degrees of freedom). *No worse* and *equal* allow for"
+        f" {100 * MARGIN:.0f} point. Intervals are not corrected for multiple comparisons: one in twenty is wrong by"
+        " chance."
     )
 
 
@@ -149,21 +151,19 @@ def _cost_cells(cost: Cost | None, linear: Cost) -> list[str]:
 def _notes(table: str, settings: Settings) -> list[str]:
     if table == "heads":
         return [
-            "The inverse Swins are scaled to the encoder: the heavy one begins as wide and as deep as the encoder's"
-            " last stage, the light one with 3/4 of the width and half the blocks, which makes about 1.0 and 0.3 of"
-            " the encoder's parameters, as inverse Swin-B and Swin-T have beside the paper's Swin-B. Costs are ratios"
-            " to the linear head (the baseline): parameters of encoder and head, time of a training step (in one"
-            " process, in turns; median, least and greatest), and what building the model and training it for two"
-            " steps adds to memory at its peak."
+            "The inverse Swins are scaled to the encoder: the heavy one starts as wide and as deep as the encoder's"
+            " last stage, the light one with 3/4 of the width and half the blocks. They have about 1.0 and 0.3 times"
+            " the encoder's parameters, like inverse Swin-B and Swin-T relative to the paper's Swin-B. Costs are"
+            " relative to the linear head (the baseline): parameters of encoder and head, time of a training step"
+            " (alternating in one process; median, minimum and maximum), and peak memory of building the model and"
+            " training it for two steps."
         ]
     if table == "targets":
-        return [
-            "Where a row names no loss it is cross entropy for classes and l2 for HOG; the baseline is RGB with l1."
-        ]
+        return ["The default loss is cross entropy for classes and l2 for HOG; the baseline is RGB with l1."]
     if table == "masking":
-        return ["Ratios are rounded up to whole mask patches: of sixteen, 0.6 hides ten; of four, 0.4 hides two."]
+        return ["Ratios are rounded up to whole mask patches: 0.6 masks 10 of 16 patches, 0.4 masks 2 of 4."]
     if table == "resolution":
-        return ["The baseline predicts every pixel; a stride is the number of pixels for a step of the prediction."]
+        return ["The baseline predicts every pixel; strides are those of the prediction in pixels."]
     return []
 
 
@@ -178,21 +178,21 @@ def _conditions(settings: Settings, shared: dict[str, Any], about: dict[str, Any
         ("versions", f"{versions}, Python {about['python']}"),
         (
             "time",
-            f"{len(results)} runs, {statistics.median(seconds):.0f} s in the median, together"
+            f"{len(results)} runs, median {statistics.median(seconds):.0f} s, in total"
             f" {sum(seconds) / about['workers'] / 60:.0f} minutes on {about['workers']} processes",
         ),
         ("data", f"{DATA_SETS[shared['data']]}; random crops of 67 to 100 % of the area, flips"),
         ("encoder", encoder),
         (
             "pre-training",
-            f"AdamW, {settings.pretrain_steps:,} steps of {settings.batch_size} images, rate"
-            f" {settings.learning_rate:g}, cosine after 10 % warm-up, weight decay 0.05, gradients clipped at 5",
+            f"AdamW, {settings.pretrain_steps:,} steps, batch size {settings.batch_size}, peak learning rate"
+            f" {settings.learning_rate:g}, cosine after 10 % warm-up, weight decay 0.05, gradients clipped at norm 5",
         ),
         (
             "fine-tuning",
-            f"the same with {settings.fine_tune_steps:,} steps of {settings.fine_tune_batch_size} images, rate"
-            f" {settings.fine_tune_learning_rate:g}; a linear layer on the mean of the tokens",
+            f"the same with {settings.fine_tune_steps:,} steps, batch size {settings.fine_tune_batch_size}, peak"
+            f" learning rate {settings.fine_tune_learning_rate:g}; a linear layer on the mean of the tokens",
         ),
-        ("settings", "fixed by the baseline and from scratch alone; none was tuned for another row"),
+        ("settings", "tuned on the baseline and from scratch only, not on other rows"),
     ]
     return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in lines)])

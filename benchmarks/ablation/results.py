@@ -1,4 +1,4 @@
-"""What the study has measured so far, on disk: one line for each run, and the settings that all of them share."""
+"""Results of the study on the disk: one line for each run, and the settings that all runs share."""
 
 import csv
 import json
@@ -19,11 +19,11 @@ class Result:
     Args:
         row: Name of the row.
         seed: The seed.
-        fine_tune: Accuracy of the whole network, trained on a few labels.
+        fine_tune: Accuracy of the whole network, fine-tuned on few labels.
         linear_probe: Accuracy of a linear classifier on frozen features.
         knn: Accuracy of k-NN on frozen features.
         avg_dist: AvgDist of the row's masks in pixels; None without pre-training.
-        loss: Mean loss at the end of pre-training; None without.
+        loss: Mean loss at the end of pre-training; None without pre-training.
         seconds: Wall time of the run.
     """
 
@@ -41,12 +41,12 @@ COLUMNS = [*(item.name for item in fields(Result)), "components"]
 
 
 def append_result(folder: Path, result: Result, components: dict[str, Any]) -> None:
-    """Write a finished run down at once.
+    """Append a finished run.
 
     Args:
-        folder: Of the study.
-        result: What was measured.
-        components: Of the row, to know it by.
+        folder: Folder of the study.
+        result: Result of the run.
+        components: Components of its row.
     """
     path = folder / RESULTS
     is_new = not path.exists()
@@ -65,19 +65,19 @@ def _rounded(value: Any) -> Any:
 
 
 def as_json(value: Any) -> str:
-    """JSON that is the same for equal things."""
+    """JSON text that is the same for equal values."""
     return json.dumps(value, sort_keys=True)
 
 
 def read_results(folder: Path, components: dict[str, dict[str, Any]] | None = None) -> list[Result]:
-    """Read what is finished.
+    """Read the finished runs.
 
     Args:
-        folder: Of the study.
-        components: Name of a row to its components as they are now, to compare; not compared if None.
+        folder: Folder of the study.
+        components: Current components by name of the row, to compare with; not compared if None.
 
     Returns:
-        The results, in the order in which they came. A line that a killed run left half is dropped, also from the file.
+        The results, in order. An incomplete line of a killed run is dropped, also from the file.
 
     Raises:
         ValueError: If a row of the same name had other components.
@@ -103,19 +103,19 @@ def read_results(folder: Path, components: dict[str, dict[str, Any]] | None = No
 
 
 def missing_runs(names: Iterable[str], seeds: Iterable[int], results: list[Result]) -> list[tuple[str, int]]:
-    """Which (row, seed) are still to be run, seed by seed, so that a killed study has whole seeds."""
+    """Pairs (row, seed) to run, seed by seed, so that a killed study has complete seeds."""
     done = {(result.row, result.seed) for result in results}
     names = list(names)
     return [(name, seed) for seed in seeds for name in names if (name, seed) not in done]
 
 
 def keep_settings(folder: Path, shared: dict[str, Any], about: dict[str, Any]) -> None:
-    """Write down what all runs of a folder share, or see that it is what they shared before.
+    """Write the settings that all runs of a folder share, or check that they are the same as before.
 
     Args:
-        folder: Of the study.
-        shared: What must not differ between runs that are compared.
-        about: What else the report tells; kept as it was first.
+        folder: Folder of the study.
+        shared: Settings that must not differ between compared runs.
+        about: Other facts for the report; those of the first call are kept.
 
     Raises:
         ValueError: If the folder has results of other settings.
@@ -128,7 +128,7 @@ def keep_settings(folder: Path, shared: dict[str, Any], about: dict[str, Any]) -
         if changed:
             lines = "; ".join(f"{key} was {before.get(key)} and is {now.get(key)}" for key in changed)
             raise ValueError(
-                f"{folder} has results of other settings, which do not compare: {lines}. Use another --output, or"
+                f"{folder} has results of other settings, which are not comparable: {lines}. Use another --output, or"
                 " delete that folder."
             )
         return
@@ -137,19 +137,19 @@ def keep_settings(folder: Path, shared: dict[str, Any], about: dict[str, Any]) -
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """What `keep_settings` wrote: `shared` and `about`.
+    """Read `shared` and `about`, which `keep_settings` wrote.
 
     Raises:
-        ValueError: If there is nothing.
+        ValueError: If there are none.
     """
     path = folder / SETTINGS
     if not path.exists():
-        raise ValueError(f"{path} is not there. Run the study first, or set --output to a folder with its results.")
+        raise ValueError(f"{path} does not exist. Run the study first, or set --output to a folder with its results.")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _write_json(path: Path, value: Any) -> None:
-    # Under another name until it is whole: a killed run must not take it along.
+    # Under another name until it is complete: a killed run must not leave half of it.
     draft = path.with_suffix(".part")
     draft.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     draft.replace(path)

@@ -1,4 +1,4 @@
-"""Sizes and schedules of the study: one that two CPU cores manage, one for a GPU."""
+"""Sizes and schedules of the study: a small scale for two CPU cores, and one for a GPU."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,28 +6,28 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Settings:
-    """What all rows share.
+    """Settings of all rows.
 
     Args:
         image_size: Side of the images in pixels.
-        encoder: Config of the encoder, less its `num_channels` and `image_size`.
-        mask_patch_sizes: Sides of mask units in pixels, small to large; the middle one is the baseline's.
-        random_ratios: Ratios of random masking at each of them; 0.6 at the middle one is the baseline.
-        other_masks: Further strategies, with mask patch and ratio.
-        coarse_strides: Pixels for a step of the coarser predictions.
+        encoder: Config of the encoder, without `num_channels` and `image_size`.
+        mask_patch_sizes: Sides of mask patches in pixels, small to large; the middle one is the baseline's.
+        random_ratios: Mask ratios of random masking for each of them; 0.6 for the middle one is the baseline.
+        other_masks: Other strategies, each with mask patch size and mask ratio.
+        coarse_strides: Strides of the coarser predictions in pixels.
         inverse_swin: Options of the inverse Swin heads `light` and `heavy`, scaled to the encoder.
-        hog_cell_size: Pixels of a cell of the HOG target.
-        normalization_window: Pixels of the sliding window of the normalized target.
-        num_images: Images to pre-train on, at most, without labels.
-        num_test_images: Images to test on, at most.
-        batch_size: Of pre-training.
+        hog_cell_size: Side of a cell of the HOG target in pixels.
+        normalization_window: Side of the sliding window of the normalized target in pixels.
+        num_images: Largest number of pre-training images, without labels.
+        num_test_images: Largest number of test images.
+        batch_size: Batch size of pre-training.
         pretrain_steps: Steps of pre-training.
-        learning_rate: Peak of pre-training.
-        num_labels: Labeled images to fine-tune on.
-        fine_tune_batch_size: Of fine-tuning.
+        learning_rate: Peak learning rate of pre-training.
+        num_labels: Number of labeled images for fine-tuning.
+        fine_tune_batch_size: Batch size of fine-tuning.
         fine_tune_steps: Steps of fine-tuning.
-        fine_tune_learning_rate: Peak of fine-tuning.
-        num_probe_images: Labeled images for the linear probe and k-NN on frozen features.
+        fine_tune_learning_rate: Peak learning rate of fine-tuning.
+        num_probe_images: Number of labeled images for the linear probe and k-NN on frozen features.
     """
 
     image_size: int
@@ -134,7 +134,7 @@ def study_settings(scale: str, encoder: str) -> Settings:
         encoder: `"vit"` or `"swin"`.
 
     Returns:
-        They.
+        The settings.
     """
     config = ENCODERS[scale][encoder]
     return Settings(
@@ -146,14 +146,14 @@ def study_settings(scale: str, encoder: str) -> Settings:
 
 
 def inverse_swin_options(encoder: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Two inverse Swins that are to the encoder what inverse Swin-T and Swin-B are to the paper's Swin-B.
+    """Options of two inverse Swins, scaled to the encoder as inverse Swin-T and Swin-B are to the paper's Swin-B.
 
-    The heavy one is as wide and as deep as the encoder's last stage at its first, the light one has 3/4 of the width
-    and half the blocks there; further stages, down to a stride of 4 px, have two blocks. That makes about 0.3 and 1.0
-    of the encoder's parameters, as in table 2 of the paper.
+    The first stage of the heavy one is as wide and as deep as the encoder's last stage, that of the light one has 3/4
+    of the width and half the blocks; further stages, down to a stride of 4 px, have two blocks. They have about 1.0 and
+    0.3 times the encoder's parameters, as in table 2 of the paper.
 
     Args:
-        encoder: Its config.
+        encoder: Config of the encoder.
 
     Returns:
         Options of the heads `light` and `heavy`.

@@ -1,13 +1,13 @@
-"""The paper's study of its components, on a small scale: does the simple choice do no worse than the complex one?
+"""The paper's ablation study on a small scale: are its simple choices no worse than complex ones?
 
     python -m benchmarks.ablation                                  # reduced grid on two CPU cores
     python -m benchmarks.ablation --scale gpu --data clipart       # larger encoder, 64 px, 12,000 steps of 512 images
     python -m benchmarks.ablation --tables heads --seeds 0 --output runs/heads
-    python -m benchmarks.ablation --report_only                    # draws the report again
+    python -m benchmarks.ablation --report_only                    # writes the report again
 
-Every row of components is pre-trained on images without labels and then measured in the same way: a short fine-tuning
-on a few labels, a linear probe and k-NN on frozen features. Finished runs are written down at once; started again, the
-study goes on where it stopped. The report is in README.md of the output folder.
+Every row of components is pre-trained on images without labels and then evaluated in the same way: by a short
+fine-tuning on few labels, and by a linear probe and k-NN on frozen features. Finished runs are saved at once, and an
+interrupted study resumes automatically. The report is README.md in the output folder.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def check_rows(rows: dict[str, Row], settings: Settings, data: ImageData) -> Non
     """Build every row once, before hours are spent on the others.
 
     Raises:
-        ValueError: If the installed version cannot; it says which rows and why.
+        ValueError: If a row cannot be built; the message says which rows and why.
     """
     problems = []
     for name, row in rows.items():
@@ -59,7 +59,7 @@ def check_rows(rows: dict[str, Row], settings: Settings, data: ImageData) -> Non
             model = build_model(row, settings, data, seed=0)
             if row.is_pretrained:
                 row_distance(row, model.config)
-        except Exception as error:  # whatever it is, all rows' troubles are to be seen at once
+        except Exception as error:  # of any type, to report the problems of all rows at once
             problems.append(f"  {name}: {type(error).__name__}: {str(error).splitlines()[-1]}")
     if problems:
         raise ValueError(
@@ -78,16 +78,16 @@ def run_study(
     workers: int = 1,
     device: str = "cpu",
 ) -> list[Result]:
-    """Run what is not finished yet.
+    """Run the rows and seeds that are not finished.
 
     Args:
-        rows: Name to row.
-        seeds: Seeds for each.
-        settings: What all rows share.
+        rows: Rows by name.
+        seeds: Seeds of each row.
+        settings: Settings of all rows.
         data: The images, on the CPU.
-        dtype: float32, or another for autocast.
-        output: Where results are kept.
-        workers: Processes; each takes one thread on the CPU. With one, runs are made in this process.
+        dtype: float32, or another dtype for autocast.
+        output: Folder of the results.
+        workers: Number of processes, each with one CPU thread. With one, runs are made in this process.
         device: `"cpu"` or `"cuda"`.
 
     Returns:
@@ -120,14 +120,14 @@ def _results(
     workers: int,
     device: str,
 ) -> Iterator[Result]:
-    """Results as they come; an error of one ends all."""
+    """Yield results as they are finished; an error in one run ends all."""
     state = (settings, data, dtype, device)
     if workers == 1:
         _start_worker(*state, num_threads=None)
         for task in tasks:
             yield _run(*task)
         return
-    # Not by fork: a process with threads, as torch's are, must not be copied.
+    # Not by fork: a process with threads, such as torch's, must not be forked.
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(*state, 1)
     )
@@ -151,7 +151,7 @@ def _run(name: str, row: Row, seed: int) -> Result:
 
 
 def device_name(device: str) -> str:
-    """What the machine computes on."""
+    """Name of the CPU or GPU."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     try:
@@ -167,19 +167,19 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.ablation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     has_gpu = torch.cuda.is_available()
-    parser.add_argument("--scale", choices=ENCODERS, default="gpu" if has_gpu else "cpu")
-    parser.add_argument("--encoder", choices=["vit", "swin"], default="vit")
-    parser.add_argument("--data", choices=DATA_SETS, help="default: what was fetched, or else embedded")
-    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="default: all")
-    parser.add_argument("--rows", nargs="+", help="names of rows beside baseline and scratch; --list shows them")
-    parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1; on the gpu scale 0 1 2")
-    parser.add_argument("--teacher", help="a model whose features are one more target")
-    parser.add_argument("--codebook", help="a tokenizer of images whose tokens are one more target")
+    parser.add_argument("--scale", choices=ENCODERS, default="gpu" if has_gpu else "cpu", help="size of the study")
+    parser.add_argument("--encoder", choices=["vit", "swin"], default="vit", help="architecture (default: vit)")
+    parser.add_argument("--data", choices=DATA_SETS, help="data set (default: the fetched one, or else embedded)")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="tables (default: all)")
+    parser.add_argument("--rows", nargs="+", help="names of rows besides baseline and scratch; --list shows them")
+    parser.add_argument("--seeds", nargs="+", type=int, help="random seeds (default: 0 1; on the gpu scale 0 1 2)")
+    parser.add_argument("--teacher", help="model whose features are an additional target")
+    parser.add_argument("--codebook", help="image tokenizer whose tokens are an additional target")
     parser.add_argument("--workers", type=int, default=1 if has_gpu else 2, help="processes (default: %(default)s)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if has_gpu else "cpu")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="auto: the faster one")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="default: docs/ablation")
-    parser.add_argument("--report_only", action="store_true", help="draw the report from what was measured before")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of the results (default: docs/ablation)")
+    parser.add_argument("--report_only", action="store_true", help="write the report from earlier results")
     parser.add_argument("--list", action="store_true", help="print the rows and stop")
     args = parser.parse_args(arguments)
     args.seeds = args.seeds or {"cpu": [0, 1], "gpu": [0, 1, 2]}[args.scale]
@@ -191,7 +191,7 @@ def main(arguments: list[str] | None = None, make_settings: Callable[[str, str],
 
     Args:
         arguments: Command line; that of the process if None.
-        make_settings: Scale and encoder to the settings.
+        make_settings: Function from scale and encoder to the settings.
     """
     args = parse_args(arguments)
     if args.report_only:
@@ -235,7 +235,7 @@ def main(arguments: list[str] | None = None, make_settings: Callable[[str, str],
     keep_settings(args.output, shared, about)
     heads = {name: row for name, row in rows.items() if name in grid["heads"]}
     if len(heads) > 1 and not (args.output / COSTS).exists():
-        print("measuring what the heads cost", flush=True)
+        print("measuring the cost of the heads", flush=True)
         write_costs(args.output, measure_heads(heads, settings, data, getattr(torch, args.dtype), args.device))
     run_study(rows, args.seeds, settings, data, getattr(torch, args.dtype), args.output, args.workers, args.device)
     print(f"written: {write_report(args.output)}")

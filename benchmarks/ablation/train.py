@@ -1,4 +1,4 @@
-"""One run of the study: pre-train a row without labels, then measure what the features are worth with few labels."""
+"""One run of the study: pre-train a row without labels, then evaluate its features with few labels."""
 
 import math
 import time
@@ -24,22 +24,22 @@ NEIGHBORS = 10
 PROBE_PENALTIES = (1e-3, 1e-2, 1e-1)
 DISTANCE_MASKS = 1024
 CLUSTERED_IMAGES = 500
-CLUSTERED_PIXELS = 100  # of each
+CLUSTERED_PIXELS = 100  # per image
 
 
 def run_row(name: str, row: Row, seed: int, settings: Settings, data: ImageData, dtype: torch.dtype) -> Result:
-    """Pre-train a row and measure its features.
+    """Pre-train a row and evaluate its features.
 
     Args:
-        name: Its name.
-        row: Its components.
-        seed: Of weights, batches, crops, masks and labeled images; the same for all rows, so that they compare.
-        settings: What all rows share.
+        name: Name of the row.
+        row: Components of the row.
+        seed: Random seed of weights, batches, crops, masks and labeled images, the same for all rows.
+        settings: Settings of all rows.
         data: The images.
-        dtype: float32, or another for autocast.
+        dtype: float32, or another dtype for autocast.
 
     Returns:
-        What was measured.
+        The result.
     """
     start = time.perf_counter()
     model = build_model(row, settings, data, seed)
@@ -53,7 +53,7 @@ def run_row(name: str, row: Row, seed: int, settings: Settings, data: ImageData,
 
 
 def build_model(row: Row, settings: Settings, data: ImageData, seed: int) -> SimMIMForMaskedImageModeling:
-    """A row's model with fresh weights, on the device of the images."""
+    """Build a row's model with random weights, on the device of the images."""
     options = dict(row.target_options)
     if "num_clusters" in options:
         options = {"centers": _color_centers(data, options["num_clusters"])}
@@ -74,10 +74,11 @@ def build_model(row: Row, settings: Settings, data: ImageData, seed: int) -> Sim
 
 
 def draw_masks(row: Row, config: SimMIMConfig, batch_size: int, generator: torch.Generator) -> torch.Tensor:
-    """Masks (B, h, w) of a row, True = masked."""
+    """Draw masks (B, h, w) of a row, True = masked."""
     if row.mask_patch_size % config.patch_size:
         raise ValueError(
-            f"A mask patch of {row.mask_patch_size} px is no multiple of the encoder's patch of {config.patch_size} px."
+            f"A mask patch of {row.mask_patch_size} px is not a multiple of the encoder's patch of {config.patch_size}"
+            " px."
         )
     return MASK_STRATEGIES[row.strategy](
         config.grid_size,
@@ -89,13 +90,13 @@ def draw_masks(row: Row, config: SimMIMConfig, batch_size: int, generator: torch
 
 
 def row_distance(row: Row, config: SimMIMConfig) -> float:
-    """AvgDist of a row's masks in pixels, over many of them."""
+    """AvgDist of a row in pixels, averaged over many masks."""
     masks = draw_masks(row, config, DISTANCE_MASKS, torch.Generator().manual_seed(0))
     return average_distance(masks, config.patch_size).mean().item()
 
 
 def faster_dtype(settings: Settings, data: ImageData) -> str:
-    """Whether a training step is faster in float32 or with bfloat16 autocast on the device of the images."""
+    """The faster dtype of a training step on the device of the images: float32 or bfloat16 (autocast)."""
     device = data.images.device
     model = build_model(Row(settings.mask_patch_sizes[1]), settings, data, seed=0)
     pixel_values = data.normalize(data.images[: settings.batch_size])
@@ -104,7 +105,7 @@ def faster_dtype(settings: Settings, data: ImageData) -> str:
     for name in ("float32", "bfloat16"):
         start = 0.0
         for index in range(4):
-            if index == 2:  # after two steps of warming up
+            if index == 2:  # after two warm-up steps
                 start = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=name == "bfloat16"):
                 loss = model(pixel_values, bool_masked_pos=mask, return_reconstruction=False).loss
@@ -116,13 +117,13 @@ def faster_dtype(settings: Settings, data: ImageData) -> str:
 
 
 def _color_centers(data: ImageData, num_clusters: int) -> list[list[float]]:
-    """Colors of the images, clustered."""
+    """Cluster the colors of the images."""
     rows = [{"image": image.permute(1, 2, 0).cpu().numpy()} for image in data.images[:CLUSTERED_IMAGES]]
     return fit_color_clusters(rows, num_clusters, data.images.shape[1], pixels_per_image=CLUSTERED_PIXELS)
 
 
 def pretrain(model: nn.Module, row: Row, settings: Settings, data: ImageData, seed: int, dtype: torch.dtype) -> float:
-    """Train a model in place to predict what is hidden.
+    """Pre-train a model in place to predict masked pixels.
 
     Returns:
         Mean loss over the last tenth of the steps.
@@ -143,7 +144,7 @@ def pretrain(model: nn.Module, row: Row, settings: Settings, data: ImageData, se
 
 
 def fine_tune(model: nn.Module, settings: Settings, data: ImageData, seed: int, dtype: torch.dtype) -> float:
-    """Train the encoder of a model, with a linear layer on the mean of its tokens, on a few labels.
+    """Fine-tune the encoder of a model, with a linear layer on the mean of its tokens, on few labels.
 
     Returns:
         Accuracy on the test images.
@@ -171,14 +172,14 @@ def fine_tune(model: nn.Module, settings: Settings, data: ImageData, seed: int, 
 
 @torch.no_grad()
 def features(model: nn.Module, images: torch.Tensor, data: ImageData, dtype: torch.dtype) -> torch.Tensor:
-    """Mean of the encoder's tokens of whole uint8 images: float32 tensor (N, D)."""
+    """Mean of the encoder's tokens for whole uint8 images: float32 tensor (N, D)."""
     encoder = model.simmim.eval()
     with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
         return torch.cat([encoder(data.normalize(chunk)).pooler_output.float() for chunk in images.split(256)])
 
 
 def probes(model: nn.Module, settings: Settings, data: ImageData, seed: int, dtype: torch.dtype) -> tuple[float, float]:
-    """Accuracies on the test images of a linear classifier and of k-NN on frozen features."""
+    """Test accuracies of a linear probe and of k-NN on frozen features."""
     generator = torch.Generator().manual_seed(seed)
     labeled = stratified_sample(data.labels, settings.num_probe_images, generator).to(data.labels.device)
     train, labels = features(model, data.images[labeled], data, dtype), data.labels[labeled]
@@ -192,7 +193,7 @@ def probes(model: nn.Module, settings: Settings, data: ImageData, seed: int, dty
 
 
 def _linear_scores(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Logistic regression; its penalty is the best on a fifth of the training features."""
+    """Logistic regression, with the penalty that is best on a fifth of the training features."""
 
     def fit(inputs: torch.Tensor, targets: torch.Tensor, penalty: float) -> nn.Linear:
         layer = nn.Linear(inputs.shape[1], num_classes).to(inputs.device)
@@ -209,7 +210,7 @@ def _linear_scores(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor
         optimizer.step(closure)
         return layer
 
-    cut = max(1, len(train) // 5)  # the sample is mixed
+    cut = max(1, len(train) // 5)  # the sample is shuffled
     best = max(
         PROBE_PENALTIES,
         key=lambda penalty: _accuracy(fit(train[cut:], labels[cut:], penalty)(train[:cut]).argmax(1), labels[:cut]),
@@ -232,7 +233,7 @@ def _accuracy(predicted: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def _batches(num_images: int, batch_size: int, steps: int, seed: int) -> Iterator[torch.Tensor]:
-    """Indices of `steps` batches; the images are mixed anew in every epoch."""
+    """Indices of `steps` batches; the images are shuffled in every epoch."""
     generator = torch.Generator().manual_seed(10 * seed)
     waiting = torch.empty(0, dtype=torch.long)
     for _ in range(steps):
@@ -245,7 +246,7 @@ def _batches(num_images: int, batch_size: int, steps: int, seed: int) -> Iterato
 def _optimizer(
     model: nn.Module, learning_rate: float, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW without decay of vectors, and a cosine after a linear warm-up."""
+    """AdamW without weight decay of vectors, and a cosine schedule after a linear warm-up."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": WEIGHT_DECAY},

@@ -1,11 +1,11 @@
-"""Whether a run of the study agrees with the paper's claims: computed from its numbers and their spread alone.
+"""Verdicts on the paper's claims, computed from the accuracies of the study and their spread.
 
-The noise of a single run is estimated from all rows together: what is left of the accuracies after the mean of each
-row and of each seed is taken off, as all rows share the seeds' labeled images. A difference of means has a 95 %
-interval by Student's t. A claim that one choice is better agrees if the interval is above 0, disagrees if it is below,
-and cannot be told otherwise. A claim that a choice is no worse agrees if the interval is above -MARGIN, and that two
-are equal if it is within MARGIN of 0; they disagree if the interval says that it is worse, or different, and cannot be
-told otherwise.
+The noise of a single run is estimated from all rows together: the residual of the accuracies after subtracting the mean
+of each row and of each seed, since all rows share the labeled images of a seed. A difference of means has a 95 %
+confidence interval by Student's t. The verdict on a claim that one choice is better is "agrees" if the interval is
+above 0, "disagrees" if it is below, and "cannot tell" otherwise. On a claim that a choice is no worse it is "agrees" if
+the interval is above -MARGIN, and that two are equal if it is within MARGIN of 0; it is "disagrees" if the interval
+shows that the choice is worse, or different, and "cannot tell" otherwise.
 """
 
 import math
@@ -18,7 +18,7 @@ from .results import Result
 MARGIN = 0.01
 # AvgDist that the paper finds best, as a share of the image's side: 10 to 20 px of 192.
 MODERATE_DISTANCE = (10 / 192, 20 / 192)
-Scores = Mapping[str, Mapping[int, float]]  # row to seed to accuracy
+Scores = Mapping[str, Mapping[int, float]]  # accuracy by row and seed
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Noise:
     """Spread of single runs.
 
     Args:
-        deviation: Standard deviation of a run about the mean of its row, less what its seed does to all rows.
+        deviation: Standard deviation of a run around the mean of its row, without the common effect of its seed.
         freedom: Degrees of freedom of that estimate; 0 if there are too few runs for one.
     """
 
@@ -36,14 +36,14 @@ class Noise:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a run says of a claim.
+    """Verdict on a claim.
 
     Args:
-        claim: In words.
+        claim: The claim, in words.
         verdict: `"agrees"`, `"disagrees"` or `"cannot tell"`.
-        difference: Accuracy of the first choice less that of the second; None if rows are missing.
-        half_width: Of its 95 % interval; None if there is no estimate of the noise.
-        between: What was compared, in words.
+        difference: Accuracy of the first choice minus that of the second; None if rows are missing.
+        half_width: Half the width of its 95 % confidence interval; None if there is no estimate of the noise.
+        between: The compared rows, in words.
     """
 
     claim: str
@@ -54,7 +54,7 @@ class Verdict:
 
 
 def scores_of(results: Iterable[Result], metric: str = "fine_tune") -> dict[str, dict[int, float]]:
-    """Row to seed to accuracy."""
+    """Accuracies by row and seed."""
     scores: dict[str, dict[int, float]] = {}
     for result in results:
         scores.setdefault(result.row, {})[result.seed] = getattr(result, metric)
@@ -62,7 +62,7 @@ def scores_of(results: Iterable[Result], metric: str = "fine_tune") -> dict[str,
 
 
 def pooled_noise(scores: Scores) -> Noise:
-    """Estimate the noise from the rows that have every seed."""
+    """Estimate the noise from the rows that have all seeds."""
     seeds = sorted({seed for row in scores.values() for seed in row})
     whole = [[row[seed] for seed in seeds] for row in scores.values() if len(row) == len(seeds)]
     freedom = (len(whole) - 1) * (len(seeds) - 1)
@@ -79,7 +79,7 @@ def pooled_noise(scores: Scores) -> Noise:
 
 
 def student_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t, by Hill's expansion; exact for 1 and 2."""
+    """The 97.5 % quantile of Student's t, by Hill's expansion; exact for 1 and 2 degrees of freedom."""
     if freedom == 1:
         return 12.706
     if freedom == 2:
@@ -98,12 +98,12 @@ def judge(claim: str, kind: str, first: Iterable[str], second: Iterable[str], sc
     """Compare the means of two groups of rows.
 
     Args:
-        claim: What the paper says, in words.
-        kind: `"better"`, `"no worse"` or `"equal"`: what it says of the first group.
-        first: Names of rows.
-        second: Names of rows.
-        scores: Row to seed to accuracy.
-        noise: Of a single run.
+        claim: The claim of the paper, in words.
+        kind: `"better"`, `"no worse"` or `"equal"`: the claim about the first group.
+        first: Names of the rows of the first group.
+        second: Names of the rows of the second group.
+        scores: Accuracies by row and seed.
+        noise: Noise of a single run.
 
     Returns:
         The verdict.
@@ -117,10 +117,10 @@ def judge(claim: str, kind: str, first: Iterable[str], second: Iterable[str], sc
     between = " against ".join(", ".join(group) if len(group) < 4 else f"{len(group)} rows" for group in groups)
     if not all(groups):
         return Verdict(claim, "cannot tell", None, None, "rows were not run")
-    # Only seeds that all have, for seeds differ.
+    # Only seeds that all rows have, since seeds differ.
     seeds = set.intersection(*(set(scores[name]) for group in groups for name in group))
     if not seeds or noise.freedom == 0:
-        return Verdict(claim, "cannot tell", None, None, f"{between}: too few runs to know the noise")
+        return Verdict(claim, "cannot tell", None, None, f"{between}: too few runs to estimate the noise")
     means = [sum(scores[name][seed] for name in group for seed in seeds) / len(group) / len(seeds) for group in groups]
     difference = means[0] - means[1]
     variance = sum(noise.deviation**2 / (len(group) * len(seeds)) for group in groups)
@@ -138,11 +138,11 @@ def judge(claim: str, kind: str, first: Iterable[str], second: Iterable[str], sc
 
 
 def verdicts(rows: Mapping[str, Row], results: list[Result], image_size: int) -> list[Verdict]:
-    """What a run says of each claim of the paper.
+    """Judge each claim of the paper.
 
     Args:
-        rows: Name to row, of those that were asked for.
-        results: What was measured.
+        rows: Selected rows by name.
+        results: The results.
         image_size: Side of the images in pixels.
 
     Returns:
@@ -153,12 +153,12 @@ def verdicts(rows: Mapping[str, Row], results: list[Result], image_size: int) ->
     distance = {result.row: result.avg_dist for result in results if result.avg_dist is not None}
 
     def like(names: list[str]) -> list[str]:
-        """Random masks of the baseline's patch, at the ratios that other masks have."""
+        """Random masks with the baseline's mask patch, at the ratios of other masks."""
         ratios = {rows[name].mask_ratio for name in names}
         return [name for name in random if rows[name].mask_patch_size == size and rows[name].mask_ratio in ratios]
 
     def pick(**wanted: object) -> list[str]:
-        """Rows that differ from the baseline in nothing but masks, or in nothing but what is wanted."""
+        """Pre-trained rows with these components."""
         return [
             name
             for name, row in rows.items()
@@ -195,10 +195,10 @@ def verdicts(rows: Mapping[str, Row], results: list[Result], image_size: int) ->
             for name in rows
             if rows[name].head != "linear"
         ),
-        ("Coarser predictions are as good as of each pixel, above the coarsest", "equal", middling, base),
+        ("Coarser predictions, except the coarsest, are as good as predicting every pixel", "equal", middling, base),
         ("The coarsest prediction is worse", "better", base, coarse),
         *((f"l1 and {rows[name].loss} are equal", "equal", base, [name]) for name in regression),
         *((f"Regression of RGB is no worse than {name}", "no worse", base, [name]) for name in colors),
-        ("The loss on hidden pixels is better than that on all", "better", base, pick(loss_region="all")),
+        ("The loss on masked pixels is better than that on all pixels", "better", base, pick(loss_region="all")),
     ]
     return [judge(claim, kind, first, second, scores, noise) for claim, kind, first, second in comparisons]

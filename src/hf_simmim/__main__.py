@@ -42,7 +42,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             command = importlib.import_module(f".cli.{name}", __package__).COMMAND
         except CommandError as error:
             raise SystemExit(f"error: {error}") from error
-        command.main(argv[1:])
+        try:
+            command.main(argv[1:])
+        except KeyboardInterrupt:
+            # In training a checkpoint is saved first, see `StopSignals`.
+            print("Interrupted.", file=sys.stderr)
+            raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     result = hf_simmim.pretrain(train_dir="photos", output_dir="runs/photos", encoder="swin-tiny", num_train_epochs=100)
     result.model, result.metrics, result.pictures["reconstruction"]
 
-Options are those of the command line: `hf-simmim pretrain --help-all` shows them. None leaves one at its default.
-Random states, environment variables and progress bars are afterwards as they were before. In a notebook with several
-GPUs: `accelerate.notebook_launcher(lambda: hf_simmim.pretrain(...), num_processes=2)`.
+Options are those of the command line: `hf-simmim pretrain --help-all` lists them. None leaves an option at its default.
+Random states, environment variables and progress bars are restored afterwards. In a notebook with several GPUs:
+`accelerate.notebook_launcher(lambda: hf_simmim.pretrain(...), num_processes=2)`.
 """
 
 import importlib
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def _command(name: str) -> Any:
-    # When it is called: models and processors alone are imported without trainers, plots and data sets.
+    # Imported when called, so that models and processors need no trainers, plots and data sets.
     return importlib.import_module(f".cli.{name}", __package__).COMMAND
 
 
@@ -30,7 +30,7 @@ def pretrain(**options: Any) -> "PretrainingResult":
     """Pre-train an encoder with SimMIM on images without labels.
 
     Args:
-        **options: Those of `hf-simmim pretrain`: `train_dir`, `output_dir`, `encoder`, `image_size` (pixels),
+        **options: Options of `hf-simmim pretrain`: `train_dir`, `output_dir`, `encoder`, `image_size` (pixels),
             `num_train_epochs`, `mask_ratio` (0 to 1), `recipe` and many more.
 
     Returns:
@@ -47,7 +47,7 @@ def finetune(**options: Any) -> "FineTuningResult":
     """Train a classifier on labeled images, from a checkpoint or from scratch.
 
     Args:
-        **options: Those of `hf-simmim finetune`: `checkpoint`, `train_dir`, `output_dir`, `labels_per_class`, ...
+        **options: Options of `hf-simmim finetune`: `checkpoint`, `train_dir`, `output_dir`, `labels_per_class`, ...
 
     Returns:
         The trained model, its processor, metrics of all runs, folder and pictures.
@@ -63,7 +63,7 @@ def segment(**options: Any) -> "SegmentationResult":
     """Train a segmentation model on annotated images.
 
     Args:
-        **options: Those of `hf-simmim segment`: `checkpoint`, `train_dir`, `output_dir`, `crop_size` (pixels), ...
+        **options: Options of `hf-simmim segment`: `checkpoint`, `train_dir`, `output_dir`, `crop_size` (pixels), ...
 
     Returns:
         The trained model, its processor, metrics, IoU of each class, folder and pictures.
@@ -76,10 +76,10 @@ def segment(**options: Any) -> "SegmentationResult":
 
 
 def probe(**options: Any) -> "ProbingResult":
-    """Measure what the features of a frozen encoder are worth, with a linear classifier and nearest neighbors.
+    """Evaluate the features of a frozen encoder with a linear probe and k-NN.
 
     Args:
-        **options: Those of `hf-simmim probe`: `checkpoint`, `train_dir`, `validation_dir`, `layers`, `seeds`, ...
+        **options: Options of `hf-simmim probe`: `checkpoint`, `train_dir`, `validation_dir`, `layers`, `seeds`, ...
 
     Returns:
         Accuracies of each layer and seed, folder and picture.
@@ -92,13 +92,13 @@ def probe(**options: Any) -> "ProbingResult":
 
 
 def compare(**options: Any) -> "ComparisonResult":
-    """Find out whether pre-training helps on some images.
+    """Evaluate the benefit of pre-training on labeled images.
 
     Args:
-        **options: Those of `hf-simmim compare`: `train_dir`, `unlabeled_dir`, `checkpoint`, `labels_per_class`, ...
+        **options: Options of `hf-simmim compare`: `train_dir`, `unlabeled_dir`, `checkpoint`, `labels_per_class`, ...
 
     Returns:
-        The answer in words, verdicts and accuracies at each label budget, folder and picture.
+        The conclusion, verdicts and accuracies at each label budget, folder and picture.
 
     Raises:
         TypeError: If an option is unknown; the message names the nearest valid one.
@@ -111,7 +111,7 @@ def embed(**options: Any) -> "EmbeddingResult":
     """Compute the features of images.
 
     Args:
-        **options: Those of `hf-simmim embed`: `checkpoint`, `image_dir`, `output_dir`, `layer`, `pooling`, ...
+        **options: Options of `hf-simmim embed`: `checkpoint`, `image_dir`, `output_dir`, `layer`, `pooling`, ...
 
     Returns:
         The file of features, names of the images, folder and pictures.
@@ -124,10 +124,10 @@ def embed(**options: Any) -> "EmbeddingResult":
 
 
 def reconstruct(**options: Any) -> "ReconstructionResult":
-    """See what a checkpoint predicts for masked patches.
+    """Draw what a checkpoint predicts for masked patches.
 
     Args:
-        **options: Those of `hf-simmim reconstruct`: `checkpoint`, `images`, `output`, `mask_ratio` (0 to 1), ...
+        **options: Options of `hf-simmim reconstruct`: `checkpoint`, `images`, `output`, `mask_ratio` (0 to 1), ...
 
     Returns:
         Reconstructions and masked l1 by checkpoint, and the picture.

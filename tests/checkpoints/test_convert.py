@@ -167,24 +167,24 @@ BLOCK = "layers__0__blocks__1"
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({f"{BLOCK}__norm3__weight": torch.ones(8)}, r"1 weights that our swin has no place for.*blocks\.1\.norm3"),
+        ({f"{BLOCK}__norm3__weight": torch.ones(8)}, r"1 weights that our swin does not have.*blocks\.1\.norm3"),
         ({f"{BLOCK}__mlp__fc1__bias": None}, r"lacks 1 of our model's .*blocks\.1\.intermediate\.dense\.bias"),
-        ({f"{BLOCK}__attn_mask": torch.zeros(4, 16, 16)}, r"attn_mask in the file is not what our swin computes"),
+        ({f"{BLOCK}__attn_mask": torch.zeros(4, 16, 16)}, r"attn_mask in the file differs from what our swin computes"),
         (
             {f"{BLOCK}__attn__relative_position_index": torch.zeros(16, 16).long()},
-            r"relative_position_index in the file is not what our swin computes",
+            r"relative_position_index in the file differs from what our swin computes",
         ),
-        ({"layers__1__blocks__1__attn_mask": torch.zeros(1, 16, 16)}, "layers.1.blocks.1.attn_mask in the file is not"),
-        ({f"{BLOCK}__norm1__weight": torch.ones(9)}, r"has shape \(9,\) and the model's \(8,\)"),
-        ({"norm__bias": torch.full((16,), torch.nan)}, r"norm.bias in the file holds NaN"),
+        ({"layers__1__blocks__1__attn_mask": torch.zeros(1, 16, 16)}, "layers.1.blocks.1.attn_mask in the file"),
+        ({f"{BLOCK}__norm1__weight": torch.ones(9)}, r"has shape \(9,\) and the model's has \(8,\)"),
+        ({"norm__bias": torch.full((16,), torch.nan)}, r"norm.bias in the file has NaN"),
         ({"norm__bias": torch.ones(16).to_sparse()}, r"norm.bias is not a plain tensor"),
-        ({"norm__bias": 3}, r"hold 'norm.bias', of type int and no tensor"),
-        ({"patch_embed__proj__weight": torch.ones(8, 3, 4)}, r"and not 4 dimensions"),
-        ({"patch_embed__proj__weight": torch.ones(8, 3, 4, 2)}, "4x2 px and not square"),
+        ({"norm__bias": 3}, r"contain 'norm.bias' of type int, which is not a tensor"),
+        ({"patch_embed__proj__weight": torch.ones(8, 3, 4)}, r", not 4 dimensions"),
+        ({"patch_embed__proj__weight": torch.ones(8, 3, 4, 2)}, "4x2 px; only square patches"),
         ({"layers__0__blocks__0__attn__relative_position_bias_table": torch.ones(48, 2)}, "no square window"),
-        ({"layers__3__norm__weight": torch.ones(8)}, r"only the numbers \[0, 1, 3\]"),
-        ({"encoder__norm__bias": torch.ones(16)}, "names some weights twice"),
-        ({"\x1b[2Jnorm": torch.ones(16)}, r"no place for, .* \?\[2Jnorm\."),
+        ({"layers__3__norm__weight": torch.ones(8)}, r"only for the numbers \[0, 1, 3\]"),
+        ({"encoder__norm__bias": torch.ones(16)}, "has the same weights twice"),
+        ({"\x1b[2Jnorm": torch.ones(16)}, r"does not have, .* \?\[2Jnorm\."),
     ],
 )
 def test_flaws_are_named(path, changes, message):
@@ -193,17 +193,17 @@ def test_flaws_are_named(path, changes, message):
 
 
 def test_tensors_larger_than_their_memory_are_refused(path):
-    with pytest.raises(ValueError, match="larger than what the file holds"):
+    with pytest.raises(ValueError, match="larger than its data in the file"):
         convert_checkpoint(write(path, change(norm__bias=torch.ones(1).expand(16))))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "a list and no dict"),
+        ([1, 2], "a list, not a dict"),
         ({"optimizer": {}}, "no weights under 'model' or 'state_dict'; it holds optimizer"),
-        ({"model": {"conv1.weight": torch.ones(2)}}, "no Swin, SwinV2 or ViT .*conv1.weight"),
-        ({"model": small_swin(), "surprise": 1}, "nothing is known of: surprise"),
+        ({"model": {"conv1.weight": torch.ones(2)}}, "not those of a Swin, SwinV2 or ViT .*conv1.weight"),
+        ({"model": small_swin(), "surprise": 1}, "unknown entries: surprise"),
         ({"model": small_swin(), "config": {"DATA": {"IMG_SIZE": "large"}}}, "image_size='large'"),
         ({"model": small_swin(), "config": {"MODEL": {"DROP_PATH_RATE": [0.1]}}}, r"drop_path_rate=\[0.1\]"),
         ({"model": small_swin(), "config": {"MODEL": {"SWIN": {"QK_SCALE": 0.5}}}}, "qk_scale=0.5"),
@@ -220,7 +220,7 @@ def without_masks() -> dict[str, torch.Tensor]:
 
 def test_image_size_that_the_file_does_not_tell(path):
     write(path, without_masks())
-    with pytest.raises(ValueError, match="Give --image_size"):
+    with pytest.raises(ValueError, match="Set --image_size"):
         convert_checkpoint(path)
     assert convert_checkpoint(path, (32, 64)).model.config.image_size == (32, 64)
 
@@ -233,7 +233,7 @@ def test_image_size_that_contradicts_the_file(path):
     with pytest.raises(ValueError, match="stored config has images of 64 x 64 .* --image_size 32 32"):
         convert_checkpoint(path)
     conversion = convert_checkpoint(path, (32, 32))
-    assert conversion.report["Image size"] == "32 x 32 px, as asked; the stored config has 64 x 64"
+    assert conversion.report["Image size"] == "32 x 32 px, from --image_size; the stored config has 64 x 64"
 
 
 def test_stages_that_mmpretrain_pads(path):
@@ -242,7 +242,7 @@ def test_stages_that_mmpretrain_pads(path):
     torch.save(content, path)
     with pytest.raises(ValueError, match=r"window of 7 and a grid of 5x5 .*pad_small_map=True.* --image_size 56"):
         convert_checkpoint(path)
-    assert "as asked; the stored config has 40 x 40" in convert_checkpoint(path, (56, 56)).report["Image size"]
+    assert "--image_size; the stored config has 40 x 40" in convert_checkpoint(path, (56, 56)).report["Image size"]
 
 
 def test_masks_and_statistics_of_mmpretrain(path):
@@ -276,14 +276,14 @@ def test_pretrained_windows_of_swinv2_are_in_its_buffers(path):
     for name in [name for name in content["state_dict"] if name.endswith("relative_coords_table")]:
         del content["state_dict"][name]
     torch.save(content, path)
-    with pytest.raises(ValueError, match="SwinV2 keeps the window in no weight"):
+    with pytest.raises(ValueError, match="No weight of SwinV2 determines the window"):
         convert_checkpoint(path, (64, 64))
 
 
 def test_pretrained_windows_that_the_buffers_contradict(path):
     content = read_pth(FIXTURES / "swinv2_pretrain.pth")
     content["config"]["MODEL"]["SWINV2"]["PRETRAINED_WINDOW_SIZES"] = [3, 3, 3, 3]
-    with pytest.raises(ValueError, match="relative_coords_table in the file is not what our swinv2 computes"):
+    with pytest.raises(ValueError, match="relative_coords_table in the file differs from what our swinv2 computes"):
         convert_checkpoint(save(content, path))
 
 
@@ -337,6 +337,6 @@ def test_a_checkpoint_that_changes_on_the_way_is_not_left_behind(tmp_path, path,
             model.encoder.layernorm.bias.sub_(1)
 
     monkeypatch.setattr(SimMIMModel, "save_pretrained", save_another)
-    with pytest.raises(RuntimeError, match="does not compute what was converted"):
+    with pytest.raises(RuntimeError, match="does not compute the same as the converted model"):
         save_conversion(conversion, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())

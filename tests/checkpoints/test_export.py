@@ -54,7 +54,7 @@ def test_classes_are_those_of_the_model(encoder, tmp_path):
 @pytest.mark.parametrize("encoder", ["swin", "vit"])
 def test_positions_are_for_one_size(encoder, tmp_path):
     program = ExportProgram(SimMIMModel(make_config(encoder)), "features")
-    with pytest.raises(ValueError, match="dynamic_size: the encoder '.*' is laid out for images of one size"):
+    with pytest.raises(ValueError, match="dynamic_size: the encoder '.*' only supports images of one size"):
         export_program(program, tmp_path, ("torch",), dynamic_size=True)
 
 
@@ -89,7 +89,7 @@ def test_what_does_not_compute_the_same_is_not_kept(tmp_path, monkeypatch):
         next(other.model.encoder.layers[0].parameters()).mul_(1.01)
     trace = export.trace
     monkeypatch.setattr(export, "trace", lambda program, *sizes: trace(other, *sizes))
-    with pytest.raises(ValueError, match=r"model.pt2 does not compute what the model does: \w+ is off by"):
+    with pytest.raises(ValueError, match=r"model.pt2 does not compute the same as the model: \w+ differs by"):
         export_program(program, tmp_path, ("torch",))
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
     assert (tmp_path / "model.pt2").read_bytes() == before
@@ -99,7 +99,7 @@ def test_numbers_that_are_none_are_refused(tmp_path):
     model = SimMIMModel(make_config("vit"))
     with torch.no_grad():
         next(model.encoder.layers[0].parameters()).fill_(float("nan"))
-    with pytest.raises(ValueError, match="is off by nan"):
+    with pytest.raises(ValueError, match="differs by nan"):
         export_program(ExportProgram(model, "features"), tmp_path, ("torch",))
     assert not any(tmp_path.iterdir())
 

@@ -57,7 +57,7 @@ def test_code_in_a_file_is_not_run(tmp_path, make, names, place, legacy):
     victim = tmp_path / "victim"
     content = {"model": {"weight": torch.ones(2)}} | {place: {"weight": torch.ones(2), "node": make(victim)}}
     path = save(content, tmp_path / "file.pth", legacy=legacy)
-    with pytest.raises(ValueError, match=rf"asks for \S*{names}.* Nothing of it was run"):
+    with pytest.raises(ValueError, match=rf"uses \S*{names}.* No code in it was run"):
         read_pth(path)
     assert not victim.exists()
 
@@ -84,7 +84,7 @@ def test_stand_ins_are_not_what_they_stand_for(tmp_path):
         def __call__(self, *args):
             raise AssertionError
 
-    with pytest.raises(ValueError, match="Nothing of it was run"):
+    with pytest.raises(ValueError, match="No code in it was run"):
         read_pth(save({"model": Call()}, tmp_path / "file.pth"))
     assert not (tmp_path / "victim").exists()
 
@@ -99,7 +99,7 @@ def test_what_the_process_allows_is_not_allowed_here(tmp_path):
     torch.serialization.add_safe_globals([pathlib.Path.touch])
     try:
         before = set(torch.serialization.get_safe_globals())
-        with pytest.raises(ValueError, match="asks for"):
+        with pytest.raises(ValueError, match="uses "):
             read_pth(save({"model": Touch(tmp_path / "victim")}, tmp_path / "file.pth"))
         assert set(torch.serialization.get_safe_globals()) == before
     finally:
@@ -137,13 +137,13 @@ def test_cut_off_files_are_refused(tmp_path, legacy, share):
     path = save({"model": {"weight": torch.ones(2000)}}, tmp_path / "file.pth", legacy=legacy)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(ValueError, match="cut off"):
+    with pytest.raises(ValueError, match="truncated"):
         read_pth(path)
 
 
 def test_other_kinds_of_files_are_refused(tmp_path):
     path = tmp_path / "file.pth"
-    with pytest.raises(ValueError, match="is not there"):
+    with pytest.raises(ValueError, match="does not exist"):
         read_pth(path)
     with pytest.raises(ValueError, match="is a folder"):
         read_pth(tmp_path)
@@ -153,7 +153,7 @@ def test_other_kinds_of_files_are_refused(tmp_path):
             read_pth(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("photos/one.txt", "hello")
-    with pytest.raises(ValueError, match="zip archive that torch.save did not write"):
+    with pytest.raises(ValueError, match="zip archive, but not of torch.save"):
         read_pth(path)
     torch.jit.script(torch.nn.Linear(2, 2)).save(path)
     with pytest.raises(ValueError, match="TorchScript"):

@@ -116,7 +116,7 @@ def test_two_models_get_masks_of_their_own_from_the_same_settings(page, checkpoi
             page.pictures[0], mask_strategy="random", mask_ratio=0.5, mask_patch_size=patch_size, seed=3
         )
         seen = shown(text)
-        assert seen["Hidden patches"] == hidden
+        assert seen["Masked patches"] == hidden
         assert seen["Masked l1"] == f"{result.masked_l1.item():.1f}"
         assert seen["AvgDist"] == f"{result.average_distance.item():.1f}"
         assert set(CAPTIONS.values()) < set(seen)
@@ -139,8 +139,8 @@ def test_every_choice_changes_the_mask(page, checkpoints):
         ({"patch_size": 12}, "mask_patch_size=12 px is not a multiple"),
         ({"patch_size": 32}, "masks all units"),
         ({"ratio": 0.99}, "masks all units"),
-        ({"patch_size": 8.5}, "8.5 is no whole number"),
-        ({"seed": None}, "None is no whole number"),
+        ({"patch_size": 8.5}, "8.5 is not a whole number"),
+        ({"seed": None}, "None is not a whole number"),
         ({"strategy": PAINTED}, "Nothing is painted"),
         ({"strategy": PAINTED, "painting": {"layers": [np.zeros((8, 8, 4), np.uint8)]}}, "Nothing is painted"),
         ({"source": None}, "There is no picture"),
@@ -181,13 +181,13 @@ def test_a_painting_hides_the_patches_it_touches_in_both_models(page, checkpoint
     painting[10:40, 5:15] = 200  # rows 0 and 1 of 4, column 0; rows 1 to 6 of 16, columns 0 to 2
     updates = updated(page, *checkpoints, strategy=PAINTED, painting={"layers": [painting], "background": None})
     small, large = (shown(text) for text in (updates[1], updates[3]))
-    assert (small["Hidden patches"], large["Hidden patches"]) == ("2", "18")
+    assert (small["Masked patches"], large["Masked patches"]) == ("2", "18")
     gray = (small["Masked"] == MASK_GRAY).all(axis=2)
     assert gray[:16, :8].all()
     assert gray.sum() == 16 * 8
     everything = np.full((10, 10, 4), 255, np.uint8)
     seen = shown(updated(page, checkpoints[0], strategy=PAINTED, painting={"layers": [everything]})[1])
-    assert (seen["Hidden patches"], seen["AvgDist"]) == ("16", "none")
+    assert (seen["Masked patches"], seen["AvgDist"]) == ("16", "n/a")
 
 
 def test_a_model_that_is_helped_is_said_to_be(page, checkpoints, tmp_path):
@@ -414,7 +414,7 @@ def test_a_visit(visit, checkpoints, photos, tmp_path):
     window, requests, complaints = visit
     window.wait_for_selector("#panel_0 .model")
     start = shown(panel_of(window))
-    assert start["Hidden patches"] == "8"
+    assert start["Masked patches"] == "8"
     assert (start["Original"] == (255, 0, 0)).all()
     assert not window.locator("#panel_1").is_visible()
 
@@ -429,7 +429,7 @@ def test_a_visit(visit, checkpoints, photos, tmp_path):
     window.get_by_text("There is no picture").wait_for()
     upload = window.locator("#picture input[type=file]")
     upload.set_input_files(photos / "3.jpg")
-    window.get_by_text("The file is no picture that can be read").wait_for()
+    window.get_by_text("The file is not a readable picture").wait_for()
     window.get_by_label("Remove Image").click()
     seen = after(window, lambda: upload.set_input_files(tmp_path / "halves.png"))
     assert (seen["Original"][:, :14].max(), seen["Original"][:, 18:].min()) == (0, 255)
@@ -438,7 +438,7 @@ def test_a_visit(visit, checkpoints, photos, tmp_path):
     # Ratio, strategy, seed, mask patch.
     ratio = window.locator("#ratio input[type=number]")
     seen = after(window, lambda: (ratio.fill("0.25"), ratio.press("Enter")))
-    assert seen["Hidden patches"] == "4"
+    assert seen["Masked patches"] == "4"
     assert (seen["Masked"] == MASK_GRAY).all(axis=2).sum() == 4 * 64
     distance = seen["AvgDist"]
     seen = after(window, window.get_by_label("central_square").check)
@@ -465,11 +465,11 @@ def test_a_visit(visit, checkpoints, photos, tmp_path):
     other.fill(checkpoints[1])
     window.locator("#other button").click()
     window.wait_for_selector("#panel_1 .model")
-    assert shown(panel_of(window, 1))["Hidden patches"] == "64"
+    assert shown(panel_of(window, 1))["Masked patches"] == "64"
     assert not window.locator("#not_loaded").is_visible()
     seen = after(window, lambda: (ratio.fill("0.5"), ratio.press("Enter")), row=1)
-    assert seen["Hidden patches"] == "128"
-    assert shown(panel_of(window))["Hidden patches"] == "8"
+    assert seen["Masked patches"] == "128"
+    assert shown(panel_of(window))["Masked patches"] == "8"
 
     # On a phone nothing sticks out, and small pictures are enlarged by whole numbers.
     for width in (390, 1400):
@@ -497,16 +497,16 @@ def test_a_visit(visit, checkpoints, photos, tmp_path):
         window.mouse.up()
 
     seen = after(window, lambda: stroke(20, 0))
-    first_stroke = int(seen["Hidden patches"])
+    first_stroke = int(seen["Masked patches"])
     gray = (seen["Masked"] == MASK_GRAY).all(axis=2)
     assert 1 <= first_stroke <= 6
     assert gray[16:24, 16:24].all()
     assert not gray[[0, 0, -1, -1], [0, -1, 0, -1]].any()
     seen = after(window, lambda: stroke(0, 80))
-    assert int(seen["Hidden patches"]) > first_stroke
+    assert int(seen["Masked patches"]) > first_stroke
     assert (seen["Masked"] == MASK_GRAY).all(axis=2)[-8:, 16:].any()
     assert "mask patches" not in panel_of(window, 1)
-    assert int(shown(panel_of(window, 1))["Hidden patches"]) > first_stroke
+    assert int(shown(panel_of(window, 1))["Masked patches"]) > first_stroke
     window.screenshot(path=tmp_path / "painted.png", full_page=True)
 
     away = [url for url in requests if not url.startswith(("http://127.0.0.1:", "data:", "blob:http://127.0.0.1:"))]

@@ -253,9 +253,9 @@ def test_images_that_decide_do_not_choose_among_pre_trainings(script, pictures):
     ("change", "message"),
     [
         ({"checkpoint": "somewhere"}, "pre-trained already"),
-        ({"finetune_options": '{"eval_strategy": "epoch"}'}, "are seen once, at the end"),
-        ({"finetune_options": '{"seeds": 1}'}, "has 'seeds', which this script decides"),
-        ({"finetune_options": '{"holdout": 0.1}'}, "has 'holdout', which this script decides"),
+        ({"finetune_options": '{"eval_strategy": "epoch"}'}, "is used only once, at the end"),
+        ({"finetune_options": '{"seeds": 1}'}, "has 'seeds', which compare sets itself"),
+        ({"finetune_options": '{"holdout": 0.1}'}, "has 'holdout', which compare sets itself"),
         ({"finetune_options": "{"}, "not valid JSON"),
         ({"finetune_options": '{"layer_deca": 1}'}, "Did you mean --layer_decay"),
         ({"trian_dir": "x"}, "Did you mean --train_dir"),

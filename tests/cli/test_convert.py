@@ -15,7 +15,7 @@ def test_script(tmp_path):
     failed = subprocess.run(command, capture_output=True, text=True)
     assert failed.returncode == 1
     assert (
-        failed.stderr.strip() == "error: The file does not tell the size of its images. Give --image_size, in pixels."
+        failed.stderr.strip() == "error: The file does not state the size of its images. Set --image_size, in pixels."
     )
     done = subprocess.run([*command, "--image_size", "32"], capture_output=True, text=True, check=True)
     assert "layers.0" not in done.stdout

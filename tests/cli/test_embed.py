@@ -140,9 +140,12 @@ def test_broken_images_are_left_out_and_named(script, checkpoint, photos, tmp_pa
         ({"image_dir": "nowhere"}, "does not exist"),
         ({"layer": 99}, "layer=99"),
         ({"max_images": 0}, "max_images=0 leaves no images"),
-        ({"split": "test"}, "split='test' does nothing in a folder"),
+        ({"split": "test"}, "split='test' has no effect for a folder"),
         ({"dataset_name": "beans"}, "Name one source of images"),
-        ({"image_dir": None, "label_column": "kind"}, "There is no label_column='kind'. The columns are: image, label"),
+        (
+            {"image_dir": None, "label_column": "kind"},
+            "label_column='kind' does not exist. The columns are: image, label",
+        ),
         ({"map_images": 2}, "map_images=2 must be at least 3"),
     ],
 )

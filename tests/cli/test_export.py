@@ -23,8 +23,8 @@ def test_convolutions_are_exported_for_any_size(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "pixel_values (batch, 3, height, width)" in printed
     assert "feature_map (batch, 16, h, w)" in printed
-    assert "height and width are multiples of 8 px, from 16 on" in printed
-    assert "checked on random images of 64x96, 16x24, 72x112 px in batches of 1 and 3" in printed
+    assert "height and width are multiples of 8 px, at least 16" in printed
+    assert "verified on random images of 64x96, 16x24, 72x112 px in batches of 1 and 3" in printed
     pixel_values = torch.randn(2, 3, 40, 32)
     run = torch.export.load(output_dir / "model.pt2").module()
     with torch.no_grad():
@@ -90,14 +90,14 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
     ("options", "message"),
     [
         ("--output_dir {0}/new", "No checkpoint is named"),
-        ("--checkpoint {0}/classifier --output_dir {0}/classifier", "is the checkpoint, which stays as it is"),
+        ("--checkpoint {0}/classifier --output_dir {0}/classifier", "is the checkpoint, which must not change"),
         ("--checkpoint {0}/classifier --output_dir {0}", "is not empty"),
-        ("--checkpoint {0}/none --output_dir {0}/new", "neither a folder with a model nor one on the Hub"),
+        ("--checkpoint {0}/none --output_dir {0}/new", "neither the folder of a model nor a model on the Hub"),
         ("--checkpoint {0}/classifier --output_dir {0}/new --opset 9", "opset=9 is older than what torch writes"),
-        ("--checkpoint {0}/classifier --output_dir {0}/new --image_size 1 2 3", "is no size"),
+        ("--checkpoint {0}/classifier --output_dir {0}/new --image_size 1 2 3", "is invalid"),
         (
             "--checkpoint {0}/classifier --output_dir {0}/new --task reconstruction",
-            "needs a checkpoint of SimMIMForMaskedImageModeling, and .* holds SimMIMForImageClassification",
+            "needs a checkpoint of SimMIMForMaskedImageModeling, but .* holds SimMIMForImageClassification",
         ),
     ],
 )

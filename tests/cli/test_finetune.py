@@ -246,10 +246,10 @@ def test_balanced_class_weights(script, checkpoint, tmp_path):
     ("change", "message"),
     [
         ({"labels_per_class": 20}, "fewer than labels_per_class=20"),
-        ({"checkpoint": None}, "name the pre-trained model with --checkpoint"),
-        ({"checkpoint": "nowhere/to/be/found"}, "neither a folder"),
+        ({"checkpoint": None}, "Set --checkpoint to a pre-trained model"),
+        ({"checkpoint": "nowhere/to/be/found"}, "neither the folder"),
         ({"validation_split": "test"}, "needs --dataset_name"),
-        ({"class_weights": "balansed"}, "must be balanced, or 3 numbers"),
+        ({"class_weights": "balansed"}, "must be balanced or 3 numbers"),
         ({"label_smoothing_factor": 0.1}, "Use --label_smoothing"),
         ({"holdout": 0, "num_folds": 17}, "Class across has 16 images"),
         ({"layer_decay": 2}, "layer_decay=2.0"),

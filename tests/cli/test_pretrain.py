@@ -73,12 +73,12 @@ def test_a_run_leaves_everything_that_a_user_needs(run_mim, photos, tmp_path, ca
     card = check_card(ModelCard.load(tmp_path / "README.md"), tmp_path)
     rows = table(card)
     assert f'from_pretrained("{tmp_path.name}")' in card
-    assert f"on 40 images of {photos.name}" in card
-    assert (rows["trained on"], rows["held out"]) == ("40", "8 (0.167 of all, drawn with seed 0)")
+    assert f"on 40 images (folder `{photos.name}`)" in card
+    assert (rows["training images"], rows["validation images"]) == ("40", "8 (0.167 of the images, drawn with seed 0)")
     assert f"hf-simmim pretrain --train_dir {photos.name} --output_dir {tmp_path.name} --encoder" in card
-    assert {"speed", "training time", "held-out loss"} <= rows.keys()
+    assert {"speed", "training time", "validation loss"} <= rows.keys()
     printed = capsys.readouterr().out
-    assert "40 to train on, 8 to evaluate on" in printed
+    assert "40 for training, 8 for validation" in printed
     assert str(tmp_path / "reconstruction.png") in printed
 
 
@@ -103,7 +103,7 @@ def test_killed_and_resumed_equals_uninterrupted(run_mim, photos, tmp_path, monk
     (tmp_path / "killed" / "checkpoint-8").mkdir()
     (tmp_path / "killed" / "checkpoint-8" / "model.safetensors").write_bytes(weights[:1000])
     run_mim.COMMAND.main(options(photos, tmp_path / "killed", **settings, dataloader_num_workers=2))
-    assert "going on from checkpoint-6" in capsys.readouterr().out
+    assert "resuming from checkpoint-6" in capsys.readouterr().out
 
     expected = load_file(tmp_path / "whole" / "model.safetensors")
     resumed = load_file(tmp_path / "killed" / "model.safetensors")
@@ -122,14 +122,14 @@ def test_a_finished_run_is_not_run_again_and_another_one_is_refused(run_mim, pho
     other = json.dumps(ENCODER | {"embed_dim": 32})
     for setting, message in (
         ({"encoder": other}, "another encoder"),
-        ({"mask_ratio": 0.5}, "another mask_ratio: 0.6 then, 0.5 now"),
+        ({"mask_ratio": 0.5}, "another mask_ratio: 0.6 before, 0.5 now"),
         ({"holdout_seed": 3}, "another training images"),
     ):
         with pytest.raises(SystemExit, match=f"{message}.*--restart"):
             run_mim.COMMAND.main(options(photos, tmp_path, **({"num_train_epochs": 2} | setting)))
     # What is refused deletes nothing, and does not make another run of it.
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(SystemExit, match="fewer than the 10000"):
+    with pytest.raises(SystemExit, match="fewer than the batch size of 10000"):
         run_mim.COMMAND.main(
             [*options(photos, tmp_path, encoder=other, per_device_train_batch_size=10_000), "--restart"]
         )
@@ -174,7 +174,7 @@ def test_every_component_trains_resumes_and_reloads(run_mim, photos, tmp_path, c
     wanted = component_options(components, tmp_path)
     run_mim.COMMAND.main([*options(photos, tmp_path / "run", **settings), *wanted])
     printed = capsys.readouterr().out
-    assert f"Predicts  {components['target']}" in printed
+    assert f" on {'RGB' if components['target'] == 'rgb' else components['target']}" in printed
     model = AutoModelForMaskedImageModeling.from_pretrained(tmp_path / "run")
     for key in ("target", "head", "loss", "loss_region", "prediction_stride"):
         if key in components:
@@ -290,7 +290,7 @@ def test_a_run_takes_weights_scale_and_size_from_a_checkpoint(run_mim, photos, t
     for name, mean, factor in (("first", [0.1, 0.2, 0.3], 1 / 300), ("stock", [0.5] * 3, 1 / 255)):
         second = {"encoder": None, "checkpoint": tmp_path / name, "max_steps": 1}
         run_mim.COMMAND.main([*options(photos, tmp_path / f"from-{name}", **second), "--image_size", "48", "64"])
-        assert f"Weights   from {tmp_path / name}" in capsys.readouterr().out
+        assert f" from {tmp_path / name}" in capsys.readouterr().out
         processor = SimMIMImageProcessor.from_pretrained(tmp_path / f"from-{name}")
         assert list(processor.image_mean) == mean
         assert processor.rescale_factor == pytest.approx(factor)
@@ -325,7 +325,7 @@ def test_bad_pictures_are_listed(run_mim, photos, tmp_path, capsys):
     run_mim.COMMAND.main(options(bad, tmp_path / "run", num_train_epochs=1, holdout=0))
     listed = (tmp_path / "run" / "unreadable_images.txt").read_text()
     assert listed.startswith(str(bad / "day0" / "04.png") + "\t")
-    assert "1 image that could not be read" in capsys.readouterr().out
+    assert "1 unreadable image, replaced" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"1 of 48 images .* 0\.01"):
         run_mim.COMMAND.main(options(bad, tmp_path / "run2", num_train_epochs=1, max_unreadable=0.01))
     assert not list((tmp_path / "run2").glob("checkpoint-*"))
@@ -361,7 +361,7 @@ def test_16_bit_bands_from_files_to_features(run_mim, bands, tmp_path, capsys):
     assert 0.3 < log[-1]["train_loss"] < 2
     assert all(0 < entry["masked_l1"] < 80 for entry in log if "masked_l1" in entry)
     assert Image.open(tmp_path / "reconstruction.png").size[0] > 300
-    assert f"times 0.0002442, then mean {processor.image_mean[0]:.4g}, " in capsys.readouterr().out
+    assert f"rescale 1/4095, mean {processor.image_mean[0]:.4g}, " in capsys.readouterr().out
 
     # Gone on with, it keeps its numbers whatever the files hold now.
     statistics = json.loads((tmp_path / "run.json").read_text())["image_mean"]
@@ -382,7 +382,7 @@ def test_masks_of_a_range_of_ratios_and_pixels_that_are_none(run_mim, bands, tmp
     command = [*options(bands, tmp_path, **settings), "--mask_ratio", "0.4", "0.7"]
     trainer, _ = run_mim.build_trainer(*run_mim.COMMAND.parse(command))
     run_mim.print_plan(trainer, None, None)
-    assert "7 to 12 of 16 squares of 8 px are hidden" in capsys.readouterr().out
+    assert "block, 7 to 12 of 16 mask patches of 8 px" in capsys.readouterr().out
     for dataset in (trainer.train_dataset, trainer.eval_dataset):
         assert (dataset.mask_ratio, dataset.nodata) == ([0.4, 0.7], 7)
     assert {int(trainer.train_dataset[key]["bool_masked_pos"].sum()) // 4 for key in range(20)} <= set(range(7, 13))
@@ -402,7 +402,7 @@ def test_nodata_from_a_checkpoint_and_not_a_number(run_mim, bands, tmp_path, cap
     """What the checkpoint's numbers mean holds for the images that it is trained on further."""
     first = options(bands, tmp_path / "first", num_channels=5, rescale_factor="1/4095", nodata=0, max_steps=1)
     run_mim.COMMAND.main(first)
-    assert "; those of 0 are none" in capsys.readouterr().out
+    assert ", missing pixels 0" in capsys.readouterr().out
     settings = {"encoder": None, "checkpoint": tmp_path / "first"}
     for wanted, factor, expected in (
         (None, None, 0),
@@ -449,7 +449,7 @@ def test_components_of_a_checkpoint_are_kept(run_mim, photos, tmp_path):
 def test_another_number_of_clusters_is_another_run(run_mim, photos, tmp_path):
     settings = {"target": "color_clusters", "max_train_samples": 8}
     run_mim.COMMAND.main(options(photos, tmp_path, **settings, num_clusters=4, max_steps=1))
-    with pytest.raises(SystemExit, match="another num_clusters: 4 then, 5 now"):
+    with pytest.raises(SystemExit, match="another num_clusters: 4 before, 5 now"):
         run_mim.COMMAND.main(options(photos, tmp_path, **settings, num_clusters=5, max_steps=1))
 
 
@@ -494,23 +494,23 @@ def test_statistics_are_computed_where_none_are_known(run_mim, photos, tmp_path)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rescale_factor": "0"}, r"rescale_factor=0 is no positive number. Use one such as 1/65535"),
-        ({"rescale_factor": "1/x"}, r"rescale_factor=1/x is no positive number"),
+        ({"rescale_factor": "0"}, r"rescale_factor=0 must be a positive number, such as 1/65535"),
+        ({"rescale_factor": "1/x"}, r"rescale_factor=1/x must be a positive number"),
         ({"train_dir": "/nowhere"}, r"/nowhere does not exist"),
         ({"mask_patch_size": 6}, r"mask_patch_size=6 px is not a multiple of the model's patch size of 4 px"),
         ({"mask_ratio": 0}, r"mask_ratio=0\.0 is outside \(0, 1\)"),
         ({"mask_ratio": 1.5}, r"mask_ratio=1\.5 is outside \(0, 1\)"),
         ({"num_channels": 1}, r"The image has 3 channels and 1 is expected"),
         ({"num_channels": 4}, r"The image has 3 channels and 4 are expected"),
-        ({"image_mean": 0.5}, r"image_mean has 1 values and the model takes 3 channels"),
+        ({"image_mean": 0.5}, r"image_mean has 1 values, but the model takes 3 channels"),
         ({"output_dir": "/dev/null/run"}, r"output_dir=/dev/null/run cannot be written"),
-        ({"per_device_train_batch_size": 64}, r"40 images are fewer than the 64 of one step"),
+        ({"per_device_train_batch_size": 64}, r"40 images are fewer than the batch size of 64"),
         ({"crop_scale": 0.5}, r"crop_scale=\(0\.5,\) must be \(min, max\)"),
         ({"validation_split": "test"}, r"validation_split='test' needs --dataset_name"),
         ({"max_eval_samples": 0}, r"max_eval_samples=0 leaves no images"),
-        ({"checkpoint": "no/such/model"}, r"checkpoint='no/such/model' is neither a folder"),
+        ({"checkpoint": "no/such/model"}, r"checkpoint='no/such/model' is neither the folder"),
         ({"encoder": "nowhere.json"}, r"encoder='nowhere.json' cannot be read as JSON"),
-        ({"encoder": "no-such-model"}, r"encoder='no-such-model' is no preset \(swin-tiny"),
+        ({"encoder": "no-such-model"}, r"encoder='no-such-model' is not a preset \(swin-tiny"),
         ({"holdout": 0.001}, r"holdout=0\.001 of 48 images leaves none"),
         ({"encoder": '{"model_type": "swim"}'}, r"model_type 'swim' is unknown. Did you mean swin\?"),
         ({"encoder": '{"model_type": "yolos"}'}, r"'yolos' cannot be used: its detection tokens"),

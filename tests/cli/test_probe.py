@@ -160,7 +160,7 @@ def test_unreadable_images_are_left_out(run_probe, checkpoint, images, tmp_path,
         (folder / name).write_bytes(b"none")
     capsys.readouterr()
     run_probe.COMMAND.main(options(checkpoint, images, tmp_path / "b", train_dir=folder, max_unreadable=0.1))
-    assert "2 of 45 images cannot be read, the first is" in capsys.readouterr().out
+    assert "2 of 45 images cannot be read, such as" in capsys.readouterr().out
     first, second = (json.loads((tmp_path / name / "results.json").read_text()) for name in "ab")
     assert first == second
     assert first["num_train_images"] == 28
@@ -179,19 +179,19 @@ def test_a_test_class_that_is_not_trained_on_is_refused(run_probe, checkpoint, i
     ("settings", "message"),
     [
         ({"checkpoint": None}, "Give --checkpoint"),
-        ({"checkpoint": ROOT}, "neither a folder"),
+        ({"checkpoint": ROOT}, "neither the folder of a model"),
         ({"layers": [1, 9]}, "layer=9: the encoder has 4 hidden states"),
         ({"layers": ["first"]}, "layers has 'first'"),
-        ({"layers": [1, 1]}, "twice"),
+        ({"layers": [1, 1]}, "contains duplicates"),
         ({"pooling": "cls"}, "no class token"),
         ({"labels_per_class": 11}, "has 10 images, fewer than labels_per_class=11"),
         ({"labels_per_class": 0}, "labels_per_class=0"),
         ({"k": 0}, "k=0"),
-        ({"train_dir": None}, "validation_dir=.*without images to train on. Name --train_dir"),
+        ({"train_dir": None}, "validation_dir=.*without training images. Set --train_dir"),
         ({"dataset_name": "x"}, "Name one source"),
         ({"validation_split": "test"}, "needs --dataset_name"),
         ({"dataset_config": "x"}, "without --dataset_name"),
-        ({"image_column": "x"}, "does nothing in a folder"),
+        ({"image_column": "x"}, "has no effect for a folder"),
         ({"label_column": "x"}, "does nothing in a folder"),
         ({"layer": 3}, "unknown option --layer. Did you mean --layers?"),
     ],

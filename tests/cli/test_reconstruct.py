@@ -136,8 +136,8 @@ def test_every_ratio_has_a_row(run, checkpoint, photos):
         *("--mask_ratio", 0.25, 0.75, "--mask_patch_size", 16, "--mask_strategy", "random", "--seed", 4),
     )
     assert [label.rsplit("/", 1)[-1] for label in figures] == [
-        *("0.png, 0.25 hidden", "0.png, 0.75 hidden", "4.png, 0.25 hidden", "4.png, 0.75 hidden"),
-        *("mean of 2, 0.25 hidden", "mean of 2, 0.75 hidden"),
+        *("0.png, 0.25 masked", "0.png, 0.75 masked", "4.png, 0.25 masked", "4.png, 0.75 masked"),
+        *("mean of 2, 0.25 masked", "mean of 2, 0.75 masked"),
     ]
     # Six squares of 2 x 2 patches.
     assert drawn.bool_masked_pos.flatten(1).sum(1).tolist() == [8, 20, 8, 20]
@@ -184,7 +184,7 @@ def test_a_model_that_is_helped_is_named(script, checkpoint, photos, tmp_path, c
     output = ["--images", str(photos), "--device", "cpu", "--output", str(tmp_path / "drawn.png")]
     script.COMMAND.main(["--checkpoint", checkpoint, helped, *output])
     lines = [line for line in capsys.readouterr().out.splitlines() if "of the original" in line]
-    assert lines == [f"Pictures and masked l1 of {helped} have the local mean and contrast of the original."]
+    assert lines == [f"Predictions of {helped} are decoded with the local mean and contrast of the original."]
 
 
 def test_another_size_and_channels(run, tmp_path):
@@ -208,17 +208,17 @@ def test_another_size_and_channels(run, tmp_path):
         (("--checkpoint", "CHECKPOINT", "--mask_ratio", 0.999), "mask_ratio=0.999 masks all units"),
         (("--checkpoint", "CHECKPOINT", "--mask_strategy", "stripes"), "mask_strategy='stripes' is unknown"),
         (("--checkpoint", "CHECKPOINT", "--mask_patch_size", 3), "mask_patch_size=3 px is not a multiple"),
-        (("--checkpoint", "CHECKPOINT", "--mask", "black.png", "--mask_ratio", 0.5), "mask_ratio changes nothing"),
-        (("--checkpoint", "CHECKPOINT", "--mask", "black.png"), "mask='black.png' hides nothing"),
-        (("--checkpoint", "CHECKPOINT", "--mask", "white.png"), "hides everything"),
+        (("--checkpoint", "CHECKPOINT", "--mask", "black.png", "--mask_ratio", 0.5), "mask_ratio has no effect"),
+        (("--checkpoint", "CHECKPOINT", "--mask", "black.png"), "mask='black.png' masks nothing"),
+        (("--checkpoint", "CHECKPOINT", "--mask", "white.png"), "masks everything"),
         (("--checkpoint", "CHECKPOINT", "--mask", "broken.png"), "mask='broken.png' cannot be read"),
         (("--checkpoint", "CHECKPOINT", "--images", "broken.png"), "broken.png cannot be read"),
-        (("--checkpoint", "CHECKPOINT", "--images", "no*.png"), r"images='no\*.png' is no file"),
-        (("--checkpoint", "CHECKPOINT", "--output", "missing/drawn.png"), "Make missing first"),
-        (("--checkpoint", "CHECKPOINT", "--output", "drawn.txt"), "is no name of a picture"),
-        (("--checkpoint", "CHECKPOINT", "--columns", "eroor"), "columns has 'eroor'"),
+        (("--checkpoint", "CHECKPOINT", "--images", "no*.png"), r"images='no\*.png' is neither a file"),
+        (("--checkpoint", "CHECKPOINT", "--output", "missing/drawn.png"), "Create missing first"),
+        (("--checkpoint", "CHECKPOINT", "--output", "drawn.txt"), "is not the name of a picture"),
+        (("--checkpoint", "CHECKPOINT", "--columns", "eroor"), "columns has the unknown 'eroor'"),
         (("--checkpoint", "CHECKPOINT", "--eror_map"), "Did you mean --error_map"),
-        (("--checkpoint", "CHECKPOINT", "CHECKPOINT"), "names one twice"),
+        (("--checkpoint", "CHECKPOINT", "CHECKPOINT"), "contains duplicates"),
         (("--checkpoint", "CHECKPOINT", "LARGER"), "take images of different sizes"),
         (("--checkpoint", "DAMAGED"), "weights of DAMAGED are damaged"),
     ],

@@ -91,8 +91,8 @@ def test_learns_to_segment(script, scenes, checkpoint, tmp_path, capsys):
     assert [rows[name] for name in CLASS_NAMES] == [f"{results['iou'][name]:.1%}" for name in CLASS_NAMES]
     assert f"- type: mean_iou\n      value: {round(results['mean_iou'], 4)}" in text
     assert rows["learning rate"].startswith("0.004")
-    assert rows["layer decay"].startswith("0.9: ")
-    assert "Steps    72 of 8 images, learning rate up to 0.004, 7 of warm-up" in printed
+    assert rows["layer-wise decay"].startswith("0.9, ")
+    assert "72 steps (18 epochs), batch size 8, peak learning rate 0.004, 1 x CPU, warm-up 7" in printed
     assert Image.open(tmp_path / "segmentation.png").size[0] > 600
 
     # The figures are those of the saved model on whole images, at the size of their annotations.
@@ -294,15 +294,15 @@ def one_class(folder):
         (remove_mask, {}, "1 of 10 images .* have no mask"),
         (resize_mask, {}, "has 10x10 pixels and its image"),
         (forget_a_class, {}, "has the value 2; the 2 classes are 0 to 1"),
-        (one_class, {}, "hold one class at most, beside ignore_index=255"),
+        (one_class, {}, "have at most one class besides ignore_index=255"),
         (None, {"ignore_index": 2}, "ignore_index=2 is one of the 3 classes"),
         (None, {"train_dir": None}, "There are no images"),
         (None, {"checkpoint": None}, "checkpoint is not set"),
-        (None, {"checkpoint": "/nowhere/at/all"}, "neither a folder with a model"),
-        (None, {"per_device_train_batch_size": 16}, "9 images are fewer than the 16 of one step"),
+        (None, {"checkpoint": "/nowhere/at/all"}, "neither the folder of a model"),
+        (None, {"per_device_train_batch_size": 16}, "9 images are fewer than the batch size of 16"),
         (None, {"out_features": "stage7"}, "subset of stage_names"),
-        (None, {"max_steps": 2, "warmup_steps": 2}, "warmup_steps=2 are all of the 2 steps"),
-        (None, {"holdout": 0.01}, "leaves none to evaluate on"),
+        (None, {"max_steps": 2, "warmup_steps": 2}, "warmup_steps=2 covers all 2 steps"),
+        (None, {"holdout": 0.01}, "leaves none for validation"),
     ],
 )
 def test_errors_before_work_is_lost(script, checkpoint, tmp_path, spoil, changes, message):

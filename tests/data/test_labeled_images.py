@@ -85,6 +85,8 @@ def test_folder_errors(folder, tmp_path):
         (ClassLabel(names=["b", "a"]), [1, -1, 0, None], [1, 0], ["b", "a"]),
         (Value("string"), ["dog", "ant", None, "dog"], [1, 0, 1], ["ant", "dog"]),
         (Value("int32"), [10, 2, 10, None], [1, 0, 1], ["2", "10"]),
+        (Value("int64"), [0, -1, 2, 0], [0, 1, 0], ["0", "2"]),
+        (Value("string"), ["dog", "", " ", "ant"], [1, 0], ["ant", "dog"]),
         (Value("bool"), [True, False, None, True], [1, 0, 1], ["False", "True"]),
         (List(ClassLabel(names=["a", "b", "c"])), [[2, 0], [], None, [1]], [[1, 0, 1], [0, 0, 0], [0, 1, 0]], [*"abc"]),
         (List(Value("string")), [["x"], ["y", "x"], None, []], [[1, 0], [1, 1], [0, 0]], ["x", "y"]),
@@ -98,7 +100,7 @@ def test_labels_are_found_by_their_type(feature, values, labels, class_names, tm
     is_single = not isinstance(feature, List)
     assert images.problem_type == f"{'single' if is_single else 'multi'}_label_classification"
     # Labels stay with their images where some are left out.
-    kept = [index for index, value in enumerate(values) if value is not None and value != -1]
+    kept = [index for index, value in enumerate(values) if value not in (None, -1, "", " ")]
     assert [row["name"].split()[-1] for row in images.rows] == [str(index) for index in kept]
 
 
@@ -109,6 +111,30 @@ def test_numbers_are_taken_where_they_are_named(tmp_path):
     images = load_labeled_images(dataset_name=name, label_column="target")
     assert (images.labels, images.class_names, images.problem_type) == ([0.5, 2.25], None, "regression")
     assert make_dataset(images.rows)[1]["labels"] == 2.25
+
+
+@pytest.mark.parametrize(
+    ("feature", "values", "message"),
+    [
+        (Value("int64"), [-1, 1, 1], "has the value -1. Classes are integers from 0 on"),
+        (Value("int64"), [-2, 0, 1], "has the value -2"),
+        (Value("float64"), [1.0, None, 3.0], "whole numbers as floats, with 1 blanks"),
+    ],
+)
+def test_labels_that_could_mean_something_else_are_refused(feature, values, message, tmp_path):
+    name = save_table(tmp_path, feature, values)
+    with pytest.raises(ValueError, match=message):
+        load_labeled_images(dataset_name=name, label_column="target")
+
+
+def test_a_class_that_no_image_is_left_of_is_named(folder):
+    (folder / "fox").mkdir()
+    (folder / "fox" / "notes.txt").write_text("nothing yet")
+    assert load_labeled_images(folder).class_names == ["cat", "dog"]
+    for index in range(3):
+        (folder / "fox" / f"{index}.unknown").write_bytes(b"an image that nobody reads")
+    with pytest.raises(ValueError, match=r"The class 'fox' would be lost: .* \(3 x \.unknown\)"):
+        load_labeled_images(folder)
 
 
 def test_zeros_and_ones_for_each_class(tmp_path):

@@ -133,8 +133,10 @@ def test_pictures(mode, channels, color):
         picture.putalpha(255)
     whole = picture.copy()
     picture.paste(color, (0, 0, 96, 10))
-    assert mark_nodata(whole, channels, 0) is whole
-    image = mark_nodata(picture, channels, 0)
+    # A palette's number is the index, not the color.
+    nodata = 64 if mode == "P" else 0
+    assert mark_nodata(whole, channels, nodata) is whole
+    image = mark_nodata(picture, channels, nodata)
     assert (image.shape, image.dtype) == ((channels, 64, 96), np.float32)
     assert np.isnan(image[:, :10]).all()
     assert not np.isnan(image[:, 10:]).any()

@@ -43,6 +43,14 @@ def test_unreadable_images_are_listed_once_and_stop_a_run_that_has_too_many(tmp_
     assert path.read_text() == ""
 
 
+def test_names_with_newlines_take_one_line(tmp_path):
+    unreadable = UnreadableImages(tmp_path / "unreadable.txt", num_images=9, max_share=0.5)
+    unreadable.record([("bro\nken\tname\u2028.jpg", "cut off"), ("b.jpg", "empty")])
+    unreadable.share()
+    lines = (tmp_path / "unreadable.txt").read_text(encoding="utf-8").splitlines()
+    assert lines == ["b.jpg\tempty", r"bro\nken\tname\u2028.jpg" + "\tcut off"]
+
+
 def test_check_images_stops_when_too_many_are_unreadable(folder):
     dataset = make_dataset(folder)
     assert check_images([dataset], max_unreadable=0.05) == []

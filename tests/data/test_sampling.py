@@ -1,6 +1,6 @@
 """Which samples an epoch has, in which order."""
 
-from hf_simmim.data.sampling import EpochSampler
+from hf_simmim.data.sampling import EpochSampler, evenly_spaced
 
 
 def test_sampler_shows_every_sample_once_in_a_new_order_each_epoch():
@@ -13,3 +13,11 @@ def test_sampler_shows_every_sample_once_in_a_new_order_each_epoch():
         orders.append([key % 50 for key in keys])
     assert orders[0] != orders[1]
     assert list(EpochSampler(50, seed=1)) != list(EpochSampler(50, seed=0))
+
+
+def test_evenly_spaced_indices_are_exact_above_what_float32_holds():
+    length = 2**25 + 3
+    indices = evenly_spaced(length, 5)
+    assert indices[0] == 0
+    assert indices[-1] == length - 1
+    assert max(abs(index - position * (length - 1) / 4) for position, index in enumerate(indices)) <= 0.5

@@ -10,6 +10,8 @@ from image_folders import encode, gradient_image
 from paths import EMBEDDED_DATA
 from PIL import Image
 
+from hf_simmim.data import sources
+from hf_simmim.data.reading import open_row
 from hf_simmim.data.sources import load_images
 
 
@@ -98,3 +100,47 @@ def test_image_column(tmp_path):
 def test_one_source_is_needed():
     with pytest.raises(ValueError, match="one source"):
         load_images()
+
+
+def test_a_file_where_a_folder_is_needed(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    with pytest.raises(ValueError, match=r"one\.png is a file, and a folder of images is needed. Unpack it"):
+        load_images(tmp_path / "one.png")
+
+
+def test_what_counts_as_an_image(tmp_path, caplog):
+    """Formats that are not read count, and are unreadable; tables, pipes and what Pillow cannot load do not."""
+    frames = [Image.new("RGB", (40, 40), (index, 9, 9)) for index in range(2)]
+    frames[0].save(tmp_path / "a.mpo", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "b.png")
+    for name in ("c.h5", "c.hdf", "c.grib", "c.bufr", "c.eps", "c.mpg", "c.csv"):
+        (tmp_path / name).write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 512)
+    (tmp_path / "d.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    (tmp_path / "e.nii.gz").write_bytes(b"\x1f\x8b")
+    os.mkfifo(tmp_path / "camera.jpg")
+    images = load_images(tmp_path)
+    assert [os.path.basename(name) for name in images["name"]] == ["a.mpo", "b.png", "d.dcm", "e.nii.gz"]
+    assert open_row(images[0], 3, 1 / 255).size == (40, 40)
+    for row, reason in ((images[2], "DICOM files are not read.*pydicom"), (images[3], "nii.gz files .*nibabel")):
+        with pytest.raises(ValueError, match=reason):
+            open_row(row, 3, 1 / 255)
+
+
+def test_folders_that_cannot_be_read_are_named(tmp_path, caplog, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "0.png")
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    messages: list[str] = []
+    monkeypatch.setattr(sources.logger, "warning", messages.append)
+    assert len(load_images(tmp_path)) == 1
+    assert f"{tmp_path / 'b'} (Permission denied)" in messages[0]
+    with pytest.raises(PermissionError):
+        load_images(tmp_path / "b")

@@ -89,7 +89,7 @@ def test_commands_hold_no_paths_and_no_secrets():
     )
 
 
-HELD_OUT = "0.05 of all, drawn with seed 0"
+HELD_OUT = "0.05 of the images, drawn with seed 0"
 ON_HUB = ImageSource("org/cats", hub_id="org/cats", split="train")
 FOLDER = ImageSource("cats", "imagefolder")
 

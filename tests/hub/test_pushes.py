@@ -253,7 +253,7 @@ def test_training_ends_without_the_hub(hub, photos, tmp_path, monkeypatch, caplo
     assert {path.name for path in tmp_path.iterdir()} >= ESSENTIAL | PICTURES | {"checkpoint-2", "checkpoint-3"}
     assert not list(tmp_path.glob("_push-*"))
     told = [record.getMessage() for record in caplog.records if record.name == hub_pushes.__name__]
-    assert len([text for text in told if "Training goes on" in text]) == 2
+    assert len([text for text in told if "Training continues" in text]) == 2
     assert "Training in progress, step 2" in told[0]
     assert f"hf upload {REPOSITORY} {tmp_path} ." in told[-1]
     assert ("refused" if kind == "gone" else "401") in told[-1]
@@ -281,7 +281,7 @@ def test_a_card_that_cannot_be_written_or_is_refused_stops_nothing(hub, photos, 
     monkeypatch.setattr(SimMIMTrainer, "create_model_card", broken)
     pretrain.COMMAND.main(options(photos, tmp_path))
     assert "no card today" in caplog.text
-    assert "refuses the model card" in caplog.text
+    assert "rejects the model card" in caplog.text
     assert [("README.md" in commit.files, "model.safetensors" in commit.files) for commit in commits(hub)] == [
         (False, True)
     ] * len(commits(hub))
@@ -301,7 +301,7 @@ def test_defaults_private_and_revision(hub, photos, tmp_path):
     ("settings", "remedies"),
     [
         ({"hub_token": "hf_wrong"}, ("401", "hf auth login", "--hub_token")),
-        ({"hub_token": "hf_reads"}, ("403", "hf auth login", "--hub_token", "right to write")),
+        ({"hub_token": "hf_reads"}, ("403", "hf auth login", "--hub_token", "write access")),
         ({"hub_model_id": "others/tiny"}, ("403", "--hub_model_id")),
         ({"hub_model_id": "org/my model"}, ("org/my model", "--hub_model_id")),
         ({"hub_model_id": "a/b/c"}, ("a/b/c", "--hub_model_id")),

@@ -324,7 +324,7 @@ def test_losses_that_do_not_fit(name):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("color_clusters", {}, "the clusters are not fitted. Fit them .*fit_color_clusters"),
+        ("color_clusters", {}, "has no centers. Fit them .*fit_color_clusters"),
         ("color_clusters", {"centers": [[0.1, 0.2, 0.3]]}, "a list of two or more colors"),
         ("color_clusters", {"centers": [[0.1, 0.2, 0.3], [0.1, 0.2, float("nan")]]}, "a list of two or more colors"),
         ("color_bins", {"num_bins": 1}, "num_bins=1 must be a whole number from 2 to 256"),

@@ -25,5 +25,5 @@ def golden_values(encoder: str = "swin") -> dict[str, torch.Tensor]:
 
 
 def our_names(name: str, encoder: str = "swin") -> list[str]:
-    """Our parameters that hold what one of the authors' holds, in order."""
+    """Our parameters that correspond to one of the authors', in order."""
     return pth_names.our_names(name.removeprefix("encoder."), {"vit": "beit"}.get(encoder, encoder))

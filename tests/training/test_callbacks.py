@@ -149,7 +149,7 @@ def test_unreadable_images_are_left_out(photos, labeled, tmp_path, caplog):
         ({"probe_label_column": "label"}, "both name labels"),
         ({"probe_dir": None, "probe_label_column": "label"}, "a folder has no columns. Use --probe_dir"),
         ({"probe_dir": "nowhere"}, "does not exist"),
-        ({"holdout": 0}, "measured at evaluations"),
+        ({"holdout": 0}, "needs validation images"),
         ({"probe_images": 0}, "probe_images=0"),
     ],
 )

@@ -113,7 +113,7 @@ def test_checkpoint_of_another_folder(tmp_path):
     again.train(resume_from_checkpoint=str(moved))
     assert torch.equal(again.model.linear.weight, trainer.model.linear.weight)
     unnamed, _ = make_trainer(tmp_path / "third", WeightAverageCallback(0.9))
-    with pytest.raises(ValueError, match=r"does not exist.* Name its folder in TrainingArguments"):
+    with pytest.raises(ValueError, match=r"does not exist.* Set TrainingArguments"):
         unnamed.train(resume_from_checkpoint=str(moved))
 
 
@@ -150,7 +150,7 @@ def test_checkpoint_of_other_weights(tmp_path):
     trainer.train()
     save_file({"other": torch.zeros(1)}, tmp_path / "checkpoint-4" / FILE_NAME)
     again, _ = make_trainer(tmp_path, WeightAverageCallback())
-    with pytest.raises(ValueError, match="holds other weights than the model has"):
+    with pytest.raises(ValueError, match="does not fit the weights of the model"):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
@@ -168,5 +168,5 @@ def test_split_weights_are_refused(tmp_path, monkeypatch):
     state = SimpleNamespace(distributed_type=DistributedType.FSDP)
     monkeypatch.setattr("hf_simmim.training.weight_average.AcceleratorState", lambda: state)
     trainer, _ = make_trainer(tmp_path, WeightAverageCallback())
-    with pytest.raises(ValueError, match="needs whole weights in each process, and FSDP or DeepSpeed splits them"):
+    with pytest.raises(ValueError, match="needs all weights in each process, but FSDP or DeepSpeed shards them"):
         trainer.train()

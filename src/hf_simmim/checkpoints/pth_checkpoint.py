@@ -58,9 +58,7 @@ def open_checkpoint(content: Any) -> OriginalCheckpoint:
             authors' ViT.
     """
     if not isinstance(content, dict):
-        raise ValueError(
-            f"The file holds a {type(content).__name__}, not a dict of weights: it is not a checkpoint."
-        )
+        raise ValueError(f"The file holds a {type(content).__name__}, not a dict of weights: it is not a checkpoint.")
     entry = next((key for key in ("model", "state_dict") if isinstance(content.get(key), dict)), None)
     if entry is None and content and all(isinstance(value, torch.Tensor) for value in content.values()):
         content, entry = {"model": content}, "model"

@@ -109,9 +109,7 @@ def _check_kind(path: Path) -> bool:
     if "constants.pkl" in records:
         raise ValueError(f"{path} is a TorchScript archive, which holds a program. Use the .pth file of its weights.")
     if "data.pkl" not in records:
-        raise ValueError(
-            f"{path} is a zip archive, but not of torch.save. If it contains a .pth file, unpack it."
-        )
+        raise ValueError(f"{path} is a zip archive, but not of torch.save. If it contains a .pth file, unpack it.")
     return True
 
 

@@ -184,9 +184,7 @@ def _read_vit(original: OriginalCheckpoint) -> dict[str, Any]:
     else:
         num_heads = original.settings.get("num_attention_heads", 0)
         if type(num_heads) is not int or num_heads < 1:
-            raise ValueError(
-                "The file has no relative position table and no stored config, so its heads are unknown."
-            )
+            raise ValueError("The file has no relative position table and no stored config, so its heads are unknown.")
     # The initial value of the layer scale only matters for whether there is one.
     layer_scale = 0.0
     if "blocks.0.gamma_1" in original.weights:

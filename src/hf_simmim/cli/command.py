@@ -124,7 +124,9 @@ class Command:
         if recipe is None and self.demo and not (named.train_dir or named.dataset_name or named.data_files):
             recipe = "demo"
         # Before the command line, so that it wins, and through the parser, so that the values are checked alike.
-        options = [] if recipe is None else recipe_options(recipe, known, self.name)
+        # Weights bring their encoder: that of a recipe gives way to them.
+        skipped = {"encoder"} if getattr(named, "checkpoint", None) else set()
+        options = [] if recipe is None else recipe_options(recipe, known, self.name, skipped)
         arguments, unknown = parser.parse_known_args([*options, *argv])
         if unknown:
             option = unknown[0].split("=")[0]

@@ -26,7 +26,8 @@ from transformers.utils import logging
 from ..data.reading import ImageDataset, check_images
 from ..evaluation.comparison import ARMS, Verdict, conclusion, judge, table
 from ..training.arguments import json_object
-from ..training.run_folder import RunRecord, digest, model_digest
+from ..training.fingerprints import digest, model_digest
+from ..training.run_folder import RunRecord
 from ..visualization.plots import plot_comparison
 from . import finetune, pretrain
 from .command import Command, existing, in_words, make_folder
@@ -174,7 +175,7 @@ def check_runs(arguments: CompareArguments) -> tuple[list[str], str]:
             planned = finetune.plan_runs(parsed)[0]
             if not images:
                 parts = [part for part in finetune.load_splits(parsed.data) if part is not None]
-                images = "; ".join(digest(part.rows) for part in parts)
+                images = "; ".join(json.dumps(digest(part.rows)) for part in parts)
             if planned.train.problem_type != "single_label_classification":
                 raise ValueError("accuracy is compared, so the labels must be one class for each image.")
             if planned.evaluation is None:

@@ -21,7 +21,16 @@ from datasets import ClassLabel, Dataset
 from ..checkpoints.loading import load_encoder, pixel_settings
 from ..data.labeled_images import WholeImageDataset
 from ..data.sampling import evenly_spaced
-from ..data.sources import check_one_source, embedded_data, find_image_column, image_rows, load_images, load_table
+from ..data.sources import (
+    check_one_source,
+    embedded_data,
+    find_image_column,
+    image_rows,
+    is_missing_label,
+    load_images,
+    load_table,
+)
+from ..data.value_range import check_dataset_range
 from ..evaluation.features import nearest_rows, project, read_features, write_features
 from ..evaluation.probing import POOLINGS, check_layers
 from ..visualization.grids import draw_map, draw_neighbors
@@ -155,8 +164,8 @@ def column_labels(table: Dataset, column: str) -> list[str]:
         raise ValueError(f"label_column={column!r} does not exist. The columns are: {', '.join(table.column_names)}.")
     feature, values = table.features[column], table[column]
     if isinstance(feature, ClassLabel):
-        return ["none" if value is None or value < 0 else feature.names[value] for value in values]
-    return [str(value) for value in values]
+        return ["none" if is_missing_label(value) else feature.names[value] for value in values]
+    return ["none" if is_missing_label(value) else str(value) for value in values]
 
 
 def pictures(dataset: WholeImageDataset, indices: list[int]) -> list[np.ndarray]:
@@ -239,6 +248,7 @@ def embed_all(images: ImageArguments, arguments: FeatureArguments) -> EmbeddingR
     config = model.config
     settings = pixel_settings(checkpoint, config.num_channels)
     dataset = WholeImageDataset(rows, config.image_size, config.num_channels, crop_ratio=1, **settings)
+    check_dataset_range(dataset)
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     path = output_dir / "features.parquet"
     description: dict[str, Any] = {

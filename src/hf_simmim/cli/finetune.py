@@ -1,13 +1,13 @@
-"""Fine-tune a pre-trained encoder to classify your labeled images, and evaluate the benefit of pre-training.
+"""Fine-tune a pre-trained encoder to classify labeled images, and evaluate the benefit of pre-training.
 
     hf-simmim finetune --checkpoint runs/photos --train_dir labeled_photos
     hf-simmim finetune --checkpoint runs/photos --train_dir labeled_photos \\
-        --from_scratch --output_dir runs/control                        the same without the pre-training
+        --from_scratch --output_dir runs/control                        the control without pre-training
     accelerate launch -m hf_simmim finetune --recipe swin_base__img224_window7__100ep ...
 
-A folder has one sub-folder for each class. The recipe is the paper's unless you say otherwise: layer-wise decay of the
-learning rate, mixup and cutmix, RandAugment, random erasing, label smoothing, stochastic depth. With several --seeds or
---num_folds there is a run for each, and their mean and spread. transformers' own Trainer does the training.
+--train_dir has a subfolder for each class. The defaults are the paper's: layer-wise learning rate decay, mixup, cutmix,
+RandAugment, random erasing, label smoothing, stochastic depth. With several --seeds or with --num_folds
+(cross-validation) there is a run for each, and their mean and standard deviation. Training uses transformers' Trainer.
 """
 
 import copy
@@ -29,7 +29,7 @@ from ..data.mixing import MixingCollator
 from ..data.reading import check_images
 from ..data.sampling import evenly_spaced
 from ..evaluation.metrics import ConfusionMatrix, classification_metrics
-from ..hub.card import check_license
+from ..hub.card import check_license, normalization
 from ..hub.provenance import RunOrigin, evaluation_source, held_out
 from ..hub.pushes import open_hub
 from ..model.configuration_simmim import SimMIMConfig
@@ -37,13 +37,14 @@ from ..model.image_processing_simmim import SimMIMImageProcessor
 from ..model.modeling_simmim import SimMIMForImageClassification
 from ..training.arguments import SimMIMTrainingArguments
 from ..training.callbacks import EpochCallback
+from ..training.fingerprints import digest, initial_weights
 from ..training.optimization import SIMMIM_SCHEDULES, create_optimizers, images_per_step, planned_steps
+from ..training.run_facts import training_line
 from ..training.run_folder import (
     begin_run,
-    check_same_run,
-    digest,
     prepare_output_dir,
     settings_before,
+    settle_settings,
     stable_settings,
 )
 from ..training.trainers import ClassifierTrainer
@@ -52,73 +53,65 @@ from ..visualization.plots import plot_confusion
 from .command import Command, existing, in_words, print_files, print_titled
 from .image_options import LabeledSourceArguments, PixelArguments, load_labeled_splits
 from .model_options import EncoderArguments
+from .run_session import one_run
 
-# Share of the images that is held out where no others are named and there are no folds.
+# Share of the images held out for validation, without validation images and cross-validation.
 DEFAULT_HOLDOUT = 0.2
-# What a run writes into its folder for people to look at.
+# Files of a run that are printed at its end.
 FINETUNING_FILES = {
-    "results.json": "all figures of all runs",
+    "results.json": "metrics of all runs",
     "confusion.png": "confusion matrix",
     "model.safetensors": "weights, with config.json and preprocessor_config.json for from_pretrained",
 }
-# What the table at the end shows, the first of them that a task has.
-HEADLINES = ("accuracy", "mean_average_precision", "mae")
 
 
 @dataclass
 class FineTuningDataArguments(LabeledSourceArguments, PixelArguments):
-    """Where the images and labels come from."""
+    """Source of the labeled images."""
 
     _argument_group_name = "images and labels"
 
     holdout: float | None = field(  # type: ignore[assignment]
         default=None,
         metadata={
-            "help": "Share of the images held out for evaluation if no other are named; 0 for none, 0.2 if unset. With"
-            " --num_folds they are put aside, and none if unset."
+            "help": "Share of the images (0 to 1) held out if no validation images are named (0.2 if unset). With"
+            " --num_folds it is set aside from all folds (0 if unset)."
         },
     )
-    labels_per_class: int | None = field(
-        default=None, metadata={"help": "Train on only this many images of each class, drawn by the seed."}
-    )
-    num_folds: int | None = field(
-        default=None, metadata={"help": "Cross-validate: as many runs for each seed, each held out once."}
-    )
+    labels_per_class: int | None = field(default=None, metadata={"help": "Training images per class (all if unset)."})
+    num_folds: int | None = field(default=None, metadata={"help": "Cross-validation folds (none if unset)."})
 
 
 @dataclass
 class AugmentationArguments:
-    """What is changed at random in the images; the defaults are the paper's."""
+    """Augmentation of the training images; the defaults are the paper's."""
 
     _argument_group_name = "augmentation"
 
     crop_scale: list[float] = field(
-        default_factory=lambda: [0.08, 1.0], metadata={"help": "Shares of an image's area that a random crop covers."}
+        default_factory=lambda: [0.08, 1.0], metadata={"help": "Smallest and largest area of random crops, as shares."}
     )
-    flip: float = field(default=0.5, metadata={"help": "Probability of a flip from left to right."})
-    vertical_flip: float = field(default=0.0, metadata={"help": "Probability of a flip from top to bottom."})
-    rand_augment: str = field(
-        default="rand-m9-mstd0.5-inc1", metadata={"help": "RandAugment as timm writes it, or none."}
-    )
-    color_jitter: float = field(default=0.4, metadata={"help": "Color jitter, where --rand_augment is none."})
-    random_erasing: float = field(default=0.25, metadata={"help": "Probability that a rectangle is erased."})
-    mixup: float = field(default=0.8, metadata={"help": "Alpha of mixup, 0 for none."})
-    cutmix: float = field(default=1.0, metadata={"help": "Alpha of cutmix, 0 for none."})
-    label_smoothing: float = field(default=0.1, metadata={"help": "Share of a label that goes to all classes."})
+    flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
+    vertical_flip: float = field(default=0.0, metadata={"help": "Probability of a vertical flip."})
+    rand_augment: str = field(default="rand-m9-mstd0.5-inc1", metadata={"help": "RandAugment in timm's form, or none."})
+    color_jitter: float = field(default=0.4, metadata={"help": "Strength of color jitter if --rand_augment is none."})
+    random_erasing: float = field(default=0.25, metadata={"help": "Probability of random erasing."})
+    mixup: float = field(default=0.8, metadata={"help": "Alpha of mixup, 0 for no mixup."})
+    cutmix: float = field(default=1.0, metadata={"help": "Alpha of cutmix, 0 for no cutmix."})
+    label_smoothing: float = field(default=0.1, metadata={"help": "Label smoothing, 0 to 1."})
     augmentation_backend: str = field(
         default="auto",
         metadata={
-            "help": "Who does RandAugment and color jitter: timm or torchvision, where they are installed, or this"
-            " package.",
+            "help": "Implementation of RandAugment: auto (timm's where timm is installed), builtin or timm.",
             "choices": list(BACKENDS),
         },
     )
     eval_crop_ratio: float = field(
-        default=0.875, metadata={"help": "Share of an image's shorter side that is evaluated, 1 for all."}
+        default=0.875, metadata={"help": "Share of the shorter side that the center crop of validation images keeps."}
     )
 
     def augmentation(self) -> Augmentation:
-        """The settings of the training images."""
+        """Settings of the augmentation."""
         return Augmentation(
             crop_scale=(self.crop_scale[0], self.crop_scale[-1]),
             flip=self.flip,
@@ -132,66 +125,55 @@ class AugmentationArguments:
 
 @dataclass
 class FineTuningModelArguments(EncoderArguments):
-    """What is trained."""
+    """The model."""
 
     _argument_group_name = "model"
 
-    encoder: str = field(
-        default="",
-        metadata={"help": "Architecture to train from scratch, instead of --checkpoint: as run_mim.py takes it."},
-    )
+    encoder: str = field(default="", metadata={"help": "Architecture to train from scratch, instead of --checkpoint."})
     from_scratch: bool = field(
-        default=False,
-        metadata={"help": "Take the architecture of --checkpoint and fresh weights: what the same run gives then."},
+        default=False, metadata={"help": "Train --checkpoint's architecture from random weights."}
     )
     class_weights: list[str] | None = field(
         default=None,
-        metadata={"help": "Factor of the loss of each class, or balanced: the rarer a class, the more it counts."},
+        metadata={"help": "Loss weight of each class, or balanced: inverse to its frequency (1 if unset)."},
     )
 
 
 @dataclass
 class FineTuningArguments(SimMIMTrainingArguments):
-    """Everything of TrainingArguments, with the paper's fine-tuning as defaults."""
+    """TrainingArguments with the paper's fine-tuning as defaults."""
 
     _argument_group_name = "training (all of transformers.TrainingArguments)"
 
     output_dir: str = field(default="runs/classifier", metadata={"help": "Folder of results, models and pictures."})
     base_learning_rate: float = field(
         default=1.25e-3,
-        metadata={"help": "Rate of the head for 512 images a step; scaled by the real number without --learning_rate."},
+        metadata={"help": "Learning rate of the head for a batch size of 512; scaled by the batch size."},
     )
-    layer_decay: float = field(
-        default=0.9, metadata={"help": "Factor of the learning rate from each layer to the one below it."}
-    )
+    layer_decay: float = field(default=0.9, metadata={"help": "Layer-wise decay of the learning rate, 1 for none."})
     lr_scheduler_kwargs: dict | str | None = field(
         default=None,
         metadata={
-            "help": 'Options of the schedule, as JSON. Of simmim_cosine {"warmup_lr_rate": 0.0002, "min_lr_rate":'
-            " 0.0002} if unset, shares of the learning rate."
+            "help": 'Options of the schedule, as JSON. Defaults of simmim_cosine: {"warmup_lr_rate": 0.0002,'
+            ' "min_lr_rate": 0.0002}, shares of the peak learning rate.'
         },
     )
-    warmup_steps: float = field(default=0.2, metadata={"help": "Steps of warm-up, or a share of all below 1."})
-    num_train_epochs: float = field(default=100.0, metadata={"help": "Passes over the images."})
-    per_device_train_batch_size: int = field(default=128, metadata={"help": "Images a step on each device."})
-    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images a step on each device, evaluating."})
+    warmup_steps: float = field(default=0.2, metadata={"help": "Warm-up steps, or a share of all steps if below 1."})
+    num_train_epochs: float = field(default=100.0, metadata={"help": "Number of epochs."})
+    per_device_train_batch_size: int = field(default=128, metadata={"help": "Training batch size per device."})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Evaluation batch size per device."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
-    logging_steps: float = field(default=50, metadata={"help": "Steps between two reports."})
-    weight_average: float | None = field(
-        default=None,
-        metadata={"help": "Decay of a moving average of the weights, such as 0.9999, which is kept in the end."},
-    )
-    seeds: list[int] | None = field(
-        default=None, metadata={"help": "Several seeds: a run for each, with mean and spread of the results."}
-    )
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two log entries."})
+    weight_average: float | None = field(default=None, metadata={"help": "EMA decay of the weights (none if unset)."})
+    seeds: list[int] | None = field(default=None, metadata={"help": "Random seeds, one run each (--seed if unset)."})
 
     def __post_init__(self):
         super().__post_init__()
         if self.label_smoothing_factor:
             raise ValueError(
-                f"label_smoothing_factor={self.label_smoothing_factor} is Trainer's, which cannot smooth the labels of"
-                " mixed images. Use --label_smoothing, which can."
+                f"label_smoothing_factor={self.label_smoothing_factor}: Trainer cannot smooth the labels of mixed"
+                " images. Use --label_smoothing, which can."
             )
         if self.lr_scheduler_kwargs is None and self.lr_scheduler_type in SIMMIM_SCHEDULES:
             names = ["warmup_lr_rate"] + ["min_lr_rate"] * (self.lr_scheduler_type == "simmim_cosine")
@@ -200,7 +182,7 @@ class FineTuningArguments(SimMIMTrainingArguments):
 
 @dataclass
 class FineTuningRun:
-    """One training: its images, where it goes, and what is drawn."""
+    """One run: its images, output folder, seed and fold."""
 
     train: LabeledImages
     evaluation: LabeledImages | None
@@ -211,7 +193,7 @@ class FineTuningRun:
 
 @dataclass
 class FineTuningOptions:
-    """All that a run is told."""
+    """All options of the command."""
 
     data: FineTuningDataArguments
     augmentation: AugmentationArguments
@@ -220,37 +202,42 @@ class FineTuningOptions:
 
 
 def load_splits(arguments: FineTuningDataArguments) -> tuple[LabeledImages, LabeledImages | None]:
-    """Images to train on, and images to evaluate on if they are named."""
+    """Load training images, and validation images if they are named."""
     folded = arguments.num_folds is not None
     if folded and (arguments.validation_dir is not None or arguments.validation_split is not None):
         raise ValueError(
-            f"num_folds={arguments.num_folds} divides the training images, and there are others to evaluate on."
-            " Leave one out."
+            f"num_folds={arguments.num_folds} needs no validation images, but some are named. Leave one out."
         )
     return load_labeled_splits(arguments, arguments.label_column, needs_validation=not folded)
 
 
 def plan_runs(options: FineTuningOptions) -> list[FineTuningRun]:
-    """The images of each run.
+    """Plan a run for each seed and fold.
+
+    Args:
+        options: All options.
+
+    Returns:
+        The runs.
 
     Raises:
-        ValueError, OSError: If there are no such images; the message says why and what to do.
+        ValueError, OSError: If the images cannot be used; the message says why and what to do.
     """
     data, training = options.data, options.training
     everything, validation = load_splits(data)
     seeds = [training.seed] if training.seeds is None else training.seeds
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds={seeds} has one twice. Give each once.")
+        raise ValueError(f"seeds={seeds} contains duplicates. Give each seed once.")
     if everything.class_names is not None and len(everything.class_names) < 2:
         raise ValueError(
-            f"There is one class only, {everything.class_names[0]!r}, and nothing to tell apart. Name a folder with a"
-            " sub-folder for each class, or another --label_column."
+            f"There is only one class, {everything.class_names[0]!r}. Name a folder with a subfolder for each class, or"
+            " another --label_column."
         )
     num_folds = data.num_folds
     if training.resume_from_checkpoint and len(seeds) * (num_folds or 1) > 1:
         raise ValueError(
-            f"resume_from_checkpoint={training.resume_from_checkpoint!r} is one checkpoint, and there are several runs."
-            " Leave it out: each goes on by itself from its own newest checkpoint."
+            f"resume_from_checkpoint={training.resume_from_checkpoint!r} is one checkpoint, but there are several runs."
+            " Leave it out: each run resumes automatically from its own newest checkpoint."
         )
     runs = []
     for seed in seeds:
@@ -260,7 +247,7 @@ def plan_runs(options: FineTuningOptions) -> list[FineTuningRun]:
             if share is None:
                 share = DEFAULT_HOLDOUT if num_folds is None and validation is None else 0.0
             if share and validation is None:
-                # Before labels are drawn, so that all budgets and seeds are held against the same images.
+                # Before labels are drawn, so that all label budgets and seeds have the same validation images.
                 parts = holdout(everything.labels, share, data.holdout_seed, everything.class_names)
                 train, evaluation = (everything.select(part) for part in parts)
             if data.labels_per_class is not None:
@@ -269,7 +256,7 @@ def plan_runs(options: FineTuningOptions) -> list[FineTuningRun]:
                 parts = folds(train.labels, num_folds, fold, data.holdout_seed, train.class_names)
                 train, evaluation = (train.select(part) for part in parts)
             if data.max_train_samples is not None:
-                # Not the first ones, which in a folder are of one class.
+                # The first images of a folder would all be of one class.
                 train = train.select(evenly_spaced(len(train), data.max_train_samples))
             if evaluation is not None and data.max_eval_samples is not None:
                 evaluation = evaluation.select(evenly_spaced(len(evaluation), data.max_eval_samples))
@@ -280,13 +267,13 @@ def plan_runs(options: FineTuningOptions) -> list[FineTuningRun]:
 
 
 def build_config(arguments: FineTuningModelArguments, images: LabeledImages) -> SimMIMConfig:
-    """Config of the classifier: the encoder as the paper fine-tunes it, and the classes."""
+    """Build the config of the classifier: the encoder as the paper fine-tunes it, and the classes."""
     config: Any
     if arguments.checkpoint is None:
         if not arguments.encoder:
             raise ValueError(
-                "There is nothing to train: name the pre-trained model with --checkpoint, or an architecture to train"
-                " from scratch with --encoder."
+                "There is no model to train. Set --checkpoint to a pre-trained model, or --encoder to an architecture"
+                " to train from scratch."
             )
         config = SimMIMConfig(encoder_config=arguments.encoder_settings(), **arguments.geometry()).for_fine_tuning()
     else:
@@ -301,21 +288,28 @@ def build_config(arguments: FineTuningModelArguments, images: LabeledImages) -> 
     config.label2id = {name: index for index, name in enumerate(names)}
     config.problem_type = images.problem_type
     config.class_weights = class_weights(arguments.class_weights, images)
-    # What is set afterwards is not checked before it is saved.
+    # Otherwise a config checks changed settings only when it is saved.
     config.validate_class_weights()
     return config
 
 
 def class_weights(given: list[str] | None, images: LabeledImages) -> list[float] | None:
-    """Factors of the loss of each class.
+    """Parse the loss weights of the classes.
+
+    Args:
+        given: Numbers as text, or "balanced", or None.
+        images: Labeled training images.
+
+    Returns:
+        The weight of each class, or None.
 
     Raises:
-        ValueError: If they are no numbers, or there are no classes.
+        ValueError: If they are not numbers, or there are no classes.
     """
     if given is None:
         return None
     if images.class_names is None:
-        raise ValueError(f"class_weights={given} and the labels are numbers. Leave it out.")
+        raise ValueError(f"class_weights={given} needs classes, but the labels are numbers. Leave it out.")
     num_classes = len(images.class_names)
     if given == ["balanced"]:
         if images.problem_type != "single_label_classification":
@@ -327,23 +321,23 @@ def class_weights(given: list[str] | None, images: LabeledImages) -> list[float]
     except ValueError:
         weights = []
     if len(weights) != num_classes:
-        raise ValueError(f"class_weights={given} must be balanced, or {num_classes} numbers, one for each class.")
+        raise ValueError(f"class_weights={given} must be balanced or {num_classes} numbers, one for each class.")
     return weights
 
 
 def build_model(arguments: FineTuningModelArguments, config: SimMIMConfig) -> SimMIMForImageClassification:
-    """The classifier, from the checkpoint or with fresh weights."""
+    """Build the classifier, from the checkpoint or with random weights."""
     if arguments.from_scratch or arguments.checkpoint is None:
         return SimMIMForImageClassification(config)
     name = arguments.checkpoint
-    # Trained in full precision, or in the mixed one that is asked for, whatever it was saved in.
+    # In full precision, or in mixed precision if it is set, regardless of the saved dtype.
     loading: dict[str, Any] = {"dtype": torch.float32}
     if arguments.stored_config().model_type == SimMIMConfig.model_type:
         loading["ignore_mismatched_sizes"] = True
         model = SimMIMForImageClassification.from_pretrained(name, config=config, **loading)
         stored = arguments.stored_config()
         if type(model).__name__ in (stored.architectures or ()) and stored.id2label != config.id2label:
-            # As many classes as before, and others.
+            # The same number of classes, but other ones.
             model.reset_classifier()
         return model
     changes = {} if arguments.drop_path_rate is None else {"drop_path_rate": arguments.drop_path_rate}
@@ -356,7 +350,7 @@ def build_model(arguments: FineTuningModelArguments, config: SimMIMConfig) -> Si
 
 
 def describe_origin(options: FineTuningOptions, run: FineTuningRun) -> RunOrigin:
-    """What the trainer does not know, for the model card."""
+    """Provenance of a run, for its model card."""
     data = options.data
     checkpoint = None if options.model.from_scratch else options.model.checkpoint
     if data.num_folds is not None:
@@ -369,18 +363,22 @@ def describe_origin(options: FineTuningOptions, run: FineTuningRun) -> RunOrigin
 
 
 def build_trainer(options: FineTuningOptions, run: FineTuningRun) -> tuple[ClassifierTrainer, Path | None]:
-    """Everything that can go wrong before a run starts.
+    """Build the trainer of a run, with all checks that must precede the training.
+
+    Args:
+        options: All options.
+        run: The run.
 
     Returns:
-        transformers' Trainer, with a card of ours, and the checkpoint to go on from or None.
+        The trainer, and the checkpoint to resume from or None.
 
     Raises:
-        ValueError, OSError: If the arguments or the images are unusable; the message says why and what to do.
+        ValueError, OSError: If the options or the images are unusable; the message says why and what to do.
     """
     arguments = copy.copy(options.training)
     arguments.output_dir, arguments.seed = str(run.output_dir), run.seed
     if arguments.push_to_hub and run.output_dir != Path(str(options.training.output_dir)):
-        # Each of several runs has a repository of its own.
+        # Each of several runs has its own repository.
         name = options.training.hub_model_id or Path(str(options.training.output_dir)).absolute().name
         arguments.hub_model_id = f"{name}-{run.output_dir.name}"
     hub_pushes = open_hub(arguments)
@@ -389,14 +387,14 @@ def build_trainer(options: FineTuningOptions, run: FineTuningRun) -> tuple[Class
     data, augmentation = options.data, options.augmentation.augmentation()
     config = build_config(options.model, run.train)
     checkpoint = prepare_output_dir(arguments)
-    before = settings_before(run.output_dir) if checkpoint is not None else {}
+    before = settings_before(checkpoint.parent) if checkpoint is not None else {}
     pixels = copy.copy(data)
     statistics = pixels.settle(options.model.checkpoint, config.num_channels, run.train.rows, before)
     settings = {
         "encoder": stable_settings(config.encoder_config),
         "classes": run.train.class_names,
         "from_scratch": options.model.from_scratch,
-        "checkpoint": options.model.checkpoint,
+        "initial weights": initial_weights(options.model.checkpoint),
         "augmentation": vars(options.augmentation),
         **{key: getattr(arguments, key) for key in ("layer_decay", "weight_average")},
         "class_weights": config.class_weights,
@@ -405,9 +403,10 @@ def build_trainer(options: FineTuningOptions, run: FineTuningRun) -> tuple[Class
         **statistics,
         "seed": run.seed,
         "training images": digest(run.train.rows),
+        "evaluation images": None if run.evaluation is None else digest(run.evaluation.rows),
         "labels": hashlib.blake2b(json.dumps(run.train.labels).encode(), digest_size=6).hexdigest(),
     }
-    check_same_run(settings, run.output_dir, checkpoint is not None)
+    settings = settle_settings(arguments, settings, checkpoint)
     common: dict[str, Any] = {
         "image_size": config.image_size,
         "num_channels": config.num_channels,
@@ -418,7 +417,7 @@ def build_trainer(options: FineTuningOptions, run: FineTuningRun) -> tuple[Class
     train_dataset = LabeledImageDataset(run.train.rows, augmentation=augmentation, seed=run.seed, **common)
     if arguments.dataloader_drop_last and len(train_dataset) < images_per_step(arguments):
         raise ValueError(
-            f"{len(train_dataset)} images are fewer than the {images_per_step(arguments)} of one step. Use a smaller"
+            f"{len(train_dataset)} images are fewer than the batch size of {images_per_step(arguments)}. Use a smaller"
             " --per_device_train_batch_size, or --dataloader_drop_last false."
         )
     check_images([train_dataset], data.max_unreadable)
@@ -427,7 +426,7 @@ def build_trainer(options: FineTuningOptions, run: FineTuningRun) -> tuple[Class
         eval_dataset = LabeledImageDataset(
             run.evaluation.rows, crop_ratio=options.augmentation.eval_crop_ratio, **common
         )
-        # All of them: one that cannot be read would end the run when it is evaluated.
+        # All of them: an unreadable one would end the run when it is evaluated.
         check_images([eval_dataset], 0.0, len(eval_dataset))
     else:
         arguments.eval_strategy = IntervalStrategy.NO
@@ -476,37 +475,40 @@ def build_trainer(options: FineTuningOptions, run: FineTuningRun) -> tuple[Class
 def print_plan(
     trainer: ClassifierTrainer, options: FineTuningOptions, run: FineTuningRun, checkpoint: Path | None
 ) -> None:
-    """Say in a few lines what is about to happen."""
+    """Print what the run will do."""
     arguments: Any = trainer.args
     model: Any = trainer.model
-    weights = options.model.checkpoint
-    if options.model.from_scratch or weights is None:
-        weights = None
+    weights = None if options.model.from_scratch else options.model.checkpoint
     height, width = model.config.image_size
-    evaluated = f", {len(run.evaluation):,} to evaluate on" if run.evaluation is not None else ""
+    evaluated = f", {len(run.evaluation):,} for validation" if run.evaluation is not None else ""
     kind = str(model.config.problem_type).removesuffix("_classification").replace("_", " ")
-    rates = [group["lr_scale"] * arguments.learning_rate for group in trainer.optimizer.param_groups]
+    lowest = min(group["lr_scale"] for group in trainer.optimizer.param_groups) * arguments.learning_rate
     lines = {
         "Encoder": f"{model.config.encoder_config.model_type}, {model.num_parameters() / 1e6:.1f} M parameters,"
         f" {model.config.num_channels} x {height} x {width} px",
-        "Weights": f"from {weights}" if weights else "freshly initialized",
+        "Weights": f"from {weights}" if weights else "random",
         "Classes": f"{model.config.num_labels}, {kind}",
-        "Images": f"{len(run.train):,} to train on{evaluated}",
-        "Steps": f"{planned_steps(arguments, len(run.train)):,} of {images_per_step(arguments)} images,"
-        f" on {arguments.world_size} x {arguments.device}",
-        "Rates": f"up to {max(rates):.3g} for the head and {min(rates):.3g} for the patch embedding",
-        "Output": f"{run.output_dir}" + (f", going on from {checkpoint.name}" if checkpoint else ""),
+        "Images": f"{len(run.train):,} for training{evaluated}",
+        "Normalization": normalization(trainer.processing_class),
+        "Training": training_line(arguments, planned_steps(arguments, len(run.train))),
+        "Layer decay": f"{arguments.layer_decay:g}, peak learning rate {lowest:.3g} for the patch embedding",
+        "Output": f"{run.output_dir}" + (f", resuming from {checkpoint.name}" if checkpoint else ""),
     }
     print_titled(lines)
 
 
+@one_run()
 def execute(
     options: FineTuningOptions, run: FineTuningRun
 ) -> tuple[ClassifierTrainer, dict[str, Any], np.ndarray | None]:
     """Train and evaluate.
 
+    Args:
+        options: All options.
+        run: The run.
+
     Returns:
-        The trainer, what `results.json` of the run holds, and the confusion matrix if there is one.
+        The trainer, the contents of the run's `results.json`, and the confusion matrix if there is one.
     """
     trainer, checkpoint = build_trainer(options, run)
     if trainer.args.should_log:
@@ -550,7 +552,7 @@ def write_results(results: dict[str, Any], folder: Path) -> None:
 
 
 def summarize(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation over runs of each figure that all of them have."""
+    """Mean and standard deviation over runs of each metric that all runs have."""
     keys = [key for key in results[0]["metrics"] if all(key in result["metrics"] for result in results)]
     columns = {key: [result["metrics"][key] for result in results] for key in keys}
     return {
@@ -560,25 +562,26 @@ def summarize(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def print_summary(summary: dict[str, dict[str, float]], num_runs: int, output_dir: Path) -> None:
-    """Say what came out, and where everything is."""
+    """Print the metrics and the files of results."""
     spread = f" (mean ± standard deviation of {num_runs} runs)" if num_runs > 1 else ""
-    print(f"\nOn images that were not trained on{spread}:")
+    print(f"\nOn held-out images{spread}:")
     for key, figures in summary.items():
+        title = f"recall ({key.removeprefix('accuracy_')})" if key.startswith("accuracy_") else key
         deviation = f" ± {figures['std']:.4f}" if num_runs > 1 else ""
-        print(f"  {key:<28} {figures['mean']:.4f}{deviation}")
+        print(f"  {title:<28} {figures['mean']:.4f}{deviation}")
     print_files(output_dir, FINETUNING_FILES)
 
 
 @dataclass(frozen=True)
 class FineTuningResult:
-    """What a fine-tuning computed.
+    """Result of a fine-tuning.
 
     Args:
-        model: The trained model; that of the last run where there are several seeds or folds.
-        processor: The image processor that goes with it.
-        summary: Each metric, by name: mean and standard deviation over the runs.
-        runs: What `results.json` holds of each run: seed, fold, numbers of images, metrics.
-        output_dir: Folder of the results; with several runs each has a folder in it.
+        model: The trained model; that of the last run if there are several seeds or folds.
+        processor: Image processor of the model.
+        summary: Mean and standard deviation over the runs of each metric.
+        runs: Entry of each run in `results.json`: seed, fold, numbers of images, metrics.
+        output_dir: Folder of the results, with a subfolder for each of several runs.
         pictures: Path of `confusion`, if it was drawn.
     """
 
@@ -603,7 +606,7 @@ def run(
     results, matrices = [], []
     trainer: Any = None
     with in_words(model_arguments.checkpoint):
-        # One process reads first; the others find what it cached.
+        # One process reads first; the others use its cache.
         with arguments.main_process_first(desc="loading images"):
             runs = plan_runs(options)
         for planned in runs:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -13,6 +14,7 @@ from ..checkpoints.loading import inherited_pixels
 from ..data.image_statistics import channel_statistics
 from ..data.labeled_images import LabeledImages, load_labeled_images
 from ..data.sources import embedded_data
+from ..data.value_range import check_value_range
 from ..model.images import keeps_deep_pictures
 
 logger = logging.get_logger(__name__)
@@ -22,7 +24,9 @@ logger = logging.get_logger(__name__)
 class SourceArguments:
     """Source of the images."""
 
-    train_dir: str | None = field(default=None, metadata={"help": "Folder of training images, nested or not."})
+    train_dir: str | None = field(
+        default=None, metadata={"help": "Folder of training images (embedded images if no source is named)."}
+    )
     validation_dir: str | None = field(
         default=None, metadata={"help": "Folder of validation images (--holdout of the training images if unset)."}
     )
@@ -59,6 +63,15 @@ class SourceArguments:
         """Whether any source of training images is named."""
         return bool(self.train_dir or self.dataset_name or self.data_files)
 
+    def _check_folders(self) -> None:
+        """Refuse validation images that are the training images, of which none would be left."""
+        train = None if self.train_dir is None else Path(self.train_dir).resolve()
+        if train is not None and self.validation_dir is not None:
+            validation = Path(self.validation_dir).resolve()
+            if train.is_relative_to(validation):
+                kind = "is train_dir" if train == validation else "holds train_dir"
+                raise ValueError(f"validation_dir={self.validation_dir!r} {kind}. Name a folder of other images.")
+
     def source(self) -> dict[str, Any]:
         """Arguments of `load_images` that name the training images, or the embedded ones if none are named."""
         return {
@@ -80,6 +93,7 @@ class SourceArguments:
                 f"validation_split={self.validation_split!r} needs --dataset_name: folders and files have no splits."
                 " Use --validation_dir, or --holdout to hold out a part of the images."
             )
+        self._check_folders()
         if self.dataset_config is not None and self.dataset_name is None:
             raise ValueError(
                 f"dataset_config={self.dataset_config!r} has no effect without --dataset_name. Set that too, or leave"
@@ -154,7 +168,8 @@ class PixelArguments:
             `image_mean` and `image_std`.
 
         Raises:
-            ValueError: If the number of values differs from the number of channels.
+            ValueError: If the number of values differs from the number of channels, or the pixels of the images do not
+                fit the statistics and the factor.
         """
         inherited = inherited_pixels(checkpoint)
         if self.rescale_factor is None:
@@ -164,7 +179,10 @@ class PixelArguments:
         if self.nodata is not None and not math.isfinite(self.nodata):
             # Such pixels are always missing, and NaN does not equal itself.
             self.nodata = None
-        return image_statistics(self, num_channels, images, before, inherited)
+        statistics = image_statistics(self, num_channels, images, before, inherited)
+        is_default = self.rescale_factor is None and "rescale_factor" not in inherited
+        check_value_range(images, num_channels, self.rescale, **statistics, nodata=self.nodata, is_default=is_default)
+        return statistics
 
 
 def image_statistics(

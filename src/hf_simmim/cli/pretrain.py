@@ -1,17 +1,16 @@
-"""Pre-train a vision encoder with SimMIM on your own images.
+"""Pre-train a vision encoder with SimMIM on images without labels.
 
     hf-simmim pretrain --train_dir photos --output_dir runs/photos
     hf-simmim pretrain --train_dir photos --recipe swin_base__img192_window6__100ep
     accelerate launch -m hf_simmim pretrain --train_dir photos              on many GPUs
     hf-simmim pretrain                                                      the demo, in a checkout
 
-The same options run on one CPU, one GPU or many GPUs (run `accelerate config` once, or give `accelerate launch` its
---num_processes). A run resumes automatically from the newest complete checkpoint in --output_dir. A recipe is a JSON
-file with any of the options as keys; what is given on the command line wins over it.
+The same options work on one CPU, one GPU or many GPUs (run `accelerate config` once, or pass --num_processes to
+`accelerate launch`). A run resumes automatically from the newest complete checkpoint in --output_dir. A recipe is a
+JSON file with any of the options as keys; the command line takes precedence.
 
-With --push_to_hub every save goes to the Hub in the background, a complete model each time. A Hub that fails never
-stops the training: at the end the pushes that failed are listed, with the command to repeat them, and the exit status
-is 0.
+With --push_to_hub every saved model is pushed to the Hub in the background, complete each time. Failed pushes never
+stop the training: they are reported at the end with the command to repeat them, and the exit status is 0.
 """
 
 import json
@@ -30,7 +29,7 @@ from ..data.masked_images import MaskedImageDataset, collate
 from ..data.reading import UnreadableImages, check_images
 from ..data.sampling import evenly_spaced
 from ..data.sources import load_images
-from ..hub.card import check_license
+from ..hub.card import check_license, normalization
 from ..hub.provenance import RunOrigin, held_out
 from ..hub.pushes import open_hub
 from ..model.configuration_simmim import TARGETS, SimMIMConfig
@@ -41,13 +40,14 @@ from ..model.masking import MASK_STRATEGIES, span
 from ..model.modeling_simmim import SimMIMForMaskedImageModeling
 from ..training.arguments import SimMIMTrainingArguments, json_object
 from ..training.callbacks import EpochCallback, PictureCallback
-from ..training.optimization import images_per_step
+from ..training.fingerprints import digest, initial_weights
+from ..training.optimization import images_per_step, planned_steps
+from ..training.run_facts import training_line
 from ..training.run_folder import (
     begin_run,
-    check_same_run,
-    digest,
     prepare_output_dir,
     settings_before,
+    settle_settings,
     stable_settings,
 )
 from ..training.trainers import SimMIMTrainer
@@ -55,20 +55,21 @@ from .command import Command, existing, in_words, print_files, print_titled
 from .image_options import PixelArguments
 from .model_options import EncoderArguments
 from .probe_options import ProbeArguments, add_probe, load_probe, probe_source
+from .run_session import one_run
 
 logger = logging.get_logger(__name__)
 
-# Seed of the evaluation masks, the same in every run, so that evaluation losses compare.
+# Seed of the validation masks, the same in every run, so that validation losses are comparable.
 EVALUATION_SEED = 0
-# Fields of a config that say what is predicted, and how.
+# Fields of a config that define the pre-training objective.
 COMPONENT_OPTIONS = (
     *("head", "head_options", "head_inputs"),
     *("target", "target_options", "prediction_stride"),
     *("loss", "loss_options", "loss_region"),
 )
-# Stands for colors, which are 0 or more, until they are fitted to the images.
+# Placeholder for color clusters, which are not negative, until they are fitted to the images.
 UNFITTED = [[-1.0], [-1.0]]
-# What a run writes into its folder for people to look at.
+# Files of a run that are printed at its end.
 PRETRAINING_FILES = {
     "model.safetensors": "weights, with config.json and preprocessor_config.json for from_pretrained",
     "reconstruction.png": "original | masked | prediction | composite",
@@ -79,76 +80,73 @@ PRETRAINING_FILES = {
 
 @dataclass
 class PretrainingDataArguments(ProbeArguments, PixelArguments):
-    """Where the images come from; labels are not needed."""
+    """Source of the images; labels are not needed."""
 
     _argument_group_name = "images"
 
     crop_scale: list[float] = field(
         default_factory=lambda: [0.67, 1.0],
-        metadata={"help": "Smallest and largest share of an image's area that a random crop covers."},
+        metadata={"help": "Smallest and largest area of random crops, as shares of the image (0 to 1)."},
     )
-    flip: float = field(default=0.5, metadata={"help": "Probability of a flip from left to right."})
-    vertical_flip: float = field(default=0.0, metadata={"help": "Probability of a flip from top to bottom."})
+    flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
+    vertical_flip: float = field(default=0.0, metadata={"help": "Probability of a vertical flip."})
     leave_out: str | None = field(
         default=None,
         metadata={
-            "help": "JSON file with a list of images that are not trained on, such as those of a later test: paths, or"
-            " names as `name` of the loaded rows gives them."
+            "help": "JSON file with a list of images to leave out of training, such as a test set (none if unset)."
+            " Images are listed by path, or by `name` of the loaded rows."
         },
     )
 
 
 @dataclass
 class PretrainingModelArguments(EncoderArguments):
-    """What is trained, and how images are hidden."""
+    """The model, and the masking of images."""
 
     _argument_group_name = "model and masks"
 
     mask_strategy: str = field(
-        default="random", metadata={"help": "How patches are chosen.", "choices": list(MASK_STRATEGIES)}
+        default="random", metadata={"help": "Masking strategy.", "choices": list(MASK_STRATEGIES)}
     )
-    mask_patch_size: int = field(
-        default=32, metadata={"help": "Side in pixels of the squares that are hidden or shown as a whole."}
-    )
+    mask_patch_size: int = field(default=32, metadata={"help": "Side of mask patches in pixels."})
     mask_ratio: list[float] = field(
         default_factory=lambda: [0.6],
         metadata={
-            "help": "Share of an image to hide, between 0 and 1. Of two, such as 0.4 0.7, every image gets one between."
+            "help": "Share of the image to mask, 0 to 1. With two values, such as 0.4 0.7, it is drawn between them for"
+            " every image."
         },
     )
     head: str | None = field(
-        default=None, metadata={"help": "Prediction head; linear if unset.", "choices": list(HEADS)}
+        default=None, metadata={"help": "Prediction head (linear if unset).", "choices": list(HEADS)}
     )
     head_options: dict | str | None = field(
         default=None, metadata={"help": 'Options of the head, as JSON, such as {"size": "base"} for inverse_swin.'}
     )
     head_inputs: list[int] | None = field(
         default=None,
-        metadata={
-            "help": "Hidden states of the encoder that are fused to the head's input; its output alone if unset."
-        },
+        metadata={"help": "Hidden states of the encoder to fuse as input of the head (its output alone if unset)."},
     )
     target: str | None = field(
-        default=None, metadata={"help": "What is predicted; rgb if unset.", "choices": list(TARGETS)}
+        default=None, metadata={"help": "Prediction target (rgb if unset).", "choices": list(TARGETS)}
     )
     target_options: dict | str | None = field(
         default=None, metadata={"help": 'Options of the target, as JSON, such as {"num_bins": 256} for color_bins.'}
     )
     num_clusters: int = field(
-        default=512, metadata={"help": "Colors that are fitted to the images for --target color_clusters."}
+        default=512, metadata={"help": "Number of colors to fit to the images for --target color_clusters."}
     )
     prediction_stride: int | None = field(
-        default=None, metadata={"help": "Pixels for each step of the prediction; the target's own if unset."}
+        default=None, metadata={"help": "Stride of the prediction in pixels (the target's if unset)."}
     )
     loss: str | None = field(
         default=None,
-        metadata={"help": "Distance to the target; its usual one if unset.", "choices": list(LOSSES)},
+        metadata={"help": "Loss (the default of the target if unset).", "choices": list(LOSSES)},
     )
     loss_options: dict | str | None = field(
         default=None, metadata={"help": 'Options of the loss, as JSON, such as {"beta": 0.5} for smooth_l1.'}
     )
     loss_region: str | None = field(
-        default=None, metadata={"help": "Where the loss is taken; masked if unset.", "choices": list(LOSS_REGIONS)}
+        default=None, metadata={"help": "Pixels of the loss (masked if unset).", "choices": list(LOSS_REGIONS)}
     )
 
     def __post_init__(self):
@@ -158,7 +156,7 @@ class PretrainingModelArguments(EncoderArguments):
             setattr(self, name, json_object(name, getattr(self, name)))
 
     def components(self) -> dict[str, Any]:
-        """Fields of `SimMIMConfig` that say what is predicted, those that are asked for."""
+        """Fields of `SimMIMConfig` that define the objective, if their options are set."""
         values = {name: getattr(self, name) for name in COMPONENT_OPTIONS if getattr(self, name) is not None}
         if self.target == "color_clusters":
             values["target_options"] = {"centers": UNFITTED, **values.get("target_options", {})}
@@ -167,45 +165,43 @@ class PretrainingModelArguments(EncoderArguments):
 
 @dataclass
 class PretrainingArguments(SimMIMTrainingArguments):
-    """Everything of TrainingArguments, with defaults for pre-training."""
+    """TrainingArguments with defaults for pre-training."""
 
     _argument_group_name = "training (all of transformers.TrainingArguments)"
 
     output_dir: str = field(default="runs/mim", metadata={"help": "Folder of checkpoints, pictures and logs."})
-    num_train_epochs: float = field(default=100.0, metadata={"help": "Passes over the images."})
-    per_device_train_batch_size: int = field(default=128, metadata={"help": "Images a step on each device."})
-    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images a step on each device, evaluating."})
+    num_train_epochs: float = field(default=100.0, metadata={"help": "Number of epochs."})
+    per_device_train_batch_size: int = field(default=128, metadata={"help": "Training batch size per device."})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Evaluation batch size per device."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
-    logging_steps: float = field(default=50, metadata={"help": "Steps between two reports."})
-    dataloader_drop_last: bool = field(
-        default=True, metadata={"help": "Drop an epoch's last, incomplete batch, so that all steps are alike."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of weights, order, crops and masks."})
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two log entries."})
+    dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last, incomplete batch of an epoch."})
+    seed: int = field(default=0, metadata={"help": "Random seed of weights, order of images, crops and masks."})
 
     def __post_init__(self):
-        # Fixed by what this script trains, whatever a recipe says.
+        # Required by the trainer, whatever a recipe sets.
         self.label_names = ["bool_masked_pos"]
         self.prediction_loss_only = True
         super().__post_init__()
 
 
 def build_config(arguments: PretrainingModelArguments) -> SimMIMConfig:
-    """The model's config from a preset, a file, JSON text or the Hub, with the geometry asked for."""
+    """Build the model's config from a preset, a file, JSON text or the Hub, and the geometry options."""
     if arguments.checkpoint is not None:
         return checkpoint_config(arguments)
     return SimMIMConfig(encoder_config=arguments.encoder_settings(), **arguments.components(), **arguments.geometry())
 
 
 def checkpoint_config(arguments: PretrainingModelArguments) -> SimMIMConfig:
-    """The config of --checkpoint at the geometry asked for; the other options must not contradict it."""
+    """Build the config of --checkpoint with the geometry options; the other options must not contradict it."""
     stored: Any = arguments.stored_config()
     if stored.model_type == SimMIMConfig.model_type:
         config = stored
         for name in COMPONENT_OPTIONS:
             value, kept = getattr(arguments, name), getattr(config, name)
             if name.endswith("_options") and value is not None:
-                # A config need not hold those that are the default.
+                # A config may leave out default options.
                 known = config.options(name.removesuffix("_options"))
                 kept = {key: known.get(key) for key in value}
             if value not in (None, kept):
@@ -218,9 +214,9 @@ def checkpoint_config(arguments: PretrainingModelArguments) -> SimMIMConfig:
 
 
 def load_checkpoint(arguments: PretrainingModelArguments, config: SimMIMConfig) -> SimMIMForMaskedImageModeling:
-    """The model of --checkpoint: one of SimMIM, or one of transformers whose encoder is taken."""
+    """Load the model of --checkpoint: a SimMIM model, or a model of transformers as the encoder."""
     name = str(arguments.checkpoint)
-    # Trained in full precision, or in the mixed one that is asked for, whatever it was saved in.
+    # In full precision, or in mixed precision if it is set, regardless of the saved dtype.
     if AutoConfig.from_pretrained(name).model_type == SimMIMConfig.model_type:
         return SimMIMForMaskedImageModeling.from_pretrained(name, config=config, dtype=torch.float32)
     changes = {} if arguments.drop_path_rate is None else {"drop_path_rate": arguments.drop_path_rate}
@@ -237,7 +233,7 @@ def fit_clusters(
     images: Dataset,
     before: dict[str, Any],
 ) -> None:
-    """Fit the colors of `color_clusters` to the training images, unless they are given or the run has them already."""
+    """Fit the colors of `color_clusters` to the training images, unless they are set or the resumed run has them."""
     if config.target != "color_clusters" or config.options("target")["centers"] != UNFITTED:
         return
     centers = before.get("target_options", {}).get("centers")
@@ -254,7 +250,7 @@ def build_processor(
     model: PretrainingModelArguments,
     statistics: dict[str, list[float]],
 ) -> SimMIMImageProcessor:
-    """The processor that goes with the checkpoint: geometry, normalization and masks."""
+    """Build the image processor of the checkpoint: geometry, normalization and masks."""
     height, width = config.image_size
     return SimMIMImageProcessor(
         size={"height": height, "width": width},
@@ -269,13 +265,15 @@ def build_processor(
 
 
 def load_splits(arguments: PretrainingDataArguments, output_dir: str):
-    """Images to train on, and images to evaluate on or None."""
+    """Load training images, and validation images or None."""
     arguments.check_source()
     source, validation_split = arguments.source(), arguments.validation_split
     if not arguments.names_images:
         validation_split = validation_split or "test"
-    # What a run writes into its own training folder, and the images to evaluate on, are not trained on.
+    # Results of the run inside its training folder, and validation images, are not trained on.
     exclude = [path for path in (arguments.validation_dir, output_dir) if path is not None]
+    if arguments.train_dir is not None and Path(arguments.train_dir).resolve() == Path(output_dir).resolve():
+        raise ValueError(f"output_dir={output_dir!r} is train_dir. Name a folder of its own for the results.")
     train = load_images(**source, split=arguments.train_split, exclude=exclude)
     if arguments.leave_out is not None:
         train = without(train, Path(arguments.leave_out))
@@ -300,19 +298,26 @@ def load_splits(arguments: PretrainingDataArguments, output_dir: str):
 
 
 def without(images: Dataset, path: Path) -> Dataset:
-    """The images that a JSON file does not list.
+    """Leave out the images that a JSON file lists.
+
+    Args:
+        images: The images.
+        path: The JSON file.
+
+    Returns:
+        The other images.
 
     Raises:
-        ValueError: If the file holds no list of names, or none are left.
+        ValueError: If the file does not hold a list of names, or no images are left.
     """
     listed = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-        raise ValueError(f"leave_out={str(path)!r} must hold a JSON list of names of images.")
-    # The same file may be named in several ways.
+        raise ValueError(f"leave_out={str(path)!r} must contain a JSON list of names of images.")
+    # The same file may have several paths.
     left_out = {os.path.realpath(name) for name in listed}
     kept = [index for index, name in enumerate(images["name"]) if os.path.realpath(name) not in left_out]
     if not kept:
-        raise ValueError(f"leave_out={str(path)!r} lists all {len(images)} images. Name more images to train on.")
+        raise ValueError(f"leave_out={str(path)!r} lists all {len(images)} images. Add training images.")
     return images if len(kept) == len(images) else images.select(kept)
 
 
@@ -321,25 +326,30 @@ def build_trainer(
     model_arguments: PretrainingModelArguments,
     arguments: PretrainingArguments,
 ) -> tuple[SimMIMTrainer, Path | None]:
-    """Everything that can go wrong before training starts.
+    """Build the trainer, with all checks that must precede the training.
+
+    Args:
+        data_arguments: Options of the images.
+        model_arguments: Options of model and masks.
+        arguments: Options of the training.
 
     Returns:
-        The trainer, and the checkpoint to go on from or None.
+        The trainer, and the checkpoint to resume from or None.
 
     Raises:
-        ValueError, OSError: If the arguments or the images are unusable; the message says why and what to do.
+        ValueError, OSError: If the options or the images are unusable; the message says why and what to do.
     """
     set_seed(arguments.seed)
     check_license(arguments)
     config = build_config(model_arguments)
     hub_pushes = open_hub(arguments)
     checkpoint = prepare_output_dir(arguments)
-    # One process reads first; the others find what it cached.
+    # One process reads first; the others use its cache.
     with arguments.main_process_first(desc="loading images"):
         train_images, validation_images = load_splits(data_arguments, arguments.output_dir)
         probe = load_probe(data_arguments)
-    # Every process computes the same, so none has to wait for another.
-    before = settings_before(Path(arguments.output_dir)) if checkpoint is not None else {}
+    # Every process computes the same statistics, so none has to wait for another.
+    before = settings_before(checkpoint.parent) if checkpoint is not None else {}
     statistics = data_arguments.settle(model_arguments.checkpoint, config.num_channels, train_images, before)
     config.image_mean, config.image_std = statistics["image_mean"], statistics["image_std"]
     fit_clusters(config, model_arguments, data_arguments, train_images, before)
@@ -355,10 +365,11 @@ def build_trainer(
         "nodata": data_arguments.nodata,
         **statistics,
         "seed": arguments.seed,
+        "initial weights": initial_weights(model_arguments.checkpoint),
         "training images": digest(train_images),
         "evaluation images": digest(validation_images) if validation_images is not None else None,
     }
-    check_same_run(settings, Path(arguments.output_dir), checkpoint is not None)
+    settings = settle_settings(arguments, settings, checkpoint)
     common: dict[str, Any] = {
         "image_size": config.image_size,
         "num_channels": config.num_channels,
@@ -373,7 +384,7 @@ def build_trainer(
     train_dataset = MaskedImageDataset(train_images, seed=seed, **changes, **common)
     if len(train_dataset) < images_per_step(arguments):
         raise ValueError(
-            f"{len(train_dataset)} images are fewer than the {images_per_step(arguments)} of one step. Use a smaller"
+            f"{len(train_dataset)} images are fewer than the batch size of {images_per_step(arguments)}. Use a smaller"
             " --per_device_train_batch_size."
         )
     eval_dataset = None
@@ -389,7 +400,7 @@ def build_trainer(
         model = load_checkpoint(model_arguments, config)
     else:
         model = SimMIMForMaskedImageModeling(config)
-    # One process downloads what the target needs; the others find it.
+    # One process downloads the network of the target first; the others use its cache.
     with arguments.main_process_first(desc="loading the target's network"):
         model.target.load()
     begin_run(arguments, settings, ("reconstructions",))
@@ -415,7 +426,7 @@ def build_trainer(
 
 
 def final_metrics(trainer: SimMIMTrainer) -> dict[str, float]:
-    """Evaluation of the weights that were saved; not repeated if the last step was evaluated already."""
+    """Evaluate the saved weights, unless the last step was evaluated already."""
     if trainer.eval_dataset is None:
         return {}
     last = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
@@ -425,68 +436,65 @@ def final_metrics(trainer: SimMIMTrainer) -> dict[str, float]:
 
 
 def print_plan(trainer: SimMIMTrainer, checkpoint: Path | None, weights: str | None) -> None:
-    """Say in a few lines what is about to happen."""
+    """Print what the run will do."""
     arguments, dataset, config = trainer.args, trainer.train_dataset, trainer.model.config
     processor = trainer.processing_class
-    mean, std = (
-        ", ".join(f"{value:.4g}" for value in values) for values in (processor.image_mean, processor.image_std)
-    )
     millions = trainer.model.num_parameters() / 1e6
-    nodata = "" if processor.nodata is None else f"; those of {processor.nodata:g} are none"
+    nodata = "" if processor.nodata is None else f", missing pixels {processor.nodata:g}"
     height, width = config.image_size
-    evaluated = f", {len(trainer.eval_dataset):,} to evaluate on" if trainer.eval_dataset is not None else ""
+    evaluated = f", {len(trainer.eval_dataset):,} for validation" if trainer.eval_dataset is not None else ""
     lines = {
         "Encoder": f"{config.encoder_config.model_type}, {millions:.1f} M parameters with the head,"
         f" {config.num_channels} x {height} x {width} px",
-        "Weights": f"from {weights}" if weights else "freshly initialized",
-        "Predicts": describe_prediction(config, trainer.model.target.stride),
-        "Masks": f"{span(dataset.num_masked_units)} of {dataset.num_units} squares of"
-        f" {dataset.unit_size * config.patch_size} px are hidden",
-        "Images": f"{len(dataset):,} to train on{evaluated}",
-        "Pixels": f"times {processor.rescale_factor:.4g}, then mean {mean} and standard deviation {std}{nodata}",
-        "Steps": f"of {images_per_step(arguments)} images, learning rate up to {arguments.learning_rate:g},"
-        f" on {arguments.world_size} x {arguments.device}",
-        "Output": f"{arguments.output_dir}" + (f", going on from {checkpoint.name}" if checkpoint else ""),
+        "Weights": f"from {weights}" if weights else "random",
+        "Objective": describe_prediction(config, trainer.model.target.stride),
+        "Masking": f"{processor.mask_strategy}, {span(dataset.num_masked_units)} of {dataset.num_units} mask patches of"
+        f" {dataset.unit_size * config.patch_size} px",
+        "Images": f"{len(dataset):,} for training{evaluated}",
+        "Normalization": normalization(processor) + nodata,
+        "Training": training_line(arguments, planned_steps(arguments, len(dataset))),
+        "Output": f"{arguments.output_dir}" + (f", resuming from {checkpoint.name}" if checkpoint else ""),
     }
     print_titled(lines)
 
 
 def describe_prediction(config: SimMIMConfig, stride: int) -> str:
-    """Head, target and loss in a line."""
+    """Describe loss, target and prediction head in one line."""
     parts = []
     for component in ("target", "head", "loss"):
         options = {key: value for key, value in getattr(config, f"{component}_options").items() if key != "centers"}
         detail = ", ".join(f"{key} {value}" for key, value in options.items() if not isinstance(value, dict))
         parts.append(getattr(config, component) + (f" ({detail})" if detail else ""))
     target, head, loss = parts
-    steps = "every pixel" if stride == 1 else f"every {stride} px"
-    return f"{target} for {steps}, by {head}, {loss} on {config.loss_region} pixels"
+    target = "RGB" if target == "rgb" else target
+    steps = "" if stride == 1 else f", prediction stride {stride} px"
+    return f"{loss} on {target} of {config.loss_region} pixels, {head} head{steps}"
 
 
 def print_results(trainer: SimMIMTrainer, metrics: dict[str, float]) -> None:
-    """Say what came out, and where everything is."""
+    """Print the metrics and the files of results."""
     if metrics:
         error = metrics.get("eval_masked_l1")
         pixels = "" if error is None else f", masked l1 {error:.2f} of 255"
-        print(f"On held-out images: loss {metrics['eval_loss']:.4f}{pixels}")
+        print(f"Validation: loss {metrics['eval_loss']:.4f}{pixels}")
     print_files(Path(str(trainer.args.output_dir)), PRETRAINING_FILES)
     unreadable = trainer.unreadable_images
     if unreadable.reasons:
         count = len(unreadable.reasons)
-        print(f"{unreadable.path}  {count} image{'s' if count > 1 else ''} that could not be read, and were skipped")
+        print(f"{unreadable.path}  {count} unreadable image{'s' if count > 1 else ''}, replaced by others at random")
 
 
 @dataclass(frozen=True)
 class PretrainingResult:
-    """What a pre-training computed.
+    """Result of a pre-training.
 
     Args:
         model: The trained model.
-        processor: The image processor that goes with it.
-        metrics: Those of the last evaluation, such as `eval_loss`, `eval_masked_l1` (0 to 255) and the probe's.
-        log: All that was logged, in order: `TrainerState.log_history`.
-        output_dir: Folder of the run, which `from_pretrained` reads.
-        pictures: Paths of `reconstruction`, `loss_curve` and `probe`, those that were drawn.
+        processor: Image processor of the model.
+        metrics: Metrics of the last evaluation: `eval_loss`, `eval_masked_l1` (0 to 255) and those of the probe.
+        log: The log of the training, `TrainerState.log_history`.
+        output_dir: Folder of the run, for `from_pretrained`.
+        pictures: Paths of `reconstruction`, `loss_curve` and `probe`, if they were drawn.
     """
 
     model: SimMIMForMaskedImageModeling
@@ -497,6 +505,7 @@ class PretrainingResult:
     pictures: dict[str, Path]
 
 
+@one_run()
 def run(
     data_arguments: PretrainingDataArguments,
     model_arguments: PretrainingModelArguments,

@@ -1,12 +1,12 @@
-"""Measure what the features of a frozen encoder are worth, with a linear classifier and nearest neighbors.
+"""Evaluate the features of a frozen encoder with a linear probe and k-NN.
 
     hf-simmim probe --checkpoint runs/photos --train_dir train --validation_dir test
     hf-simmim probe --checkpoint NAME --dataset_name DATA --validation_split test --layers 4 8 12 last
     hf-simmim probe --checkpoint runs/demo --random_init                    on the demo's images, in a checkout
 
-Prints a table of accuracies, and writes results.json and a plot to --output_dir. The encoder is not trained: minutes
-instead of the hours of fine-tuning. SimMIM's features are better after fine-tuning than such probes tell, and those of
-its middle layers are often better than its last.
+Prints a table of accuracies, and writes results.json and a plot to --output_dir. The encoder is not trained, so this
+takes minutes instead of the hours of fine-tuning. Probes underestimate SimMIM, whose features gain much from
+fine-tuning, and whose middle layers are often better than the last one.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from ..checkpoints.loading import load_encoder, pixel_settings
 from ..data.label_splits import few_labels, holdout
 from ..data.labeled_images import LabeledImages, WholeImageDataset
 from ..data.sampling import evenly_spaced
+from ..data.value_range import check_dataset_range
 from ..evaluation.probing import POOLINGS, ProbeResult, check_layers, extract_layers, knn, linear_probe
 from ..model.modeling_base import SimMIMModel
 from ..visualization.plots import plot_layers
@@ -36,51 +37,52 @@ PROBE_TITLES = {"linear": "linear probe", "knn": "nearest neighbors"}
 
 @dataclass
 class ProbingDataArguments(LabeledSourceArguments):
-    """Labeled images; the embedded ones if none are named."""
+    """Source of the labeled images; the embedded ones if none are named."""
 
     _argument_group_name = "images"
 
     holdout: float = field(
-        default=0.25, metadata={"help": "Share of each class held out to test on if no other images are named."}
+        default=0.25,
+        metadata={"help": "Share of each class (0 to 1) held out as test set if none is named."},
     )
 
 
 @dataclass
 class ProbingArguments:
-    """What is measured."""
+    """Options of the probes."""
 
     _argument_group_name = "probe"
 
     checkpoint: str | None = field(
         default=None,
-        metadata={"help": "A SimMIM checkpoint, or that of a vision model of transformers: folder or name on the Hub."},
+        metadata={"help": "SimMIM checkpoint or vision model of transformers: folder or name on the Hub."},
     )
     layers: list[str] = field(
         default_factory=lambda: ["last"],
         metadata={
-            "help": "Hidden states to measure, 0 for the patch embedding, -1 for the last, and last for the encoder's"
+            "help": "Hidden states to evaluate: 0 for the patch embedding, -1 for the last, and last for the encoder's"
             " output. The paper probes layer 8 of ViT-B."
         },
     )
     pooling: str = field(
-        default="mean", metadata={"help": "How an image's features become one vector.", "choices": list(POOLINGS)}
+        default="mean", metadata={"help": "Pooling of an image's features to one vector.", "choices": list(POOLINGS)}
     )
-    k: int = field(default=20, metadata={"help": "Number of neighbors."})
+    k: int = field(default=20, metadata={"help": "Number of neighbors of k-NN."})
     labels_per_class: int | None = field(
-        default=None, metadata={"help": "Fit to only so many images of each class, drawn by each seed."}
+        default=None, metadata={"help": "Number of training images per class, drawn by each seed (all if unset)."}
     )
     seeds: list[int] = field(
         default_factory=lambda: [0],
-        metadata={"help": "Seeds of these draws, of untrained weights, and of choosing the linear probe's penalty."},
+        metadata={"help": "Random seeds of these draws, of untrained weights, and of the linear probe's penalty."},
     )
     random_init: bool = field(
         default=False,
-        metadata={"help": "Measure the same architecture untrained, too: what pre-training has to improve on."},
+        metadata={"help": "Also evaluate the same architecture with random weights, as a baseline."},
     )
     output_dir: str = field(default="runs/probe", metadata={"help": "Folder of results.json and the plot."})
-    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images that are encoded at once."})
-    dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that load images."})
-    device: str | None = field(default=None, metadata={"help": "Where to compute, such as cpu; a GPU if there is one."})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images per batch."})
+    dataloader_num_workers: int = field(default=2, metadata={"help": "Data loading processes."})
+    device: str | None = field(default=None, metadata={"help": "Device, such as cpu (a GPU if available, if unset)."})
 
     def __post_init__(self):
         if self.checkpoint is None:
@@ -98,21 +100,21 @@ class ProbingArguments:
         for name in ("layers", "seeds"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
-                raise ValueError(f"{name}={values} names one twice. Leave one out.")
+                raise ValueError(f"{name}={values} contains duplicates. Give each once.")
 
 
 def layer_number(name: str) -> int | None:
-    """The hidden state that an option means; None for the encoder's output."""
+    """Parse a layer: the number of a hidden state, or None for the encoder's output."""
     if name == "last":
         return None
     try:
         return int(name)
     except ValueError as error:
-        raise ValueError(f"layers has {name!r}. Use numbers of hidden states, and last for the output.") from error
+        raise ValueError(f"layers has {name!r}. Use numbers of hidden states, or last for the output.") from error
 
 
 def load_images(arguments: ProbingDataArguments) -> list[LabeledImages]:
-    """Images to fit to, and images to test on."""
+    """Load training and test images."""
     train, test = load_labeled_splits(arguments, arguments.label_column)
     if train.problem_type != "single_label_classification":
         raise ValueError("The labels must be one class for each image. Name another --label_column.")
@@ -131,11 +133,11 @@ def load_images(arguments: ProbingDataArguments) -> list[LabeledImages]:
 
 
 class ReadableBatches:
-    """Pixel values of the images of a data set that can be read, in batches, and which these are.
+    """Batches of pixel values of the readable images of a data set, and the indices of these images.
 
     Args:
         dataset: The images.
-        indices: Those to take.
+        indices: Indices of the images to use.
         arguments: The options.
     """
 
@@ -172,21 +174,21 @@ def measure(
     arguments: ProbingArguments,
     max_unreadable: float,
 ) -> list[dict[str, Any]]:
-    """Both probes of every layer, for every seed.
+    """Run both probes on every layer, for every seed.
 
     Args:
         model: The encoder.
-        datasets: Images to fit to, and to test on.
+        datasets: Training images, and test images.
         num_classes: Number of classes.
-        draws: Images to fit to of each seed.
+        draws: Indices of the training images by seed.
         arguments: The options.
-        max_unreadable: Largest share of images that may be unreadable.
+        max_unreadable: Largest share of unreadable images, 0 to 1.
 
     Returns:
         A row for each layer and seed.
 
     Raises:
-        ValueError: If more images cannot be read.
+        ValueError: If too many images cannot be read.
     """
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     labels = [torch.tensor(dataset.images["label"][:]) for dataset in datasets]
@@ -196,9 +198,9 @@ def measure(
     unreadable = parts[0].unreadable | parts[1].unreadable
     if unreadable:
         first, reason = next(iter(unreadable.items()))
-        text = f"{len(unreadable)} of {sum(map(len, used))} images cannot be read, the first is {first} ({reason})"
+        text = f"{len(unreadable)} of {sum(map(len, used))} images cannot be read, such as {first} ({reason})"
         if len(unreadable) > max_unreadable * sum(map(len, used)):
-            raise ValueError(f"{text}: more than max_unreadable={max_unreadable:g}. Mend or remove them.")
+            raise ValueError(f"{text}: more than max_unreadable={max_unreadable:g}. Repair or remove them.")
         print(f"{text}; they are left out")
     position = {index: row for row, index in enumerate(parts[0].readable)}
     rows = []
@@ -216,13 +218,13 @@ def measure(
 
 
 def figures(result: ProbeResult) -> dict[str, float]:
-    """What there is of a probe's figures, without its predictions."""
+    """Metrics of a probe that are not None, without its predictions."""
     values = {entry.name: getattr(result, entry.name) for entry in dataclasses.fields(result)}
     return {key: value for key, value in values.items() if key != "predictions" and value is not None}
 
 
 def summary(rows: list[dict[str, Any]], layers: list[str], figure: str = "accuracy") -> dict[str, list[list[float]]]:
-    """Figures of each probe: a list for each layer, with one for each seed."""
+    """A metric of each probe: a list for each layer, with a value for each seed."""
     return {
         probe: [[row[probe][figure] for row in rows if row["layer"] == layer] for layer in layers]
         for probe in PROBE_TITLES
@@ -230,7 +232,7 @@ def summary(rows: list[dict[str, Any]], layers: list[str], figure: str = "accura
 
 
 def print_table(series: dict[str, dict[str, list[list[float]]]], layers: list[str]) -> None:
-    """A line for each layer, in percent; mean and standard deviation of several seeds."""
+    """Print a line for each layer, in percent, with mean and standard deviation over several seeds."""
     columns = [(weights, probe) for weights in series for probe in PROBE_TITLES]
     titles = [f"{weights} {PROBE_TITLES[probe]}" for weights, probe in columns]
     print("  ".join(["layer", *titles]))
@@ -245,10 +247,10 @@ def print_table(series: dict[str, dict[str, list[list[float]]]], layers: list[st
 
 @dataclass(frozen=True)
 class ProbingResult:
-    """What the probes found.
+    """Result of the probes.
 
     Args:
-        results: What `results.json` holds: settings, and under `results` a row of figures for each layer and seed.
+        results: Contents of `results.json`: settings, and under `results` the metrics of each layer and seed.
         output_dir: Folder of results and plot.
         pictures: Path of `accuracy`.
     """
@@ -259,7 +261,14 @@ class ProbingResult:
 
 
 def measure_all(data: ProbingDataArguments, arguments: ProbingArguments) -> ProbingResult:
-    """Measure, print and write everything.
+    """Run the probes, and print, write and plot the results.
+
+    Args:
+        data: Source of the images.
+        arguments: The other options.
+
+    Returns:
+        The result.
 
     Raises:
         ValueError, OSError: If the checkpoint or the images cannot be used; the message says why and what to do.
@@ -283,6 +292,8 @@ def measure_all(data: ProbingDataArguments, arguments: ProbingArguments) -> Prob
         WholeImageDataset(part.rows, config.image_size, config.num_channels, crop_ratio=1, **settings)
         for part in images
     ]
+    for dataset in datasets:
+        check_dataset_range(dataset)
     rows = {"pre-trained": measure(model, datasets, num_classes, draws, arguments, data.max_unreadable)}
     if arguments.random_init:
         rows["untrained"] = []
@@ -293,7 +304,7 @@ def measure_all(data: ProbingDataArguments, arguments: ProbingArguments) -> Prob
     series = {weights: summary(measured, arguments.layers) for weights, measured in rows.items()}
     counts = {key: rows["pre-trained"][0][key] for key in ("num_train_images", "num_test_images")}
     num_fitted, num_tested = counts.values()
-    title = f"{num_fitted:,} images to fit to, {num_tested:,} to test on, {num_classes} classes"
+    title = f"{num_fitted:,} training images, {num_tested:,} test images, {num_classes} classes"
     print(title)
     print_table(series, arguments.layers)
     results = {
@@ -308,12 +319,12 @@ def measure_all(data: ProbingDataArguments, arguments: ProbingArguments) -> Prob
         f"{PROBE_TITLES[probe]}, {weights}": series[weights][probe] for weights in series for probe in PROBE_TITLES
     }
     plot_layers(arguments.layers, plotted, output_dir / "accuracy.png", title)
-    print(f"{path}  every figure\n{output_dir / 'accuracy.png'}  accuracy of each layer")
+    print(f"{path}  all metrics\n{output_dir / 'accuracy.png'}  accuracy of each layer")
     return ProbingResult(results, output_dir, existing(output_dir, "accuracy.png"))
 
 
 def run(data: ProbingDataArguments, arguments: ProbingArguments) -> ProbingResult:
-    """Measure the features of the checkpoint."""
+    """Evaluate the features of the checkpoint."""
     with in_words(arguments.checkpoint):
         return measure_all(data, arguments)
 

@@ -71,7 +71,7 @@ def load_probe(arguments: ProbeArguments) -> list[LabeledImages] | None:
     elif arguments.train_dir is not None:
         raise ValueError(
             f"probe_label_column={arguments.probe_label_column!r} needs a data set; a folder has no columns. Use"
-            " --probe_dir, with a sub-folder for each class."
+            " --probe_dir, with a subfolder for each class."
         )
     else:
         # The validation images of pre-training need no labels.

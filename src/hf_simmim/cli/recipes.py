@@ -20,13 +20,14 @@ def recipe_names(command: str) -> list[str]:
     return sorted(path.stem for path in (RECIPE_FILES / command).glob("*.json"))
 
 
-def recipe_options(name: str, known: Collection[str], command: str) -> list[str]:
+def recipe_options(name: str, known: Collection[str], command: str, skipped: Collection[str] = ()) -> list[str]:
     """Read a recipe as command line options, and refuse keys that are not options.
 
     Args:
         name: Name of a recipe of the command, or path of a JSON file.
         known: Names of the options.
         command: Name of the command.
+        skipped: Keys that are left out.
 
     Returns:
         The options.
@@ -48,7 +49,7 @@ def recipe_options(name: str, known: Collection[str], command: str) -> list[str]
     for key in recipe:
         if key not in known:
             raise CommandError(f"the recipe {path} has the unknown key {key!r}.{nearest(key, known)}")
-    return options_of(recipe)
+    return options_of({key: value for key, value in recipe.items() if key not in skipped})
 
 
 def options_of(values: Mapping[str, Any]) -> list[str]:

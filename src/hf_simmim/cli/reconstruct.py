@@ -1,13 +1,13 @@
-"""See what a checkpoint predicts for masked patches: original | masked | prediction | composite, and the error.
+"""Draw what a checkpoint predicts for masked patches: original | masked | prediction | composite, and the error.
 
     hf-simmim reconstruct --checkpoint runs/photos --images cat.jpg dogs 'birds/*.png' --error_map
     hf-simmim reconstruct --checkpoint runs/photos --images cat.jpg --mask_ratio 0.2 0.4 0.6 0.8
     hf-simmim reconstruct --checkpoint runs/early runs/late --images cat.jpg --mask painted.png
     hf-simmim reconstruct --checkpoint runs/demo                            the demo's images, in a checkout
 
-Draws a picture (--output), and prints for every image the mean absolute error of its masked pixels, of 255 (masked l1),
-and their mean distance from the nearest visible pixel (AvgDist). The prediction is the whole output of the model; the
-composite shows it where the image was masked, and the image elsewhere.
+Draws a picture (--output), and prints for every image the mean absolute error of its masked pixels, 0 to 255 (masked
+l1), and their mean distance from the nearest visible pixel (AvgDist). The prediction is the whole output of the model;
+the composite shows the prediction in masked patches, and the image in the others.
 """
 
 import glob
@@ -29,6 +29,7 @@ from ..data.reading import describe, open_row
 from ..data.sampling import evenly_spaced
 from ..data.sources import embedded_data, folder_rows, image_paths, load_images
 from ..data.transforms import center_box, crop_and_resize, upright_size
+from ..data.value_range import check_value_range
 from ..evaluation.reconstruction import RECONSTRUCTION_COLUMNS as COLUMNS
 from ..evaluation.reconstruction import Reconstruction, Reconstructor, mask_from_painting
 from ..model.masking import MASK_STRATEGIES, ratio_range, to_pixels
@@ -38,75 +39,71 @@ from .command import Command, in_words
 
 @dataclass
 class PictureArguments:
-    """What is hidden of which images, and what is drawn."""
+    """Options of masks, images and the picture."""
 
     _argument_group_name = "pictures"
 
     checkpoint: list[str] | None = field(
         default=None,
-        metadata={"help": "SimMIM checkpoint: folder or name on the Hub. Several are drawn side by side."},
+        metadata={"help": "SimMIM checkpoints, folders or names on the Hub, drawn side by side."},
     )
     images: list[str] | None = field(
         default=None,
-        metadata={"help": "Files, folders and patterns such as 'photos/*.jpg'; the embedded test images if none."},
+        metadata={"help": "Files, folders and patterns such as 'photos/*.jpg' (embedded test images if unset)."},
     )
-    num_images: int = field(default=12, metadata={"help": "Images to take at most, spread evenly over those named."})
+    num_images: int = field(default=12, metadata={"help": "Largest number of images to predict, spread evenly."})
     num_drawn: int = field(
-        default=24, metadata={"help": "Of these, images to draw at most, spread evenly; figures are of all."}
+        default=24, metadata={"help": "Largest number of images to draw; metrics include all predicted images."}
     )
     image_size: list[int] | None = field(
         default=None,
-        metadata={"help": "Side of the images in pixels, or height and width. That of the checkpoint if unset."},
+        metadata={"help": "Image size in pixels: one side, or height and width (the checkpoint's if unset)."},
     )
     whole_images: bool = field(
         default=False,
-        metadata={
-            "help": "Squeeze images of other proportions to the model's; else the middle is cut out, as in evaluations."
-        },
+        metadata={"help": "Resize images of other aspect ratios instead of center-cropping them, as in evaluations."},
     )
     mask_strategy: str | None = field(
         default=None,
-        metadata={
-            "help": f"How patches are chosen: {', '.join(MASK_STRATEGIES)}. This and the next two are as the checkpoint"
-            " was trained if unset."
-        },
+        metadata={"help": f"Masking strategy: {', '.join(MASK_STRATEGIES)} (the checkpoint's if unset)."},
     )
     mask_ratio: list[float] | None = field(
-        default=None, metadata={"help": "Share to hide, between 0 and 1. Every image is drawn with each of several."}
+        default=None,
+        metadata={"help": "Mask ratios, 0 to 1, each of which is drawn (the checkpoint's if unset)."},
     )
     mask_patch_size: int | None = field(
-        default=None, metadata={"help": "Side in pixels of the squares that are hidden or shown as a whole."}
+        default=None, metadata={"help": "Side of mask patches in pixels (the checkpoint's if unset)."}
     )
     mask: str | None = field(
         default=None,
         metadata={
-            "help": "Black-and-white picture of what to hide of every image instead: every patch with white in it."
+            "help": "Black-and-white picture of the mask of all images, instead: patches with any white are masked."
         },
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the mask of the first image; the next ones count on."})
+    seed: int = field(default=0, metadata={"help": "Random seed of the first image's mask, counting up."})
     columns: list[str] | None = field(
         default=None,
         metadata={
-            "help": f"What to draw of {', '.join(COLUMNS)}. All but the error if unset; of several checkpoints neither"
-            " the composite."
+            "help": f"Columns of the picture: some of {', '.join(COLUMNS)} (all but error if unset). With several"
+            " checkpoints, composite is left out, too."
         },
     )
-    error_map: bool = field(default=False, metadata={"help": "Draw the error of hidden pixels, too."})
-    captions: bool = field(default=True, metadata={"help": "Write names and figures into the picture."})
+    error_map: bool = field(default=False, metadata={"help": "Also draw the error of masked pixels."})
+    captions: bool = field(default=True, metadata={"help": "Write names and metrics into the picture."})
     output: str = field(default="reconstruction.png", metadata={"help": "The picture to write."})
-    batch_size: int = field(default=32, metadata={"help": "Images that are predicted at once."})
-    device: str | None = field(default=None, metadata={"help": "Where to compute, such as cpu; a GPU if there is one."})
+    batch_size: int = field(default=32, metadata={"help": "Images per batch."})
+    device: str | None = field(default=None, metadata={"help": "Device, such as cpu (a GPU if available, if unset)."})
 
     def __post_init__(self):
         if not self.checkpoint:
             raise ValueError("No checkpoint is named. Give --checkpoint, the output folder of a pre-training.")
         if len(set(self.checkpoint)) < len(self.checkpoint):
-            raise ValueError(f"checkpoint={self.checkpoint} names one twice. Leave one out.")
+            raise ValueError(f"checkpoint={self.checkpoint} contains duplicates. Give each once.")
         for name in ("num_images", "num_drawn", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.image_size is not None and (len(self.image_size) > 2 or min(self.image_size) < 1):
-            raise ValueError(f"image_size={self.image_size} is no size. Give one side, or height and width.")
+            raise ValueError(f"image_size={self.image_size} is invalid. Give one side, or height and width.")
         if self.mask_strategy is not None and self.mask_strategy not in MASK_STRATEGIES:
             raise ValueError(
                 f"mask_strategy={self.mask_strategy!r} is unknown. Use one of: {', '.join(MASK_STRATEGIES)}."
@@ -117,34 +114,40 @@ class PictureArguments:
             for name in ("mask_strategy", "mask_ratio", "mask_patch_size"):
                 if getattr(self, name) is not None:
                     raise ValueError(
-                        f"mask={self.mask!r} says all that is hidden, and {name} changes nothing of it. Leave one out."
+                        f"mask={self.mask!r} determines the whole mask, so {name} has no effect. Leave one out."
                     )
         for column in self.columns or ():
             if column not in COLUMNS:
-                raise ValueError(f"columns has {column!r}, which is unknown. Use some of: {', '.join(COLUMNS)}.")
+                raise ValueError(f"columns has the unknown {column!r}. Use some of: {', '.join(COLUMNS)}.")
         check_output(Path(self.output))
 
     @property
     def drawn_columns(self) -> list[str]:
-        """What to draw, in the order in which it is drawn."""
+        """Columns to draw, in order."""
         chosen = self.columns or [*COLUMNS[:3], *(["composite"] if len(self.checkpoint or ()) == 1 else [])]
         return [column for column in COLUMNS if column in chosen or (column == "error" and self.error_map)]
 
 
 def check_output(path: Path) -> None:
-    """Refuse with a ValueError what no picture can be written to."""
+    """Raise a ValueError if no picture can be written to a path."""
     if not path.parent.is_dir():
-        raise ValueError(f"output={str(path)!r} is in a folder that does not exist. Make {path.parent} first.")
+        raise ValueError(f"output={str(path)!r} is in a folder that does not exist. Create {path.parent} first.")
     Image.init()
     if path.is_dir() or Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise ValueError(f"output={str(path)!r} is no name of a picture. Use one such as reconstruction.png.")
+        raise ValueError(f"output={str(path)!r} is not the name of a picture. Use one such as reconstruction.png.")
 
 
 def find_images(sources: Sequence[str] | None) -> Dataset:
-    """Rows of `name` and undecoded `image`, of files, folders and patterns, or of the embedded test images.
+    """Find images by files, folders and patterns.
+
+    Args:
+        sources: The files, folders and patterns; None for the embedded test images.
+
+    Returns:
+        Rows of `name` and undecoded `image`.
 
     Raises:
-        ValueError: If there are no images of that name.
+        ValueError: If a source has no images.
     """
     if sources is None:
         return load_images(dataset_name=embedded_data("--images"), split="test")
@@ -155,21 +158,29 @@ def find_images(sources: Sequence[str] | None) -> Dataset:
             continue
         found = [source] if Path(source).is_file() else sorted(filter(is_file, glob.glob(source, recursive=True)))
         if not found:
-            raise ValueError(f"images={source!r} is no file, no folder and no pattern that any file fits.")
+            raise ValueError(f"images={source!r} is neither a file nor a folder nor a pattern that matches a file.")
         paths += found
     return folder_rows(paths)
 
 
 def is_file(path: str) -> bool:
-    """Whether a path is that of a file."""
+    """Whether a path is a file."""
     return Path(path).is_file()
 
 
 def read_image(row: dict[str, Any], reconstructor: Reconstructor, is_whole: bool) -> np.ndarray:
-    """The image of a row at the size and channels of a model, of shape (H, W, C).
+    """Read the image of a row at the size and channels of a model.
+
+    Args:
+        row: Row of `name` and undecoded `image`.
+        reconstructor: The model.
+        is_whole: Whether to resize the whole image, else its center crop.
+
+    Returns:
+        Array (H, W, C).
 
     Raises:
-        ValueError: If it cannot be read.
+        ValueError: If the image cannot be read.
     """
     processor = reconstructor.processor
     try:
@@ -177,15 +188,23 @@ def read_image(row: dict[str, Any], reconstructor: Reconstructor, is_whole: bool
         height, width = size = upright_size(image)
         box = (0, 0, width, height) if is_whole else center_box(size, reconstructor.image_size)
         return crop_and_resize(image, box, reconstructor.image_size, processor.num_channels)
-    except Exception as error:  # readers raise anything on a broken file
+    except Exception as error:  # readers of damaged files raise any type
         raise ValueError(f"{row['name']} cannot be read ({describe(error)}).") from error
 
 
 def readable(rows: Dataset, reconstructor: Reconstructor, is_whole: bool) -> Dataset:
-    """The rows whose images can be read; the first ones of the others are printed, and how many they are.
+    """Keep the rows whose images can be read; the number of the others, and the first ones, are printed.
+
+    Args:
+        rows: Rows of `name` and undecoded `image`.
+        reconstructor: The model.
+        is_whole: As in `read_image`.
+
+    Returns:
+        The rows.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If no image can be read.
     """
     kept, errors = [], []
     for index, row in enumerate(rows):
@@ -195,7 +214,7 @@ def readable(rows: Dataset, reconstructor: Reconstructor, is_whole: bool) -> Dat
         except ValueError as error:
             errors.append(str(error))
     if not kept:
-        also = f" Nor can the others of the {len(rows)} images." if len(rows) > 1 else ""
+        also = f" The others of the {len(rows)} images cannot be read either." if len(rows) > 1 else ""
         raise ValueError(f"{errors[0]}{also} Name other images.")
     for text in errors[:5]:
         print(f"left out: {text}")
@@ -205,12 +224,20 @@ def readable(rows: Dataset, reconstructor: Reconstructor, is_whole: bool) -> Dat
 
 
 def read_mask(path: str, reconstructors: Sequence[Reconstructor], is_whole: bool) -> list[torch.Tensor]:
-    """What a picture hides, on the patch grid (h, w) of each model.
+    """Read the mask that a black-and-white picture defines.
+
+    Args:
+        path: The picture.
+        reconstructors: The models.
+        is_whole: As in `read_image`.
+
+    Returns:
+        The mask on the patch grid (h, w) of each model, True = masked.
 
     Raises:
-        ValueError: If it cannot be read, or hides nothing or everything.
+        ValueError: If the picture cannot be read, or masks nothing or everything.
     """
-    # On the coarsest grid first, so that all models are shown the same.
+    # On the coarsest grid first, so that the masks of all models agree.
     coarsest = max(reconstructors, key=lambda reconstructor: reconstructor.patch_size)
     try:
         with Image.open(path) as file:
@@ -222,17 +249,23 @@ def read_mask(path: str, reconstructors: Sequence[Reconstructor], is_whole: bool
         picture = picture.crop((round(left), round(top), round(right), round(bottom)))
     patches = mask_from_painting(np.asarray(picture) > 127, coarsest.grid_size)
     if patches.all() or not patches.any():
-        what = "everything and leaves nothing to predict from" if patches.all() else "nothing"
-        raise ValueError(f"mask={path!r} hides {what}. Paint white what is hidden, on black.")
+        what = "everything and leaves no visible patch" if patches.all() else "nothing"
+        raise ValueError(f"mask={path!r} masks {what}. Paint what to mask in white, on black.")
     pixels = to_pixels(patches[None], coarsest.patch_size, coarsest.image_size)[0]
     return [mask_from_painting(pixels, reconstructor.grid_size) for reconstructor in reconstructors]
 
 
 def load_models(arguments: PictureArguments) -> dict[str, Reconstructor]:
-    """The models by name.
+    """Load the models.
+
+    Args:
+        arguments: The options.
+
+    Returns:
+        The models by name.
 
     Raises:
-        ValueError: If one cannot be loaded, or they take images of different sizes.
+        ValueError: If a model cannot be loaded, or the models take images of different sizes.
     """
     size = None if arguments.image_size is None else (arguments.image_size[0], arguments.image_size[-1])
     models: dict[str, Reconstructor] = {}
@@ -244,28 +277,28 @@ def load_models(arguments: PictureArguments) -> dict[str, Reconstructor]:
     sizes = {name: model.image_size for name, model in models.items()}
     if len(set(sizes.values())) > 1:
         described = ", ".join(f"{name} of {height}x{width}" for name, (height, width) in sizes.items())
-        raise ValueError(f"The checkpoints take images of different sizes: {described} px. Give one --image_size.")
+        raise ValueError(f"The checkpoints take images of different sizes: {described} px. Set --image_size.")
     return models
 
 
 def check_same_masks(results: dict[str, Reconstruction]) -> None:
-    """Refuse with a ValueError models that were not shown the same."""
+    """Raise a ValueError if the models do not have the same masked pixels."""
     (first_name, first), *others = results.items()
     for name, result in others:
         if not torch.equal(result.hidden, first.hidden):
             raise ValueError(
-                f"{first_name} and {name} have patches of {first.patch_size} and {result.patch_size} px, which hide"
-                " different pixels. Give a --mask_patch_size that is a multiple of both."
+                f"{first_name} and {name} have patches of {first.patch_size} and {result.patch_size} px, which mask"
+                " different pixels. Set --mask_patch_size to a multiple of both."
             )
 
 
 class FigureTable:
-    """Figures of every image.
+    """Table of the metrics of every image.
 
     Args:
         models: Names of the models.
         names: Names of the images.
-        variants: What is said of each way in which an image is hidden, if there are several.
+        variants: Description of each mask ratio, if there are several.
     """
 
     def __init__(self, models: list[str], names: list[str], variants: list[str]):
@@ -275,26 +308,26 @@ class FigureTable:
         self.errors: list[dict[str, list[float]]] = [{name: [] for name in models} for _ in self.variants]
 
     def add(self, part: int, results: dict[str, Reconstruction]) -> None:
-        """Take the figures of a batch that was hidden in one of the ways."""
+        """Add the metrics of a batch with one of the mask ratios."""
         self.distances[part] += next(iter(results.values())).average_distance.tolist()
         for name, result in results.items():
             self.errors[part][name] += result.masked_l1.tolist()
 
     def masked_l1(self) -> dict[str, float]:
-        """Mean of the error of masked pixels over all images, 0 to 255, by model."""
+        """Mean absolute error of masked pixels over all images, 0 to 255, by model."""
         return {
             name: torch.tensor([value for part in self.errors for value in part[name]]).nanmean().item()
             for name in self.models
         }
 
     def label(self, index: int, part: int, short: bool = False) -> str:
-        """What is written of an image, with the folders of its file or without."""
+        """Label of an image, with or without the folders of its file."""
         name = self.names[index]
         name = name.replace("\\", "/").rsplit("/", 1)[-1] if short else name
         return ", ".join(filter(None, (name, self.variants[part])))
 
     def print(self) -> None:
-        """Print a line for each image, and the means."""
+        """Print a line of metrics for each image, and the means."""
         titles = ["AvgDist", *(f"masked l1{f' of {name}' if len(self.models) > 1 else ''}" for name in self.models)]
         lines = []
         for index in range(len(self.names)):
@@ -315,15 +348,14 @@ class FigureTable:
 
 @dataclass(frozen=True)
 class ReconstructionResult:
-    """What the models predict.
+    """Result of reconstructing images.
 
     Args:
-        reconstructions: By checkpoint, the images that were drawn, with masks and predictions; each draws itself in a
-            notebook.
+        reconstructions: Drawn images with masks and predictions, by checkpoint; a notebook displays them.
         names: Names of these images.
-        masked_l1: By checkpoint, the mean absolute error of masked pixels over all images, 0 to 255.
+        masked_l1: Mean absolute error of masked pixels over all images, 0 to 255, by checkpoint.
         path: The picture.
-        pictures: The same by its name.
+        pictures: The picture by its name.
     """
 
     reconstructions: dict[str, Reconstruction]
@@ -334,7 +366,13 @@ class ReconstructionResult:
 
 
 def reconstruct_all(arguments: PictureArguments) -> ReconstructionResult:
-    """Predict, print and draw everything.
+    """Predict masked patches, print the metrics and draw the picture.
+
+    Args:
+        arguments: The options.
+
+    Returns:
+        The result.
 
     Raises:
         ValueError: If a checkpoint, an image or a mask cannot be used; the message says why and what to do.
@@ -343,8 +381,13 @@ def reconstruct_all(arguments: PictureArguments) -> ReconstructionResult:
     first, *others = models.values()
     rows = find_images(arguments.images)
     rows = readable(rows.select(evenly_spaced(len(rows), arguments.num_images)), first, arguments.whole_images)
+    processor = first.processor
+    check_value_range(
+        *(rows, processor.num_channels, processor.rescale_factor, processor.image_mean, processor.image_std),
+        nodata=processor.nodata,
+    )
     masks: Sequence[torch.Tensor | None] = [None] * len(models)
-    # All are shown what the first one was trained with.
+    # All models get the masks that the first one was trained with.
     settings = {
         key: getattr(arguments, key) or getattr(first.processor, key) for key in ("mask_strategy", "mask_patch_size")
     }
@@ -353,7 +396,7 @@ def reconstruct_all(arguments: PictureArguments) -> ReconstructionResult:
         masks = read_mask(arguments.mask, [first, *others], arguments.whole_images)
     drawn = set(evenly_spaced(len(rows), arguments.num_drawn))
     kept: dict[str, dict[int, list[Reconstruction]]] = {name: defaultdict(list) for name in models}
-    table = FigureTable(list(models), rows["name"][:], [f"{ratio:g} hidden" for ratio in arguments.mask_ratio or ()])
+    table = FigureTable(list(models), rows["name"][:], [f"{ratio:g} masked" for ratio in arguments.mask_ratio or ()])
     with tqdm(total=len(rows), desc="predicting", unit="image", leave=False, disable=None) as progress:
         for start in range(0, len(rows), arguments.batch_size):
             indices = range(start, min(start + arguments.batch_size, len(rows)))
@@ -377,8 +420,8 @@ def reconstruct_all(arguments: PictureArguments) -> ReconstructionResult:
     table.print()
     for name, model in models.items():
         if model.model.target.decode_uses:
-            print(f"Pictures and masked l1 of {name} have the {model.model.target.decode_uses} of the original.")
-    # The rows of an image below each other.
+            print(f"Predictions of {name} are decoded with the {model.model.target.decode_uses} of the original.")
+    # The rows of an image go below each other.
     order = [part * len(drawn) + index for index in range(len(drawn)) for part in range(len(ratios))]
     pictures = {
         name: Reconstruction.join([result for part in range(len(ratios)) for result in parts[part]]).take(order)
@@ -399,7 +442,7 @@ def reconstruct_all(arguments: PictureArguments) -> ReconstructionResult:
 
 
 def run(arguments: PictureArguments) -> ReconstructionResult:
-    """Predict what is masked, and draw it."""
+    """Predict masked patches and draw them."""
     logging.disable_progress_bar()
     disable_progress_bars()
     with in_words(" ".join(arguments.checkpoint or ())):

@@ -1,12 +1,12 @@
-"""Fine-tune a pre-trained encoder to give every pixel a class, with UperNet.
+"""Fine-tune a pre-trained encoder for semantic segmentation, with UperNet.
 
     hf-simmim segment --checkpoint runs/mim --train_dir fields
     accelerate launch -m hf_simmim segment --checkpoint runs/mim --dataset_name owner/name
 
-The folder holds `images` and `masks`, files of the same names but for suffixes. Masks are maps of class ids: PNG (gray
-or palette), TIFF or .npy. The names of the classes are read from classes.txt in the folder, one a line, if it is there.
-A run resumes automatically from the newest complete checkpoint in --output_dir. A recipe is a JSON file with any of the
-options as keys.
+--train_dir contains `images` and `masks`, with files of the same names except for their suffixes. Masks are maps of
+class ids: PNG (gray or palette), TIFF or .npy. Class names are read from classes.txt in the folder, one per line, if it
+exists. A run resumes automatically from the newest complete checkpoint in --output_dir. A recipe is a JSON file with
+any of the options as keys.
 """
 
 import json
@@ -39,7 +39,7 @@ from ..data.segmentation import (
     load_folder,
 )
 from ..evaluation.segmentation import SegmentationMetrics, classes_of_annotations, forget_evaluation_keys
-from ..hub.card import check_license
+from ..hub.card import check_license, normalization
 from ..hub.provenance import RunOrigin, evaluation_source, held_out, hub_id, last_part
 from ..hub.pushes import open_hub
 from ..model.configuration_simmim import SimMIMConfig
@@ -49,13 +49,14 @@ from ..model.modeling_base import SimMIMModel
 from ..model.modeling_simmim import SimMIMBackbone
 from ..training.arguments import SCHEDULES, SimMIMTrainingArguments
 from ..training.callbacks import EpochCallback
+from ..training.fingerprints import digest, initial_weights
 from ..training.optimization import create_optimizers, images_per_step, planned_steps, warmup_updates
+from ..training.run_facts import training_line
 from ..training.run_folder import (
     begin_run,
-    check_same_run,
-    digest,
     prepare_output_dir,
     settings_before,
+    settle_settings,
     stable_settings,
 )
 from ..training.trainers import SegmentationTrainer
@@ -63,56 +64,58 @@ from ..visualization.grids import draw_segmentations
 from ..visualization.pictures import to_pictures
 from .command import Command, existing, in_words, print_files, print_titled
 from .image_options import PixelArguments, SourceArguments
+from .run_session import one_run
 
 logger = logging.get_logger(__name__)
 
 RECIPE_WARMUP = 1500
-# What a run writes into its folder for people to look at.
+# Files of a run that are printed at its end.
 SEGMENTATION_FILES = {
     "model.safetensors": "weights, with config.json and preprocessor_config.json for from_pretrained",
     "results.json": "IoU of every class",
     "segmentation.png": "image | annotation | prediction",
 }
-# The deepest features but one feed UperNet's auxiliary head.
+# Index of the feature map of UperNet's auxiliary head, the deepest but one.
 AUXILIARY_MAP = 2
 
 
 @dataclass
 class SegmentationDataArguments(SourceArguments):
-    """Where images and annotations come from, and what their numbers mean."""
+    """Source of images and annotations, and their classes."""
 
     _argument_group_name = "images and annotations"
 
-    train_dir: str | None = field(default=None, metadata={"help": "Folder that holds images and masks."})
+    train_dir: str | None = field(default=None, metadata={"help": "Training folder, with subfolders images and masks."})
     annotation_column: str = field(default="annotation", metadata={"help": "Column of the maps of class ids."})
-    image_column: str | None = field(default=None, metadata={"help": "Column of the images, 'image' if unset."})
-    holdout: float = field(default=0.1, metadata={"help": "Share of the images held out if no others are named."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of the images ('image' if unset)."})
+    holdout: float = field(default=0.1, metadata={"help": "Share (0 to 1) held out if no validation images are named."})
     class_names: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Names of the classes, from the lowest id on; or a file of them, .txt with one a line or .json with"
-            " id2label. classes.txt in --train_dir if it is there, or else numbers up to the largest id."
+            "help": "Class names, from the lowest id up, or a file of them: .txt with one per line, or .json with"
+            " id2label. If unset, classes.txt in --train_dir is used if it exists, otherwise numbers up to the largest"
+            " id."
         },
     )
-    ignore_index: int = field(default=255, metadata={"help": "Class id of pixels that have no class."})
+    ignore_index: int = field(default=255, metadata={"help": "Class id of pixels to ignore in loss and metrics."})
     reduce_labels: bool = field(
-        default=False, metadata={"help": "0 is no class either, and the first class is 1, as in ADE20K."}
+        default=False, metadata={"help": "Ignore class id 0 too, so that the first class is 1, as in ADE20K."}
     )
     crop_size: list[int] = field(
-        default_factory=lambda: [512], metadata={"help": "Side of training crops in pixels, or height and width."}
+        default_factory=lambda: [512], metadata={"help": "Size of training crops in pixels: side, or height and width."}
     )
     short_side: int | None = field(
         default=None,
         metadata={
-            "help": "Shorter side in pixels that images are resized to, before random scales and to evaluate; that of"
-            " the crop if unset, 0 to keep the size of each image."
+            "help": "Shorter side in pixels to resize images to, before random scaling and for evaluation (that of the"
+            " crop if unset, 0 to keep the image size)."
         },
     )
     scales: list[float] = field(
         default_factory=lambda: [0.5, 2.0], metadata={"help": "Smallest and largest random scale of training images."}
     )
     max_class_share: float = field(
-        default=0.75, metadata={"help": "Largest share of a crop for one class, where a crop can be found."}
+        default=0.75, metadata={"help": "Largest share of a crop (0 to 1) for a single class, where possible."}
     )
 
     def __post_init__(self):
@@ -125,40 +128,40 @@ class SegmentationDataArguments(SourceArguments):
 
 @dataclass
 class SegmentationPixelArguments(PixelArguments):
-    """What the numbers of images mean."""
+    """Normalization of the images, and their missing pixels."""
 
     _argument_group_name = "pixels"
 
 
 @dataclass
 class SegmentationModelArguments:
-    """What is trained."""
+    """The model."""
 
     _argument_group_name = "model"
 
     checkpoint: str | None = field(
         default=None,
-        metadata={"help": "Pre-trained weights: of SimMIM, or of a vision model of transformers; folder or Hub."},
+        metadata={"help": "SimMIM checkpoint or vision model of transformers: folder or name on the Hub."},
     )
     from_scratch: bool = field(
-        default=False, metadata={"help": "Take the architecture of --checkpoint and none of its weights: the control."}
+        default=False, metadata={"help": "Train --checkpoint's architecture from random weights, as a control."}
     )
-    window_size: int | None = field(default=None, metadata={"help": "Window in patches. The checkpoint's if unset."})
+    window_size: int | None = field(default=None, metadata={"help": "Window in patches (the checkpoint's if unset)."})
     out_features: list[str] | None = field(
-        default=None, metadata={"help": "Stages of the encoder that UperNet sees; all, or four layers, if unset."}
+        default=None, metadata={"help": "Encoder stages that UperNet uses (all, or four layers, if unset)."}
     )
     drop_path_rate: float | None = field(
-        default=0.3, metadata={"help": "Stochastic depth, for encoders that have it; 0.2 is usual for small ones."}
+        default=0.3, metadata={"help": "Stochastic depth rate, 0 to 1; 0.2 is common for small encoders."}
     )
-    decoder_channels: int = field(default=512, metadata={"help": "Channels of UperNet's head."})
+    decoder_channels: int = field(default=512, metadata={"help": "Number of channels of UperNet's head."})
     auxiliary_weight: float = field(
-        default=0.4, metadata={"help": "Weight of the auxiliary head's loss; 0 for no such head."}
+        default=0.4, metadata={"help": "Loss weight of the auxiliary head, 0 for no auxiliary head."}
     )
 
 
 @dataclass
 class SegmentationArguments(SimMIMTrainingArguments):
-    """Everything of TrainingArguments, with the defaults of Swin with UperNet."""
+    """TrainingArguments with the defaults of Swin with UperNet."""
 
     _argument_group_name = "training (all of transformers.TrainingArguments)"
     base_batch_size = 16
@@ -166,32 +169,32 @@ class SegmentationArguments(SimMIMTrainingArguments):
     output_dir: str = field(default="runs/segmentation", metadata={"help": "Folder of checkpoints and results."})
     base_learning_rate: float = field(
         default=6e-5,
-        metadata={"help": "Learning rate for 16 images a step; scaled by the real number if --learning_rate is unset."},
+        metadata={"help": "Learning rate for a batch size of 16; scaled to the batch size without --learning_rate."},
     )
     layer_decay: float = field(
         default=1.0,
-        metadata={"help": "Factor of the learning rate from each layer of the encoder to the one below it."},
+        metadata={"help": "Layer-wise decay of the encoder's learning rate, 1 for none."},
     )
-    num_train_epochs: float = field(default=50.0, metadata={"help": "Passes over the images."})
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Crops a step on each device."})
+    num_train_epochs: float = field(default=50.0, metadata={"help": "Number of epochs."})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Training batch size per device, in crops."})
     per_device_eval_batch_size: int = field(
-        default=1, metadata={"help": "Whole images at once on each device, padded to the largest of them."}
+        default=1, metadata={"help": "Evaluation batch size per device, in whole images padded to the largest."}
     )
-    weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
     lr_scheduler_type: str = field(
-        default="polynomial", metadata={"help": "Schedule of the learning rate.", "choices": list(SCHEDULES)}
+        default="polynomial", metadata={"help": "Learning rate schedule.", "choices": list(SCHEDULES)}
     )
     warmup_steps: float | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Steps of warm-up, or a share below 1; 1500 but at most a tenth if unset."}
+        default=None, metadata={"help": "Warm-up steps, or a share below 1 (if unset, 1500 or a tenth of all if less)."}
     )
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradients are clipped to this norm; 0 for not."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping norm, 0 for no clipping."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
-    logging_steps: float = field(default=50, metadata={"help": "Steps between two reports."})
-    dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop an epoch's last, incomplete batch."})
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two log entries."})
+    dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last, incomplete batch of an epoch."})
 
     def __post_init__(self):
-        # Fixed by what this script trains, whatever a recipe says.
+        # Required by the trainer, whatever a recipe sets.
         self.label_names = ["annotations", "sizes"]
         self.batch_eval_metrics = True
         self.metric_for_best_model = self.metric_for_best_model or "mean_iou"
@@ -204,7 +207,7 @@ class SegmentationArguments(SimMIMTrainingArguments):
 
 
 def load_splits(arguments: SegmentationDataArguments) -> tuple[SegmentationPairs, SegmentationPairs]:
-    """Pairs to train on, and pairs to evaluate on."""
+    """Load training and validation pairs."""
     if not arguments.names_images:
         raise ValueError("There are no images. Name --train_dir, --dataset_name or --data_files.")
 
@@ -228,8 +231,8 @@ def load_splits(arguments: SegmentationDataArguments) -> tuple[SegmentationPairs
         held_out = round(count * arguments.holdout)
         if not 0 < held_out < count:
             raise ValueError(
-                f"holdout={arguments.holdout} of {count} images leaves none to evaluate on, or none to train on. Use a"
-                " share such as 0.1, or name images to evaluate on."
+                f"holdout={arguments.holdout} of {count} images leaves none for validation, or none for training. Use"
+                " a share such as 0.1, or name validation images."
             )
         order = torch.randperm(count, generator=sample_generator(arguments.holdout_seed)).tolist()
         train, validation = train.select(sorted(order[held_out:])), train.select(sorted(order[:held_out]))
@@ -241,7 +244,7 @@ def load_splits(arguments: SegmentationDataArguments) -> tuple[SegmentationPairs
 
 
 def read_class_names(arguments: SegmentationDataArguments) -> list[str] | None:
-    """The names that are given, or those of a file, or None."""
+    """Class names from the options or a file, or None."""
     names = arguments.class_names
     if names is None:
         path = Path(arguments.train_dir or ".") / "classes.txt"
@@ -265,7 +268,7 @@ def read_class_names(arguments: SegmentationDataArguments) -> list[str] | None:
 def build_labels(
     arguments: SegmentationDataArguments, train: SegmentationPairs, validation: SegmentationPairs, pixels: PixelSettings
 ) -> SegmentationLabels:
-    """Check all pairs, and say what the numbers of annotations mean; a warning names classes that never appear."""
+    """Check all pairs and determine the classes; a warning names classes that no training image has."""
     names = read_class_names(arguments)
     common: dict[str, Any] = {
         "num_channels": pixels.num_channels,
@@ -278,12 +281,12 @@ def build_labels(
         names = [f"class {index}" for index in range(int(arguments.reduce_labels), largest + 1)]
         if len(names) < 2:
             raise ValueError(
-                f"The annotations hold one class at most, beside ignore_index={arguments.ignore_index}. If that number"
-                " is a class, such as in masks of 0 and 255, convert it to 1."
+                f"The annotations have at most one class besides ignore_index={arguments.ignore_index}. If that id is"
+                " a class, such as in masks of 0 and 255, convert it to 1."
             )
     labels = SegmentationLabels(names, arguments.ignore_index, arguments.reduce_labels)
     if labels.ignore_index in range(len(names)):
-        raise ValueError(f"ignore_index={labels.ignore_index} is one of the {len(names)} classes. Use another number.")
+        raise ValueError(f"ignore_index={labels.ignore_index} is one of the {len(names)} classes. Use another id.")
     seen = check_pairs(train, labels, **common).pixels
     check_pairs(validation, labels, decode_images=True, **common)
     absent = [name for name, count in zip(names, seen, strict=True) if not count]
@@ -293,9 +296,9 @@ def build_labels(
 
 
 def build_config(model: SegmentationModelArguments, data: SegmentationDataArguments) -> SimMIMConfig:
-    """The backbone's config: the checkpoint's encoder at the size of the crops."""
+    """Build the config of the backbone: the checkpoint's encoder at the crop size."""
     if model.checkpoint is None:
-        raise ValueError("checkpoint is not set. Name a pre-trained model; --from_scratch takes its architecture only.")
+        raise ValueError("checkpoint is not set. Name a pre-trained model; --from_scratch only uses its architecture.")
     stored: Any = load_config(model.checkpoint)
     config = stored
     if stored.model_type != SimMIMConfig.model_type:
@@ -314,7 +317,7 @@ def build_config(model: SegmentationModelArguments, data: SegmentationDataArgume
 def build_model(
     config: SimMIMConfig, model: SegmentationModelArguments, labels: SegmentationLabels
 ) -> UperNetForSemanticSegmentation:
-    """UperNet on a backbone of the config, with the checkpoint's weights unless it is the control."""
+    """Build UperNet on a backbone with the checkpoint's weights, or random ones with --from_scratch."""
     names = labels.class_names
     upernet_config = UperNetConfig(
         backbone_config=config,
@@ -328,7 +331,7 @@ def build_model(
     )
     backbone = SimMIMBackbone(config) if model.from_scratch else pretrained_backbone(config, str(model.checkpoint))
     upernet_config.use_auxiliary_head = model.auxiliary_weight > 0 and len(backbone.channels) > AUXILIARY_MAP
-    # Where the weights came from may be the way to a folder, and the config may be published.
+    # The config may be published, so it must not contain the path of a folder.
     config.name_or_path = hub_id(model.checkpoint) or ""
     upernet = UperNetForSemanticSegmentation(upernet_config)
     upernet.backbone.load_state_dict(backbone.state_dict())
@@ -337,7 +340,7 @@ def build_model(
 
 
 def pretrained_backbone(config: SimMIMConfig, checkpoint: str) -> SimMIMBackbone:
-    """A backbone of the config with the weights of a checkpoint, of ours or of transformers, in float32."""
+    """Build a backbone with the weights of a checkpoint of SimMIM or of transformers, in float32."""
     if AutoConfig.from_pretrained(checkpoint).model_type == SimMIMConfig.model_type:
         return SimMIMBackbone.from_pretrained(checkpoint, config=config, dtype=torch.float32)
     rate = getattr(config.encoder_config, "drop_path_rate", None)
@@ -361,13 +364,19 @@ def build_trainer(
     model_arguments: SegmentationModelArguments,
     arguments: SegmentationArguments,
 ) -> tuple[SegmentationTrainer, Path | None]:
-    """Everything that can go wrong before training starts.
+    """Build the trainer, with all checks that must precede the training.
+
+    Args:
+        data: Options of images and annotations.
+        numbers: Options of pixel values.
+        model_arguments: Options of the model.
+        arguments: Options of the training.
 
     Returns:
-        The trainer, and the checkpoint to go on from or None.
+        The trainer, and the checkpoint to resume from or None.
 
     Raises:
-        ValueError, OSError: If the arguments or the images are unusable; the message says why and what to do.
+        ValueError, OSError: If the options or the images are unusable; the message says why and what to do.
     """
     set_seed(arguments.seed)
     check_license(arguments)
@@ -376,13 +385,13 @@ def build_trainer(
     checkpoint = prepare_output_dir(arguments)
     with arguments.main_process_first(desc="loading images"):
         train, validation = load_splits(data)
-    before = settings_before(Path(str(arguments.output_dir))) if checkpoint is not None else {}
+    before = settings_before(checkpoint.parent) if checkpoint is not None else {}
     statistics = numbers.settle(model_arguments.checkpoint, config.num_channels, train.images, before)
     pixels = PixelSettings(config.num_channels, numbers.rescale, nodata=numbers.nodata, **statistics)
     labels = build_labels(data, train, validation, pixels)
     settings = {
         "encoder": stable_settings(config.encoder_config),
-        "checkpoint": model_arguments.checkpoint,
+        "initial weights": initial_weights(model_arguments.checkpoint),
         **{key: getattr(model_arguments, key) for key in ("from_scratch", "decoder_channels", "auxiliary_weight")},
         **{key: getattr(data, key) for key in ("crop", "side", "scales", "max_class_share")},
         "class_names": labels.class_names,
@@ -393,12 +402,13 @@ def build_trainer(
         **statistics,
         "seed": arguments.seed,
         "training images": digest(train.images),
+        "training annotations": digest(train.annotations),
         "evaluation images": digest(validation.images),
     }
-    check_same_run(settings, Path(str(arguments.output_dir)), checkpoint is not None)
+    settings = settle_settings(arguments, settings, checkpoint)
     if len(train.images) < images_per_step(arguments):
         raise ValueError(
-            f"{len(train.images)} images are fewer than the {images_per_step(arguments)} of one step. Use a smaller"
+            f"{len(train.images)} images are fewer than the batch size of {images_per_step(arguments)}. Use a smaller"
             " --per_device_train_batch_size."
         )
     steps = planned_steps(arguments, len(train.images))
@@ -406,12 +416,12 @@ def build_trainer(
         arguments.warmup_steps = min(RECIPE_WARMUP, steps // 10)
     if warmup_updates(arguments, steps) >= steps:
         raise ValueError(
-            f"warmup_steps={arguments.warmup_steps:g} are all of the {steps} steps. Use fewer, or leave it out."
+            f"warmup_steps={arguments.warmup_steps:g} covers all {steps} steps. Use fewer, or leave it out."
         )
     model = build_model(config, model_arguments, labels)
     begin_run(arguments, settings)
     if arguments.gradient_checkpointing:
-        # UperNet itself does not know of it.
+        # UperNet itself does not support it.
         model.backbone.gradient_checkpointing_enable(arguments.gradient_checkpointing_kwargs)
         arguments.gradient_checkpointing = False
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
@@ -444,7 +454,7 @@ def build_trainer(
 
 @torch.no_grad()
 def draw_examples(trainer: Trainer, count: int = 6) -> None:
-    """Write `segmentation.png`: some held-out images with annotation and prediction."""
+    """Write `segmentation.png`: some validation images with annotation and prediction."""
     dataset: Any = trainer.eval_dataset
     model = trainer.model_wrapped
     was_training = model.training
@@ -455,7 +465,7 @@ def draw_examples(trainer: Trainer, count: int = 6) -> None:
         batch = trainer.data_collator([sample])
         sizes = batch.pop("sizes")
         batch = {key: value.to(trainer.args.device) for key, value in batch.items()}
-        # Every process runs the model, for sharded ones need all.
+        # Every process runs the model, which sharded models need.
         with trainer.compute_loss_context_manager():
             logits = model(pixel_values=batch["pixel_values"]).logits
         classes = classes_of_annotations(logits, (batch["annotations"], sizes))
@@ -471,7 +481,7 @@ def draw_examples(trainer: Trainer, count: int = 6) -> None:
 
 
 def print_plan(trainer: Trainer, checkpoint: Path | None, weights: str) -> None:
-    """Say in a few lines what is about to happen."""
+    """Print what the run will do."""
     arguments: Any = trainer.args
     dataset: Any = trainer.train_dataset
     model: Any = trainer.model
@@ -479,26 +489,24 @@ def print_plan(trainer: Trainer, checkpoint: Path | None, weights: str) -> None:
     maps = ", ".join(
         f"{name} ({channels})" for name, channels in zip(backbone.out_features, backbone.channels, strict=True)
     )
-    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (pixels.image_mean, pixels.image_std))
-    side = f"shorter side {dataset.short_side} px" if dataset.short_side else "their own size"
+    side = f"shorter side {dataset.short_side} px" if dataset.short_side else "original size"
     lines = {
-        "Encoder": f"{backbone.config.encoder_config.model_type}, maps {maps}",
+        "Encoder": f"{backbone.config.encoder_config.model_type}, feature maps {maps}",
         "Weights": weights,
-        "Model": f"UperNet of {model.num_parameters() / 1e6:.1f} M parameters, {pixels.num_channels} channels",
+        "Model": f"UperNet, {model.num_parameters() / 1e6:.1f} M parameters, {pixels.num_channels} channels",
         "Classes": f"{len(names)}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}",
-        "Images": f"{len(dataset):,} to train on, {len(trainer.eval_dataset):,} to evaluate on, {side}, crops of"  # type: ignore[arg-type]
+        "Images": f"{len(dataset):,} for training, {len(trainer.eval_dataset):,} for validation, {side}, crops of"  # type: ignore[arg-type]
         f" {dataset.crop_size[0]} x {dataset.crop_size[1]} px",
-        "Pixels": f"times {pixels.rescale_factor:.4g}, then mean {mean} and standard deviation {std}",
-        "Steps": f"{planned_steps(arguments, len(dataset)):,} of {images_per_step(arguments)} images, learning rate"
-        f" up to {arguments.learning_rate:g},"
-        f" {arguments.warmup_steps:g} of warm-up, on {arguments.world_size} x {arguments.device}",
-        "Output": f"{arguments.output_dir}" + (f", going on from {checkpoint.name}" if checkpoint else ""),
+        "Normalization": normalization(pixels),
+        "Training": f"{training_line(arguments, planned_steps(arguments, len(dataset)))}, warm-up"
+        f" {arguments.warmup_steps:g}",
+        "Output": f"{arguments.output_dir}" + (f", resuming from {checkpoint.name}" if checkpoint else ""),
     }
     print_titled(lines)
 
 
 def report(trainer: Trainer, metrics: dict[str, float], weights: str) -> None:
-    """Print the table of classes, and write `results.json`."""
+    """Print the IoU of each class, and write `results.json`."""
     iou: dict[str, float] = trainer.compute_metrics.iou  # type: ignore[union-attr, attr-defined]
     width = max(len(name) for name in [*iou, "mean"])
     print("\n".join(f"{name:<{width}} {value:7.2%}" for name, value in iou.items()))
@@ -520,14 +528,14 @@ def report(trainer: Trainer, metrics: dict[str, float], weights: str) -> None:
 
 @dataclass(frozen=True)
 class SegmentationResult:
-    """What the training of a segmentation model computed.
+    """Result of training a segmentation model.
 
     Args:
         model: The trained model.
-        processor: The image processor that goes with it.
-        metrics: Those of the last evaluation, such as `eval_mean_iou` and `eval_pixel_accuracy`.
-        iou: IoU of each class, NaN where neither annotations nor predictions have it.
-        output_dir: Folder of the run, which `from_pretrained` reads.
+        processor: Image processor of the model.
+        metrics: Metrics of the last evaluation, such as `eval_mean_iou` and `eval_pixel_accuracy`.
+        iou: IoU of each class, NaN for classes in neither annotations nor predictions.
+        output_dir: Folder of the run, for `from_pretrained`.
         pictures: Path of `segmentation`, if it was drawn.
     """
 
@@ -539,6 +547,7 @@ class SegmentationResult:
     pictures: dict[str, Path]
 
 
+@one_run()
 def run(
     data: SegmentationDataArguments,
     numbers: SegmentationPixelArguments,
@@ -550,7 +559,7 @@ def run(
         disable_progress_bars()
     with in_words(model_arguments.checkpoint):
         trainer, checkpoint = build_trainer(data, numbers, model_arguments, arguments)
-    name, begins = str(model_arguments.checkpoint), "fresh, architecture of" if model_arguments.from_scratch else "from"
+    name, begins = str(model_arguments.checkpoint), "from scratch, like" if model_arguments.from_scratch else "from"
     trainer.origin = RunOrigin.from_options(
         data,
         None if model_arguments.from_scratch else name,
@@ -567,7 +576,7 @@ def run(
     trainer.save_state()
     trainer.write_card()
     if arguments.should_save:
-        # Without the way there, for it may be published.
+        # Without paths, since the results may be published.
         report(trainer, metrics, f"{begins} {hub_id(name) or last_part(name)}")
     if arguments.push_to_hub:
         trainer.finish_pushes()

@@ -1,6 +1,7 @@
 """Labeled images for classification and regression: loading them, and preparing them for a model."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,22 @@ logger = logging.get_logger(__name__)
 
 # The official evaluation resizes images to 256/224 of the size and cuts out the center.
 CROP_RATIO = 224 / 256
+# Files beside images that are not images themselves.
+TEXT_SUFFIXES = {
+    ".txt",
+    ".csv",
+    ".tsv",
+    ".json",
+    ".jsonl",
+    ".md",
+    ".xml",
+    ".yaml",
+    ".yml",
+    ".html",
+    ".log",
+    ".py",
+    ".pdf",
+}
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "eval"}
 
 
@@ -164,6 +181,7 @@ def _load_folder(folder: Path) -> LabeledImages:
             " into a sub-folder named after its class."
         )
     class_names = sorted({parts[0] for parts in places})
+    _refuse_lost_classes(folder, class_names)
     if {name.lower() for name in class_names} <= SPLIT_NAMES:
         raise ValueError(
             f"The sub-folders of {folder} are {', '.join(class_names)}, which are splits and not classes. Name one of"
@@ -171,6 +189,21 @@ def _load_folder(folder: Path) -> LabeledImages:
         )
     position = {name: index for index, name in enumerate(class_names)}
     return LabeledImages(_with_labels(folder_rows(paths), [position[parts[0]] for parts in places]), class_names)
+
+
+def _refuse_lost_classes(folder: Path, class_names: Sequence[str]) -> None:
+    """Refuse sub-folders that hold files and no image: the class would vanish without a word."""
+    for place in sorted(folder.iterdir()):
+        if place.name in class_names or place.name.startswith(".") or not place.is_dir():
+            continue
+        suffixes = Counter(path.suffix.lower() or "no suffix" for path in place.rglob("*") if path.is_file())
+        unknown = {suffix: count for suffix, count in suffixes.items() if suffix not in TEXT_SUFFIXES}
+        if unknown:
+            counts = ", ".join(f"{count} x {suffix}" for suffix, count in sorted(unknown.items()))
+            raise ValueError(
+                f"The class {place.name!r} would be lost: no file in {place} is an image that can be read ({counts})."
+                " Convert its images, for example to PNG, or move the sub-folder elsewhere."
+            )
 
 
 def _with_labels(rows: Dataset, labels: list[Any]) -> Dataset:

@@ -114,13 +114,19 @@ def open_row(
         raise ValueError("The row holds no image.")
     if isinstance(source, dict):
         content = source["bytes"] if source["bytes"] is not None else source["path"]
-        source = open_image(content, num_channels, rescale_factor, nodata)
+        image = open_image(content, num_channels, rescale_factor, nodata)
+        return channels_first(image, num_channels) if isinstance(image, np.ndarray) else image
     return channels_first(source, num_channels, nodata=nodata) if isinstance(source, np.ndarray) else source
 
 
 def describe(error: Exception) -> str:
     """Format an error in one line, without addresses of objects in memory."""
     return re.sub(r"<_io\.BytesIO object at \w+>", "its bytes", " ".join(f"{type(error).__name__}: {error}".split()))
+
+
+def _in_one_line(name: str) -> str:
+    """A name with escapes for newlines, tabs and other control characters."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: ascii(match[0])[1:-1], name)
 
 
 def check_images(
@@ -196,7 +202,7 @@ class UnreadableImages:
             torch.distributed.all_gather_object(parts, self.reasons)
             self.reasons = {name: reason for part in parts for name, reason in part.items()}
         if is_main_process and (self.reasons or self.path.exists()):
-            lines = [f"{name}\t{reason}\n" for name, reason in sorted(self.reasons.items())]
+            lines = [f"{_in_one_line(name)}\t{reason}\n" for name, reason in sorted(self.reasons.items())]
             self.path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
         if len(self.reasons) > self.max_share * self.num_images:
             raise NoReadableImageError(

@@ -2,7 +2,8 @@
 
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
@@ -23,25 +24,55 @@ class EpochSampler(Sampler[int]):
     Args:
         num_samples: Length of the dataset.
         seed: Seed of the order.
+        current_epoch: Function that returns the epoch when a pass begins; None for the one of `set_epoch`. accelerate
+            calls `set_epoch` neither for a part of an epoch nor through the samplers of several processes.
     """
 
-    def __init__(self, num_samples: int, seed: int):
+    def __init__(self, num_samples: int, seed: int, current_epoch: Callable[[], int] | None = None):
         self.num_samples = num_samples
         self.seed = seed
+        self.current_epoch = current_epoch
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch; Trainer calls this before each epoch."""
+        """Set the epoch, if there is no function that returns it."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return self.num_samples
 
     def __iter__(self) -> Iterator[int]:
-        order = torch.randperm(self.num_samples, generator=sample_generator(self.seed, self.epoch))
-        yield from (order + self.epoch * self.num_samples).tolist()
+        yield from self.keys(self.epoch if self.current_epoch is None else self.current_epoch())
+
+    def keys(self, epoch: int) -> list[int]:
+        """What an epoch yields."""
+        order = torch.randperm(self.num_samples, generator=sample_generator(self.seed, epoch))
+        return (order + epoch * self.num_samples).tolist()
+
+
+class IndexSampler(EpochSampler):
+    """Shuffles each epoch in the order of accelerate's `SeedableRandomSampler`, and sets the epoch of the dataset.
+
+    Args:
+        dataset: The dataset; its `set_epoch` is called at the beginning of each pass, if it has one.
+        seed: Seed of the order.
+        current_epoch: As in `EpochSampler`.
+    """
+
+    def __init__(self, dataset: Any, seed: int, current_epoch: Callable[[], int] | None = None):
+        super().__init__(len(dataset), seed, current_epoch)
+        self.dataset = dataset
+
+    def keys(self, epoch: int) -> list[int]:
+        """Indices of the samples of an epoch."""
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+        generator = torch.Generator().manual_seed(self.seed + epoch)
+        return torch.randperm(self.num_samples, generator=generator).tolist()
 
 
 def evenly_spaced(length: int, count: int) -> list[int]:
     """At most `count` indices spread evenly over `length`, from the first to the last."""
-    return torch.linspace(0, length - 1, min(count, length)).round().long().tolist()
+    # float32 has no odd numbers above 2**24. Below, it decides some roundings that comparisons of runs rely on.
+    dtype = torch.float32 if length <= 2**24 else torch.float64
+    return torch.linspace(0, length - 1, min(count, length), dtype=dtype).round().long().tolist()

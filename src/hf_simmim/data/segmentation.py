@@ -152,7 +152,8 @@ def read_ids(row: dict[str, Any], ignore_index: int) -> np.ndarray:
     source = row["image"]
     try:
         if isinstance(source, dict):
-            source = open_image(source["bytes"] if source["bytes"] is not None else source["path"], 1, 1.0)
+            content = source["bytes"] if source["bytes"] is not None else source["path"]
+            source = open_image(content, 1, 1.0, indices=True)
         if isinstance(source, Image.Image):
             source = upright(source)
             if source.mode not in ("1", "L", "P"):

@@ -27,6 +27,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from transformers.utils import logging
 
+from ..model.image_readers import NOT_BY_PILLOW, SUFFIXES, UNREAD
+
 logger = logging.get_logger(__name__)
 
 EMBEDDED_NAME = "fashion_mnist_7k"
@@ -106,7 +108,14 @@ def load_table(
             dataset = load_from_disk(str(dataset_name))  # as `save_to_disk` leaves it
         else:
             dataset = load_dataset(dataset_name, dataset_config)
-    except (ValueError, OSError):
+    except OSError:
+        raise
+    except ValueError as error:
+        if "WebDataset" in str(error):
+            raise ValueError(
+                f"{source}: {error} Each sample needs the same kinds of files, such as an image of the same suffix:"
+                " write images of other suffixes into shards of their own, or convert them."
+            ) from error
         raise
     except Exception as error:  # each reader has its own kinds
         raise ValueError(f"{source} cannot be read ({type(error).__name__}: {error}).") from error
@@ -141,22 +150,43 @@ def image_rows(dataset: Dataset, column: str, name: str) -> Dataset:
 
 
 def image_paths(folder: Path, exclude: Sequence[Path] = ()) -> list[str]:
-    """Sorted paths of the image and `.npy` files in a folder, nested or not; arguments as in `load_images`."""
+    """Sorted paths of the image and `.npy` files in a folder, nested or not.
+
+    Images of formats that are not read, such as DICOM, are among them: they count as unreadable, and the reason names
+    the library that opens them. Other files, and what is no regular file, are ignored.
+
+    Args:
+        folder: The folder.
+        exclude: Folders inside `folder` to leave out.
+
+    Returns:
+        The paths.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If it is a file, or holds no images.
+    """
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file, and a folder of images is needed. Unpack it, or name its folder.")
     if not folder.is_dir():
         raise FileNotFoundError(f"The image folder {folder} does not exist. Check the path.")
     Image.init()
-    # Formats that Pillow can only write, documents and videos are left out.
-    readable = {kind for kind in Image.OPEN if kind not in ("EPS", "MPEG", "PDF", "WMF")}
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in readable} | {".npy"}
-    paths, ignored = [], Counter[str]()
-    for path in _walk(folder, {path.resolve() for path in exclude}):
+    readable = Image.OPEN.keys() - NOT_BY_PILLOW
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in readable} | SUFFIXES
+    paths, ignored, closed = [], Counter[str](), list[str]()
+    for path in _walk(folder, {path.resolve() for path in exclude}, closed):
         suffix = path.suffix.lower()
         if not _is_utf8(path):
             ignored["names that are not UTF-8"] += 1
-        elif suffix in suffixes:
+        elif suffix in suffixes or any(path.name.lower().endswith(end) for end in UNREAD):
             paths.append(str(path))
         else:
             ignored[suffix or "no suffix"] += 1
+    if closed:
+        logger.warning(
+            f"{len(closed)} sub-folders of {folder} cannot be read and are left out with all of their images:"
+            f" {', '.join(closed[:5])}. Change their permissions, or check the disk."
+        )
     if ignored:
         kinds = ", ".join(f"{count} x {kind}" for kind, count in ignored.most_common(5))
         logger.warning(f"{sum(ignored.values())} files in {folder} are not images and are ignored: {kinds}.")
@@ -181,16 +211,32 @@ def _is_utf8(path: Path) -> bool:
     return True
 
 
-def _walk(folder: Path, exclude: set[Path]) -> Iterator[Path]:
-    """All files below a folder except hidden ones; links are followed, and each folder is entered once."""
-    entered = set(exclude)
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        real = Path(parent).resolve()
-        if real in entered or (real.name.startswith(".") and Path(parent) != folder):
-            folders.clear()
+def _walk(folder: Path, exclude: set[Path], closed: list[str]) -> Iterator[Path]:
+    """All files below a folder except hidden ones; links are followed, and each folder is entered once.
+
+    Pipes, sockets and devices are left out, because reading them may never end. Folders that cannot be read are added
+    to `closed`; broken links are files that cannot be read.
+    """
+    entered, waiting = set(exclude), [folder]
+    while waiting:
+        parent = waiting.pop()
+        real = parent.resolve()
+        if real in entered or (real.name.startswith(".") and parent != folder):
             continue
         entered.add(real)
-        yield from (Path(parent, name) for name in files if not name.startswith("."))
+        try:
+            with os.scandir(parent) as entries:
+                found = list(entries)
+        except OSError as error:
+            if parent == folder:
+                raise
+            closed.append(f"{parent} ({error.strerror})")
+            continue
+        for entry in found:
+            if entry.is_dir():
+                waiting.append(Path(entry.path))
+            elif not entry.name.startswith(".") and (entry.is_file() or not os.path.exists(entry.path)):
+                yield Path(entry.path)
 
 
 def _shard_format(data_files: Sequence[str]) -> str:
@@ -217,15 +263,41 @@ def find_image_column(dataset: Dataset, image_column: str | None) -> str:
     if image_column is None:
         files = [name for name, feature in dataset.features.items() if isinstance(feature, ImageFeature)]
         columns = files or [name for name, feature in dataset.features.items() if array_dtype(feature) is not None]
-        if len(columns) != 1:
+        if len(columns) > 1 and "__key__" in dataset.column_names and any("." in name for name in columns):
             raise ValueError(
-                f"The dataset has {len(columns)} columns of images among {', '.join(dataset.column_names)}."
+                f"Names of files in the shards have several dots: what follows the first one is taken for the kind of"
+                f" file, which gives the columns {', '.join(columns[:3])}, ... Replace the dots before the suffix when"
+                " you write the shards."
+            )
+        if len(columns) != 1:
+            undeclared = [name for name, feature in dataset.features.items() if _is_file(feature)]
+            also = f" {', '.join(undeclared)} holds files that are not declared as images." if undeclared else ""
+            raise ValueError(
+                f"The dataset has {len(columns)} columns of images among {', '.join(dataset.column_names)}.{also}"
                 " Name the one to use with image_column."
             )
         return columns[0]
     if image_column not in dataset.column_names:
         raise ValueError(f"There is no column {image_column!r}. The columns are: {', '.join(dataset.column_names)}.")
+    feature = dataset.features[image_column]
+    is_text = isinstance(feature, Value) and feature.dtype in ("string", "large_string", "binary", "large_binary")
+    if not is_text and not _is_file(feature) and array_dtype(feature) is None:
+        if isinstance(feature, List) and _is_file(feature.feature):
+            raise ValueError(
+                f"Column {image_column!r} holds a list of images in each row. Write a row for each image instead."
+            )
+        raise ValueError(
+            f"Column {image_column!r} holds {feature}, which is neither an image file nor an array of 2 or 3"
+            f" dimensions. Name another image_column among: {', '.join(dataset.column_names)}."
+        )
     return image_column
+
+
+def _is_file(feature: Any) -> bool:
+    """Whether a column holds image files: declared, or as the bytes and the path that such columns consist of."""
+    if isinstance(feature, dict) and set(feature) == {"bytes", "path"}:
+        return getattr(feature["bytes"], "dtype", "") in ("binary", "large_binary")
+    return isinstance(feature, ImageFeature)
 
 
 def find_label_column(dataset: Dataset, image_column: str, label_column: str | None) -> str:
@@ -275,7 +347,8 @@ def read_labels(dataset: Dataset, column: str) -> tuple[list[Any], list[str] | N
         column: Name of the column.
 
     Returns:
-        Labels as in `LabeledImages`, None where missing, and the names of the classes, None for floats.
+        Labels as in `LabeledImages`, None where missing (None, -1, blank text), and the names of the classes, None for
+        floats.
 
     Raises:
         ValueError: If the column holds no labels.
@@ -290,12 +363,13 @@ def read_labels(dataset: Dataset, column: str) -> tuple[list[Any], list[str] | N
     if isinstance(feature, List):
         if kind == "number":
             return _read_indicators(values, column)
-        present = sorted({item for value in values if value for item in value if item is not None})
+        present = sorted({item for value in values if value for item in value if not is_missing_label(item)})
     elif kind == "number":
-        finite = [value is not None and np.isfinite(value) for value in values]
-        return [float(value) if known else None for value, known in zip(values, finite, strict=True)], None
+        return _read_numbers(values, column), None
     else:
-        present = sorted({value for value in values if value is not None})
+        present = sorted({value for value in values if not is_missing_label(value)})
+    if not isinstance(element, ClassLabel):
+        _refuse_negative_classes(present, column, has_missing=-1 in values)
     if isinstance(element, ClassLabel):
         class_names = list(element.names)
         mapping = {index: index for index in range(len(class_names))}
@@ -306,6 +380,41 @@ def read_labels(dataset: Dataset, column: str) -> tuple[list[Any], list[str] | N
         return [mapping.get(value) for value in values], class_names
     chosen = [value if value is None else [mapping[item] for item in value if item in mapping] for value in values]
     return indicators(chosen, len(class_names)), class_names
+
+
+def is_missing_label(value: Any) -> bool:
+    """Whether a value of a label column means that the image has no label: None, -1, or text that is blank."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, int) and value == -1)
+
+
+def _refuse_negative_classes(present: Sequence[Any], column: str, has_missing: bool) -> None:
+    numbers = [value for value in present if isinstance(value, int)]
+    # -1 itself is not among them; beside 1 alone it is likely to be a class.
+    if numbers and (min(numbers) < 0 or (has_missing and numbers == [1])):
+        wrong = min(numbers) if min(numbers) < 0 else -1
+        raise ValueError(
+            f"Column {column!r} has the value {wrong}. Classes are integers from 0 on, or names; -1 means that an image"
+            " has no label. Write classes so, or as text."
+        )
+
+
+def _read_numbers(values: list[Any], column: str) -> list[float | None]:
+    """Numbers to predict, None where missing.
+
+    Raises:
+        ValueError: If they may be classes: integers with blanks become floats in pandas and CSV files.
+    """
+    known = [value is not None and bool(np.isfinite(value)) for value in values]
+    numbers = [float(value) if is_known else None for value, is_known in zip(values, known, strict=True)]
+    if not all(known) and any(known) and all(number is None or number.is_integer() for number in numbers):
+        raise ValueError(
+            f"Column {column!r} holds whole numbers as floats, with {known.count(False)} blanks: either classes, or"
+            " numbers to predict. For classes, write integers with -1 for the blanks, or text; for numbers to predict,"
+            " remove the rows without a number."
+        )
+    return numbers
 
 
 def _read_indicators(values: list[Any], column: str) -> tuple[list[Any], list[str]]:

@@ -13,9 +13,10 @@ from pathlib import Path
 from huggingface_hub import CommitInfo
 
 # Files that belong in a repository: those of the model, which checkpoints have too, and those of the run. Other files
-# in output_dir may be private, such as the names of unreadable images, or unrelated to the run.
+# in output_dir may be private, such as the names of unreadable images and the event files of TensorBoard, which name
+# the machine and all paths, or unrelated to the run.
 MODEL_FILES = ("*.json", "model*.safetensors", "*.py", "training_args.bin")
-RUN_FILES = ("README.md", "*.png", "run.json", "runs/**/*tfevents*")
+RUN_FILES = ("README.md", "*.png", "run.json")
 # Drawn at the end of training; until then these files are from an earlier run.
 FINAL_PICTURES = ("confusion.png", "segmentation.png")
 # Written once and never changed, so they need no copy.

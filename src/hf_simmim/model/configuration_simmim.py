@@ -1,10 +1,13 @@
 """Configuration of SimMIM: any vision encoder, plus the head, the target and the loss by name."""
 
 import copy
+import inspect
 import math
 from typing import Any, ClassVar
 
+import torch
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
@@ -21,6 +24,21 @@ from .targets import PIXEL_TARGETS, TargetSpec
 
 # For encoders whose config has no image_size, such as ResNet.
 DEFAULT_IMAGE_SIZE = 224
+
+# Read from `encoder_config`, and not settings of their own.
+DERIVED = (
+    "encoder_stride",
+    "grid_size",
+    "hidden_size",
+    "num_attention_heads",
+    "num_channels",
+    "num_hidden_layers",
+    "patch_size",
+    "stage_names",
+)
+DTYPES = ("dtype", "torch_dtype")
+# More are a mistake, for which a name of each would fill the memory.
+MOST_LABELS = 10_000_000
 
 _SWIN_192: dict[str, Any] = {"model_type": "swin", "image_size": 192, "drop_path_rate": 0.0}
 
@@ -155,6 +173,7 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
+        _check_settings(vars(self) | kwargs)
         if self.encoder_config is None:
             self.encoder_config = ENCODER_PRESETS["swin-base"]
         if isinstance(self.encoder_config, dict) and "model_type" not in self.encoder_config:
@@ -168,7 +187,10 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
         # These change the encoder's config, which `super().__post_init__` builds first.
         geometry = {key: kwargs.pop(key) for key in ("image_size", "window_size") if key in kwargs}
         outputs = {key: kwargs.pop(key, None) for key in ("out_features", "out_indices")}
-        super().__post_init__(**kwargs)
+        try:
+            super().__post_init__(**kwargs)
+        except (AttributeError, ArithmeticError, LookupError) as error:
+            raise ValueError(f"A setting is not what transformers expects: {error}.") from error
         if getattr(self.encoder_config, "image_size", None) is None:
             # timm's configs store it elsewhere.
             input_size = (getattr(self.encoder_config, "pretrained_cfg", None) or {}).get("input_size")
@@ -191,6 +213,7 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
         Returns:
             The config.
         """
+        _check_settings({key: value for key, value in kwargs.items() if key not in DTYPES})
         stored = dict(config_dict)
         # Components that are not stored have their defaults.
         for component in ("head", "target", "loss"):
@@ -263,7 +286,7 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
     def image_size(self, size: int | tuple[int, int] | list[int]) -> None:
         _check_size(size)
         sides = (size,) if isinstance(size, int) else tuple(size)
-        self.encoder_config.image_size = sides[0] if len(set(sides)) == 1 else list(sides)
+        _set_image_size(self.encoder_config, sides[0], sides[-1])
 
     @property
     def window_size(self) -> int | None:
@@ -285,6 +308,16 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
     def num_channels(self) -> int:
         """Channels of the images."""
         return getattr(self.encoder_config, "num_channels", 3)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Layers of the encoder, or its stages if it has several; only where its config says so."""
+        return self.encoder_config.num_hidden_layers
+
+    @property
+    def num_attention_heads(self) -> int | list[int]:
+        """Attention heads of the encoder, or of each of its stages; only where its config says so."""
+        return self.encoder_config.num_attention_heads
 
     @property
     def patch_size(self) -> int:
@@ -363,7 +396,47 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
         return encoder_geometry(self.encoder_config)
 
 
+def _check_settings(settings: dict[str, Any]) -> None:
+    """Check the settings that transformers takes apart before it checks their types."""
+    for name in DERIVED:
+        if name in settings:
+            raise ValueError(f"{name}={settings[name]!r} cannot be set: it follows from encoder_config. Set it there.")
+    id2label, num_labels = settings.get("id2label"), settings.get("num_labels")
+    if id2label is not None and not isinstance(id2label, dict):
+        raise ValueError(f"id2label={id2label!r} must be a dict from number to name, such as {{0: 'cat', 1: 'dog'}}.")
+    if num_labels is not None and not (is_index(num_labels) and 0 <= num_labels <= MOST_LABELS):
+        raise ValueError(f"num_labels={num_labels!r} must be a whole number from 0 to {MOST_LABELS}.")
+    for name in DTYPES:
+        dtype = settings.get(name)
+        if not (
+            dtype is None or isinstance(getattr(torch, dtype, None) if isinstance(dtype, str) else dtype, torch.dtype)
+        ):
+            raise ValueError(f"{name}={dtype!r} must be a dtype of torch, or its name, such as 'float32'.")
+
+
+def _set_image_size(encoder_config: Any, height: int, width: int) -> None:
+    """Write an image size as the config's class declares it: most take one number, some only a pair."""
+    config_class = type(encoder_config)
+    default = getattr(config_class, "image_size", None)
+    if default is None:
+        parameter = inspect.signature(config_class.__init__).parameters.get("image_size")
+        default = parameter.default if parameter else None
+    forms: list[Any] = [[height, width], (height, width)]
+    if height == width:
+        forms.insert(2 if isinstance(default, (list, tuple)) else 0, height)
+    for form in forms:
+        try:
+            encoder_config.image_size = form
+            return
+        except (StrictDataclassError, TypeError) as error:
+            refusal = error
+    raise ValueError(
+        f"image_size=({height}, {width}) is not taken by the config of the encoder {encoder_config.model_type!r}. Use a"
+        " square image."
+    ) from refusal
+
+
 def _check_size(size: Any) -> None:
     sides = size if isinstance(size, (list, tuple)) else [size]
-    if len(sides) not in (1, 2) or not all(isinstance(side, int) and side > 0 for side in sides):
+    if len(sides) not in (1, 2) or not all(is_index(side) and side > 0 for side in sides):
         raise ValueError(f"image_size={size!r} must be a side, or a height and a width, in pixels.")

@@ -193,6 +193,16 @@ def _pair(size: Any) -> tuple[int, int]:
 
 
 def _swin_geometry(config: Any) -> EncoderGeometry:
+    for name in ("image_size", "patch_size", "num_channels", "embed_dim", "depths", "num_heads", "window_size"):
+        value = getattr(config, name)
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        if not numbers or not all(isinstance(number, int) and number > 0 for number in numbers):
+            raise ValueError(f"{name}={value!r} of the encoder {config.model_type!r} must be whole numbers above 0.")
+    if len(config.depths) != len(config.num_heads):
+        raise ValueError(
+            f"depths={list(config.depths)} and num_heads={list(config.num_heads)} are of different lengths. Give one of"
+            " each for every stage."
+        )
     patch_size = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
     if _pair(config.patch_size) != (patch_size, patch_size):
         raise ValueError(f"patch_size={config.patch_size} is not square. Use square patches.")
@@ -569,8 +579,9 @@ def encode(
         )
         pixel_values = mask_pixels(pixel_values, bool_masked_pos, mask_token if geometry.route == "pixels" else None)
     if geometry.route == "own":
-        feature_map, hidden_states = encoder(pixel_values, bool_masked_pos)
-        return EncoderOutput(feature_map, hidden_states, None)
+        with_attentions = bool(kwargs.get("output_attentions"))
+        feature_map, hidden_states, *attentions = encoder(pixel_values, bool_masked_pos, with_attentions)
+        return EncoderOutput(feature_map, hidden_states, attentions[0] if attentions else None)
     if bool_masked_pos is not None and geometry.route == "native":
         kwargs["bool_masked_pos"] = bool_masked_pos.flatten(1)
     # Sizes are compared last: a comparison would fix the size of a program that is traced for any size.
@@ -584,6 +595,8 @@ def encode(
         kwargs["interpolate_pos_encoding"] = geometry.interpolate or (height, width) != geometry.image_size
     if geometry.route == "tokens":
         patch_embedding: Any = encoder.get_submodule(str(geometry.patch_embedding))
+        if _replace_masked not in patch_embedding._forward_hooks.values():  # an adapter has wrapped or replaced it
+            patch_embedding.register_forward_hook(_replace_masked)
         patch_embedding.masking = None if bool_masked_pos is None else (bool_masked_pos, mask_token)
         try:
             outputs = encoder(pixel_values, **kwargs)

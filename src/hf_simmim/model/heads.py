@@ -253,6 +253,7 @@ class HiddenStateFusion(nn.Module):
         states = hidden_states(config)
         self.indices: list[int] = []
         self.states: list[HiddenState] = []
+        self.ratios: list[int] = []  # adapters replace the projections, so their strides are kept here
         self.norms = nn.ModuleList()
         self.projections = nn.ModuleList()
         for index in config.head_inputs:
@@ -273,6 +274,7 @@ class HiddenStateFusion(nn.Module):
             ratio = config.encoder_stride // state.stride
             self.indices.append(index % len(states))
             self.states.append(state)
+            self.ratios.append(ratio)
             self.norms.append(nn.LayerNorm(state.channels))
             self.projections.append(nn.Conv2d(state.channels, config.hidden_size, kernel_size=ratio, stride=ratio))
 
@@ -288,8 +290,8 @@ class HiddenStateFusion(nn.Module):
             Tensor of shape (B, D, h, w).
         """
         fused = feature_map
-        for index, state, norm, projection in zip(self.indices, self.states, self.norms, self.projections, strict=True):
-            ratio: Any = projection.stride[0]  # type: ignore[index]
+        parts = zip(self.indices, self.states, self.ratios, self.norms, self.projections, strict=True)
+        for index, state, ratio, norm, projection in parts:
             grid_size = (feature_map.shape[2] * ratio, feature_map.shape[3] * ratio)
             tokens = as_map(state, hidden_states[index], grid_size)
             fused = fused + projection(norm(tokens).permute(0, 3, 1, 2))

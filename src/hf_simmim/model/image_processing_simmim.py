@@ -1,11 +1,13 @@
 """Image processor of SimMIM: resize, rescale, normalize and, with `do_mask`, draw masks."""
 
+import base64
+import importlib
 import os
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import (
@@ -14,26 +16,26 @@ from transformers.image_utils import (
     ChannelDimension,
     PILImageResampling,
     SizeDict,
-    load_image,
 )
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available, logging
 
+from .image_readers import GDAL_NODATA, Wanted, gdal_nodata
 from .images import (
-    GDAL_NODATA,
     channel_error,
     channels_first,
-    convert_channels,
     fill_missing,
     find_channels,
-    gdal_nodata,
     has_missing,
+    is_deep,
+    keeps_deep_pictures,
     mark_nodata,
     missing_as_nan,
     open_image,
     picture_or_array,
+    pixels_of,
+    read_stored,
     real_pixels,
-    upright,
 )
 from .masking import MASK_STRATEGIES, mask_units, patches_with_pixels, ratio_range
 from .remote_code import CarriesCode
@@ -118,23 +120,20 @@ class _SimMIMProcessing(CarriesCode, BaseImageProcessor):
     ):
         """Open paths and URLs; add the channel axis to gray arrays (H, W).
 
-        transformers' own method drops transparency, clips 16-bit images and, on torchvision, reads fewer formats.
+        transformers' own method drops transparency, clips 16-bit images, opens PostScript and, on torchvision, reads
+        fewer formats.
         """
         if isinstance(image_url_or_urls, (list, tuple)):
             return [self.fetch_images(image, num_channels, rescale_factor, nodata) for image in image_url_or_urls]
         if isinstance(image_url_or_urls, (str, os.PathLike)):
-            if not os.path.isfile(image_url_or_urls):
-                return load_image(str(image_url_or_urls))
-            image = open_image(
-                image_url_or_urls,
-                num_channels or self.num_channels,
-                rescale_factor or self.rescale_factor,
-                self.nodata if nodata is None else nodata,
-            )
+            num_channels = num_channels or self.num_channels
+            source = image_url_or_urls if os.path.isfile(image_url_or_urls) else _download(str(image_url_or_urls))
+            nodata = self.nodata if nodata is None else nodata
+            image = open_image(source, num_channels, rescale_factor or self.rescale_factor, nodata)
+            pixels = pixels_of(image, num_channels)
             if isinstance(image, Image.Image):
-                with image:
-                    image.load()
-            return image
+                image.close()
+            return pixels.view(_PixelsOfFile)
         if getattr(image_url_or_urls, "ndim", None) == 2:
             return image_url_or_urls[None]
         return super().fetch_images(image_url_or_urls)
@@ -155,40 +154,32 @@ class _SimMIMProcessing(CarriesCode, BaseImageProcessor):
         """
         num_channels = len(kwargs.get("image_mean") or self.image_mean)
         nodata = kwargs.get("nodata", self.nodata)
+        factor = kwargs.get("rescale_factor") or self.rescale_factor
         if isinstance(image, Image.Image):
-            if nodata is None and image.format == "TIFF":
-                nodata = gdal_nodata(image.tag_v2.get(GDAL_NODATA))  # type: ignore[attr-defined]
-            image = picture_or_array(image, kwargs.get("rescale_factor") or self.rescale_factor)
-            if nodata is not None:
-                image = mark_nodata(image, num_channels, nodata)
-            if isinstance(image, np.ndarray):
-                input_data_format = ChannelDimension.FIRST
-        if isinstance(image, Image.Image):
-            # Copied, because Pillow's memory is read-only, and torch warns about that.
-            image = np.array(convert_channels(upright(image), num_channels))
-            image = image[..., None] if image.ndim == 2 else image
-            input_data_format = ChannelDimension.LAST
-        else:
-            if isinstance(image, torch.Tensor):
-                image = self._plain_array(image)
-            if isinstance(image, np.ndarray):
-                image = channels_first(image, num_channels, input_data_format, nodata)
-                input_data_format = ChannelDimension.FIRST
+            image = pixels_of(reopen(image, num_channels, factor, nodata), num_channels).view(_PixelsOfFile)
+        if isinstance(image, _PixelsOfFile):
+            # Missing pixels are marked already, as the file stores them.
+            image, input_data_format, nodata = np.asarray(image), ChannelDimension.FIRST, None
+        if isinstance(image, torch.Tensor):
             image = self._plain_array(image)
-            if input_data_format is None:
-                input_data_format = find_channels(image.shape, num_channels)
-            if isinstance(image, torch.Tensor):
-                if ChannelDimension(input_data_format) == ChannelDimension.LAST:
-                    image = image.movedim(-1, 0)
-                image = missing_as_nan(image, nodata)
-                input_data_format = ChannelDimension.FIRST
-            factor = kwargs.get("rescale_factor") if kwargs.get("do_rescale") else None
-            # If the mean is smaller than the factor, it was computed from such images.
-            if factor is not None and factor < max(kwargs.get("image_mean") or self.image_mean) and _is_rescaled(image):
-                logger.warning_once(
-                    "An image of floats in [0, 1] is rescaled again, which makes it nearly black. Pass do_rescale=False"
-                    " for images that are already in [0, 1]."
-                )
+        if isinstance(image, np.ndarray):
+            image = channels_first(image, num_channels, input_data_format, nodata)
+            input_data_format = ChannelDimension.FIRST
+        image = self._plain_array(image)
+        if input_data_format is None:
+            input_data_format = find_channels(image.shape, num_channels)
+        if isinstance(image, torch.Tensor):
+            if ChannelDimension(input_data_format) == ChannelDimension.LAST:
+                image = image.movedim(-1, 0)
+            image = missing_as_nan(image, nodata)
+            input_data_format = ChannelDimension.FIRST
+        factor = factor if kwargs.get("do_rescale") else None
+        # If the mean is smaller than the factor, it was computed from such images.
+        if factor is not None and factor < max(kwargs.get("image_mean") or self.image_mean) and _is_rescaled(image):
+            logger.warning_once(
+                "An image of floats in [0, 1] is rescaled again, which makes it nearly black. Pass do_rescale=False"
+                " for images that are already in [0, 1]."
+            )
         processed = super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format, **kwargs)
         if processed.shape[0] == 1 and num_channels == 3:
             processed = processed.repeat(3, 1, 1) if isinstance(processed, torch.Tensor) else processed.repeat(3, 0)
@@ -294,6 +285,10 @@ class _SimMIMProcessing(CarriesCode, BaseImageProcessor):
         }
 
 
+class _PixelsOfFile(np.ndarray):
+    """Pixels (C, H, W) of a file that is read completely: channels converted, missing pixels marked."""
+
+
 class SimMIMImageProcessorPil(_SimMIMProcessing, PilBackend):  # type: ignore[misc]
     """Image processor on Pillow and NumPy. `SimMIMImageProcessorKwargs` has its arguments."""
 
@@ -335,3 +330,78 @@ def _is_rescaled(image) -> bool:
     if floating and has_missing(image):
         image = image[image == image]
     return floating and bool(image.min() >= 0) and bool(image.max() <= 1)
+
+
+def _download(address: str) -> bytes:
+    """Content behind an address, or of base64 text, as transformers' `load_image` takes them."""
+    if address.startswith(("http://", "https://")):
+        return importlib.import_module("httpx").get(address, follow_redirects=True).content
+    text = address.split(",", 1)[1] if address.startswith("data:image/") and "," in address else address
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise ValueError(
+            f"{address[:200]!r} is no file, no address that begins with http:// or https://, and no base64 text. Check"
+            " the path."
+        ) from error
+
+
+def reopen(
+    image: Image.Image, num_channels: int, rescale_factor: float, nodata: float | None = None
+) -> Image.Image | np.ndarray:
+    """Do what `open_image` does for a PIL image, and read its file again where Pillow has other numbers.
+
+    Args:
+        image: Opened elsewhere, decoded or not; it is not changed.
+        num_channels: Wanted channels C.
+        rescale_factor: Factor that the values will be multiplied by.
+        nodata: Value of missing pixels; the value that a TIFF file stores if None.
+
+    Returns:
+        As `open_image`.
+
+    Raises:
+        ValueError: If the file holds more than Pillow has decoded.
+    """
+    if isinstance(image, ImageFile.ImageFile) and image.format in PARTLY_READ:
+        content = _undecoded(image)
+        if content is not None:
+            return open_image(content, num_channels, rescale_factor, nodata)
+        if keeps_deep_pictures(rescale_factor) or nodata is not None:
+            _refuse_lost_bits(image, num_channels)
+        if nodata is None and image.format == "TIFF":
+            nodata = gdal_nodata(image.tag_v2.get(GDAL_NODATA))  # type: ignore[attr-defined]
+    found = picture_or_array(image, rescale_factor)
+    return found if nodata is None else mark_nodata(found, num_channels, nodata)
+
+
+# Formats of which Pillow does not keep all numbers.
+PARTLY_READ = ("AVIF", "FITS", "JPEG2000", "PNG", "PPM", "SGI", "TIFF")
+
+
+def _undecoded(image: ImageFile.ImageFile) -> bytes | None:
+    """Content of the file of a PIL image, if it is not decoded yet and shows the first page."""
+    file = getattr(image, "fp", None)
+    if not image.tile or image.tell() or file is None or getattr(file, "closed", False):
+        return None
+    position = file.tell()
+    file.seek(0)
+    content = file.read()
+    file.seek(position)
+    return content
+
+
+def _refuse_lost_bits(image: ImageFile.ImageFile, num_channels: int) -> None:
+    bits = 8
+    if image.format == "TIFF":
+        bits = max(image.tag_v2.get(258, (1,)))  # type: ignore[attr-defined]
+    elif os.path.isfile(str(image.filename)):
+        stored = read_stored(str(image.filename), Wanted(num_channels, True))
+        bits = stored.largest.bit_length()
+        if is_deep(image) and bits == 16:
+            return
+    if bits > 8 and not (image.format == "TIFF" and is_deep(image)):
+        raise ValueError(
+            f"The {image.format} picture holds {bits} bits, and Pillow decoded it as {image.mode}. Pass the path of the"
+            " file instead of the picture."
+        )

@@ -1,32 +1,52 @@
 """Opening of images as PIL images or arrays, conversion of their channels, and missing pixels.
 
-- Formats that Pillow supports (JPEG, PNG, 8-bit TIFF, ...) become PIL images, converted to the wanted channels.
+- Pictures of 8 bits (JPEG, PNG, 8-bit TIFF, ...) become PIL images, converted to the wanted channels.
 - Everything else becomes an array: `.npy` files, TIFF files of other data types or bands, data set columns of numbers,
   arrays passed to the image processor. An array must have the wanted channels and keeps its values: uint8 as uint8,
   all other types as float32.
 
-For 16-bit images `rescale_factor` decides. At 1/255, which means values from 0 to 255, they are scaled to 8 bits. At
-any other factor (1/65535 for the whole range, 1/10000 for reflectances of Sentinel-2) they are arrays.
+For pictures of 9 to 16 bits `rescale_factor` decides. At 1/255, which means values from 0 to 255, they are scaled to 8
+bits. At any other factor (1/65535 for the whole range, 1/10000 for reflectances of Sentinel-2) they are arrays.
 
 In both cases a model sees (values * rescale_factor - image_mean) / image_std.
 
-Pixels of which all channels are `nodata` are missing, in PIL images and arrays; TIFF files may store this value, as
-GDAL does. An image with missing pixels is a float32 array in which they are NaN.
+Pixels of which all channels are `nodata` in the file are missing; TIFF files may store this value, as GDAL does. An
+image with missing pixels is a float32 array in which they are NaN.
 """
 
-import importlib
+# ADD A FILE FORMAT: a reader that returns `Stored`, and its line in `FORMATS` at the end of this module. A suffix that
+# Pillow does not know goes to `SUFFIXES` in `image_readers.py`, that of a format which is not read to `UNREAD`.
+
 import io
-import logging as standard_logging
 import math
-import os
-from collections.abc import Sequence
-from typing import Any, TypeVar
+import re
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFile, UnidentifiedImageError
 from transformers.image_utils import ChannelDimension
 from transformers.utils import logging
+
+from .image_readers import (
+    TIFF_MAGICS,
+    Source,
+    Stored,
+    Wanted,
+    both_bytes,
+    check_size,
+    content_of,
+    few_bits,
+    numbers_at,
+    open_with_pillow,
+    opened,
+    optional_library,
+    read_fits,
+    read_tiff,
+    upright,
+)
 
 PixelArray = TypeVar("PixelArray", np.ndarray, torch.Tensor)
 
@@ -44,22 +64,47 @@ def missing_as_nan(image: PixelArray, nodata: float | None = None) -> PixelArray
     Raises:
         ValueError: If no pixel has finite values in all channels.
     """
-    missing = None
-    if _is_floating(image):
-        finite = torch.isfinite(image) if isinstance(image, torch.Tensor) else np.isfinite(image)
-        missing = None if finite.all() else ~finite
+    if not isinstance(image, torch.Tensor):
+        return _missing_as_nan(image, nodata)
+    missing = ~torch.isfinite(image) if image.is_floating_point() else torch.zeros_like(image, dtype=torch.bool)
     if nodata is not None:
-        empty = (image == as_stored(nodata)).all(0)
-        if empty.any():
-            missing = empty | (image != image) if missing is None else empty | missing
-    if missing is None:
+        missing = missing | (image == as_stored(nodata)).all(0)
+    if not missing.any():
         return image
     if missing.any(0).all():
         without = [index for index, channel in enumerate(missing) if channel.all()]
         raise ValueError(no_pixels_error(without, nodata))
-    if isinstance(image, torch.Tensor):
-        return image.float().masked_fill(missing, torch.nan)
-    return np.where(missing, np.float32(np.nan), image)
+    return image.float().masked_fill(missing, torch.nan)
+
+
+def _missing_as_nan(image: np.ndarray, nodata: float | None, in_place: bool = False) -> np.ndarray:
+    """As `missing_as_nan`; `in_place` changes an array of float32. Masks of one channel at a time save memory."""
+    empty = np.zeros(image.shape[1:], bool)
+    if nodata is not None:
+        empty = image[0] == as_stored(nodata)
+        for channel in image[1:]:
+            empty &= channel == as_stored(nodata)
+    anywhere, without, is_changed = empty.copy(), [], bool(empty.any())
+    for index, channel in enumerate(image):
+        missing = empty
+        if image.dtype.kind == "f":
+            missing = ~np.isfinite(channel)
+            is_changed |= bool(np.isinf(channel).any())
+            anywhere |= missing
+            missing |= empty
+        if missing.all():
+            without.append(index)
+    if anywhere.all():
+        raise ValueError(no_pixels_error(without, nodata))
+    if not is_changed:
+        return image
+    if not (in_place and image.dtype == np.float32 and image.flags.writeable):
+        image = image.astype(np.float32)
+    for channel in image:
+        channel[empty] = np.nan
+        if image.dtype.kind == "f":
+            channel[np.isinf(channel)] = np.nan
+    return image
 
 
 def as_stored(nodata: float) -> float:
@@ -120,7 +165,7 @@ def keeps_deep_pictures(rescale_factor: float) -> bool:
 
 def picture_or_array(image: Image.Image, rescale_factor: float) -> Image.Image | np.ndarray:
     """A PIL image itself, or its values (H, W) if it has more than 8 bits and `rescale_factor` fits them."""
-    if not _is_deep(image) or not keeps_deep_pictures(rescale_factor):
+    if not is_deep(image) or not keeps_deep_pictures(rescale_factor):
         return image
     return np.asarray(upright(image))
 
@@ -130,6 +175,7 @@ def channels_first(
     num_channels: int,
     data_format: str | ChannelDimension | None = None,
     nodata: float | None = None,
+    in_place: bool = False,
 ) -> np.ndarray:
     """Bring an array to channels first, with NaN for missing values.
 
@@ -140,6 +186,7 @@ def channels_first(
         num_channels: Wanted channels C.
         data_format: Where the channels are; if None, found by their number, first if both ends fit.
         nodata: Value of missing pixels, in all of their channels.
+        in_place: Whether an array of float32 may be changed, which saves the memory of a copy.
 
     Returns:
         Array of shape (C, H, W): uint8 if it was and no pixel is missing, else float32.
@@ -166,20 +213,23 @@ def channels_first(
         array = np.repeat(array, 3, axis=0)
     if array.shape[0] != num_channels:
         raise ValueError(channel_error(array.shape[0], num_channels))
-    if array.dtype != np.uint8:
-        # float64 files may mark missing values with numbers that float32 cannot hold.
-        with np.errstate(over="ignore"):
-            array = array.astype(np.float32)
-    return missing_as_nan(array, nodata)
+    if array.dtype in (np.uint8, np.float32):
+        return _missing_as_nan(array, nodata, in_place)
+    # float64 files may mark missing values with numbers that float32 cannot hold.
+    with np.errstate(over="ignore"):
+        return _missing_as_nan(array.astype(np.float32), nodata, in_place=True)
 
 
-def mark_nodata(image: Image.Image | np.ndarray, num_channels: int, nodata: float) -> Image.Image | np.ndarray:
+def mark_nodata(
+    image: Image.Image | np.ndarray, num_channels: int, nodata: float, in_place: bool = False
+) -> Image.Image | np.ndarray:
     """Replace pixels of which all channels are `nodata` by NaN, in an image as it is stored.
 
     Args:
         image: A PIL image, or an array of shape (H, W), (H, W, C) or (C, H, W).
         num_channels: Wanted channels C; transparency is ignored for one and three.
-        nodata: Value of missing pixels.
+        nodata: Value of missing pixels; of a palette, the index.
+        in_place: Whether an array of float32 may be changed.
 
     Returns:
         For an array, an array with the same axes, and NaN for missing pixels. For a PIL image, the image itself if no
@@ -189,26 +239,23 @@ def mark_nodata(image: Image.Image | np.ndarray, num_channels: int, nodata: floa
         ValueError: If there are no such channels, or all pixels are nodata.
     """
     if isinstance(image, np.ndarray):
-        marked = channels_first(image, num_channels, nodata=nodata)
+        marked = channels_first(image, num_channels, nodata=nodata, in_place=in_place)
         if image.ndim == 2:
             return marked[0]
         is_last = find_channels(image.shape, num_channels) == ChannelDimension.LAST
         return np.moveaxis(marked, 0, -1) if is_last else marked
     picture = upright(image)
-    if picture.mode in ("1", "P", "PA"):
-        picture = picture.convert({"1": "L", "P": "RGB", "PA": "RGBA"}[picture.mode])
-    numbers = np.asarray(picture)
-    numbers = numbers[..., None] if numbers.ndim == 2 else numbers
-    if picture.mode in ("LA", "RGBA") and num_channels in (1, 3):
+    numbers = np.atleast_3d(np.asarray(picture))
+    if picture.mode == "PA" or (picture.mode in ("LA", "RGBA") and num_channels in (1, 3)):
         numbers = numbers[..., :-1]
     missing = (numbers == as_stored(nodata)).all(axis=-1)
     if not missing.any():
         return image
     if missing.all():
         raise ValueError(no_pixels_error((), nodata))
-    array = np.asarray(convert_channels(upright(image), num_channels))
-    array = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
-    return np.where(missing, np.float32(np.nan), array)
+    if is_deep(picture) and picture.mode != "F":
+        picture = Image.fromarray(_to_8_bits(numbers[..., 0].clip(0, 65535), missing=missing))
+    return np.where(missing, np.float32(np.nan), pixels_of(picture, num_channels))
 
 
 def find_channels(shape: tuple[int, ...], num_channels: int) -> ChannelDimension:
@@ -233,18 +280,12 @@ def channel_error(found: int, expected: int) -> str:
     )
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation. An image without one is returned as it is, where Pillow would copy it."""
-    if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-        return image
-    return ImageOps.exif_transpose(image)
-
-
 def convert_channels(image: Image.Image, num_channels: int) -> Image.Image:
     """Convert a PIL image of any mode to 8 bits and the wanted channels.
 
-    Transparent images are composited on white. For three channels, gray, CMYK and palette images become RGB; for one,
-    images in color modes that contain only gray become gray. 16-bit images are scaled to 8 bits.
+    Transparent images are composited on white, unless nothing of them is opaque. For three channels, gray, CMYK and
+    palette images become RGB; for one, images in color modes that contain only gray become gray. 16-bit images are
+    scaled to 8 bits.
 
     Args:
         image: The PIL image.
@@ -261,10 +302,9 @@ def convert_channels(image: Image.Image, num_channels: int) -> Image.Image:
             "The image holds floats (mode F), whose range is unknown. Convert it to 8 bits, or set the rescale_factor"
             " that fits it, such as 1 for floats in [0, 1]."
         )
-    if _is_deep(image):
-        warn_of_lost_bits()
-        # Pillow clips at 255 when it converts 16-bit modes; the upper byte is the 8-bit image.
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if is_deep(image):
+        # Pillow clips at 255 when it converts 16-bit modes.
+        image = Image.fromarray(_to_8_bits(np.asarray(image).clip(0, 65535)))
     if num_channels == 3:
         return _opaque(image)
     if num_channels == 1:
@@ -285,11 +325,14 @@ def _opaque(image: Image.Image) -> Image.Image:
     """Convert to RGB, on white."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        # Some programs leave alpha at 0 everywhere: it means nothing then.
+        if image.getchannel("A").getextrema() != (0, 0):
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _is_deep(image: Image.Image) -> bool:
+def is_deep(image: Image.Image) -> bool:
+    """Whether a PIL image has a mode of more than 8 bits."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
@@ -301,26 +344,18 @@ def warn_of_lost_bits() -> None:
     )
 
 
-# Pillow logs this for every file that it has no mode for; tifffile reads those.
-standard_logging.getLogger("PIL.TiffImagePlugin").addFilter(
-    lambda record: not str(record.msg).startswith("More samples per pixel than can be decoded")
-)
-
-NPY_MAGIC = b"\x93NUMPY"
-TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-GDAL_NODATA = 42113
-
-
 def open_image(
-    source: str | os.PathLike | bytes, num_channels: int, rescale_factor: float, nodata: float | None = None
+    source: Source, num_channels: int, rescale_factor: float, nodata: float | None = None, indices: bool = False
 ) -> Image.Image | np.ndarray:
-    """Open an image file; a PIL image is decoded later, unless missing pixels must be found.
+    """Open an image file; a PIL image may be decoded later, unless missing pixels must be found.
 
     Args:
         source: Path, or content of the file.
         num_channels: Wanted channels C, which decide whether the pages of a TIFF file are channels.
         rescale_factor: Factor that the values will be multiplied by.
-        nodata: Value of missing pixels, in all of their channels; the value that a TIFF file stores if None.
+        nodata: Value of missing pixels, in all of their channels; the value that a TIFF or FITS file stores if None. It
+            is compared with the numbers in the file, such as palette indices.
+        indices: Whether palettes are read as indices, not as colors, as in maps of classes.
 
     Returns:
         A PIL image, or an array of shape (H, W), (H, W, C) or (C, H, W) of any data type. With missing pixels it is a
@@ -329,139 +364,288 @@ def open_image(
     Raises:
         ValueError, OSError: If the file cannot be read, and whatever else the readers raise.
     """
-    image, stored_nodata = _open(source, num_channels, rescale_factor)
-    nodata = stored_nodata if nodata is None else nodata
-    return image if nodata is None else mark_nodata(image, num_channels, nodata)
+    keeps_depth = keeps_deep_pictures(rescale_factor)
+    stored = read_stored(source, Wanted(num_channels, keeps_depth, nodata is not None, indices))
+    image, nodata = stored.image, stored.nodata if nodata is None else nodata
+    if isinstance(image, Image.Image) and is_deep(image) and stored.kind and (keeps_depth or nodata is not None):
+        image = np.asarray(upright(image))
+        stored = stored._replace(image=image)
+    if isinstance(image, np.ndarray) and stored.kind:
+        return _open_deep(stored, num_channels, keeps_depth, nodata)
+    if nodata is not None:
+        return mark_nodata(image, num_channels, as_stored(nodata) * stored.scale + stored.offset, in_place=True)
+    return picture_or_array(image, rescale_factor) if isinstance(image, Image.Image) else image
 
 
-def gdal_nodata(text: Any) -> float | None:
-    """The value of GDAL's nodata tag in a TIFF file, if there is one."""
-    try:
-        nodata = float(str(text).strip("\0 "))
-    except ValueError:
-        return None
-    # NaN is missing in any case.
-    return None if math.isnan(nodata) else nodata
+def _open_deep(stored: Stored, num_channels: int, keeps_depth: bool, nodata: float | None) -> Image.Image | np.ndarray:
+    """A picture of more than 8 bits with its numbers, or scaled to 8 bits."""
+    colors: np.ndarray = np.atleast_3d(np.asarray(stored.image))
+    missing = None
+    has_alpha = stored.kind[-1] in "Aa"
+    if nodata is not None:
+        compared = np.atleast_3d(stored.compared) if stored.compared is not None else colors
+        compared = compared[..., : compared.shape[-1] - has_alpha]
+        missing = (compared == as_stored(nodata) * stored.scale + stored.offset).all(axis=-1)
+        if missing.all():
+            raise ValueError(no_pixels_error((), nodata))
+        missing = missing if missing.any() else None
+    if has_alpha and num_channels in (1, 3):
+        colors = _on_white(colors, stored.largest, stored.kind[-1] == "a")
+    if stored.kind == "CMYK" and num_channels == 3:
+        inverse = stored.largest - colors.astype(np.float64)
+        colors = np.rint(inverse[..., :3] * inverse[..., 3:] / stored.largest).astype(np.uint16)
+    if keeps_depth:
+        numbers = colors[..., 0] if colors.shape[-1] == 1 else colors
+        if missing is None:
+            return numbers
+        return np.where(missing if numbers.ndim == 2 else missing[..., None], np.float32(np.nan), numbers)
+    colors = _to_8_bits(colors, stored.largest, missing)
+    mode = {1: "L", 2: "LA", 3: "RGB", 4: "CMYK" if stored.kind == "CMYK" else "RGBA"}[colors.shape[-1]]
+    picture = Image.frombytes(mode, colors.shape[1::-1], np.ascontiguousarray(colors).tobytes())
+    if missing is None:
+        return picture
+    return np.where(missing, np.float32(np.nan), pixels_of(picture, num_channels))
 
 
-def _open(
-    source: str | os.PathLike | bytes, num_channels: int, rescale_factor: float
-) -> tuple[Image.Image | np.ndarray, float | None]:
-    """The image, and the nodata value if the file stores one."""
-    if isinstance(source, bytes):
-        head = source[:6]
-    else:
-        with open(source, "rb") as file:
-            head = file.read(6)
-    if head == NPY_MAGIC:
-        # Pickles can run code.
-        return np.load(_readable(source), allow_pickle=False), None
-    if head.startswith(TIFF_MAGICS):
-        return _open_tiff(source, num_channels, rescale_factor)
-    image = Image.open(_readable(source))
-    if image.format == "PNG" and image.mode != "I;16" and _png_is_deep(image):
-        if keeps_deep_pictures(rescale_factor):
-            image.close()
-            return _read_deep_png(source), None
-        warn_of_lost_bits()
-    return picture_or_array(image, rescale_factor), None
+def _on_white(colors: np.ndarray, largest: int, is_multiplied: bool) -> np.ndarray:
+    """Lay colors with transparency, which comes last, on white; if it is 0 everywhere, it means nothing."""
+    colors, alpha = colors[..., :-1], colors[..., -1:].astype(np.float64) / largest
+    if not alpha.any():
+        return colors
+    opaque = colors if is_multiplied else colors * alpha
+    return np.rint(opaque + largest * (1 - alpha)).clip(0, largest).astype(np.uint16)
 
 
-def _readable(source: str | os.PathLike | bytes) -> Any:
-    return io.BytesIO(source) if isinstance(source, bytes) else source
+def _to_8_bits(numbers: np.ndarray, largest: int = 65535, missing: np.ndarray | None = None) -> np.ndarray:
+    """Scale a picture of 9 to 16 bits; one of 16 whose brightest pixel needs 14 or fewer has no more.
+
+    Args:
+        numbers: Unsigned integers of shape (H, W) or (H, W, C).
+        largest: White.
+        missing: Missing pixels (H, W), which are not looked at.
+
+    Returns:
+        uint8 of the same shape.
+    """
+    warn_of_lost_bits()
+    if largest == 65535:
+        brightest = int(numbers.max() if missing is None else numbers[~missing].max())
+        bits = max(brightest.bit_length(), 8)
+        if bits < 15 and brightest:
+            largest = 2**bits - 1
+            logger.warning_once(
+                f"Some 16-bit images use only {bits} bits: their brightest pixel is at most {largest}. Each of them is"
+                f" scaled by 1/{largest}, dark images of 16 bits too. If they are all of {bits} bits, set"
+                f" rescale_factor=1/{largest} (--rescale_factor 1/{largest}); 1/65535 if they are dark."
+            )
+    if largest & (largest + 1) == 0 and largest > 255:
+        # The upper bits are the 8-bit image.
+        return (numbers >> (largest.bit_length() - 8)).clip(0, 255).astype(np.uint8)
+    return np.rint(numbers * (255 / largest)).clip(0, 255).astype(np.uint8)
 
 
-def _png_is_deep(image: ImageFile.ImageFile) -> bool:
-    return bool(image.tile) and str(image.tile[0].args).endswith(";16B")
+def pixels_of(image: Image.Image | np.ndarray, num_channels: int) -> np.ndarray:
+    """An opened image, upright, as an array of shape (C, H, W), uint8 or float32."""
+    if isinstance(image, np.ndarray):
+        return channels_first(image, num_channels)
+    # Copied, because Pillow's memory is read-only, and torch warns about that.
+    array = np.array(convert_channels(upright(image), num_channels))
+    return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
 
 
-def _read_deep_png(source: str | os.PathLike | bytes) -> np.ndarray:
-    """Read 16-bit colors, for which Pillow has no mode: it keeps the upper byte of the byte order that it is given."""
-    halves = []
-    for order in ("16B", "16L"):
-        with Image.open(_readable(source)) as image:
-            if not str(image.tile[0].args).startswith("RGB"):
-                raise ValueError(
-                    "The PNG file holds gray with transparency of 16 bits, which cannot be read. Convert it to gray."
-                )
-            image.tile = [tile._replace(args=str(tile.args).replace("16B", order)) for tile in image.tile]
-            halves.append(np.asarray(upright(image)).astype(np.uint16))
-    return halves[0] << 8 | halves[1]
+def read_stored(source: Source, wanted: Wanted) -> Stored:
+    """Read an image file by the reader of its format.
+
+    Args:
+        source: Path, or content of the file.
+        wanted: What it is read for.
+
+    Returns:
+        The image as it is stored; a PIL image may not be decoded yet.
+
+    Raises:
+        ValueError, OSError: If the file cannot be read, and whatever else the readers raise.
+    """
+    with opened(source) as file:
+        head = file.read(256)
+    for matches, reader in FORMATS.values():
+        if matches(head):
+            return reader(source, wanted)
+    return Stored(open_with_pillow(source))
 
 
-def _open_tiff(
-    source: str | os.PathLike | bytes, num_channels: int, rescale_factor: float
-) -> tuple[Image.Image | np.ndarray, float | None]:
-    try:
-        image: Image.Image = Image.open(_readable(source))
-    except UnidentifiedImageError:
-        return _read_tiff(source, num_channels)
-    tags = image.tag_v2  # type: ignore[attr-defined]
-    if tags.get(274, 1) > 4 and not isinstance(source, bytes):
-        # Pillow memory-maps files of some modes, with the wrong width if they are rotated.
-        image.close()
-        with open(source, "rb") as file:
-            image = Image.open(io.BytesIO(file.read()))
-    bits, num_bands = max(tags.get(258, (1,))), tags.get(277, 1)
-    is_unsigned = set(tags.get(339, (1,))) == {1}
-    num_pages = getattr(image, "n_frames", 1)
-    if num_pages > 1 and (num_channels == 1 or num_bands == num_channels):
-        logger.warning_once(
-            f"Only the first page of TIFF files is read, such as of one with {num_pages} pages of"
-            f" {image.height}x{image.width}. If pages are channels, set as many channels; if images, save them one by"
-            " one."
-        )
-    # Pillow opens files with more bands than it has a mode for, and drops the last ones.
-    if num_bands == 1 < min(num_pages, num_channels) or num_bands != len(image.getbands()):
-        image.close()
-        return _read_tiff(source, num_channels)
-    if is_unsigned and bits <= (8 if keeps_deep_pictures(rescale_factor) else 16):
-        if bits > 8:
-            warn_of_lost_bits()
-        return image, gdal_nodata(tags.get(GDAL_NODATA))
-    # Pillow reads files that tifffile needs another package for, but it supports neither 16-bit colors nor uint32.
-    if image.mode.startswith("I;16") or image.mode == "F" or (image.mode == "I" and bits == 16):
-        return np.asarray(upright(image)), gdal_nodata(tags.get(GDAL_NODATA))
-    image.close()
-    return _read_tiff(source, num_channels)
+def _read_npy(source: Source, wanted: Wanted) -> Stored:
+    # Pickles can run code.
+    return Stored(np.load(io.BytesIO(source) if isinstance(source, bytes) else source, allow_pickle=False))
 
 
-def _read_tiff(source: str | os.PathLike | bytes, num_channels: int) -> tuple[np.ndarray, float | None]:
-    """Read a TIFF file of any data type and bands: all pages if they are the channels, else the first one, upright."""
-    # Imported by name: transformers would require it from everybody who loads a checkpoint's code.
-    try:
-        tifffile = importlib.import_module("tifffile")
-    except ImportError as error:
-        raise ImportError("TIFF files with these bands or data types need tifffile: pip install tifffile.") from error
-    try:
-        with tifffile.TiffFile(_readable(source)) as tiff:
-            series, page = tiff.series[0], tiff.pages.first
-            tag = page.tags.get(GDAL_NODATA)
-            nodata = gdal_nodata(tag.value) if tag else None
-            if len(series.shape) == 3 > len(page.shape) and num_channels in (series.shape[0], series.shape[-1]):
-                return series.asarray(), nodata
-            if len(tiff.pages) > 1 and len(page.shape) == 2 and num_channels > 1:
-                raise ValueError(
-                    f"The TIFF file has {len(tiff.pages)} pages of {page.shape[0]}x{page.shape[1]} and"
-                    f" {num_channels} channels are expected: neither the pages nor an axis of them are the channels."
-                    " Set num_channels to the number in the file, or write bands with planarconfig='contig'."
-                )
-            orientation = page.tags.get(274)
-            return _turned(page.asarray(), page.axes, int(orientation.value) if orientation else 1), nodata
-    except (ImportError, KeyError, ValueError) as error:
-        # Without imagecodecs, tifffile looks for codecs in Python itself, which older versions lack.
-        if isinstance(error, ImportError) or "imagecodecs" in str(error):
-            reason = str(error).strip("\"'")
+# PNG
+
+
+def _read_png(source: Source, wanted: Wanted) -> Stored:
+    image = open_with_pillow(source)
+    coding = str(image.tile[0].args) if isinstance(image, ImageFile.ImageFile) and image.tile else ""
+    if coding in ("L;2", "L;4"):
+        return few_bits(image, int(coding[-1]), wanted)
+    if coding == "1":
+        return Stored(image, scale=255)
+    if not coding.endswith(";16B"):
+        return Stored(image)
+    if image.mode == "I;16" and "transparency" not in image.info:
+        return Stored(image, largest=65535, kind="L")
+    if coding.startswith("LA"):
+        if wanted.keeps_depth or wanted.has_nodata:
             raise ValueError(
-                f"The TIFF file is compressed in a way that needs another package ({reason}): pip install imagecodecs."
-            ) from error
-        raise
+                "The PNG file holds gray with transparency of 16 bits, which cannot be read. Convert it to gray."
+            )
+        return Stored(image)
+    transparent = image.info.get("transparency")
+    numbers = np.asarray(upright(image)) if image.mode == "I;16" else both_bytes(source, image, "16B", "16L")
+    kind = image.mode.replace("I;16", "L")
+    if transparent is not None:
+        # One color is transparent.
+        colors = numbers if numbers.ndim == 3 else numbers[..., None]
+        alpha = np.where((colors == np.asarray(transparent)).all(-1, keepdims=True), 0, 65535)
+        numbers, kind = np.concatenate([colors, alpha.astype(np.uint16)], axis=-1), f"{kind}A"
+    return Stored(numbers, largest=65535, kind=kind)
 
 
-def _turned(array: np.ndarray, axes: str, orientation: int) -> np.ndarray:
-    """Apply the TIFF orientation (1 to 8) to an array whose axes are named Y and X."""
-    rows, columns = axes.index("Y"), axes.index("X")
-    if orientation in (5, 6, 7, 8):
-        array = array.swapaxes(rows, columns)
-    mirrored = tuple(axis for axis, of in ((columns, (2, 3, 6, 7)), (rows, (3, 4, 7, 8))) if orientation in of)
-    return np.flip(array, mirrored)
+# PGM, PPM and PFM
+
+
+def _read_pnm(source: Source, wanted: Wanted) -> Stored:
+    """Read gray or colors of up to 16 bits, and floats; Pillow stretches all but 8 bits, and has no float colors."""
+    content = content_of(source)
+    match = re.match(rb"(P[2356Ff])((?:\s+|#[^\n\r]*)+)", content)
+    tokens: list[bytes] = []
+    position = match.end() if match else 0
+    while match and len(tokens) < 3:
+        token = re.compile(rb"([^\s#]+)").match(content, position)
+        if token is None:
+            break
+        tokens.append(token[0])
+        position = token.end()
+        space = re.compile(rb"(?:\s+|#[^\n\r]*)+" if len(tokens) < 3 else rb"\s?").match(content, position)
+        position = space.end() if space else position
+    try:
+        width, height, largest = int(tokens[0]), int(tokens[1]), float(tokens[2])
+    except (ValueError, IndexError):
+        return Stored(open_with_pillow(source))
+    kind = match[1].decode() if match else ""
+    channels = 3 if kind in ("P3", "P6", "PF") else 1
+    check_size(height, width, channels)
+    shape = (height, width, channels)[: 2 if channels == 1 else 3]
+    if kind in ("PF", "Pf"):
+        dtype = np.dtype("<f4" if largest < 0 else ">f4")
+        numbers = numbers_at(content, dtype, math.prod(shape), position).reshape(shape)
+        return Stored(numbers[::-1].astype(np.float32))
+    if not 0 < largest < 65536:
+        raise ValueError(f"The largest number of the PNM file is {largest:g} and must be 1 to 65535. Fix the file.")
+    if kind in ("P2", "P3"):
+        values = re.sub(rb"#[^\n\r]*", b"", content[position:]).split()
+        if len(values) < math.prod(shape):
+            raise ValueError("The PNM file is cut off. Replace it.")
+        numbers = np.array(values[: math.prod(shape)], dtype=np.uint16).reshape(shape)
+    else:
+        numbers = numbers_at(content, np.dtype(">u2" if largest > 255 else "u1"), math.prod(shape), position)
+        numbers = numbers.reshape(shape)
+    if largest == 255:
+        return Stored(Image.fromarray(numbers.astype(np.uint8)))
+    return Stored(numbers.astype(np.uint16), largest=int(largest), kind="L" if channels == 1 else "RGB")
+
+
+# SGI
+
+
+def _read_sgi(source: Source, wanted: Wanted) -> Stored:
+    content = content_of(source)
+    is_packed, size, _, width, height, channels = struct.unpack_from(">BBHHHH", content, 2)
+    if size != 2:
+        return Stored(open_with_pillow(source))
+    if is_packed or channels not in (1, 3, 4):
+        raise ValueError("The SGI file holds compressed 16-bit numbers, which are not read. Convert it to PNG or TIFF.")
+    check_size(height, width, channels)
+    numbers = numbers_at(content, np.dtype(">u2"), width * height * channels, 512).astype(np.uint16)
+    numbers = np.moveaxis(numbers.reshape(channels, height, width), 0, -1)[::-1]
+    return Stored(numbers, largest=65535, kind={1: "L", 3: "RGB", 4: "RGBA"}[channels])
+
+
+# JPEG 2000, AVIF and JPEG
+
+
+def _boxes(content: bytes) -> Iterator[tuple[bytes, int]]:
+    """Type and start of each box of a JPEG 2000 file."""
+    start = 0
+    while start + 16 <= len(content):
+        size, kind, long_size = struct.unpack_from(">I4sQ", content, start)
+        yield kind, start + (16 if size == 1 else 8)
+        start += long_size if size == 1 else size
+        if size == 0 or (size == 1 and long_size < 16) or 1 < size < 8:
+            return
+
+
+def _read_jpeg2000(source: Source, wanted: Wanted) -> Stored:
+    content = content_of(source)
+    start = 0
+    if content[:2] != b"\xff\x4f":
+        start = next((first for kind, first in _boxes(content) if kind == b"jp2c"), 0)
+    channels = struct.unpack(">H", content[start + 40 : start + 42])[0] if len(content) > start + 42 else 0
+    depths = [content[start + 42 + 3 * index] for index in range(min(channels, 16))]
+    bits, is_signed = max((depth & 127) + 1 for depth in depths or [7]), any(depth & 128 for depth in depths)
+    image = open_with_pillow(source)
+    if bits <= 8 and not is_signed:
+        return Stored(image)
+    if image.mode.startswith("I;16") and bits <= 16:
+        # Shifted up to 16 bits, after half of the range was added to signed numbers.
+        numbers = np.asarray(image) >> (16 - bits)
+        if is_signed:
+            return Stored(numbers.astype(np.int32) - 2 ** (bits - 1))
+        return Stored(numbers, largest=2**bits - 1, kind="L")
+    if not (wanted.keeps_depth or wanted.has_nodata or is_signed):
+        return Stored(image)
+    check_size(image.height, image.width, channels)
+    is_picture = not is_signed and image.mode in ("RGB", "RGBA", "LA")
+    return _by_imagecodecs("JPEG 2000", content, bits, image.mode if is_picture else "")
+
+
+def _by_imagecodecs(name: str, content: bytes, bits: int, kind: str) -> Stored:
+    codecs = optional_library("imagecodecs", f"The {name} file holds {bits} bits, more than Pillow reads. To read them")
+    decode = {"JPEG 2000": "jpeg2k_decode", "AVIF": "avif_decode", "JPEG": "jpeg_decode"}[name]
+    return Stored(getattr(codecs, decode)(content), largest=2**bits - 1 if kind else 0, kind=kind)
+
+
+def _read_avif(source: Source, wanted: Wanted) -> Stored:
+    content = content_of(source)
+    position = content[: 1 << 20].find(b"av1C")
+    flags = content[position + 6] if position > 0 else 0
+    bits = 8 if not flags & 0x40 else 12 if flags & 0x20 else 10
+    image = open_with_pillow(content)
+    if bits == 8 or not (wanted.keeps_depth or wanted.has_nodata):
+        return Stored(image)
+    check_size(image.height, image.width, 4)
+    return _by_imagecodecs("AVIF", content, bits, image.mode)
+
+
+def _read_jpeg(source: Source, wanted: Wanted) -> Stored:
+    try:
+        return Stored(open_with_pillow(source))
+    except UnidentifiedImageError:
+        content = content_of(source)
+        frame = re.search(rb"\xff[\xc0-\xc3\xc9\xca\xcb]..([\x09-\x10])", content[: 1 << 16], re.DOTALL)
+        if not frame:
+            raise
+        channels = {1: "L", 3: "RGB", 4: "CMYK"}.get(content[frame.end() + 4], "")
+        return _by_imagecodecs("JPEG", content, frame[1][0], channels)
+
+
+FORMATS: dict[str, tuple[Callable[[bytes], bool], Callable[[Source, Wanted], Stored]]] = {
+    "NumPy": (lambda head: head.startswith(b"\x93NUMPY"), _read_npy),
+    "TIFF": (lambda head: head.startswith(TIFF_MAGICS), read_tiff),
+    "PNG": (lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"), _read_png),
+    "JPEG": (lambda head: head.startswith(b"\xff\xd8\xff"), _read_jpeg),
+    "JPEG 2000": (lambda head: head.startswith(b"\xff\x4f\xff\x51") or head[4:8] == b"jP  ", _read_jpeg2000),
+    "AVIF": (lambda head: head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"), _read_avif),
+    "PGM, PPM, PFM": (lambda head: re.match(rb"P[2356Ff][\s#]", head) is not None, _read_pnm),
+    "FITS": (lambda head: head.startswith(b"SIMPLE  ="), read_fits),
+    "SGI": (lambda head: head.startswith(b"\x01\xda"), _read_sgi),
+}

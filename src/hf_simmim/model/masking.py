@@ -1,11 +1,18 @@
 """Masking strategies. Every strategy returns a bool mask on the patch grid, True = masked."""
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+# Units of all images that are processed together. Of larger grids, one image after another is faster and needs less
+# memory, and its masked units are selected without sorting them.
+LARGEST_PART = 2**18
+NUM_BUCKETS = 2**16
 
 
 def mask_units(image_size: tuple[int, int], patch_size: int, mask_patch_size: int) -> tuple[tuple[int, int], int]:
@@ -22,10 +29,13 @@ def mask_units(image_size: tuple[int, int], patch_size: int, mask_patch_size: in
         The patch grid (h, w), cut patches included, and the side of a mask unit in patches.
 
     Raises:
-        ValueError: If the model's patch does not divide the mask patch.
+        ValueError: If a size is no positive whole number, or the model's patch does not divide the mask patch.
     """
-    if patch_size < 1:
+    sides(image_size, "image_size")
+    if not is_whole(patch_size) or patch_size < 1:
         raise ValueError(f"The model's patch size is {patch_size} px. Use that of the encoder, such as 4 or 16.")
+    if not is_whole(mask_patch_size):
+        raise ValueError(f"mask_patch_size={mask_patch_size!r} must be a whole number of pixels, such as 32.")
     if mask_patch_size < 1 or mask_patch_size % patch_size:
         raise ValueError(
             f"mask_patch_size={mask_patch_size} px is not a multiple of the model's patch size of {patch_size} px."
@@ -40,7 +50,7 @@ def patch_mask(
     """Convert a mask to bool and shape (B, h, w).
 
     Args:
-        bool_masked_pos: Mask of shape (B, N) or (B, h, w), True = masked, or None.
+        bool_masked_pos: Mask of shape (B, N) or (B, h, w), True or 1 = masked, False or 0 = visible; or None.
         pixel_values: Images of shape (B, C, H, W) that it belongs to.
         patch_size: Side of a patch in pixels.
 
@@ -48,10 +58,14 @@ def patch_mask(
         The mask, or None if there was none. It includes patches that are cut by the border of an image.
 
     Raises:
-        ValueError: If the mask has another shape.
+        ValueError: If the mask has another shape or other values.
     """
     if bool_masked_pos is None:
         return None
+    if not isinstance(bool_masked_pos, torch.Tensor):
+        raise ValueError(
+            f"bool_masked_pos is of type {type(bool_masked_pos).__name__}. Use a tensor, or None to mask nothing."
+        )
     batch_size, _, height, width = pixel_values.shape
     grid_size = patch_grid((height, width), patch_size)
     expected = (batch_size, grid_size[0] * grid_size[1])
@@ -65,7 +79,43 @@ def patch_mask(
             f"bool_masked_pos has shape {tuple(bool_masked_pos.shape)}. Images of {height}x{width} with patches of"
             f" {patch_size} px need {expected} or {(batch_size, *grid_size)}."
         )
-    return bool_masked_pos.bool().view(batch_size, *grid_size)
+    # A value cannot be looked at while a program is traced.
+    if bool_masked_pos.dtype != torch.bool and not (torch.compiler.is_compiling() or bool_masked_pos.is_meta):
+        others = bool_masked_pos[(bool_masked_pos != 0) & (bool_masked_pos != 1)]
+        if len(others):
+            raise ValueError(
+                f"bool_masked_pos has the value {others[0].item():g}. Use a bool mask, True = masked, or 1 and 0: a"
+                " patch is masked as a whole or not at all."
+            )
+    return bool_masked_pos.bool().reshape(batch_size, *grid_size)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number, of Python or NumPy."""
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return not isinstance(value, bool)
+
+
+def sides(size: Any, name: str) -> tuple[int, int]:
+    """Check a size (height, width).
+
+    Args:
+        size: The size.
+        name: What it is called, for messages.
+
+    Returns:
+        The two numbers.
+
+    Raises:
+        ValueError: If they are not two positive whole numbers.
+    """
+    pair = tuple(size) if isinstance(size, (Sequence, torch.Size)) and not isinstance(size, str) else ()
+    if len(pair) != 2 or not all(is_whole(side) and side > 0 for side in pair):
+        raise ValueError(f"{name}={size!r} must be (height, width), two whole numbers of at least 1.")
+    return pair
 
 
 def patch_grid(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
@@ -95,6 +145,8 @@ def to_pixels(mask: torch.Tensor, patch_size: int, image_size: tuple[int, int]) 
             f"A mask of shape {tuple(mask.shape)} does not cover an image of {height}x{width} with patches of"
             f" {patch_size} px. Use (B, {grid_size[0]}, {grid_size[1]})."
         )
+    if patch_size == 1:
+        return mask
     pixels = mask.repeat_interleave(patch_size, dim=1).repeat_interleave(patch_size, dim=2)
     return pixels[:, :height, :width]
 
@@ -109,6 +161,8 @@ def patches_with_pixels(pixel_mask: torch.Tensor, patch_size: int) -> torch.Tens
     Returns:
         Bool tensor of shape (B, h, w) on the patch grid that covers the image.
     """
+    if patch_size == 1:
+        return pixel_mask > 0
     return F.max_pool2d(pixel_mask[:, None].float(), patch_size, ceil_mode=True)[:, 0] > 0
 
 
@@ -122,13 +176,13 @@ def ratio_range(mask_ratio: float | Sequence[float]) -> tuple[float, float]:
         Two ratios, which are equal if only one was given.
 
     Raises:
-        ValueError: If a ratio is outside (0, 1), or if there are not one or two in ascending order.
+        ValueError: If a ratio is no number in (0, 1), or if there are not one or two in ascending order.
     """
     bounds = tuple(mask_ratio) if isinstance(mask_ratio, Sequence) else (mask_ratio, mask_ratio)
     if len(bounds) != 2:
         raise ValueError(f"mask_ratio={mask_ratio} has {len(bounds)} values. Give one ratio, or two.")
     for ratio in bounds:
-        if not 0 < ratio < 1:
+        if ratio is None or isinstance(ratio, (str, bytes, complex, dict, set)) or not 0 < ratio < 1:
             raise ValueError(f"mask_ratio={ratio} is outside (0, 1). The paper's default is 0.6.")
     low, high = bounds
     if low > high:
@@ -152,11 +206,13 @@ def num_masked_units(num_units: int, mask_ratio: float) -> int:
         A number from 1 to `num_units - 1`, so that something is masked and something stays visible.
 
     Raises:
-        ValueError: If the ratio is outside (0, 1), or would mask the whole image.
+        ValueError: If the ratio is outside (0, 1), or would mask the whole image, or there is no number of units.
 
     Source: `MaskGenerator` in data/data_simmim.py of microsoft/SimMIM (22 of 36 at 192 px, 30 of 49 at 224 px).
     """
     ratio_range(mask_ratio)
+    if not is_whole(num_units) or num_units < 1:
+        raise ValueError(f"num_units={num_units!r} must be a whole number of at least 1.")
     count = _rounded_up(num_units, mask_ratio)
     if count >= num_units:
         raise ValueError(
@@ -211,17 +267,22 @@ class MaskStrategy:
             Bool tensor of shape (B, h, w), True = masked.
 
         Raises:
-            ValueError: If the unit size is below 1, the ratio cannot be met, or `valid_patches` has another shape.
+            ValueError: If a size or number is not a whole one of at least 1, the ratio cannot be met, or
+                `valid_patches` has another shape.
 
         Examples:
             >>> block_mask((12, 12), 0.4, batch_size=8)
         """
-        if unit_size < 1:
-            raise ValueError(f"unit_size={unit_size} must be 1 patch or more.")
-        rows, columns = patch_grid(grid_size, unit_size)
+        if not is_whole(unit_size) or unit_size < 1:
+            raise ValueError(f"unit_size={unit_size!r} must be 1 patch or more, a whole number.")
+        if not is_whole(batch_size) or batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r} must be 1 mask or more, a whole number.")
+        rows, columns = patch_grid(sides(grid_size, "grid_size"), unit_size)
         num_masked_units(rows * columns, ratio_range(mask_ratio)[1])
         for source in (generator, valid_patches):
             device = source.device if device is None and source is not None else device
+        if valid_patches is not None and not isinstance(valid_patches, torch.Tensor):
+            raise ValueError(f"valid_patches is of type {type(valid_patches).__name__}. Use a bool tensor, or None.")
         if valid_patches is None:
             valid = torch.ones(batch_size, rows, columns, dtype=torch.bool, device=device)
             numbers = [rows * columns] * batch_size
@@ -231,7 +292,7 @@ class MaskStrategy:
                     f"valid_patches has shape {tuple(valid_patches.shape)}. Use {(batch_size, *grid_size)}, a value for"
                     " each patch of each mask."
                 )
-            valid_patches = valid_patches.to(device)
+            valid_patches = valid_patches.to(device).bool()
             valid = patches_with_pixels(valid_patches, unit_size)
             numbers = valid.flatten(1).sum(1).tolist()
         low, high = ratio_range(mask_ratio)
@@ -302,9 +363,45 @@ def draw(*shape: int, like: torch.Tensor, generator: torch.Generator | None) -> 
 def _lowest(scores: torch.Tensor, among: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     """The `counts` (B,) units with the lowest scores (B, rows, columns) of the units `among`, as a bool tensor."""
     last = torch.inf if scores.is_floating_point() else torch.iinfo(scores.dtype).max
+    if among[0].numel() > LARGEST_PART:
+        chosen = []
+        for row, units, count in zip(scores.flatten(1), among.flatten(1), counts.tolist(), strict=True):
+            low, high = row.min(), row.max()
+            buckets = ((row - low) * (NUM_BUCKETS / (high - low).clamp(min=1e-6))).int()
+            chosen.append(_lowest_of_many(buckets, units, count, row.__getitem__))
+        return torch.stack(chosen).view(among.shape)
     order = scores.masked_fill(~among, last).flatten(1).argsort(dim=1)
-    chosen = torch.arange(order.shape[1], device=order.device) < counts[:, None]
-    return torch.zeros_like(chosen).scatter_(1, order, chosen).view(among.shape)
+    chosen_in_order = torch.arange(order.shape[1], device=order.device) < counts[:, None]
+    return torch.zeros_like(chosen_in_order).scatter_(1, order, chosen_in_order).view(among.shape)
+
+
+def _lowest_of_many(
+    buckets: torch.Tensor, among: torch.Tensor, count: int, scores: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """The `count` units with the lowest scores, without sorting all of them.
+
+    Args:
+        buckets: Whole numbers from 0 on that never fall where scores rise, (N,).
+        among: Units to choose from, (N,).
+        count: Number of units to choose.
+        scores: Takes indices of units, and returns their scores. Of equal ones the first are chosen.
+
+    Returns:
+        Bool tensor (N,).
+    """
+    totals = buckets.masked_fill(~among, int(buckets.max()) + 1).bincount().cumsum(0)
+    border = int((totals < count).sum())
+    chosen = (buckets < border) & among
+    last = ((buckets == border) & among).nonzero()[:, 0]
+    missing = count - (int(totals[border - 1]) if border else 0)
+    chosen[last[scores(last).argsort(stable=True)[:missing]]] = True
+    return chosen
+
+
+def _parts(valid: torch.Tensor) -> list[slice]:
+    """Images (B, rows, columns) to process together."""
+    step = max(1, LARGEST_PART // valid[0].numel()) if len(valid) else 1
+    return [slice(first, first + step) for first in range(0, len(valid), step)]
 
 
 def random_units(valid: torch.Tensor, counts: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
@@ -397,15 +494,36 @@ def _around(
         x: Likewise.
         corner: Corner where rings begin, 0 to 3 clockwise from the upper left, (B,).
     """
+    if valid[0].numel() > LARGEST_PART:
+        return torch.stack([_around_in_large(*image) for image in zip(valid, counts, y, x, corner, strict=True)])
     y, x, corner = (values.view(-1, 1, 1) for values in (y, x, corner))
     y = 2 * torch.arange(valid.shape[1], device=valid.device)[:, None] - y  # B, rows, 1
     x = 2 * torch.arange(valid.shape[2], device=valid.device) - x  # B, 1, columns
     ring = torch.maximum(y.abs(), x.abs())
-    # Clockwise: a ring has four sides of twice its distance.
+    return _lowest(ring * 8 * (ring.max() + 1) + _along_ring(y, x, corner), valid, counts)
+
+
+def _around_in_large(
+    valid: torch.Tensor, count: torch.Tensor, y: torch.Tensor, x: torch.Tensor, corner: torch.Tensor
+) -> torch.Tensor:
+    """As `_around`, for one large image; the order along a ring matters for the last one only."""
+    rows = 2 * torch.arange(valid.shape[0], device=valid.device, dtype=torch.int32) - y.int()
+    columns = 2 * torch.arange(valid.shape[1], device=valid.device, dtype=torch.int32) - x.int()
+    ring = torch.maximum(rows[:, None].abs(), columns.abs()).flatten()
+
+    def order(units: torch.Tensor) -> torch.Tensor:
+        return _along_ring(rows[units // len(columns)], columns[units % len(columns)], corner)
+
+    return _lowest_of_many(ring, valid.flatten(), int(count), order).view(valid.shape)
+
+
+def _along_ring(y: torch.Tensor, x: torch.Tensor, corner: torch.Tensor) -> torch.Tensor:
+    """Place of units at (y, x) from the center on their ring: clockwise, from a corner on."""
+    ring = torch.maximum(y.abs(), x.abs())
+    # A ring has four sides of twice its distance.
     left_or_bottom = torch.where(y == ring, 5 * ring - x, 7 * ring - y)
     along = torch.where(y == -ring, x + ring, torch.where(x == ring, y + 3 * ring, left_or_bottom))
-    along = (along - 2 * ring * corner) % (8 * ring).clamp(min=1)
-    return _lowest(ring * 8 * (ring.max() + 1) + along, valid, counts)
+    return (along - 2 * ring * corner) % (8 * ring).clamp(min=1)
 
 
 def block_units(valid: torch.Tensor, counts: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
@@ -430,7 +548,8 @@ def block_units(valid: torch.Tensor, counts: torch.Tensor, generator: torch.Gene
     smallest = max(1, round(rows * columns * SMALLEST_BLOCK))
     y = torch.arange(rows, device=valid.device)[:, None]
     x = torch.arange(columns, device=valid.device)
-    masked, missing = torch.zeros_like(valid), counts
+    masked, missing, parts = torch.zeros_like(valid), counts.clone(), _parts(valid)
+    is_large = rows * columns > LARGEST_PART
     while missing.any():
         area, aspect, top, left, end = draw(5, batch_size, like=valid, generator=generator)
         area = smallest + area * (missing - smallest).clamp(min=0)
@@ -440,21 +559,69 @@ def block_units(valid: torch.Tensor, counts: torch.Tensor, generator: torch.Gene
         height = torch.where(aspect < 0.5, shorter, longer).maximum((area / columns).ceil()).clamp(max=rows).long()
         width = torch.where(aspect < 0.5, longer, shorter).maximum((area / rows).ceil()).clamp(max=columns).long()
         top, left = _below(top, rows - height + 1), _below(left, columns - width + 1)
-        free = valid & ~masked
-        is_stuck = ~(_blocks(y, x, top, left, height, width) & free).flatten(1).any(1)
+        blocks = torch.stack((top, left, height, width))
+        is_stuck = ~torch.cat([_free_in_blocks(valid, masked, blocks, part)[0].flatten(1).any(1) for part in parts])
+        if is_large:
+            is_stuck &= missing > 0
         if is_stuck.any():
             # Moved to a position where it masks something, so that the loop ends.
-            pick = (free * (1 + draw(*valid.shape, like=valid, generator=generator))).flatten(1).argmax(1)
+            if is_large:
+                pick = _free_unit(valid, masked, is_stuck, generator)
+            else:
+                scores = 1 + draw(*valid.shape, like=valid, generator=generator)
+                pick = ((valid & ~masked) * scores).flatten(1).argmax(1)
             pick_y, pick_x = pick // columns, pick % columns
-            top = torch.where(is_stuck, top.clamp(pick_y - height + 1, pick_y), top)
-            left = torch.where(is_stuck, left.clamp(pick_x - width + 1, pick_x), left)
-        free = free & _blocks(y, x, top, left, height, width)
-        lengthwise = torch.where((width > height).view(-1, 1, 1), x * rows + y, y * columns + x)
-        lengthwise = torch.where((end < 0.5).view(-1, 1, 1), lengthwise, -lengthwise)
-        added = _lowest(lengthwise, free, torch.minimum(missing, free.flatten(1).sum(1)))
-        masked = masked | added
-        missing = missing - added.flatten(1).sum(1)
+            blocks[0] = torch.where(is_stuck, top.clamp(pick_y - height + 1, pick_y), top)
+            blocks[1] = torch.where(is_stuck, left.clamp(pick_x - width + 1, pick_x), left)
+        for part in parts:
+            if is_large and not missing[part].any():
+                continue
+            free, window = _free_in_blocks(valid, masked, blocks, part)
+            numbers = free.flatten(1).sum(1)
+            added = free
+            if len(parts) == 1 or (numbers > missing[part]).any():
+                along, across = y[window[1]] * columns + x[window[2]], x[window[2]] * rows + y[window[1]]
+                lengthwise = torch.where((width > height)[part].view(-1, 1, 1), across, along)
+                lengthwise = torch.where((end < 0.5)[part].view(-1, 1, 1), lengthwise, -lengthwise)
+                added = _lowest(lengthwise, free, torch.minimum(missing[part], numbers))
+            masked[window] |= added
+            missing[part] -= added.flatten(1).sum(1)
     return masked
+
+
+def _free_unit(
+    valid: torch.Tensor, masked: torch.Tensor, is_stuck: torch.Tensor, generator: torch.Generator | None
+) -> torch.Tensor:
+    """A random unit that is not masked yet, for each image that is stuck; 0 for the others, (B,)."""
+    shares = draw(len(valid), like=valid, generator=generator)
+    pick = torch.zeros_like(is_stuck, dtype=torch.long)
+    for index in is_stuck.nonzero()[:, 0].tolist():
+        free = (valid[index] & ~masked[index]).flatten().nonzero()[:, 0]
+        pick[index] = free[_below(shares[index], len(free))]
+    return pick
+
+
+def _free_in_blocks(
+    valid: torch.Tensor, masked: torch.Tensor, blocks: torch.Tensor, part: slice
+) -> tuple[torch.Tensor, tuple[slice, slice, slice]]:
+    """Units of some images' blocks that may be masked and are not yet, and where they lie.
+
+    Args:
+        valid: Units that may be masked, (B, rows, columns).
+        masked: Masked units, (B, rows, columns).
+        blocks: Top, left, height and width of the block of each image, (4, B).
+        part: Images to look at; where they are not all, units outside of their blocks are left out.
+    """
+    top, left, height, width = blocks[:, part]
+    rows, columns = slice(None), slice(None)
+    if len(top) < len(valid):
+        rows, columns = (
+            slice(int(first.min()), int((first + length).max())) for first, length in ((top, height), (left, width))
+        )
+    y = torch.arange(valid.shape[1], device=valid.device)[rows, None]
+    x = torch.arange(valid.shape[2], device=valid.device)[columns]
+    window = (part, rows, columns)
+    return valid[window] & ~masked[window] & _blocks(y, x, top, left, height, width), window
 
 
 def _blocks(

@@ -39,8 +39,9 @@ class SimMIMModelOutput(ModelOutput):
         pooler_output: Their mean, of shape (B, D).
         feature_map: The same tokens as a map of shape (B, D, h, w).
         hidden_states: Tuple of tensors, the patch embedding first, if requested: (B, N_i, D_i) for transformers,
-            class tokens included, (B, D_i, h_i, w_i) for convolutional networks.
-        attentions: Tuple of attention weights, if requested and returned by the encoder (our Swin does not).
+            class tokens included, (B, D_i, h_i, w_i) for convolutional networks; None where others were chosen.
+        attentions: Tuple of attention weights, if requested and returned by the encoder. Our Swin returns those of the
+            last block of each stage, (B * windows, heads, N, N), as transformers' Swin does.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -288,6 +289,29 @@ class SimMIMPreTrainedModel(PreTrainedModel):
             logger.warning(f"{save_directory}: left out, because stock models do not use it: {', '.join(left_out)}.")
 
 
+def chosen_hidden_states(
+    hidden_states: tuple[torch.Tensor, ...] | None, chosen: bool | int | list[int] | None
+) -> tuple[Any, ...] | None:
+    """Select hidden states as transformers does.
+
+    Args:
+        hidden_states: All hidden states of an encoder, or None if it returns none.
+        chosen: Whether to return them, or the indices of those to return; negative ones count from the end.
+
+    Returns:
+        As many as there are, None in place of those that were not chosen; None if nothing was.
+    """
+    if not chosen or hidden_states is None:
+        return None
+    if isinstance(chosen, bool):
+        return hidden_states
+    number = len(hidden_states)
+    indices = {
+        index % number for index in ([chosen] if isinstance(chosen, int) else chosen) if -number <= index < number
+    }
+    return tuple(state if index in indices else None for index, state in enumerate(hidden_states))
+
+
 def _refuse_unknown(names: Iterable[str], known: set[str], kind: str, place: str) -> None:
     """Reject unknown names, which a config would store without effect."""
     for name in names:
@@ -341,7 +365,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         bool_masked_pos: torch.Tensor | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> SimMIMModelOutput:
@@ -350,7 +374,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
         Args:
             pixel_values: Normalized images of shape (B, C, H, W).
             bool_masked_pos: Mask of shape (B, N) or (B, h, w) on the patch grid, True = masked.
-            output_hidden_states: Whether to return the hidden states.
+            output_hidden_states: Whether to return the hidden states, or indices of those to return.
             output_attentions: Whether to return attention weights, where the encoder can.
             return_dict: Whether to return a `ModelOutput` (default) or a tuple.
 
@@ -381,7 +405,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
             pixel_values,
             mask,
             self.mask_token,
-            output_hidden_states=output_hidden_states,
+            output_hidden_states=bool(output_hidden_states),
             output_attentions=output_attentions,
         )
         tokens = outputs.feature_map.flatten(2).transpose(1, 2)  # B, N, D
@@ -389,6 +413,6 @@ class SimMIMModel(SimMIMPreTrainedModel):
             last_hidden_state=tokens,
             pooler_output=tokens.mean(dim=1),
             feature_map=outputs.feature_map,
-            hidden_states=outputs.hidden_states if output_hidden_states else None,
+            hidden_states=chosen_hidden_states(outputs.hidden_states, output_hidden_states),
             attentions=outputs.attentions if output_attentions else None,
         )

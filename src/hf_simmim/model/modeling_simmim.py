@@ -27,7 +27,7 @@ from .losses import (
     pixel_weights,
 )
 from .masking import patch_grid, patch_mask
-from .modeling_base import SimMIMModel, SimMIMPreTrainedModel
+from .modeling_base import SimMIMModel, SimMIMPreTrainedModel, chosen_hidden_states
 
 
 @dataclass
@@ -78,7 +78,7 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
         num_items_in_batch: torch.Tensor | float | None = None,
         return_reconstruction: bool = True,
         return_loss: bool = True,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> SimMIMMaskedImageModelingOutput:
@@ -94,7 +94,7 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
                 of the parts then add up to that of the batch.
             return_reconstruction: Whether to decode the prediction to pixels, if the target needs decoding.
             return_loss: Whether to compute the loss if there is a mask. Trainer detects by it that there is a loss.
-            output_hidden_states: Whether to return the encoder's hidden states.
+            output_hidden_states: Whether to return the encoder's hidden states, or indices of those to return.
             output_attentions: Whether to return attention weights, where the encoder can.
             return_dict: Whether to return a `ModelOutput` (default) or a tuple.
 
@@ -109,7 +109,7 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
         outputs = self.simmim(
             pixel_values,
             bool_masked_pos=bool_masked_pos,
-            output_hidden_states=output_hidden_states or self.fusion is not None,
+            output_hidden_states=bool(output_hidden_states) or self.fusion is not None,
             output_attentions=output_attentions,
         )
         features = outputs.feature_map
@@ -127,7 +127,7 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
             loss=loss,
             prediction=prediction,
             reconstruction=reconstruction,
-            hidden_states=outputs.hidden_states if output_hidden_states else None,
+            hidden_states=chosen_hidden_states(outputs.hidden_states, output_hidden_states),
             attentions=outputs.attentions,
         )
 
@@ -257,7 +257,7 @@ class SimMIMForImageClassification(SimMIMPreTrainedModel):
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | float | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> ImageClassifierOutput:
@@ -267,7 +267,7 @@ class SimMIMForImageClassification(SimMIMPreTrainedModel):
             pixel_values: Normalized images of shape (B, C, H, W).
             labels: As in `classification_loss`: classes (B,), probabilities or multi-label (B, K), or numbers.
             num_items_in_batch: As in `classification_loss`.
-            output_hidden_states: Whether to return the encoder's hidden states.
+            output_hidden_states: Whether to return the encoder's hidden states, or indices of those to return.
             output_attentions: Whether to return attention weights, where the encoder can.
             return_dict: Whether to return a `ModelOutput` (default) or a tuple.
 
@@ -374,7 +374,7 @@ class SimMIMBackbone(BackboneMixin, SimMIMPreTrainedModel):
     def forward(
         self,
         pixel_values: torch.Tensor,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> BackboneOutput:
@@ -382,8 +382,8 @@ class SimMIMBackbone(BackboneMixin, SimMIMPreTrainedModel):
 
         Args:
             pixel_values: Normalized images of shape (B, C, H, W).
-            output_hidden_states: Whether to return the encoder's hidden states; those of our Swin are the patch
-                embedding and the output of each stage before patch merging.
+            output_hidden_states: Whether to return the encoder's hidden states, or indices of those to return; those of
+                our Swin are the patch embedding and the output of each stage before patch merging.
             output_attentions: Whether to return attention weights, where the encoder can.
             return_dict: Whether to return a `BackboneOutput` (default) or a tuple.
 
@@ -410,7 +410,7 @@ class SimMIMBackbone(BackboneMixin, SimMIMPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         return BackboneOutput(
             feature_maps=tuple(feature_maps),
-            hidden_states=outputs.hidden_states if output_hidden_states else None,
+            hidden_states=chosen_hidden_states(outputs.hidden_states, output_hidden_states),
             attentions=outputs.attentions,
         )
 

@@ -13,13 +13,23 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.modules.module import _has_any_global_hook
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.generic import maybe_autocast
 
 # The official implementation masks tokens of other regions by adding this to the attention logits, not -infinity.
 OTHER_REGION_LOGIT = -100.0
+
+# What holds the weights of a layer as they are: tensors, also as wrappers of training and export hand them over. Other
+# classes, such as those of quantization and of tensor parallelism, compute with their layer only.
+PLAIN_TENSORS = (nn.Parameter, torch.Tensor, FakeTensor)
+
+# Output of a layer, and with `output_attentions` the attention weights (B * W, heads, N, N).
+MaybeWithWeights = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 
 class WindowLayout(NamedTuple):
@@ -168,11 +178,22 @@ class WindowSelfAttention(nn.Module):
         """Bias of each head (columns) for each relative position (rows)."""
         raise NotImplementedError
 
-    def attend(self, qkv: torch.Tensor, bias: torch.Tensor, dropout: float) -> torch.Tensor:
-        """Attend with projections (B, W, N, 3, heads, d) and the bias of `biased_attention`, to (B, W, heads, N, d)."""
+    def split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+        """Projections (B, W, N, 3, heads, d) to query, key and value of `biased_attention`, and its scale."""
         raise NotImplementedError
 
-    def forward(self, tokens: torch.Tensor, layout: WindowLayout, region_mask: torch.Tensor | None) -> torch.Tensor:
+    def attend(self, qkv: torch.Tensor, bias: torch.Tensor, dropout: float) -> torch.Tensor:
+        """Attend with projections (B, W, N, 3, heads, d) and the bias of `biased_attention`, to (B, W, heads, N, d)."""
+        query, key, value, scale = self.split(qkv)
+        return biased_attention(query, key, value, bias, dropout, scale)
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        layout: WindowLayout,
+        region_mask: torch.Tensor | None,
+        output_attentions: bool = False,
+    ) -> MaybeWithWeights:
         batch_size, length, dim = tokens.shape
         window_area = layout.window_size**2
         qkv = project_jointly(tokens, (self.query, self.key, self.value))
@@ -181,14 +202,17 @@ class WindowSelfAttention(nn.Module):
         bias = F.embedding(layout.relative_index, self.bias_table(layout)).permute(2, 0, 1).contiguous()
         if region_mask is not None:
             bias = bias + region_mask  # heads, N, N -> W, heads, N, N
-        context = self.attend(qkv, bias, self.dropout if self.training else 0.0)
-        return context.transpose(2, 3).reshape(batch_size, length, dim)
+        dropout = self.dropout if self.training else 0.0
+        if not output_attentions:
+            return self.attend(qkv, bias, dropout).transpose(2, 3).reshape(batch_size, length, dim)
+        query, key, value, scale = self.split(qkv)
+        context, weights = plain_attention(query, key, value, bias, dropout, scale)
+        return context.transpose(2, 3).reshape(batch_size, length, dim), weights
 
 
 def project_jointly(tokens: torch.Tensor, projections: tuple[nn.Module, ...]) -> torch.Tensor:
     """Outputs of several layers from D to D channels for tokens (..., D), concatenated: (..., D * number of layers)."""
-    if not all(type(projection) is nn.Linear for projection in projections):
-        # Adapters and quantization replace the layers with their own.
+    if _has_any_global_hook() or not all(map(is_plain_linear, projections)):
         return torch.cat([projection(tokens) for projection in projections], dim=-1)
     # One matrix product for all; the parameters stay separate to keep their names.
     weight = torch.cat([projection.weight for projection in projections])  # type: ignore[misc]
@@ -197,6 +221,20 @@ def project_jointly(tokens: torch.Tensor, projections: tuple[nn.Module, ...]) ->
     if any(bias is not None for bias in biases):
         shift = torch.cat([weight.new_zeros(tokens.shape[-1]) if bias is None else bias for bias in biases])  # type: ignore[misc]
     return F.linear(tokens, weight, shift)
+
+
+def is_plain_linear(layer: nn.Module) -> bool:
+    """Whether nothing but the product with its parameters happens when a linear layer is called.
+
+    Adapters and quantization replace a layer or the class of its weights, offloading its `forward`, and pruning,
+    adapters and observers add hooks.
+    """
+    if type(layer) is not nn.Linear or "forward" in vars(layer):
+        return False
+    if layer._forward_pre_hooks or layer._forward_hooks or layer._backward_pre_hooks or layer._backward_hooks:
+        return False
+    parameters = (layer.weight,) if layer.bias is None else (layer.weight, layer.bias)
+    return all(type(parameter) in PLAIN_TENSORS and not parameter.is_meta for parameter in parameters)
 
 
 class SwinSelfAttention(WindowSelfAttention):
@@ -209,9 +247,9 @@ class SwinSelfAttention(WindowSelfAttention):
     def bias_table(self, layout: WindowLayout) -> torch.Tensor:
         return self.relative_position_bias_table
 
-    def attend(self, qkv: torch.Tensor, bias: torch.Tensor, dropout: float) -> torch.Tensor:
+    def split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
         query, key, value = (part.transpose(2, 3) for part in qkv.unbind(3))  # B, W, heads, N, d
-        return biased_attention(query, key, value, bias, dropout, scale=query.shape[-1] ** -0.5)
+        return query, key, value, query.shape[-1] ** -0.5
 
 
 def biased_attention(
@@ -233,10 +271,7 @@ def biased_attention(
     if bias.requires_grad and bias.device.type == "cpu":
         # The fused function has no CPU kernel with a gradient for the bias. Its fallback is slower than this, also in
         # the dtype of the parameters.
-        with torch.autocast("cpu", enabled=False):
-            query, key, value = (part.to(bias.dtype) for part in (query, key, value))
-            logits = torch.add(bias, query @ key.transpose(3, 4), alpha=scale)
-            return F.dropout(logits.softmax(dim=-1), dropout) @ value
+        return plain_attention(query, key, value, bias, dropout, scale)[0]
     shape = query.shape
     # Windows are merged with images if they share the bias, else with heads: one bias then serves the whole batch.
     first = 0 if bias.dim() == 3 else 1
@@ -244,6 +279,18 @@ def biased_attention(
     bias = (bias if first == 0 else bias.flatten(0, 1))[None].to(value.dtype)
     context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale)
     return context.view(shape)
+
+
+def plain_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, dropout: float, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `biased_attention`, step by step; returns also the weights (B * W, heads, N, N), after dropout."""
+    with maybe_autocast(bias.device.type, enabled=False):
+        query, key, value = (part.to(bias.dtype) for part in (query, key, value))
+        logits = torch.add(bias, query @ key.transpose(3, 4), alpha=scale)
+        # The tensor that is returned is also the one that is used, so that its gradient can be requested.
+        weights = F.dropout(logits.softmax(dim=-1), dropout).flatten(0, 1)
+        return weights.view(logits.shape) @ value, weights
 
 
 class SwinDense(nn.Module):
@@ -266,8 +313,17 @@ class SwinAttention(nn.Module):
         self.self = self_attention
         self.output = SwinDense(dim, dim, config.hidden_dropout_prob)
 
-    def forward(self, tokens: torch.Tensor, layout: WindowLayout, region_mask: torch.Tensor | None) -> torch.Tensor:
-        return self.output(self.self(tokens, layout, region_mask))
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        layout: WindowLayout,
+        region_mask: torch.Tensor | None,
+        output_attentions: bool = False,
+    ) -> MaybeWithWeights:
+        if not output_attentions:
+            return self.output(self.self(tokens, layout, region_mask))
+        context, weights = self.self(tokens, layout, region_mask, True)
+        return self.output(context), weights
 
 
 class SwinBlock(GradientCheckpointingLayer):
@@ -287,6 +343,14 @@ class SwinBlock(GradientCheckpointingLayer):
         self.activation = ACT2FN[config.hidden_act]
         self.output = SwinDense(hidden_dim, dim, config.hidden_dropout_prob)
 
+    def attend(
+        self, tokens: torch.Tensor, layout: WindowLayout, region_mask: torch.Tensor | None, output_attentions: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Output of the attention for tokens (B, L, C), and its weights if requested."""
+        if output_attentions:
+            return self.attention(tokens, layout, region_mask, True)
+        return self.attention(tokens, layout, region_mask), None
+
     def mlp(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens (B, L, C) through the two dense layers."""
         return self.output(self.activation(self.intermediate(tokens)))
@@ -297,12 +361,15 @@ class SwinBlock(GradientCheckpointingLayer):
         layout: WindowLayout,
         region_mask: torch.Tensor | None,
         is_real: torch.Tensor | None,
-    ) -> torch.Tensor:
+        output_attentions: bool = False,
+    ) -> MaybeWithWeights:
         normalized = self.layernorm_before(tokens)
         if is_real is not None:
             normalized = normalized * is_real
-        tokens = tokens + self.drop_path(self.attention(normalized, layout, region_mask))
-        return tokens + self.drop_path(self.mlp(self.layernorm_after(tokens)))
+        attended, weights = self.attend(normalized, layout, region_mask, output_attentions)
+        tokens = tokens + self.drop_path(attended)
+        tokens = tokens + self.drop_path(self.mlp(self.layernorm_after(tokens)))
+        return (tokens, weights) if weights is not None else tokens
 
 
 class SwinPatchMerging(nn.Module):
@@ -353,8 +420,9 @@ class SwinStage(nn.Module):
         """The windows of this stage on a grid of (h, w) tokens."""
         return window_layout(grid_size, self.window_size, device, dtype)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens of shape (B, h, w, C) to the stage's output of the same shape, before `downsample`."""
+    def forward(self, tokens: torch.Tensor, output_attentions: bool = False) -> MaybeWithWeights:
+        """Tokens (B, h, w, C) to the output of the same shape, before `downsample`; weights are of the last block."""
+        weights: Any = None
         height, width = tokens.shape[1:3]
         layout = self.layout((height, width), tokens.device, tokens.dtype)
         padded_height, padded_width = layout.padded_size
@@ -370,11 +438,15 @@ class SwinStage(nn.Module):
             is_real = layout.is_real
             if is_real is not None and shift:
                 is_real = is_real[layout.to_shifted]
-            tokens = block(tokens, layout, layout.region_mask if shift else None, is_real)
+            region_mask = layout.region_mask if shift else None
+            if output_attentions and index == len(self.blocks) - 1:
+                tokens, weights = block(tokens, layout, region_mask, is_real, True)
+            else:
+                tokens = block(tokens, layout, region_mask, is_real)
         if is_shifted:
             tokens = _reorder(tokens, layout, False)
-        tokens = from_windows(tokens, layout.window_size, layout.padded_size)
-        return tokens[:, :height, :width]
+        tokens = from_windows(tokens, layout.window_size, layout.padded_size)[:, :height, :width]
+        return (tokens, weights) if output_attentions else tokens
 
 
 def _reorder(tokens: torch.Tensor, layout: WindowLayout, shift: bool) -> torch.Tensor:
@@ -461,18 +533,21 @@ class SwinStages(nn.Module):
             self.layers.append(stage_class(config, stage, window_size, rates[first : first + stage_depth]))
 
     def forward(
-        self, tokens: torch.Tensor, before_merging: bool = False
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        self, tokens: torch.Tensor, before_merging: bool = False, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
         """Run the stages.
 
         Args:
             tokens: Patch embedding of shape (B, h, w, C).
             before_merging: Whether the hidden states are the outputs of stages before their patch merging.
+            output_attentions: Whether to return attention weights.
 
         Returns:
-            The last stage's output, and hidden states (B, N, C): the embedding and the output of each stage.
+            The last stage's output, hidden states (B, N, C): the embedding and the output of each stage, and the
+            attention weights (B * W, heads, N, N) of the last block of each stage if requested.
         """
         hidden_states: list[torch.Tensor] = []
+        attentions: list[torch.Tensor] = []
 
         def keep(tokens: torch.Tensor) -> torch.Tensor:
             # The next stage uses the tensor that is returned, so that its gradient can be requested.
@@ -481,14 +556,18 @@ class SwinStages(nn.Module):
 
         tokens = keep(tokens)
         for stage in self.layers:
-            tokens = stage(tokens)
+            if output_attentions:
+                tokens, weights = stage(tokens, True)
+                attentions.append(weights)
+            else:
+                tokens = stage(tokens)
             if stage.downsample is None:
                 tokens = keep(tokens)
             elif before_merging:
                 tokens = stage.downsample(keep(tokens))  # type: ignore[operator]
             else:
                 tokens = keep(stage.downsample(tokens))  # type: ignore[operator]
-        return tokens, tuple(hidden_states)
+        return tokens, tuple(hidden_states), tuple(attentions)
 
 
 class Swin(nn.Module):
@@ -512,21 +591,29 @@ class Swin(nn.Module):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(
-        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Any, ...]:
         """Encode images; the mask token replaces masked patches.
 
         Args:
             pixel_values: Images of shape (B, C, H, W).
             bool_masked_pos: Bool mask of shape (B, h, w) on the patch grid, True = masked.
+            output_attentions: Whether to return attention weights, for which the last block of each stage runs without
+                a fused kernel.
 
         Returns:
             The normalized feature map of shape (B, D, h', w'), and the hidden states of shape (B, N, C) each: the patch
-            embedding, then the output of each stage, after its patch merging unless `before_merging` is set.
+            embedding, then the output of each stage, after its patch merging unless `before_merging` is set. If
+            requested, the attention weights of the last block of each stage follow, (B * W, heads, N, N) for W windows
+            of N tokens, as in transformers.
         """
-        tokens, hidden_states = self.encoder(self.embeddings(pixel_values, bool_masked_pos), self.before_merging)
+        embedding = self.embeddings(pixel_values, bool_masked_pos)
+        tokens, hidden_states, attentions = self.encoder(embedding, self.before_merging, output_attentions)
         feature_map = self.layernorm(tokens).permute(0, 3, 1, 2)
-        return feature_map, hidden_states
+        return (feature_map, hidden_states, attentions) if output_attentions else (feature_map, hidden_states)
 
 
 def init_swin_weights(module: nn.Module, std: float) -> None:

@@ -16,12 +16,12 @@ from transformers import initialization as init
 from transformers.utils.generic import maybe_autocast
 
 from .swin import (
+    MaybeWithWeights,
     Swin,
     SwinBlock,
     SwinStage,
     WindowLayout,
     WindowSelfAttention,
-    biased_attention,
     init_swin_weights,
     join_squares,
 )
@@ -61,7 +61,7 @@ class Swinv2SelfAttention(WindowSelfAttention):
         super().__init__(config, dim, num_heads, window_size)
         self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10)))
         self.continuous_position_bias_mlp = nn.Sequential(
-            nn.Linear(2, POSITION_MLP_DIM), nn.ReLU(inplace=True), nn.Linear(POSITION_MLP_DIM, num_heads, bias=False)
+            nn.Linear(2, POSITION_MLP_DIM), nn.ReLU(), nn.Linear(POSITION_MLP_DIM, num_heads, bias=False)
         )
 
     def bias_table(self, layout: WindowLayout) -> torch.Tensor:
@@ -70,7 +70,7 @@ class Swinv2SelfAttention(WindowSelfAttention):
             bias = self.continuous_position_bias_mlp(layout.coordinates.to(self.logit_scale.dtype))
             return MAX_POSITION_BIAS * bias.sigmoid()
 
-    def attend(self, qkv: torch.Tensor, bias: torch.Tensor, dropout: float) -> torch.Tensor:
+    def split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
         query_key, value = qkv.split((2, 1), dim=3)
         # One factor brings both to unit length in float32, and multiplies queries by the scale of their head.
         norm = torch.linalg.vector_norm(query_key, dim=-1, keepdim=True, dtype=torch.float32)
@@ -79,7 +79,7 @@ class Swinv2SelfAttention(WindowSelfAttention):
         logit_scale = self.logit_scale.float().clamp(max=math.log(MAX_LOGIT_SCALE)).exp()[:, 0]  # heads, 1
         query_key = query_key * (torch.stack((logit_scale, torch.ones_like(logit_scale))) / norm)
         query, key = (part.transpose(2, 3) for part in query_key.unbind(3))  # B, W, heads, N, d
-        return biased_attention(query, key, value.squeeze(3).transpose(2, 3), bias, dropout, scale=1.0)
+        return query, key, value.squeeze(3).transpose(2, 3), 1.0
 
 
 class Swinv2PostNorm(nn.LayerNorm):
@@ -98,10 +98,13 @@ class Swinv2Block(SwinBlock):
         layout: WindowLayout,
         region_mask: torch.Tensor | None,
         is_real: torch.Tensor | None,
-    ) -> torch.Tensor:
+        output_attentions: bool = False,
+    ) -> MaybeWithWeights:
         real_tokens = tokens if is_real is None else tokens * is_real
-        tokens = tokens + self.drop_path(self.layernorm_before(self.attention(real_tokens, layout, region_mask)))
-        return tokens + self.drop_path(self.layernorm_after(self.mlp(tokens)))
+        attended, weights = self.attend(real_tokens, layout, region_mask, output_attentions)
+        tokens = tokens + self.drop_path(self.layernorm_before(attended))
+        tokens = tokens + self.drop_path(self.layernorm_after(self.mlp(tokens)))
+        return (tokens, weights) if weights is not None else tokens
 
 
 class Swinv2PatchMerging(nn.Module):

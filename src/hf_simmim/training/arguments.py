@@ -1,11 +1,15 @@
 """Training arguments of all commands: those of transformers, with the official learning rates and schedules."""
 
+import copy
 import json
 import os
 import re
 from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, ClassVar
 
+from torch import distributed
 from transformers import SchedulerType, TrainingArguments
 
 from .optimization import SIMMIM_SCHEDULES, images_per_step
@@ -31,6 +35,34 @@ def json_object(name: str, value: Any) -> dict[str, Any] | None:
             raise ValueError(f"{name}={value!r} is not valid JSON: {error}.") from error
     if value is not None and not isinstance(value, dict):
         raise ValueError(f'{name}={value!r} must be a JSON object, such as {{"key": 1}}.')
+    return value
+
+
+def without_paths(arguments: TrainingArguments) -> TrainingArguments:
+    """Copy training arguments for publication: of absolute paths, which may name a person, only the last part is kept.
+
+    Args:
+        arguments: Training arguments.
+
+    Returns:
+        The copy.
+    """
+    published = copy.copy(arguments)
+    for name, value in vars(arguments).items():
+        setattr(published, name, _without_path(value))
+    return published
+
+
+def _without_path(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_path(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_without_path(item) for item in value)
+    if type(value) is str and "://" not in value:
+        for kind in (PurePosixPath, PureWindowsPath):
+            path = kind(value)
+            if path.is_absolute() or value.startswith(("~", "../", "..\\")):
+                return path.name
     return value
 
 
@@ -133,8 +165,21 @@ class SimMIMTrainingArguments(TrainingArguments):
         if schedule in SIMMIM_SCHEDULES:
             # Trainer's own check only knows transformers' schedules.
             self.lr_scheduler_type = SchedulerType.CONSTANT.value
+        self._start_processes()
         super().__post_init__()
         self.lr_scheduler_type = ScheduleName(schedule)
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
         if self.learning_rate is None:
             self.learning_rate = self.base_learning_rate * images_per_step(self) / self.base_batch_size
+
+    def _start_processes(self) -> None:
+        # accelerate forgets --ddp_timeout on processors, so a process that stopped would be waited for half an hour.
+        is_launched = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+        if not (self.use_cpu and is_launched and distributed.is_available()) or distributed.is_initialized():
+            return
+        if (
+            int(os.environ["WORLD_SIZE"]) > 1
+            and self.ddp_backend in (None, "gloo")
+            and not distributed.is_mpi_available()
+        ):
+            distributed.init_process_group("gloo", timeout=timedelta(seconds=self.ddp_timeout))

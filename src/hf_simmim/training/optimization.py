@@ -244,8 +244,9 @@ class SimMIMSchedule(LRScheduler):
         return self.min_lr + 0.5 * (peak - self.min_lr) * (1 + math.cos(math.pi * step / self.num_training_steps))
 
     def state_dict(self) -> dict[str, Any]:
-        """Position of the schedule; its shape comes from the run, which may be extended when it resumes."""
-        return {key: getattr(self, key) for key in ("last_epoch", "_step_count", "_last_lr")}
+        """Position and rates of the schedule; its length comes from the run, which may be extended when it resumes."""
+        keys = ("last_epoch", "_step_count", "_last_lr", "base_lrs", "warmup_lr", "min_lr")
+        return {key: getattr(self, key) for key in keys}
 
 
 def create_schedule(

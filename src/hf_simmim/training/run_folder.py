@@ -1,23 +1,31 @@
 """Folders of runs: settings that must not change, checkpoints to resume from, and records of finished runs."""
 
-import hashlib
 import json
 import shutil
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
 from ..hub.snapshots import RESULTS
+from .agreement import check_agreement, fail_together
 from .arguments import SimMIMTrainingArguments
+from .checkpoints import STAGING, automatic_checkpoint, checkpoint_folders, named_checkpoint
+from .optimization import images_per_step
+from .run_lock import lock_run
+
+logger = logging.get_logger(__name__)
 
 RUN_FILE = "run.json"
 # Config keys that saving rewrites; ignored when runs are compared.
 VOLATILE_KEYS = ("architectures", "dtype", "transformers_version", "_name_or_path")
+# Options of training that a resumed run must not change: the checkpoint holds their effects. The learning rate is that
+# of the checkpoint as well, but it may be computed from the number of processes, which may change.
+FIXED_OPTIONS = (
+    *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "official", "layer_decay"),
+    *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+)
 
 
 def check_same_run(settings: dict[str, Any], output_dir: Path, resuming: bool) -> None:
@@ -34,8 +42,8 @@ def check_same_run(settings: dict[str, Any], output_dir: Path, resuming: bool) -
     settings = json.loads(json.dumps(settings))
     before = settings_before(output_dir) if resuming else {}
     for key, value in settings.items():
-        # A key is missing if an older version wrote the file.
-        if key in before and before[key] != value:
+        # A key is missing if an older version wrote the file, and images were described by a text.
+        if key in before and before[key] != value and not (isinstance(before[key], str) and isinstance(value, dict)):
             then, now = before[key], value
             if isinstance(then, dict) and isinstance(now, dict):
                 changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
@@ -44,6 +52,63 @@ def check_same_run(settings: dict[str, Any], output_dir: Path, resuming: bool) -
                 f"{output_dir} holds a run with another {key}: {then} before, {now} now. Set another --output_dir, or"
                 " add --restart to delete that run and start again."
             )
+
+
+def settle_settings(
+    arguments: SimMIMTrainingArguments, settings: dict[str, Any], checkpoint: Path | None
+) -> dict[str, Any]:
+    """Compare the settings of all processes, and of a resumed run with those that it started with.
+
+    All processes must call it. A resumed run keeps its learning rate: `arguments.learning_rate` is set to it.
+
+    Args:
+        arguments: Training arguments of the run.
+        settings: Settings that must stay the same, JSON-serializable.
+        checkpoint: Checkpoint to resume from, or None.
+
+    Returns:
+        All settings, for `begin_run`.
+
+    Raises:
+        ValueError: If a setting differs.
+    """
+    settings = settings | {
+        "data_seed": arguments.seed if arguments.data_seed is None else arguments.data_seed,
+        **{name: _plain(getattr(arguments, name)) for name in FIXED_OPTIONS if hasattr(arguments, name)},
+    }
+    # These are followed by a resumed run.
+    followed = {
+        "images_per_step": images_per_step(arguments),
+        "precision": "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "float32",
+        "max_grad_norm": arguments.max_grad_norm,
+    }
+    check_agreement(settings | followed)
+    output_dir = Path(str(arguments.output_dir))
+    if checkpoint is not None:
+        source = checkpoint.parent
+        if not (source / RUN_FILE).exists():
+            logger.warning(f"{source} has no {RUN_FILE}, so its images, masks and options cannot be compared.")
+        for folder in dict.fromkeys((source, output_dir)):
+            if folder == source or checkpoint_folders(folder):
+                check_same_run(settings, folder, resuming=True)
+        before = settings_before(source)
+        for name, value in followed.items():
+            if before.get(name, value) != value:
+                logger.warning(f"The run is resumed with another {name}: {before[name]} before, {value} now.")
+        rate = before.get("learning_rate", arguments.learning_rate)
+        if rate != arguments.learning_rate:
+            logger.warning(
+                f"The run keeps its learning rate of {rate:g}, not {arguments.learning_rate:g}. For another one, start"
+                f" a new run with --checkpoint {checkpoint} in another --output_dir."
+            )
+            arguments.learning_rate = rate
+    return settings | followed | {"learning_rate": arguments.learning_rate}
+
+
+def _plain(value: Any) -> Any:
+    # An option may be an enumeration, such as an optimizer.
+    value = getattr(value, "value", value)
+    return dict(value) if isinstance(value, dict) else value
 
 
 def stable_settings(config: Any) -> dict[str, Any]:
@@ -64,7 +129,7 @@ def begin_run(arguments: SimMIMTrainingArguments, settings: dict[str, Any], pict
     output_dir = Path(str(arguments.output_dir))
     path = output_dir / RUN_FILE
     if arguments.restart:
-        folders = [folder for folder in output_dir.glob("checkpoint-*") if folder.name.split("-", 1)[1].isdigit()]
+        folders = checkpoint_folders(output_dir)
         # Without run.json these files are not from a run.
         if path.exists():
             folders += [output_dir / name for name in pictures]
@@ -84,27 +149,10 @@ def settings_before(output_dir: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def digest(images: Dataset) -> str:
-    """Fingerprint of the names of images and their order."""
-    names = "\n".join(images["name"])
-    return f"{len(images)} images, {hashlib.blake2b(names.encode(), digest_size=6).hexdigest()}"
-
-
-def model_digest(checkpoint: str, with_weights: bool) -> str | None:
-    """Fingerprint of the model in a folder, or of its architecture only; None for a name on the Hub."""
-    folder = Path(checkpoint)
-    if not folder.is_dir():
-        return None
-    content = hashlib.blake2b(digest_size=6)
-    patterns = ("*config.json", *(("*.safetensors", "pytorch_model*.bin") if with_weights else ()))
-    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
-        with path.open("rb") as file:
-            content.update(hashlib.file_digest(file, "blake2b").digest())
-    return content.hexdigest()
-
-
 def prepare_output_dir(arguments: SimMIMTrainingArguments) -> Path | None:
-    """Check that results can be written, and find the checkpoint to resume from.
+    """Check that results can be written, lock the folder, and find the checkpoint to resume from.
+
+    All processes must call it. Broken checkpoints are deleted.
 
     Args:
         arguments: Training arguments of the run.
@@ -113,85 +161,44 @@ def prepare_output_dir(arguments: SimMIMTrainingArguments) -> Path | None:
         The checkpoint; None if there is none, or with `restart`.
 
     Raises:
-        ValueError: If the folder cannot be written.
+        ValueError: If the folder cannot be written, another run writes to it, or there is no such checkpoint.
     """
     output_dir = Path(str(arguments.output_dir))
+    error, checkpoint = None, None
+    broken: list[Path] = []
+    try:
+        _check_writable(output_dir, arguments.process_index)
+        if arguments.should_save:
+            lock_run(output_dir)
+        name = arguments.resume_from_checkpoint
+        name = "" if name is None else str(name)
+        if arguments.restart and name:
+            raise ValueError(f"restart and resume_from_checkpoint={name!r} exclude each other. Name one of them.")
+        if name and name.strip().lower() not in ("false", "0", "no"):
+            checkpoint = named_checkpoint(name, output_dir)
+            # Callbacks read it.
+            arguments.resume_from_checkpoint = str(checkpoint)
+        elif not arguments.restart:
+            checkpoint, broken = automatic_checkpoint(output_dir)
+    except ValueError as problem:
+        error = problem
+    fail_together(error)
+    check_agreement({"checkpoint to resume from": None if checkpoint is None else checkpoint.name})
+    if arguments.should_save:
+        # A save that was interrupted leaves them.
+        for folder in (*broken, output_dir / STAGING):
+            shutil.rmtree(folder, ignore_errors=True)
+    return checkpoint
+
+
+def _check_writable(output_dir: Path, process: int) -> None:
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        probe = output_dir / f".write-test-{arguments.process_index}"
+        probe = output_dir / f".write-test-{process}"
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise ValueError(f"output_dir={output_dir} cannot be written ({error}). Name another folder.") from error
-    if arguments.restart:
-        return None
-    if arguments.resume_from_checkpoint:
-        return Path(arguments.resume_from_checkpoint)
-    return newest_whole_checkpoint(output_dir)
-
-
-logger = logging.get_logger(__name__)
-
-
-def newest_whole_checkpoint(output_dir: str | Path) -> Path | None:
-    """Find the newest complete checkpoint of a run.
-
-    A run that is killed while saving leaves a folder that looks like a checkpoint but cannot be loaded. Such folders
-    are skipped with a warning.
-
-    Args:
-        output_dir: Folder with the `checkpoint-N` folders of Trainer.
-
-    Returns:
-        The folder, or None if there are no checkpoints.
-
-    Raises:
-        ValueError: If there are checkpoints but none is complete.
-    """
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
-    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[1]), reverse=True):
-        flaw = _flaw(folder)
-        if flaw is None:
-            return folder
-        logger.warning(f"{folder} is skipped: {flaw}.")
-    if folders:
-        raise ValueError(
-            f"None of the checkpoints in {output_dir} is complete; {folders[0].name}: {_flaw(folders[0])}. Set another"
-            " --output_dir, or add --restart to delete them and start again."
-        )
-    return None
-
-
-# Files of a complete checkpoint besides trainer_state.json: of Trainer alone, under FSDP with full and with sharded
-# state, and under DeepSpeed.
-_LAYOUTS = (
-    ("config.json", "model*.safetensors", "optimizer.pt", "scheduler.pt"),
-    ("pytorch_model_fsdp.bin", "optimizer.bin", "scheduler.pt"),
-    ("pytorch_model_fsdp_0/.metadata", "optimizer_0/.metadata", "scheduler.pt"),
-    ("global_step*", "latest"),
-)
-
-
-def _flaw(folder: Path) -> str | None:
-    """Why a checkpoint is incomplete, or None if it is complete."""
-    try:
-        json.loads((folder / "trainer_state.json").read_text())
-        found = [{pattern: list(folder.glob(pattern)) for pattern in layout} for layout in _LAYOUTS]
-        whole = next((files for files in found if all(files.values())), None)
-        if whole is None:
-            return f"it lacks {', '.join(pattern for pattern, paths in found[0].items() if not paths)}"
-        for path in (path for paths in whole.values() for path in paths):
-            if path.suffix == ".safetensors":
-                # Opening compares the length of the file with what its header promises.
-                with safe_open(path, framework="pt"):
-                    pass
-            elif path.suffix == ".json":
-                json.loads(path.read_text())
-            elif path.suffix in (".pt", ".bin") and not zipfile.is_zipfile(path):
-                return f"{path.name} is truncated"
-    except (OSError, ValueError, SafetensorError) as error:
-        return str(error)
-    return None
 
 
 RECORD_FILE = "done.json"

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from huggingface_hub import CommitInfo
 from torch import nn
-from transformers import Trainer, TrainerState
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SaveStrategy, TrainOutput
+from transformers.trainer_utils import HubStrategy, SaveStrategy, TrainOutput
 from transformers.utils import logging
 
 from ..data.masked_images import MaskedImageDataset
@@ -27,15 +27,18 @@ from ..hub.snapshots import Push
 from ..model.losses import classification_loss
 from ..model.masking import patch_mask
 from ..model.modeling_simmim import SimMIMForMaskedImageModeling
+from .agreement import fail_together
+from .checkpoints import SAVE_ERRORS, TrainingStoppedError, checkpoint_name
 from .classification_card import classification_card
 from .optimization import create_schedule, decay_parameter_names, images_per_step, planned_steps
 from .pretraining_card import pretraining_card
+from .resumable_trainer import ResumableTrainer
 from .segmentation_card import segmentation_card
 
 logger = logging.get_logger(__name__)
 
 
-class RunTrainer(Trainer):
+class RunTrainer(ResumableTrainer):
     """`transformers.Trainer` with our model card, robust pushes to the Hub, and evaluation of every image.
 
     A push that fails during training causes a warning and is retried in the background; every commit holds weights,
@@ -55,7 +58,6 @@ class RunTrainer(Trainer):
 
     # Set in the first process of a run that is pushed.
     hub_pushes: HubPushes | None
-    args: Any
     # Provenance for the card, which the trainer does not know; commands set it.
     origin: RunOrigin = RunOrigin()
     # Function that renders the card of a trainer.
@@ -90,9 +92,9 @@ class RunTrainer(Trainer):
                 self.args.hub_model_id = name
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            # Every process writes its random state into the checkpoint.
-            self.accelerator.wait_for_everyone()
+        if self._staging is not None:
+            # Pushed when it is complete.
+            return
         if self.hub_pushes is None or self.args.hub_strategy == HubStrategy.END:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
@@ -182,11 +184,20 @@ class RunTrainer(Trainer):
         return self.hub_pushes.wait(push) if blocking else push.result
 
     def save_final_model(self) -> None:
-        """Save the complete model to `output_dir` without pushing it yet; all processes must call it."""
+        """Save the complete model to `output_dir` without pushing it yet; all processes must call it.
+
+        Raises:
+            TrainingStoppedError: If it cannot be written, such as on a full disk.
+        """
         if self.is_fsdp_enabled:
             # However the checkpoints are sharded, users load an unsharded model.
             self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-        self.save_model(_internal_call=True)
+        error = None
+        try:
+            self.save_model(_internal_call=True)
+        except SAVE_ERRORS as problem:
+            error = self._not_saved("The model", problem)
+        fail_together(error, TrainingStoppedError)
 
     def finish_pushes(self) -> None:
         """Push the results of a command; training succeeded, so a failed push is reported but is not an error.
@@ -254,13 +265,11 @@ class SimMIMTrainer(RunTrainer):
         self.model_accepts_loss_kwargs = True
         self._training_error = _RunningMean()
         self._evaluation: list[torch.Tensor] = []
-        self._is_finite: torch.Tensor | bool = True
         self._clock = (time.perf_counter(), 0)
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return EpochSampler(len(dataset), seed)
+        return EpochSampler(len(dataset), self._data_seed, self._current_epoch)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = dict(inputs)
@@ -296,7 +305,6 @@ class SimMIMTrainer(RunTrainer):
             error = self._error_per_image(outputs, inputs)
             if error is not None:
                 self._training_error.add(*error)
-            self._is_finite = self._is_finite & loss.detach().isfinite()
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
@@ -351,7 +359,7 @@ class SimMIMTrainer(RunTrainer):
         if isinstance(checkpoint, str) and any(Path(checkpoint).glob("model*.safetensors")):
             state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
             if state.global_step >= planned_steps(self.args, len(self.train_dataset)):
-                best = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+                best = Path(str(self.args.output_dir)) / checkpoint_name(state.best_global_step or 0)
                 is_best_kept = self.args.load_best_model_at_end and best.is_dir()
                 self._load_from_checkpoint(str(best) if is_best_kept else checkpoint)
                 # The stored values are those of the first process.
@@ -369,31 +377,15 @@ class SimMIMTrainer(RunTrainer):
             start_time: Start of the training, for Trainer.
 
         Raises:
-            RuntimeError: If the training loss is not finite.
+            TrainingStoppedError: If the training loss or a gradient is not finite.
             NoReadableImageError: If too many images cannot be read.
         """
         if "loss" in logs:
-            self._stop_unless_finite()
             if self.model.target.is_pixels:
                 logs["masked_l1"] = self._training_error.drain(self.accelerator)
             self._add_speed(logs)
             self.unreadable_images.share(self.is_world_process_zero())
         super().log(logs, start_time)
-
-    def _save_checkpoint(self, model, trial):
-        # Before older, intact checkpoints are deleted.
-        self._stop_unless_finite()
-        super()._save_checkpoint(model, trial)
-
-    def _stop_unless_finite(self) -> None:
-        flag = torch.as_tensor(self._is_finite, dtype=torch.float32, device=self.accelerator.device)
-        if self.accelerator.reduce(flag, reduction="sum").item() < self.accelerator.num_processes:
-            raise RuntimeError(
-                f"The training loss is no longer finite at step {self.state.global_step}. The newest checkpoint in"
-                f" {self.args.output_dir} is from before that. A resumed run keeps its learning rate: start a new run"
-                " from that --checkpoint in another --output_dir, with a lower --learning_rate, or --bf16 instead of"
-                " --fp16."
-            )
 
     def _add_speed(self, logs: dict[str, float]) -> None:
         now, step = time.perf_counter(), self.state.global_step

@@ -7,6 +7,7 @@ The arithmetic is torch's `get_ema_multi_avg_fn`. Its `AveragedModel` is not use
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
@@ -43,6 +44,7 @@ class WeightAverageCallback(TrainerCallback):
         self.decay = decay
         self.warmup = warmup
         self.average: dict[str, torch.Tensor] = {}
+        self._saved_step = -1
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         """Start with the model's weights, or continue with the average of a checkpoint."""
@@ -81,8 +83,22 @@ class WeightAverageCallback(TrainerCallback):
         self.on_save(args, state, control)
 
     def on_save(self, args, state, control, **kwargs):
-        """Write the average next to the weights."""
-        path = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", AVERAGE_FILE)
+        """Write the average next to the weights, unless the trainer had it written with the checkpoint."""
+        if self._saved_step != state.global_step:
+            self._save(args, Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", AVERAGE_FILE))
+
+    def save_with_checkpoint(self, args: Any, folder: Path, step: int) -> None:
+        """Write the average into a checkpoint that is not complete yet; `ResumableTrainer` calls this.
+
+        Args:
+            args: Training arguments.
+            folder: Folder of the checkpoint.
+            step: Step of the checkpoint.
+        """
+        self._save(args, folder / AVERAGE_FILE)
+        self._saved_step = step
+
+    def _save(self, args: Any, path: Path) -> None:
         if args.should_save and self.average and path.parent.is_dir():
             # Replaced at once: the run may be killed here.
             partial = path.with_suffix(".partial")

@@ -1,0 +1,69 @@
+"""Agreement of the processes of a run: what each of them found is compared before any of them trains."""
+
+import json
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+
+
+def num_processes() -> int:
+    """Number of processes of the run."""
+    is_started = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if is_started else 1
+
+
+def everyones(value: Any) -> list[Any]:
+    """Gather a picklable value of each process, in their order; all processes must call it.
+
+    Raises:
+        ValueError: If a process ended or does not answer within `--ddp_timeout`.
+    """
+    if num_processes() == 1:
+        return [value]
+    try:
+        return gather_object([value])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"Another process of this run ended, or did not answer within --ddp_timeout ({reason}). See what it"
+            " printed."
+        ) from error
+
+
+def fail_together(error: Exception | None, kind: type[Exception] = ValueError) -> None:
+    """Raise in all processes if one of them failed; all must call it.
+
+    Args:
+        error: What failed in this process, or None.
+        kind: Type to raise where another process failed.
+
+    Raises:
+        Exception: The error of this process, or one of type `kind` with the message of another.
+    """
+    messages = everyones(None if error is None else str(error))
+    if error is not None:
+        raise error
+    first = next((message for message in messages if message is not None), None)
+    if first is not None:
+        raise kind(first)
+
+
+def check_agreement(found: dict[str, Any]) -> None:
+    """Refuse to train if the processes found different things, such as other images; all must call it.
+
+    Args:
+        found: What this process found, JSON-serializable.
+
+    Raises:
+        ValueError: If a value differs; the message names it, and the processes.
+    """
+    everything = everyones(json.loads(json.dumps(found)))
+    for rank, other in enumerate(everything):
+        for key in everything[0].keys() | other.keys():
+            first, value = everything[0].get(key), other.get(key)
+            if first != value:
+                raise ValueError(
+                    f"The processes of this run do not agree: process 0 has {key} {first}, process {rank} has {value}."
+                    " All must get the same options and see the same files."
+                )

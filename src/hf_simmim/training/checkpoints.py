@@ -1,0 +1,223 @@
+"""Checkpoints that are complete or do not count: staged, listed in a manifest, renamed, and verified before use."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+# Lists all files of a checkpoint with size and checksum. It is written last, and only then the folder gets its name.
+MANIFEST = "checkpoint.manifest"
+# Folder in which a checkpoint is written until it is complete.
+STAGING = "_saving"
+# What the libraries that write checkpoints raise where a disk is full, read-only or gone.
+SAVE_ERRORS = (OSError, SafetensorError, RuntimeError)
+
+
+class TrainingStoppedError(RuntimeError):
+    """A training cannot go on; the message says why, what was saved and what to do."""
+
+
+class Unverified(str):
+    """Flaw of a checkpoint that has all files but no manifest: an earlier version saved it, or a plain Trainer."""
+
+
+def checkpoint_name(step: int) -> str:
+    """Name of the folder of a checkpoint."""
+    return f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+def checkpoint_folders(output_dir: str | Path) -> list[Path]:
+    """Folders of checkpoints of a run, whether complete or not, from the newest."""
+    found = {}
+    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        step = folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+        if step.isdecimal() and folder.is_dir():
+            found[int(step)] = folder
+    return [found[step] for step in sorted(found, reverse=True)]
+
+
+def finish_checkpoint(staged: Path, final: Path) -> None:
+    """Write the manifest of a checkpoint, force everything to the disk, and give the folder its name.
+
+    Args:
+        staged: Folder with all files of all processes.
+        final: Path that it gets; a checkpoint that is there already is replaced.
+
+    Raises:
+        OSError: If the disk is full.
+    """
+    paths = sorted(path for path in staged.rglob("*") if path.is_file())
+    files = {path.relative_to(staged).as_posix(): _describe(path, flush=True) for path in paths}
+    manifest = staged / MANIFEST
+    manifest.write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
+    for path in (manifest, staged, *(folder for folder in staged.rglob("*") if folder.is_dir())):
+        _flush(path)
+    replaced = None
+    if final.exists():
+        replaced = staged.with_name(f"{staged.name}-replaced")
+        final.rename(replaced)
+    staged.rename(final)
+    _flush(final.parent)
+    if replaced is not None:
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _describe(path: Path, flush: bool = False) -> dict[str, Any]:
+    """Size and checksum of a file."""
+    with path.open("rb") as file:
+        checksum = hashlib.file_digest(file, "blake2b").hexdigest()
+        if flush:
+            os.fsync(file.fileno())
+        return {"size": os.fstat(file.fileno()).st_size, "blake2b": checksum}
+
+
+def _flush(path: Path) -> None:
+    # Some file systems cannot synchronize folders.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def flaw(folder: Path) -> str | None:
+    """Why a checkpoint is incomplete or damaged, with the name of the file; None if it is complete."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        reason = _flaw_of_layout(folder)
+        return reason if reason is not None else Unverified(f"it has no {MANIFEST}, so its files cannot be verified")
+    try:
+        expected = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        for name, facts in expected.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != facts["size"]:
+                return f"{name} has {path.stat().st_size:,} bytes instead of {facts['size']:,}"
+        for name, facts in expected.items():
+            if _describe(folder / name)["blake2b"] != facts["blake2b"]:
+                return f"{name} is damaged: its checksum is another"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} or a file that it lists cannot be read ({type(error).__name__}: {error})"
+    return None
+
+
+# Files of a complete checkpoint besides trainer_state.json: of Trainer alone, under FSDP with full and with sharded
+# state, and under DeepSpeed.
+_LAYOUTS = (
+    ("config.json", "model*.safetensors", "optimizer.pt", "scheduler.pt"),
+    ("pytorch_model_fsdp.bin", "optimizer.bin", "scheduler.pt"),
+    ("pytorch_model_fsdp_0/.metadata", "optimizer_0/.metadata", "scheduler.pt"),
+    ("global_step*", "latest"),
+)
+
+
+def _flaw_of_layout(folder: Path) -> str | None:
+    """Why a checkpoint without a manifest is incomplete, as far as its files tell."""
+    try:
+        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        found = [{pattern: list(folder.glob(pattern)) for pattern in layout} for layout in _LAYOUTS]
+        whole = next((files for files in found if all(files.values())), None)
+        if whole is None:
+            return f"it lacks {', '.join(pattern for pattern, paths in found[0].items() if not paths)}"
+        for path in (path for paths in whole.values() for path in paths):
+            if path.suffix == ".safetensors":
+                # Opening compares the length of the file with what its header promises.
+                with safe_open(path, framework="pt"):
+                    pass
+            elif path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            elif path.suffix in (".pt", ".bin") and not zipfile.is_zipfile(path):
+                return f"{path.name} is truncated"
+    except (OSError, ValueError, SafetensorError) as error:
+        return str(error)
+    return None
+
+
+def newest_whole_checkpoint(output_dir: str | Path) -> Path | None:
+    """Find the newest complete checkpoint of a run.
+
+    Args:
+        output_dir: Folder with the `checkpoint-N` folders of Trainer.
+
+    Returns:
+        The folder, or None if no checkpoint is complete. Incomplete and damaged ones are skipped with a warning.
+    """
+    for folder in checkpoint_folders(output_dir):
+        reason = flaw(folder)
+        if reason is None:
+            return folder
+        logger.warning(f"{folder} is skipped: {reason}.")
+    return None
+
+
+def automatic_checkpoint(output_dir: Path) -> tuple[Path | None, list[Path]]:
+    """Find the checkpoint that a repeated command resumes from.
+
+    Args:
+        output_dir: Folder of the run.
+
+    Returns:
+        The newest complete checkpoint, or None for a start from the beginning; and the broken ones, to be deleted.
+
+    Raises:
+        ValueError: If there are only checkpoints that cannot be verified.
+    """
+    broken: list[Path] = []
+    unverified: list[Path] = []
+    for folder in checkpoint_folders(output_dir):
+        reason = flaw(folder)
+        if reason is None:
+            return folder, broken
+        logger.warning(f"{folder} is skipped: {reason}.")
+        (unverified if isinstance(reason, Unverified) else broken).append(folder)
+    if unverified:
+        raise ValueError(
+            f"{unverified[0]} has no {MANIFEST}: an earlier version saved it, or its saving was interrupted. If you"
+            f" trust it, resume with --resume_from_checkpoint {unverified[0]}; or add --restart to delete it and start"
+            " again."
+        )
+    if broken:
+        logger.warning(f"No checkpoint in {output_dir} is complete, so the run starts from the beginning.")
+    return None, broken
+
+
+def named_checkpoint(name: str, output_dir: Path) -> Path:
+    """Find the checkpoint that `--resume_from_checkpoint` names.
+
+    Args:
+        name: A checkpoint, the folder of a run for its newest complete checkpoint, or True for that of `output_dir`.
+        output_dir: Folder of the run.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        ValueError: If there is none, or it is incomplete or damaged.
+    """
+    remedy = "Name a checkpoint-N folder, or leave the option out: a run resumes from its newest checkpoint by itself."
+    folder = output_dir if name.strip().lower() in ("true", "1", "yes") else Path(name)
+    if not folder.is_dir():
+        raise ValueError(f"resume_from_checkpoint={name!r} is not a folder. {remedy}")
+    if checkpoint_folders(folder):
+        newest = newest_whole_checkpoint(folder)
+        if newest is None:
+            raise ValueError(f"resume_from_checkpoint={name!r}: no checkpoint in {folder} is complete. {remedy}")
+        return newest
+    reason = flaw(folder)
+    if isinstance(reason, Unverified):
+        logger.warning(f"{folder} is used although {reason}.")
+    elif reason is not None:
+        raise ValueError(f"resume_from_checkpoint={name!r} is no complete checkpoint: {reason}. {remedy}")
+    return folder

@@ -1,0 +1,126 @@
+"""Fingerprints of images and models, by which a resumed run notices that they changed."""
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from datasets import Image as ImageFeature
+
+from ..data.sampling import evenly_spaced
+
+# Files are read as a whole if all of them have at most this many bytes, else in parts.
+MAX_BYTES = 2**30
+# Otherwise three blocks are read of at most so many images, and the size of every file counts.
+NUM_SAMPLED = 20_000
+BLOCK = 4096
+# Images of a table that are read at once.
+NUM_ROWS = 256
+
+
+def digest(images: Dataset) -> dict[str, Any]:
+    """Fingerprint of images: their number, names in order, and contents.
+
+    Names are relative to the folder that holds all images, so the folder may be moved or be named in another way. Of
+    more than a gigabyte, contents are a sample.
+
+    Args:
+        images: Rows of `name` and undecoded `image`.
+
+    Returns:
+        `number`, `names` and `content`, JSON-serializable.
+    """
+    rows = images.select_columns("image")
+    paths = _paths(rows)
+    if paths:
+        folder = os.path.commonpath([os.path.abspath(path) for path in paths])
+        names = [os.path.relpath(path, folder) for path in paths]
+        content = _file_contents(paths)
+    else:
+        # The name of a table may be the way to it.
+        names = [name.rpartition(" row ")[2] for name in images.select_columns("name")["name"]]
+        content = _table_content(rows)
+    digest = hashlib.blake2b("\n".join(names).encode(), digest_size=6)
+    return {"number": len(names), "names": digest.hexdigest(), "content": content}
+
+
+def _paths(rows: Dataset) -> list[str]:
+    """Files of the images; empty if a table holds the images themselves."""
+    if not len(rows) or not isinstance(rows.features["image"], ImageFeature):
+        return []
+    column = rows.with_format("arrow")[:]["image"].combine_chunks()
+    if column.field("bytes").null_count < len(column):
+        return []
+    return [str(path) for path in column.field("path").to_pylist()]
+
+
+def _file_contents(paths: list[str]) -> str:
+    """Fingerprint of images that are files."""
+    content = hashlib.blake2b(digest_size=6)
+    versions = [_version(path) for path in paths]
+    sizes = [size for size, _ in versions]
+    content.update(repr(sizes).encode())
+    is_small = sum(sizes) <= MAX_BYTES
+    for index in range(len(paths)) if is_small else evenly_spaced(len(paths), NUM_SAMPLED):
+        content.update(_file_content(paths[index], *versions[index], is_small))
+    return content.hexdigest()
+
+
+def _table_content(rows: Dataset) -> str:
+    """Fingerprint of images that are stored in a table."""
+    content = hashlib.blake2b(digest_size=6)
+    table = rows.with_format("arrow")
+    share = len(rows) / max(1, len(rows.data))
+    is_small = rows.data.nbytes * share <= MAX_BYTES
+    starts = list(range(0, len(rows), NUM_ROWS))
+    if not is_small:
+        starts = [starts[index] for index in evenly_spaced(len(starts), NUM_SAMPLED // NUM_ROWS)]
+    for start in starts:
+        batch = table[start : start + NUM_ROWS].combine_chunks()
+        for part in batch.to_batches():
+            content.update(part.serialize())
+    return content.hexdigest()
+
+
+def _version(path: str) -> tuple[int, int]:
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return -1, -1
+    return facts.st_size, facts.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=200_000)
+def _file_content(path: str, size: int, modified: int, whole: bool) -> bytes:
+    """Checksum of a file or of three blocks of it; the same file is read once, as long as it is not modified."""
+    try:
+        with open(path, "rb") as file:
+            if whole:
+                return hashlib.file_digest(file, "blake2b").digest()
+            content = hashlib.blake2b()
+            for start in (0, max(0, size // 2), max(0, size - BLOCK)):
+                file.seek(start)
+                content.update(file.read(BLOCK))
+            return content.digest()
+    except OSError:
+        return b"unreadable"
+
+
+def model_digest(checkpoint: str, with_weights: bool) -> str | None:
+    """Fingerprint of the model in a folder, or of its architecture only; None for a name on the Hub."""
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        return None
+    content = hashlib.blake2b(digest_size=6)
+    patterns = ("*config.json", *(("*.safetensors", "pytorch_model*.bin") if with_weights else ()))
+    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
+        with path.open("rb") as file:
+            content.update(hashlib.file_digest(file, "blake2b").digest())
+    return content.hexdigest()
+
+
+def initial_weights(checkpoint: str | None) -> str | None:
+    """What a run starts from: the fingerprint of a folder, wherever it is, or a name on the Hub."""
+    return None if checkpoint is None else model_digest(checkpoint, with_weights=True) or checkpoint

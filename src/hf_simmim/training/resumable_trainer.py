@@ -1,0 +1,244 @@
+"""Training that can be killed at any time: whole checkpoints, exact resuming, finite numbers, and signals."""
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import rotate_checkpoints
+
+from ..data.sampling import IndexSampler
+from .agreement import fail_together
+from .arguments import without_paths
+from .checkpoints import (
+    SAVE_ERRORS,
+    STAGING,
+    TrainingStoppedError,
+    checkpoint_folders,
+    checkpoint_name,
+    finish_checkpoint,
+)
+from .stop_signals import StopSignals, TrainingInterrupted
+
+
+class ResumableTrainer(Trainer):
+    """`transformers.Trainer` whose runs can be killed and resumed at any step.
+
+    A checkpoint gets its name only when all processes have written their files and a manifest lists them. Nothing is
+    saved once a loss, gradient or weight is not finite. Order and augmentation of an epoch follow from the step, so a
+    resumed run continues them with any number of processes. A signal such as SIGTERM ends the training after the step
+    and a checkpoint.
+
+    Args:
+        *args: Passed to Trainer.
+        **kwargs: Passed to Trainer.
+    """
+
+    args: Any
+
+    def __init__(self, *args, **kwargs):
+        self._is_finite: torch.Tensor | bool = True
+        # Folder in which a checkpoint is being written.
+        self._staging: Path | None = None
+        self._stop_signals = StopSignals()
+        super().__init__(*args, **kwargs)
+        self.add_callback(self._stop_signals)
+
+    def _get_train_sampler(self, train_dataset=None):
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "random" or not hasattr(dataset, "__len__"):
+            return super()._get_train_sampler(train_dataset)
+        return IndexSampler(dataset, self._data_seed, self._current_epoch)
+
+    def _get_dataloader(self, *args, **kwargs):
+        loader = super()._get_dataloader(*args, **kwargs)
+        self._stop_signals.guard(loader)
+        return loader
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def _current_epoch(self) -> int:
+        """The epoch of the step, whatever part of it is skipped and however it is divided among processes."""
+        loader: Any = self.callback_handler.train_dataloader
+        if loader is None:
+            return 0
+        return self.state.global_step // max(1, math.ceil(len(loader) / self.args.gradient_accumulation_steps))
+
+    def train(self, *args, **kwargs):
+        """Train as Trainer does, until the end, a signal, or a number that is not finite.
+
+        Raises:
+            TrainingInterrupted: If a signal ended the training; a checkpoint was saved.
+            TrainingStoppedError: If a loss, gradient or weight is not finite, or a checkpoint cannot be saved.
+        """
+        self._is_finite = True
+        with self._stop_signals.handled():
+            output = super().train(*args, **kwargs)
+            number = self._stop_signals.finish()
+            self._stop_unless_finite(with_weights=True)
+            step = self.state.global_step
+            if number and not self._stop_signals.stopped_by and not self._has_checkpoint(step):
+                # It came after the last step.
+                self._save_checkpoint(self.model, None)
+        if number:
+            if self.is_world_process_zero():
+                left = f"after step {step} of {self.state.max_steps}"
+                print(f"Ended by a signal {left}; {checkpoint_name(step)} is saved. Repeat the command to resume.")
+            raise TrainingInterrupted(128 + number)
+        return output
+
+    def _has_checkpoint(self, step: int) -> bool:
+        return (Path(str(self.args.output_dir)) / checkpoint_name(step)).is_dir()
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        """Train on a batch as Trainer does, and note whether the loss is finite."""
+        loss = super().training_step(*args, **kwargs)
+        self._is_finite = self._is_finite & loss.isfinite()
+        return loss
+
+    def _get_grad_norm(self, *args, **kwargs):
+        norm = super()._get_grad_norm(*args, **kwargs)
+        # With fp16 overflows are expected: these steps are skipped.
+        if self.accelerator.mixed_precision != "fp16":
+            whole = norm.full_tensor() if hasattr(norm, "full_tensor") else torch.as_tensor(norm)
+            self._is_finite = self._is_finite & whole.isfinite()
+        return norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as Trainer does.
+
+        Args:
+            logs: Metrics of the step.
+            start_time: Start of the training, for Trainer.
+
+        Raises:
+            TrainingStoppedError: If the training loss or a gradient is not finite.
+        """
+        if "loss" in logs:
+            self._stop_unless_finite(with_weights=False)
+        super().log(logs, start_time)
+
+    def _stop_unless_finite(self, with_weights: bool) -> None:
+        flag = torch.as_tensor(self._is_finite, device=self.accelerator.device).float()
+        if with_weights and not _all_finite(self.model, self.optimizer):  # type: ignore[arg-type]
+            flag.zero_()
+        flag = self.accelerator.reduce(flag, reduction="sum")
+        if flag.item() >= self.accelerator.num_processes:
+            return
+        saved = checkpoint_folders(str(self.args.output_dir))
+        kept = f"{saved[0]} is from before that" if saved else "no checkpoint was saved before that"
+        remedy = "start a new run from that --checkpoint in another --output_dir" if saved else "start again"
+        raise TrainingStoppedError(
+            f"The training loss, a gradient or a weight is no longer finite at step {self.state.global_step}, so"
+            f" nothing of this step is saved; {kept}. A resumed run keeps its learning rate: {remedy}, with a lower"
+            " --learning_rate, or --bf16 instead of --fp16."
+        )
+
+    def _get_output_dir(self, trial=None):
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+    def _save_checkpoint(self, model, trial):
+        # Before older, intact checkpoints are deleted.
+        self._stop_unless_finite(with_weights=True)
+        if trial is not None:
+            super()._save_checkpoint(model, trial)
+            return
+        output_dir, name = Path(str(self.args.output_dir)), checkpoint_name(self.state.global_step)
+        staged, error = output_dir / STAGING / name, None
+        if self.args.should_save:
+            shutil.rmtree(staged.parent, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            self._write_checkpoint(model, staged)
+        except SAVE_ERRORS as problem:
+            error = self._not_saved(name, problem)
+        try:
+            # After this, all processes have written their files.
+            fail_together(error, TrainingStoppedError)
+            if self.args.should_save:
+                try:
+                    self._save_state_without_paths(staged / TRAINER_STATE_NAME)
+                    finish_checkpoint(staged, output_dir / name)
+                except SAVE_ERRORS as problem:
+                    error = self._not_saved(name, problem)
+            fail_together(error, TrainingStoppedError)
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(staged.parent, ignore_errors=True)
+        best = output_dir / checkpoint_name(self.state.best_global_step or 0)
+        if self.state.best_global_step and best.is_dir():
+            self.state.best_model_checkpoint = str(best)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(output_dir / name))
+        if self.args.should_save:
+            rotate_checkpoints(str(output_dir), self.args.save_total_limit, self.state.best_model_checkpoint, True)
+
+    def _write_checkpoint(self, model: Any, staged: Path) -> None:
+        """Let Trainer and callbacks write the files of this process."""
+        best, self.state.best_global_step = self.state.best_global_step, None
+        self._staging = staged.parent
+        try:
+            # Without a best step, Trainer does not look for its folder, which is elsewhere.
+            super()._save_checkpoint(model, None)
+            for callback in self.callback_handler.callbacks:
+                if hasattr(callback, "save_with_checkpoint"):
+                    callback.save_with_checkpoint(self.args, staged, self.state.global_step)
+        finally:
+            self._staging = None
+            self.state.best_global_step = best
+
+    def _not_saved(self, what: str, problem: Exception) -> TrainingStoppedError:
+        saved = checkpoint_folders(str(self.args.output_dir))
+        kept = f"The checkpoint before it, {saved[0]}, is whole" if saved else "There is no checkpoint before it"
+        reason = " ".join(str(problem).split())[:300].rstrip(".")
+        return TrainingStoppedError(
+            f"{what} could not be saved in {self.args.output_dir} ({type(problem).__name__}: {reason}). {kept}. Make"
+            " sure that the folder can be written and its disk has space, and repeat the command to resume."
+        )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict=state_dict)
+        if self.args.should_save:
+            # It is published with the model.
+            torch.save(without_paths(self.args), Path(output_dir or str(self.args.output_dir)) / TRAINING_ARGS_NAME)
+
+    def save_state(self) -> None:
+        """Save the state as Trainer does, without paths: it is published with the model."""
+        if self.args.should_save:
+            self._save_state_without_paths(Path(str(self.args.output_dir)) / TRAINER_STATE_NAME)
+
+    def _save_state_without_paths(self, path: Path) -> None:
+        # `best_global_step` tells as much.
+        best, self.state.best_model_checkpoint = self.state.best_model_checkpoint, None
+        try:
+            self.state.save_to_json(str(path))
+        finally:
+            self.state.best_model_checkpoint = best
+
+    def _init_training_state(self, *args, **kwargs):
+        positions = super()._init_training_state(*args, **kwargs)
+        if self.state.best_global_step and self.state.best_model_checkpoint is None:
+            best = Path(str(self.args.output_dir)) / checkpoint_name(self.state.best_global_step)
+            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+        return positions
+
+
+@torch.no_grad()
+def _all_finite(model: nn.Module, optimizer: Any) -> bool:
+    """Whether all weights, buffers and numbers of the optimizer are finite, as far as this process has them."""
+    numbers: list[Any] = [*model.parameters(), *model.buffers()]
+    for state in (getattr(optimizer, "state", None) or {}).values():
+        numbers += state.values() if isinstance(state, dict) else []
+    flags: dict[torch.device, list[torch.Tensor]] = {}
+    for number in numbers:
+        # A DTensor has a local part.
+        local = getattr(number, "_local_tensor", number)
+        if torch.is_tensor(local) and local.is_floating_point():
+            flags.setdefault(local.device, []).append(local.isfinite().all())
+    return all(bool(torch.stack(parts).all()) for parts in flags.values())
