@@ -13,7 +13,7 @@ from tiny import swin_config
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
 from hf_simmim.cli import compare
-from hf_simmim.training.run_folder import model_digest
+from hf_simmim.training.fingerprints import model_digest
 
 ENCODER = swin_config().to_dict() | {"image_size": 32}
 

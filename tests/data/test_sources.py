@@ -2,6 +2,7 @@
 
 import io
 import os
+import tarfile
 
 import pytest
 from datasets import Dataset, DatasetDict, Features
@@ -144,3 +145,18 @@ def test_folders_that_cannot_be_read_are_named(tmp_path, caplog, monkeypatch):
     assert f"{tmp_path / 'b'} (Permission denied)" in messages[0]
     with pytest.raises(PermissionError):
         load_images(tmp_path / "b")
+
+
+def test_archives_of_images_are_read_whole(tmp_path):
+    """Whatever the suffixes and the dots in their names; archives with other files are left to webdataset."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(12):
+        name = f"{index:02d}.png" if index < 6 else f"IMG.2024.{index:02d}.jpg"
+        Image.new("RGB", (8, 8), (20 * index, 0, 0)).save(folder / name)
+    with tarfile.open(tmp_path / "images.tar", "w") as archive:
+        for path in sorted(folder.iterdir()):
+            archive.add(path, path.name)
+    rows = load_images(data_files=[str(tmp_path / "*.tar")])
+    assert sorted(row["image"]["path"] for row in rows) == sorted(path.name for path in folder.iterdir())
+    assert all(row["image"]["bytes"] == (folder / row["image"]["path"]).read_bytes() for row in rows)

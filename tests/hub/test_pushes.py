@@ -29,6 +29,7 @@ from hf_simmim.hub import pushes as hub_pushes
 from hf_simmim.hub import snapshots
 from hf_simmim.hub.pushes import HubPushes
 from hf_simmim.hub.snapshots import Push
+from hf_simmim.training.checkpoints import finish_checkpoint
 from hf_simmim.training.trainers import RunTrainer, SimMIMTrainer
 
 REPOSITORY = "org/tiny"
@@ -506,6 +507,8 @@ def test_a_finished_run_of_which_the_best_weights_are_kept_is_pushed_with_them(h
     pretrain.COMMAND.main(settings)
     newest = tmp_path / "checkpoint-3" / "trainer_state.json"
     newest.write_text(json.dumps(json.loads(newest.read_text()) | {"best_global_step": 1}))
+    # Otherwise the changed file is a damaged one.
+    finish_checkpoint(newest.parent.rename(tmp_path / "changed"), newest.parent)
     pictures = on_disk(tmp_path / "reconstructions")
     pretrain.COMMAND.main(settings)
     assert on_disk(tmp_path / "reconstructions") == pictures

@@ -1,16 +1,19 @@
 import math
 import re
+import time
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
+from hf_simmim.model import masking
 from hf_simmim.model.masking import (
     MASK_STRATEGIES,
     average_distance,
     mask_units,
     num_masked_units,
+    patch_mask,
     patches_with_pixels,
     ratio_range,
     span,
@@ -399,3 +402,94 @@ def test_num_masked_units(num_units, ratio, expected):
 def test_something_stays_visible(num_units, ratio):
     with pytest.raises(ValueError, match=rf"mask_ratio={ratio} masks all .* \({num_units}\).* smaller mask_patch_size"):
         num_masked_units(num_units, ratio)
+
+
+# What is no mask, and masks of very many units
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.float32, torch.bfloat16])
+def test_masks_of_ones_and_zeros_are_masks(dtype):
+    mask = torch.tensor([[[True, False], [False, True]]])
+    assert torch.equal(patch_mask(mask.to(dtype), torch.zeros(1, 3, 8, 8), 4), mask)
+    assert torch.equal(patch_mask(mask.flatten(1).to(dtype), torch.zeros(1, 3, 8, 8), 4), mask)
+    assert patch_mask(None, torch.zeros(1, 3, 8, 8), 4) is None
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.tensor([[0, 1, -1, 0]]), "has the value -1. Use a bool mask, True = masked, or 1 and 0"),
+        (torch.tensor([[0.0, 0.3, 1.0, 0.0]]), r"has the value 0\.3\."),
+        (torch.tensor([[0.0, math.nan, 1.0, 0.0]]), "has the value nan"),
+        (torch.tensor([[0, 255, 255, 0]], dtype=torch.uint8), "has the value 255"),
+        ([[True, False, False, True]], "is of type list. Use a tensor, or None"),
+    ],
+    ids=str,
+)
+def test_other_values_are_no_mask(mask, message):
+    with pytest.raises(ValueError, match=f"bool_masked_pos {message}"):
+        patch_mask(mask, torch.zeros(1, 3, 8, 8), 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"grid_size": None}, r"grid_size=None must be \(height, width\), two whole numbers of at least 1"),
+        ({"grid_size": (12, -18)}, r"grid_size=\(12, -18\) must be"),
+        ({"grid_size": (12.5, 18)}, r"grid_size=\(12\.5, 18\) must be"),
+        ({"grid_size": (12, 18, 2)}, r"grid_size=\(12, 18, 2\) must be"),
+        ({"mask_ratio": None}, "mask_ratio=None is outside"),
+        ({"mask_ratio": "0.6"}, "mask_ratio=0.6 has 3 values"),
+        ({"mask_ratio": [None, 0.5]}, "mask_ratio=None is outside"),
+        ({"batch_size": -1}, "batch_size=-1 must be 1 mask or more"),
+        ({"batch_size": 1.5}, "batch_size=1.5 must be 1 mask or more"),
+        ({"unit_size": 1.5}, "unit_size=1.5 must be 1 patch or more"),
+        ({"unit_size": None}, "unit_size=None must be 1 patch or more"),
+        ({"valid_patches": [[True]]}, "valid_patches is of type list"),
+    ],
+    ids=str,
+)
+def test_impossible_masks_are_refused(strategy, settings, message):
+    with pytest.raises(ValueError, match=message):
+        strategy(**{"grid_size": (12, 18), "mask_ratio": 0.6} | settings)
+
+
+def test_sizes_of_units_are_whole_numbers():
+    for arguments in (((32, -32), 4, 8), (None, 4, 8), ((32, 32), 4.5, 9), ((32, 32), None, 8), ((32, 32), 4, 8.5)):
+        with pytest.raises(ValueError, match=r"whole number|Use that of the encoder"):
+            mask_units(*arguments)
+
+
+def test_junk_raises_a_stated_error_or_none(strategy):
+    numbers = (None, 0, -1, 3, 0.5, -0.5, math.nan, math.inf, True)
+    junk = (*numbers, "a", b"a", [], (1, 2), (0, 2), [0.2, 0.5], {}, {1}, object())
+    names = ("grid_size", "mask_ratio", "batch_size", "unit_size", "valid_patches", "generator")
+    for name in names:
+        for value in junk:
+            try:
+                strategy(**{"grid_size": (4, 6), "mask_ratio": 0.6} | {name: value})
+            except Exception as error:
+                if not (isinstance(error, (ValueError, TypeError)) and str(error)):
+                    pytest.fail(f"{name}={value!r}: {type(error).__name__}: {error}")
+
+
+@pytest.mark.parametrize("valid", [False, True])
+def test_many_units_are_masked_as_few_are(strategy, valid, monkeypatch):
+    """Without sorting them, with the same result; blocks that are moved are drawn otherwise."""
+    patches = torch.rand(6, 20, 30, generator=seeded(1)) < 0.8 if valid else None
+    for ratio in (0.1, 0.6, (0.3, 0.8)):
+        masks = []
+        for largest in (2**18, 100):
+            monkeypatch.setattr(masking, "LARGEST_PART", largest)
+            masks.append(strategy((20, 30), ratio, 6, valid_patches=patches, generator=seeded(0)))
+        assert torch.equal(*(mask.flatten(1).sum(1) for mask in masks))
+        if strategy is not MASK_STRATEGIES["block"]:
+            assert torch.equal(*masks)
+
+
+def test_many_units_take_little_time(strategy):
+    """A sort of all units took minutes."""
+    started = time.process_time()
+    masks = strategy((1000, 2000), 0.6, 8, generator=seeded(0))
+    assert time.process_time() - started < 3
+    assert masks.flatten(1).sum(1).tolist() == [1_200_000] * 8

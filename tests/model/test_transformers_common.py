@@ -76,7 +76,9 @@ class SimMIMModelTests(ModelTesterMixin):
                 "grid_size",
                 "hidden_size",
                 "image_size",
+                "num_attention_heads",
                 "num_channels",
+                "num_hidden_layers",
                 "patch_size",
             ],
             encoder_config=self.model_tester.get_config().to_diff_dict()["encoder_config"],
@@ -106,9 +108,6 @@ class SimMIMModelTests(ModelTesterMixin):
 
 
 class SimMIMSwinTest(SimMIMModelTests, unittest.TestCase):
-    # Windows are attended to in one fused call, which returns no weights.
-    has_attentions = False
-
     def setUp(self) -> None:
         # The first stage has plain and shifted windows, and one window spans the second.
         encoder_config = SwinConfig(
@@ -120,8 +119,24 @@ class SimMIMSwinTest(SimMIMModelTests, unittest.TestCase):
             window_size=4,
             drop_path_rate=0.0,
         )
-        self.model_tester = SimMIMModelTester(encoder_config, seq_length=64, hidden_size=16, num_hidden_layers=2)
+        self.model_tester = SimMIMModelTester(
+            encoder_config,
+            seq_length=64,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_masks=40,
+            mask_length=64,
+            # The mixin takes those of the first stage, and its window for the sequence.
+            num_attention_heads=2,
+            encoder_seq_length=16,
+            key_length=16,
+        )
         super().setUp()
+
+    def test_hidden_states_output(self) -> None:
+        # Hidden states have all tokens, unlike attention weights.
+        self.model_tester.encoder_seq_length = 64
+        super().test_hidden_states_output()
 
 
 class SimMIMBeitTest(SimMIMModelTests, unittest.TestCase):

@@ -92,7 +92,7 @@ class AppArguments:
         default_factory=list, metadata={"help": "Checkpoints to choose from: folders or names on the Hub."}
     )
     compare: list[str] = field(
-        default_factory=list, metadata={"help": "More checkpoints; the first is shown below the first --checkpoint."}
+        default_factory=list, metadata={"help": "More checkpoints, the first shown below the first --checkpoint."}
     )
     examples: str | None = field(
         default=None, metadata={"help": "Folder of example pictures (the embedded ones if unset)."}

@@ -60,7 +60,7 @@ class ExportArguments:
         metadata={"help": "SimMIM checkpoint or vision model of transformers: folder or name on the Hub."},
     )
     output_dir: str = field(default="runs/export", metadata={"help": "Folder to write to."})
-    format: str = field(default="onnx", metadata={"help": "Format to write.", "choices": list(FORMATS)})
+    format: str = field(default="onnx", metadata={"help": "Format: onnx, torch or both.", "choices": list(FORMATS)})
     task: str | None = field(
         default=None,
         metadata={
@@ -74,7 +74,7 @@ class ExportArguments:
         metadata={"help": "Image size in pixels: one side, or height and width (the checkpoint's if unset)."},
     )
     dynamic_batch: bool = field(
-        default=True, metadata={"help": "Accept batches of any size instead of one image at a time."}
+        default=True, metadata={"help": "Accept batches of any size (the default), not one image at a time."}
     )
     dynamic_size: bool = field(
         default=False,

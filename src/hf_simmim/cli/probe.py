@@ -73,7 +73,7 @@ class ProbingArguments:
     )
     seeds: list[int] = field(
         default_factory=lambda: [0],
-        metadata={"help": "Random seeds of these draws, of untrained weights, and of the linear probe's penalty."},
+        metadata={"help": "Random seeds of drawn images, untrained weights and the linear probe's penalty."},
     )
     random_init: bool = field(
         default=False,

@@ -3,10 +3,12 @@
 # ADD A SOURCE: a branch of `load_table` that returns a `Dataset` with all columns; for another format of shards, its
 # suffix in `_shard_format`.
 
+import glob
 import os
+import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,8 @@ from ..model.image_readers import NOT_BY_PILLOW, SUFFIXES, UNREAD
 
 logger = logging.get_logger(__name__)
 
+# Columns of an archive of images.
+TAR_FEATURES = Features({"__key__": Value("string"), "image": ImageFeature(decode=False)})
 EMBEDDED_NAME = "fashion_mnist_7k"
 
 
@@ -102,7 +106,10 @@ def load_table(
     """Load a split of a dataset, or shards, with all columns; arguments and errors as in `load_images`."""
     source = dataset_name or ", ".join(data_files or ())
     try:
-        if data_files is not None:
+        plain = None if data_files is None else _plain_tars(data_files)
+        if plain:
+            dataset = Dataset.from_generator(_tar_rows, features=TAR_FEATURES, gen_kwargs={"archives": plain})
+        elif data_files is not None:
             dataset = load_dataset(_shard_format(data_files), data_files={split: list(data_files)}, split=split)
         elif any(Path(str(dataset_name), name).is_file() for name in ("state.json", "dataset_dict.json")):
             dataset = load_from_disk(str(dataset_name))  # as `save_to_disk` leaves it
@@ -170,9 +177,7 @@ def image_paths(folder: Path, exclude: Sequence[Path] = ()) -> list[str]:
         raise ValueError(f"{folder} is a file, and a folder of images is needed. Unpack it, or name its folder.")
     if not folder.is_dir():
         raise FileNotFoundError(f"The image folder {folder} does not exist. Check the path.")
-    Image.init()
-    readable = Image.OPEN.keys() - NOT_BY_PILLOW
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in readable} | SUFFIXES
+    suffixes = image_suffixes()
     paths, ignored, closed = [], Counter[str](), list[str]()
     for path in _walk(folder, {path.resolve() for path in exclude}, closed):
         suffix = path.suffix.lower()
@@ -195,6 +200,45 @@ def image_paths(folder: Path, exclude: Sequence[Path] = ()) -> list[str]:
         known = ", ".join(sorted(suffix for suffix in suffixes if suffix in common))
         raise ValueError(f"The folder {folder} holds no image files ({known}, ...). Check the path.")
     return sorted(paths)
+
+
+def image_suffixes() -> set[str]:
+    """Suffixes of the files that are read as images."""
+    Image.init()
+    readable = Image.OPEN.keys() - NOT_BY_PILLOW
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in readable} | SUFFIXES
+
+
+def _plain_tars(data_files: Sequence[str]) -> list[tuple[str, int, int]] | None:
+    """Archives of images alone, of which the webdataset reader would lose some: path, size and time of each.
+
+    That reader takes what follows the first dot of a name for a column, and drops columns that the first samples lack.
+    """
+    archives: list[tuple[str, int, int]] = []
+    kinds: set[str] = set()
+    suffixes = image_suffixes()
+    for file in data_files:
+        if "://" in file or not file.endswith(".tar"):
+            return None
+        for path in sorted(glob.glob(file)) or [file]:
+            with tarfile.open(path) as archive:
+                names = [PurePosixPath(member.name).name for member in archive if member.isfile()]
+            kinds |= {name.partition(".")[2] for name in names}
+            if not names or not all(PurePosixPath(name).suffix.lower() in suffixes for name in names):
+                return None
+            status = os.stat(path)
+            archives.append((path, status.st_size, status.st_mtime_ns))
+    return archives if len(kinds) > 1 else None
+
+
+def _tar_rows(archives: Sequence[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
+    # Size and time are not used: they make changed archives other arguments, which are not found in a cache.
+    for path, _, _ in archives:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                content = archive.extractfile(member) if member.isfile() else None
+                if content is not None:
+                    yield {"__key__": member.name, "image": {"bytes": content.read(), "path": member.name}}
 
 
 def folder_rows(paths: Sequence[str]) -> Dataset:

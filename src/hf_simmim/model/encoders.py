@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
+from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.beit.modeling_beit import BeitRelativePositionBias
 from transformers.models.data2vec.modeling_data2vec_vision import Data2VecVisionRelativePositionBias
 
+from .options import COUNT, is_count, is_finite, is_positive
 from .swin import Swin
 from .swinv2 import Swinv2
 
@@ -192,12 +194,21 @@ def _pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[-1]))
 
 
+_SWIN_SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("image_size", "patch_size", "num_channels", "embed_dim", "window_size"), (is_count, COUNT)),
+    **dict.fromkeys(("depths", "num_heads"), (is_count, f"{COUNT} for each stage")),
+    **dict.fromkeys(("mlp_ratio", "layer_norm_eps"), (is_positive, "a number above 0")),
+    "drop_path_rate": (lambda value: is_finite(value) and 0 <= value < 1, "a number from 0 to below 1"),
+    "hidden_act": (lambda value: value in ACT2FN, "the name of an activation in transformers, such as 'gelu'"),
+}
+
+
 def _swin_geometry(config: Any) -> EncoderGeometry:
-    for name in ("image_size", "patch_size", "num_channels", "embed_dim", "depths", "num_heads", "window_size"):
+    for name, (is_valid, kind) in _SWIN_SETTINGS.items():
         value = getattr(config, name)
-        numbers = value if isinstance(value, (list, tuple)) else [value]
-        if not numbers or not all(isinstance(number, int) and number > 0 for number in numbers):
-            raise ValueError(f"{name}={value!r} of the encoder {config.model_type!r} must be whole numbers above 0.")
+        values = value if isinstance(value, (list, tuple)) else [value]
+        if not values or not all(map(is_valid, values)):
+            raise ValueError(f"{name}={value!r} of the encoder {config.model_type!r} must be {kind}.")
     if len(config.depths) != len(config.num_heads):
         raise ValueError(
             f"depths={list(config.depths)} and num_heads={list(config.num_heads)} are of different lengths. Give one of"

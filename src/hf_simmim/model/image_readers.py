@@ -8,6 +8,7 @@ the library that would.
 # ADD A FILE FORMAT: a reader that returns `Stored`, and its line in `FORMATS` at the end of this module. A suffix that
 # Pillow does not know goes to `SUFFIXES`, that of a format which is not read to `UNREAD`.
 
+import contextlib
 import importlib
 import io
 import json
@@ -154,10 +155,8 @@ def _reader_of(source: Source) -> tuple[str, str] | None:
     for matches, name, reader in signatures:
         if matches:
             return name, reader
-    if isinstance(source, bytes):
-        return None
-    suffix = next((suffix for suffix in UNREAD if str(source).lower().endswith(suffix)), None)
-    return (suffix, UNREAD[suffix]) if suffix else None
+    name = "" if isinstance(source, bytes) else str(source).lower()
+    return next(((suffix, reader) for suffix, reader in UNREAD.items() if name.endswith(suffix)), None)
 
 
 def _too_large(pixels: int, channels: int) -> str:
@@ -258,7 +257,7 @@ def numbers_at(content: bytes, dtype: np.dtype, count: int, position: int) -> np
 
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 GDAL_NODATA = 42113
-# Compressions that Pillow's libtiff always has; the others are tried with tifffile first.
+# Compressions that Pillow's libtiff always has.
 PILLOW_COMPRESSIONS = {1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32946}
 TIFF_KINDS = {0: "L", 1: "L", 2: "RGB", 3: "P", 4: "L", 5: "CMYK", 6: "YCbCr"}
 TIFF_REFUSED = {8: "CIELab", 9: "ICCLab", 10: "ITULab", 32803: "raw sensor values", 32844: "LogL", 32845: "LogLuv"}
@@ -308,11 +307,10 @@ def _tags(file: BinaryIO, entries: bytes, order: str, wide: str, length: int) ->
         # A description may be long.
         count = min(count, 1 << 20)
         form = f"{order}{count}{TAG_TYPES[kind]}"
-        size, place = struct.calcsize(form), start + (12 if length == 20 else 8)
-        if size <= length - (12 if length == 20 else 8):
-            content = entries[place : place + size]
-        else:
-            file.seek(*struct.unpack_from(order + wide, entries, place))
+        size, inline = struct.calcsize(form), 8 if length == 20 else 4
+        content = entries[start + length - inline :][:size]
+        if size > inline:
+            file.seek(*struct.unpack(order + wide, content[:inline]))
             content = file.read(size)
         values = struct.unpack(form, content)
         tags[tag] = values[0].rstrip(b"\0").decode("utf-8", "replace") if TAG_TYPES[kind] == "s" else values
@@ -338,11 +336,10 @@ def _described_axes(text: str) -> dict[str, int] | None:
         sizes = dict(re.findall(r'Size([TZC])="(\d+)"', text.partition("<Pixels")[2].partition(">")[0]))
         return {name: int(sizes.get(name, 1)) for name in "TZC"}
     if text.startswith('{"shape"'):
-        try:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             described = json.loads(text)
             return dict(zip(described["axes"], described["shape"], strict=True))
-        except (ValueError, KeyError, TypeError):
-            return None
+    return None
     return None
 
 
@@ -470,8 +467,8 @@ def _read_page(source: Source, wanted: Wanted, page: Directory, index: int) -> S
         if has_parts and found.pages:
             # Cameras put the image below its thumbnail.
             found = next((part for part in found.pages if not int(part.subfiletype) & 0b101), found)
-        is_few = found.dtype is not None and found.dtype.itemsize < 4 and found.dtype.kind == "u"
-        marks = is_few and not _picture_kind(page) and (wanted.has_nodata or GDAL_NODATA in page)
+        is_few = found.dtype in (np.uint8, np.uint16) and not _picture_kind(page)
+        marks = is_few and (wanted.has_nodata or GDAL_NODATA in page)
         check_size(found.imagelength, found.imagewidth, found.samplesperpixel)
         if marks and not found.is_contiguous:
             # Missing pixels become NaN: decoded into floats at once, and held once.
@@ -515,9 +512,8 @@ UNKNOWN_COMPRESSIONS: set[int] = set()
 
 def _tiff_by_pillow(source: Source, page: Directory) -> Any:
     """Open a TIFF file with Pillow; None if it has no mode for it."""
-    if _first(page, 274, 1) > 4 and not isinstance(source, bytes):
-        # Pillow memory-maps files of some modes, with the wrong width if they are rotated.
-        source = content_of(source)
+    # Pillow memory-maps files of some modes, with the wrong width if they are rotated.
+    source = content_of(source) if _first(page, 274, 1) > 4 else source
     try:
         return open_with_pillow(source)
     except UnidentifiedImageError:

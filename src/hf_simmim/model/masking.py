@@ -279,10 +279,12 @@ class MaskStrategy:
             raise ValueError(f"batch_size={batch_size!r} must be 1 mask or more, a whole number.")
         rows, columns = patch_grid(sides(grid_size, "grid_size"), unit_size)
         num_masked_units(rows * columns, ratio_range(mask_ratio)[1])
-        for source in (generator, valid_patches):
-            device = source.device if device is None and source is not None else device
         if valid_patches is not None and not isinstance(valid_patches, torch.Tensor):
             raise ValueError(f"valid_patches is of type {type(valid_patches).__name__}. Use a bool tensor, or None.")
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ValueError(f"generator={generator!r} is no torch.Generator. Use torch.Generator().manual_seed(0).")
+        for source in (generator, valid_patches):
+            device = source.device if device is None and source is not None else device
         if valid_patches is None:
             valid = torch.ones(batch_size, rows, columns, dtype=torch.bool, device=device)
             numbers = [rows * columns] * batch_size

@@ -588,7 +588,7 @@ class Swin(nn.Module):
         self.config = config
         self.embeddings = SwinEmbeddings(config, stage_grids(config)[0], use_mask_token)
         self.encoder = SwinStages(config, self.stage_class)
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm = nn.LayerNorm(config.embed_dim * 2 ** (len(config.depths) - 1), eps=config.layer_norm_eps)
 
     def forward(
         self,

@@ -14,7 +14,13 @@ def num_processes() -> int:
 
 
 def everyones(value: Any) -> list[Any]:
-    """Gather a picklable value of each process, in their order; all processes must call it.
+    """Gather a value of each process; all processes must call it.
+
+    Args:
+        value: The value of this process, which can be pickled.
+
+    Returns:
+        The values, in the order of the processes.
 
     Raises:
         ValueError: If a process ended or does not answer within `--ddp_timeout`.

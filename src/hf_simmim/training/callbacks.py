@@ -97,18 +97,22 @@ class PictureCallback(TrainerCallback):
 
 
 class EpochCallback(TrainerCallback):
-    """Separates the random states of the workers of the training data set and of the model.
+    """Tells the training data set the epoch, and separates the random states of its workers and of the model.
 
-    Persistent workers draw one seed from the generator that stochastic depth uses, so a resumed run would draw once
-    more than an uninterrupted one.
+    accelerate also sets the epoch, but neither in the epoch in which a run resumes nor with several processes: such
+    epochs would repeat the augmentation of the last one that was set. Our trainers do not need this, for their samplers
+    compute the epoch from the step; a plain Trainer does. Persistent workers draw one seed from the generator that
+    stochastic depth uses, so a resumed run would draw once more than an uninterrupted one.
     """
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        """Give the loader its own generator before the workers start."""
+        """Set the epoch before the workers get their first images."""
         # accelerate's loader wraps torch's.
         loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
         if loader.generator is None:
             loader.generator = torch.Generator()
+        if hasattr(train_dataloader.dataset, "set_epoch"):
+            train_dataloader.dataset.set_epoch(int(state.epoch or 0))
 
 
 class ProbeCallback(TrainerCallback):

@@ -56,9 +56,9 @@ def finish_checkpoint(staged: Path, final: Path) -> None:
     Raises:
         OSError: If the disk is full.
     """
-    paths = sorted(path for path in staged.rglob("*") if path.is_file())
-    files = {path.relative_to(staged).as_posix(): _describe(path, flush=True) for path in paths}
     manifest = staged / MANIFEST
+    paths = sorted(path for path in staged.rglob("*") if path.is_file() and path != manifest)
+    files = {path.relative_to(staged).as_posix(): _describe(path, flush=True) for path in paths}
     manifest.write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
     for path in (manifest, staged, *(folder for folder in staged.rglob("*") if folder.is_dir())):
         _flush(path)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from ..data.sampling import IndexSampler
 from .agreement import fail_together
@@ -40,7 +40,7 @@ class ResumableTrainer(Trainer):
 
     args: Any
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         self._is_finite: torch.Tensor | bool = True
         # Folder in which a checkpoint is being written.
         self._staging: Path | None = None
@@ -70,8 +70,15 @@ class ResumableTrainer(Trainer):
             return 0
         return self.state.global_step // max(1, math.ceil(len(loader) / self.args.gradient_accumulation_steps))
 
-    def train(self, *args, **kwargs):
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as Trainer does, until the end, a signal, or a number that is not finite.
+
+        Args:
+            *args: Passed to Trainer.
+            **kwargs: Passed to Trainer.
+
+        Returns:
+            As Trainer does.
 
         Raises:
             TrainingInterrupted: If a signal ended the training; a checkpoint was saved.
