@@ -393,7 +393,11 @@ def test_masks_of_a_range_of_ratios_and_pixels_that_are_none(run_mim, bands, tmp
     for ratio, nodata, message in (([0.4, 0.6], 7, "another mask_ratio"), ([0.4, 0.7], None, "another nodata")):
         with pytest.raises(ValueError, match=message):
             check_same_run(run | {"mask_ratio": ratio, "nodata": nodata}, tmp_path, True)
-    for ratio, message in ((["0.7", "0.4"], "falls"), (["0.4", "0.5", "0.6"], "3 values"), (["0.4", "1"], "outside")):
+    for ratio, message in (
+        (["0.7", "0.4"], "ascending"),
+        (["0.4", "0.5", "0.6"], "3 values"),
+        (["0.4", "1"], "outside"),
+    ):
         with pytest.raises(SystemExit, match=message):
             run_mim.COMMAND.main([*options(bands, tmp_path, num_channels=5), "--mask_ratio", *ratio])
 
@@ -416,7 +420,8 @@ def test_nodata_from_a_checkpoint_and_not_a_number(run_mim, bands, tmp_path, cap
         assert trainer.processing_class.nodata == trainer.train_dataset.nodata == expected
     # NaN was equal to nothing, not to itself either.
     for epochs in (1, 2):
-        run_mim.COMMAND.main(options(bands, tmp_path / "third", num_channels=5, nodata="nan", num_train_epochs=epochs))
+        settings = {"num_channels": 5, "rescale_factor": "1/4095", "nodata": "nan", "num_train_epochs": epochs}
+        run_mim.COMMAND.main(options(bands, tmp_path / "third", **settings))
 
 
 def test_negative_numbers_of_any_form(run_mim, tmp_path):

@@ -135,7 +135,7 @@ def test_pushes_are_whole_and_tell_no_paths(script, scenes, checkpoint, tmp_path
     for card, step in zip(cards, (4, 4, 2), strict=True):
         ModelCard(check_card(ModelCard(card), tmp_path)).validate()
         assert f"after step {step}:" in card
-        assert f"| started from | {checkpoint.name} |" in card
+        assert f"| initial weights | {checkpoint.name} |" in card
         assert "license: mit" in card
         assert str(checkpoint.parent) not in card
     files = hub.files("org/scenes")

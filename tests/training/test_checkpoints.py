@@ -116,7 +116,11 @@ def test_a_named_checkpoint_is_checked_like_the_automatic_one(run, name):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("checkpoint-100", "optimizer.pt is damaged"), ("checkpoint-9", "is not a folder"), ("photos", "no complete")],
+    [
+        ("checkpoint-100", "optimizer.pt is damaged"),
+        ("checkpoint-9", "is not a folder"),
+        ("photos", "there is no checkpoint in"),
+    ],
 )
 def test_a_named_checkpoint_that_is_none_is_refused(run, name, message):
     damage(run / "checkpoint-100" / "optimizer.pt", "half zeros")

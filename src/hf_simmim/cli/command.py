@@ -194,7 +194,7 @@ def _in_short(action: argparse.Action) -> str:
     default = action.default
     if isinstance(default, list):
         default = " ".join(map(str, default))
-    is_told = default in (None, False, "") or "if unset" in sentence
+    is_told = default is None or default is False or default == "" or "if unset" in sentence
     return sentence + ("" if is_told else f" (default: {default})")
 
 

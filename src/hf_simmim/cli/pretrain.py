@@ -36,7 +36,7 @@ from ..model.configuration_simmim import TARGETS, SimMIMConfig
 from ..model.heads import HEADS
 from ..model.image_processing_simmim import SimMIMImageProcessor
 from ..model.losses import LOSS_REGIONS, LOSSES
-from ..model.masking import MASK_STRATEGIES, span
+from ..model.masking import MASK_STRATEGIES, ratio_range, span
 from ..model.modeling_simmim import SimMIMForMaskedImageModeling
 from ..training.arguments import SimMIMTrainingArguments, json_object
 from ..training.callbacks import EpochCallback, PictureCallback
@@ -152,6 +152,7 @@ class PretrainingModelArguments(EncoderArguments):
     def __post_init__(self):
         if len(self.mask_ratio) == 1:
             self.mask_ratio = self.mask_ratio[0]  # type: ignore[assignment]
+        ratio_range(self.mask_ratio)
         for name in ("head_options", "target_options", "loss_options"):
             setattr(self, name, json_object(name, getattr(self, name)))
 

@@ -59,8 +59,11 @@ def finish_checkpoint(staged: Path, final: Path) -> None:
     manifest = staged / MANIFEST
     paths = sorted(path for path in staged.rglob("*") if path.is_file() and path != manifest)
     files = {path.relative_to(staged).as_posix(): _describe(path, flush=True) for path in paths}
-    manifest.write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
-    for path in (manifest, staged, *(folder for folder in staged.rglob("*") if folder.is_dir())):
+    with manifest.open("w", encoding="utf-8") as file:
+        json.dump({"files": files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    for path in (staged, *(folder for folder in staged.rglob("*") if folder.is_dir())):
         _flush(path)
     replaced = None
     if final.exists():
@@ -215,6 +218,8 @@ def named_checkpoint(name: str, output_dir: Path) -> Path:
         if newest is None:
             raise ValueError(f"resume_from_checkpoint={name!r}: no checkpoint in {folder} is complete. {remedy}")
         return newest
+    if not (folder / "trainer_state.json").is_file() and not (folder / MANIFEST).is_file():
+        raise ValueError(f"resume_from_checkpoint={name!r}: there is no checkpoint in {folder}. {remedy}")
     reason = flaw(folder)
     if isinstance(reason, Unverified):
         logger.warning(f"{folder} is used although {reason}.")

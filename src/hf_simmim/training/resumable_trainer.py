@@ -190,6 +190,8 @@ class ResumableTrainer(Trainer):
         """Let Trainer and callbacks write the files of this process."""
         best, self.state.best_global_step = self.state.best_global_step, None
         self._staging = staged.parent
+        # It is pushed when it is complete.
+        self._push_from_checkpoint = lambda checkpoint_folder: None  # type: ignore[method-assign]
         try:
             # Without a best step, Trainer does not look for its folder, which is elsewhere.
             super()._save_checkpoint(model, None)
@@ -198,6 +200,7 @@ class ResumableTrainer(Trainer):
                     callback.save_with_checkpoint(self.args, staged, self.state.global_step)
         finally:
             self._staging = None
+            del self._push_from_checkpoint
             self.state.best_global_step = best
 
     def _not_saved(self, what: str, problem: Exception) -> TrainingStoppedError:

@@ -92,9 +92,6 @@ class RunTrainer(ResumableTrainer):
                 self.args.hub_model_id = name
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._staging is not None:
-            # Pushed when it is complete.
-            return
         if self.hub_pushes is None or self.args.hub_strategy == HubStrategy.END:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
