@@ -66,7 +66,7 @@ standard_logging.getLogger("PIL.TiffImagePlugin").addFilter(
 class Stored(NamedTuple):
     """An image as its file stores it.
 
-    Args:
+    Attributes:
         image: A PIL image, or an array of shape (H, W), (H, W, C) or (C, H, W).
         nodata: Value of missing pixels that the file names.
         largest: White of an array that is a picture of more than 8 bits; 0 for numbers without such a range.
@@ -89,7 +89,7 @@ class Stored(NamedTuple):
 class Wanted(NamedTuple):
     """What an image is read for.
 
-    Args:
+    Attributes:
         num_channels: Channels C of the result.
         keeps_depth: Whether pictures of more than 8 bits keep their numbers.
         has_nodata: Whether the value of missing pixels is given.
