@@ -457,7 +457,7 @@ def test_ranges_in_the_processor(processor_class, tmp_path):
         assert 5 <= counts.min() < 10 < 15 < counts.max() <= 20
     assert torch.equal(masks, processor(images, do_mask=True, seed=0, return_tensors="pt")["bool_masked_pos"])
     assert processor(images, do_mask=True, mask_ratio=(0.5, 0.5), return_tensors="pt")["bool_masked_pos"].sum() == 3072
-    for ratio, message in (((0.7, 0.4), "falls"), ([0.4], "1 values"), ((0.4, 1.2), "1.2 is outside")):
+    for ratio, message in (((0.7, 0.4), "ascending"), ([0.4], "1 values"), ((0.4, 1.2), "1.2 is outside")):
         with pytest.raises(ValueError, match=re.escape(message)):
             processor_class(mask_ratio=ratio)
 
