@@ -4,6 +4,7 @@ import os
 import pathlib
 import pickle
 import zipfile
+from collections import Counter
 
 import pytest
 import torch
@@ -159,3 +160,72 @@ def test_other_kinds_of_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="TorchScript"):
         read_pth(path)
     assert not (tmp_path / "victim").exists()
+
+
+def archive(path, pickled: bytes, compression: int = zipfile.ZIP_STORED):
+    """A file of torch.save with a pickle of one's own."""
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for name, content in (("data.pkl", pickled), ("version", b"3\n"), ("byteorder", b"little")):
+            file.writestr(f"archive/{name}", content)
+    return path
+
+
+class Calls:
+    """Is pickled as a call."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def nested(depth: int) -> list:
+    lists: list = [1]
+    for _ in range(depth):
+        lists = [lists, lists]
+    return lists
+
+
+# A tuple of tuples 40 times, each twice: its hash alone would take hours.
+PAIRS = b"K\x01K\x02\x86" + b"".join(b"q%ch%c\x86" % (index, index) for index in range(40))
+
+
+@LEGACY
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"model": Calls(bytearray, 10**11)}, "calls bytearray"),
+        ({complex(1, 2): 1}, "calls complex"),
+        ({(1, 2): 1}, "a key that is a tuple"),
+        ({2**100: 1}, "an integer of 101 bits"),
+        ({"kinds": {(1, 2)}}, "a set of other things"),
+        ({"config": nested(40)}, "lists in lists"),
+    ],
+)
+def test_content_without_end_is_refused_at_once(tmp_path, content, message, legacy):
+    path = save(content, tmp_path / "file.pth", legacy=legacy)
+    with pytest.raises(ValueError, match=f"is not read, since .*{message}.* No code in it was run"):
+        read_pth(path)
+
+
+def test_archives_without_end_are_refused_at_once(tmp_path):
+    path = tmp_path / "file.pth"
+    with pytest.raises(ValueError, match=r"archive/data.pkl is compressed, which torch\.save never does"):
+        read_pth(archive(path, b"\x80\x02](" + b"K\x01" * 10**7 + b"e.", zipfile.ZIP_DEFLATED))
+    with pytest.raises(ValueError, match="a key that is a tuple"):
+        read_pth(archive(path, b"\x80\x02}(" + PAIRS + b"K\x01u."))
+    with pytest.raises(ValueError, match="more than 3000000 steps"):
+        read_pth(archive(path, b"\x80\x02](" + b"N" * 3_100_000 + b"e."))
+    kind = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+    storage = kind + b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpu\x8a\x05\x00\x00\x00\x00\x10tQ"
+    with pytest.raises(ValueError, match="a tensor claims 68719476736 numbers, more than the file holds"):
+        read_pth(archive(path, b"\x80\x02" + storage + b"."))
+
+
+@LEGACY
+def test_sets_and_counters_of_schedules_are_read(tmp_path, legacy):
+    content = {"model": {"w": torch.ones(2)}, "milestones": Counter([3, 3]), "frozen": {"a", "b"}}
+    read = read_pth(save(content, tmp_path / "file.pth", legacy=legacy))
+    assert read["milestones"] == {3: 2}
+    assert read["frozen"] == {"a", "b"}

@@ -91,18 +91,17 @@ def convert_checkpoint(path: str | Path, image_size: Size | None = None) -> Conv
     if original.architecture != "beit":
         check_windows(original, encoder, stage_grids(config.encoder_config))
     is_pretrained = "decoder.0.weight" in original.weights
-    model: Any = (
-        SimMIMForMaskedImageModeling(config)
-        if is_pretrained
-        else SimMIMModel(config, use_mask_token="mask_token" in original.weights)
-    )
-    state_dict, used, classifier, unknown = _renamed(original, model)
+    # Without memory first: a small file can claim a model that fits no machine.
+    with torch.device("meta"):
+        state_dict, used, classifier, unknown = _renamed(original, _empty_model(config, original))
     if unknown:
         raise ValueError(
             f"The file holds {len(unknown)} weights that our {encoder['model_type']} does not have, so it would not"
             f" compute the same: {listed(unknown)}."
         )
-    _load(model, state_dict, used)
+    _check_finite(used)
+    model = _empty_model(config, original)
+    model.load_state_dict(state_dict, strict=True)
     verified = verify_buffers(original, config, model.base_model.encoder)
 
     sha256 = hashlib.sha256()
@@ -210,6 +209,13 @@ def _described(config: SimMIMConfig) -> str:
     return f"{text}, width {encoder.embed_dim}, depths {depths}, heads {heads}, window {encoder.window_size}"
 
 
+def _empty_model(config: SimMIMConfig, original: OriginalCheckpoint) -> Any:
+    """A model of the kind that the file holds, with weights of its own."""
+    if "decoder.0.weight" in original.weights:
+        return SimMIMForMaskedImageModeling(config)
+    return SimMIMModel(config, use_mask_token="mask_token" in original.weights)
+
+
 def _renamed(
     original: OriginalCheckpoint, model: SimMIMPreTrainedModel
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor], list[str]]:
@@ -236,12 +242,13 @@ def _renamed(
         else:
             used[name] = tensor
             state_dict.update(zip(ours, tensor.chunk(len(ours)), strict=True))
+    if not unknown:
+        _check_fit(places, state_dict)
     return state_dict, used, classifier, unknown
 
 
-def _load(model: SimMIMPreTrainedModel, state_dict: dict[str, torch.Tensor], used: dict[str, torch.Tensor]) -> None:
-    """Load every parameter, or raise if one is missing or does not fit."""
-    places = model.state_dict()
+def _check_fit(places: dict[str, torch.Tensor], state_dict: dict[str, torch.Tensor]) -> None:
+    """Raise if a parameter of the model is missing in the file, or has another shape there."""
     missing = [name for name in places if name not in state_dict]
     if missing:
         raise ValueError(
@@ -255,12 +262,14 @@ def _load(model: SimMIMPreTrainedModel, state_dict: dict[str, torch.Tensor], use
                 f"The file's tensor for {name} has shape {theirs} and the model's has {ours}. If the image size is"
                 " wrong, set --image_size."
             )
+
+
+def _check_finite(used: dict[str, torch.Tensor]) -> None:
     broken = [name for name, tensor in used.items() if not tensor.isfinite().all()]
     if broken:
         raise ValueError(
             f"{', '.join(broken[:5])} in the file has NaN or infinite values: the run diverged. Use an earlier file."
         )
-    model.load_state_dict(state_dict, strict=True)
 
 
 def _processor(config: SimMIMConfig, settings: Settings) -> SimMIMImageProcessor:

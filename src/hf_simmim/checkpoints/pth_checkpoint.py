@@ -12,6 +12,8 @@ from .pth_files import printable
 from .pth_names import from_authors, from_mmpretrain
 from .pth_settings import Settings, authors_settings, mmpretrain_settings
 
+MAX_SHARING = 4  # times that stored numbers may occur in the weights
+
 SIMMIM, SWIN_TRANSFORMER, MMPRETRAIN = "microsoft/SimMIM", "microsoft/Swin-Transformer", "open-mmlab/mmpretrain"
 
 # Entries of a file besides weights and settings, which no model needs.
@@ -93,7 +95,9 @@ def open_checkpoint(content: Any) -> OriginalCheckpoint:
 
 
 def _checked_weights(weights: dict[Any, Any]) -> dict[str, torch.Tensor]:
-    """Check that tensors are dense, real, and not larger than their memory."""
+    """Check that tensors are dense, real, and not larger than their memory, each and (but for some tied ones) all."""
+    stored: dict[int, int] = {}
+    claimed = 0
     for key, tensor in weights.items():
         name = printable(str(key))
         if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
@@ -102,6 +106,12 @@ def _checked_weights(weights: dict[Any, Any]) -> dict[str, torch.Tensor]:
             raise ValueError(f"{name} is not a plain tensor but {tensor.layout}, {tensor.dtype} on {tensor.device}.")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise ValueError(f"{name} of shape {tuple(tensor.shape)} is larger than its data in the file.")
+        claimed += tensor.numel() * tensor.element_size()
+        stored[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    if claimed > MAX_SHARING * sum(stored.values()):
+        raise ValueError(
+            f"The weights have {claimed} bytes, but their file holds {sum(stored.values())}: it is damaged."
+        )
     return {name: tensor.detach() for name, tensor in weights.items()}
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-# First bytes of files of torch.save, since torch 1.6 and before.
-ZIP_START = b"PK\x03\x04"
-LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+from .pth_scan import LEGACY_START, UnreasonableFileError, check_archive, check_expansion, check_legacy
+
+ZIP_START = b"PK\x03\x04"  # of a file of torch.save since torch 1.6
 
 
 class PlainNode:
@@ -70,8 +70,16 @@ def read_pth(path: str | Path) -> Any:
     is_zip = _check_kind(path)
     with _only_stand_ins():
         try:
+            (check_archive if is_zip else check_legacy)(path)
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-            return _plain(content, {})
+            plain = _plain(content, {})
+            check_expansion(plain)
+            return plain
+        except UnreasonableFileError as error:
+            raise ValueError(
+                f"{path} is not read, since {error}. No code in it was run. Download it again, or save its weights"
+                " alone with torch.save."
+            ) from error
         except Exception as error:  # malicious files can raise any type
             raise ValueError(_explanation(path, error)) from error
 

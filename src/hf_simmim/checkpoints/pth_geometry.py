@@ -14,6 +14,7 @@ TOLD_BY_TENSORS = (
 LAYER_NORM_EPS = {"swin": 1e-5, "swinv2": 1e-5, "beit": 1e-6}
 
 Size = tuple[int, int]
+MAX_MODULES = 1000  # blocks of a stage, or stages
 
 
 def encoder_settings(
@@ -87,8 +88,12 @@ def _patches(original: OriginalCheckpoint) -> tuple[int, int, int]:
 def _count(original: OriginalCheckpoint, pattern: str) -> int:
     """Number of numbered modules."""
     numbers = {int(found[1]) for name in original.weights if (found := re.match(pattern, name))}
-    if numbers != set(range(len(numbers))):
-        raise ValueError(f"Modules {pattern.replace(chr(92), '')} exist only for the numbers {sorted(numbers)}.")
+    if numbers != set(range(len(numbers))) or len(numbers) > MAX_MODULES:
+        found = [str(number) for number in sorted(numbers)]
+        raise ValueError(
+            f"Modules {pattern.replace(chr(92), '')} must be numbered from 0 to at most {MAX_MODULES - 1}; the file has"
+            f" {', '.join(found if len(found) < 20 else [*found[:5], '...', found[-1]])}."
+        )
     return len(numbers)
 
 

@@ -25,6 +25,7 @@ from .app_page import (
     MaskSettings,
     describe,
     enlarged,
+    limited_pictures,
     panel,
     picture_of,
     reconstruct,
@@ -38,6 +39,9 @@ except ImportError as error:
     raise CommandError('the app requires gradio. Install it with: pip install "hf-simmim[app]"') from error
 
 NO_MODEL = "none"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+MAX_WAITING = 64  # requests of all visitors
+MAX_UPLOAD = "50mb"
 TITLE = "# Mask patches, see what the model predicts\nPick a picture, or upload your own. The page updates at once."
 MEANING = (
     '<p class="meaning"><b>Masked l1</b> is the mean absolute error of masked pixels on a scale of 0 to 255: lower is'
@@ -102,7 +106,7 @@ class AppArguments:
     share: bool = field(default=False, metadata={"help": "Create a public link through Gradio's server."})
     loading: bool | None = field(
         default=None,
-        metadata={"help": "Allow visitors to load other checkpoints (if unset, allowed without --share)."},
+        metadata={"help": "Allow visitors to load other checkpoints (if unset, only if they use this machine)."},
     )
     device: str | None = field(default=None, metadata={"help": "Device, such as cpu (a GPU if available, if unset)."})
 
@@ -150,8 +154,6 @@ class AppPage:
         Returns:
             Updates of four components.
         """
-        layers = (painting or {}).get("layers")
-        painted = np.maximum.reduce(layers) if layers else None
         updates: list[Any] = []
         for name in (first, second):
             if name == NO_MODEL:
@@ -160,6 +162,8 @@ class AppPage:
             try:
                 if source is None:
                     raise ValueError("There is no picture. Upload one, or pick an example.")
+                layers = (painting or {}).get("layers")
+                painted = np.maximum.reduce(layers) if layers else None
                 settings = MaskSettings(strategy, ratio, _whole(patch_size), _whole(seed), painted)
                 model = self.models[name]
                 if name != first:
@@ -221,16 +225,13 @@ def _problem(text: str) -> Any:
     return gr.update(value=f'<div class="problem" role="alert">{html.escape(text)}</div>', visible=True)
 
 
-def build_page(
-    models: LoadedModels, pictures: ExamplePictures, compared: str | None = None, loading: bool = True
-) -> gr.Blocks:
+def build_page(models: LoadedModels, pictures: ExamplePictures, compared: str | None = None) -> gr.Blocks:
     """Lay out the page.
 
     Args:
         models: The checkpoints.
         pictures: The example pictures.
         compared: Checkpoint to show below the first one; none if None.
-        loading: Whether visitors may load other checkpoints.
 
     Returns:
         The page, ready to launch.
@@ -254,7 +255,7 @@ def build_page(
                 label="Load another checkpoint",
                 placeholder="folder, or name on the Hub",
                 submit_btn="Load",
-                visible=loading,
+                visible=models.loading,
                 min_width=300,
                 elem_id="other",
             )
@@ -312,20 +313,24 @@ def build_page(
             return event.index, pictures.shown(event.index)
 
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        # What opens pictures: few at a time, whoever asks, since each takes up to a gigabyte.
+        work: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "pictures"}
         # Not `input`, which still gives the old picture after it was removed.
         uploaded = picture.upload(lambda path: path, picture, source, **quiet)
         uploaded.failure(lambda: gr.Warning("The file is not a readable picture. Upload another one."), **quiet)
         picture.clear(lambda: None, None, source, **quiet)
         gallery.select(pick, None, [source, picture], **quiet)
         new_mask.click(lambda number: int(number or 0) + 1, seed, seed, **quiet)
-        other.submit(page.load, [other, known], [not_loaded, known, first, second, other], api_visibility="private")
+        if models.loading:
+            named = [not_loaded, known, first, second, other]
+            other.submit(page.load, [other, known], named, api_visibility="private")
         first.change(page.fit, [first, patch_size], patch_size, **quiet)
         gr.on(
             [source.change, first.change, strategy.change],
             page.canvas,
             [source, first, strategy, on_canvas],
             [drawn, editor, on_canvas],
-            **quiet,
+            **quiet | work,
         )
         choices: list[Any] = [source, first, second, strategy, ratio, patch_size, seed, editor]
         gr.on(
@@ -334,10 +339,9 @@ def build_page(
             choices,
             outputs,
             trigger_mode="always_last",
-            concurrency_limit=4,
-            **quiet,
+            **quiet | work,
         )
-    return blocks
+    return blocks.queue(max_size=MAX_WAITING)
 
 
 def theme() -> gr.themes.Base:
@@ -350,18 +354,22 @@ def theme() -> gr.themes.Base:
 
 def serve(arguments: AppArguments) -> None:
     """Load checkpoints and pictures, and serve the page until interrupted."""
-    models = LoadedModels([*arguments.checkpoint, *arguments.compare], arguments.device)
+    loading = arguments.loading
+    if loading is None:
+        loading = arguments.host in LOOPBACK and not arguments.share
+    models = LoadedModels([*arguments.checkpoint, *arguments.compare], arguments.device, loading)
     examples = arguments.examples or Path(embedded_data("--examples"), "test.parquet")
     pictures = ExamplePictures(examples, models[models.given[0]])
-    loading = not arguments.share if arguments.loading is None else arguments.loading
-    build_page(models, pictures, arguments.compare[0] if arguments.compare else None, loading).launch(
-        server_name=arguments.host,
-        server_port=arguments.port,
-        share=arguments.share,
-        footer_links=[],
-        css=CSS,
-        theme=theme(),
-    )
+    with limited_pictures():
+        build_page(models, pictures, arguments.compare[0] if arguments.compare else None).launch(
+            server_name=arguments.host,
+            server_port=arguments.port,
+            share=arguments.share,
+            max_file_size=MAX_UPLOAD,
+            footer_links=[],
+            css=CSS,
+            theme=theme(),
+        )
 
 
 def run(arguments: AppArguments) -> None:

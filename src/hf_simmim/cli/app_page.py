@@ -4,8 +4,10 @@ import base64
 import html
 import io
 import math
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ logger = logging.get_logger(__name__)
 PAINTED = "painted"
 NUM_EXAMPLES = 12
 MAX_LOADED = 8  # checkpoints of visitors that stay in memory
+MAX_MEGAPIXELS = 50  # of a visitor's picture, unless HF_SIMMIM_MAX_MEGAPIXELS says otherwise
 THUMBNAIL, CANVAS = 56, 280  # pixels
 CRISP = 64  # pixels; smaller pictures are enlarged by whole numbers only, larger ones fill their column
 FITTED = 384
@@ -44,13 +47,15 @@ class LoadedModels:
     Args:
         given: Checkpoints to load now and to keep.
         device: Device of the models; a GPU if available and this is None.
+        loading: Whether others may be loaded later.
 
     Raises:
         ValueError: If a checkpoint cannot be loaded.
     """
 
-    def __init__(self, given: Sequence[str], device: str | None = None):
+    def __init__(self, given: Sequence[str], device: str | None = None, loading: bool = True):
         self.given = list(dict.fromkeys(given))
+        self.loading = loading
         self._device = device
         self._lock = threading.Lock()
         self._loaded: dict[str, Reconstructor] = {}
@@ -67,8 +72,11 @@ class LoadedModels:
             The model.
 
         Raises:
-            ValueError: If it cannot be loaded; damaged files may raise other errors.
+            ValueError: If it cannot be loaded, or may not; damaged files may raise other errors.
         """
+        # Requests name checkpoints whatever the page shows; the answer must not depend on the files of this machine.
+        if checkpoint not in self.given and not self.loading:
+            raise ValueError("This page shows its own checkpoints only. Start it with --loading true to load others.")
         model = self._loaded.get(checkpoint)
         if model is None:
             # Load one at a time; requests for loaded models need no lock.
@@ -115,6 +123,18 @@ class ExamplePictures:
     def shown(self, index: int) -> Image.Image:
         """An example, enlarged for display."""
         return enlarged(self._shown[index], CANVAS)
+
+
+@contextmanager
+def limited_pictures() -> Iterator[None]:
+    """Refuse pictures of more than MAX_MEGAPIXELS, before they are decoded."""
+    before = Image.MAX_IMAGE_PIXELS
+    if not os.environ.get("HF_SIMMIM_MAX_MEGAPIXELS"):
+        Image.MAX_IMAGE_PIXELS = MAX_MEGAPIXELS * 500_000  # Pillow refuses twice as many
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from .targets import PIXEL_TARGETS, TargetSpec
 
 # For encoders whose config has no image_size, such as ResNet.
 DEFAULT_IMAGE_SIZE = 224
+MAX_SIDE = 2**14  # pixels; a Swin of patches of 4 px then has 17 million tokens
 
 # Read from `encoder_config`, and not settings of their own.
 DERIVED = (
@@ -438,5 +439,5 @@ def _set_image_size(encoder_config: Any, height: int, width: int) -> None:
 
 def _check_size(size: Any) -> None:
     sides = size if isinstance(size, (list, tuple)) else [size]
-    if len(sides) not in (1, 2) or not all(is_index(side) and side > 0 for side in sides):
-        raise ValueError(f"image_size={size!r} must be a side, or a height and a width, in pixels.")
+    if len(sides) not in (1, 2) or not all(is_index(side) and 0 < side <= MAX_SIDE for side in sides):
+        raise ValueError(f"image_size={size!r} must be a side, or a height and a width, of 1 to {MAX_SIDE} pixels.")
