@@ -287,6 +287,7 @@ def test_models_are_loaded_once_and_many_visitors_get_their_own_results(checkpoi
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda choice: updated(page, *checkpoints, **choice), choices))
     assert loaded == checkpoints
+    assert not [update[2] for update in together if update[2]]
     for choice, (*_, both) in zip(choices, together, strict=True):
         alone = shown(updated(page, *checkpoints, **choice)[3])
         # Sums differ in their last bit with the place of a tensor in memory.

@@ -1,5 +1,9 @@
 """The command line as a whole: which commands there are, their help, and what is refused."""
 
+import contextlib
+import importlib
+import json
+import random
 import subprocess
 import sys
 
@@ -7,7 +11,7 @@ import pytest
 
 from hf_simmim.__main__ import main
 from hf_simmim.cli import COMMANDS
-from hf_simmim.cli.command import Command
+from hf_simmim.cli.command import Command, CommandError
 from hf_simmim.cli.convert import ConvertArguments
 
 
@@ -74,3 +78,37 @@ def test_the_ways_to_start_a_command(program, request):
     done = subprocess.run(command, cwd=request.config.rootpath, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip().endswith("error: unknown option --mask_rato. Did you mean --mask_ratio?")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ('{"a":' * 20_000, "is not valid JSON"),
+        ('{"report_to": ["nothing"]}', "report_to='nothing' is unknown. Use all, none, or some of: azure_ml,"),
+        ('{"report_to": "neptune"}', "report_to='neptune' needs a package that is not installed"),
+        ('{"deepspeed": {"a": 1}}', "an option has an invalid value: .*deepspeed"),
+        ('{"accelerator_config": {"kind": 0}}', "an option has an invalid value: .*kind"),
+        ('{"seed": 100000000000000000000, "ddp_timeout": 1e300}', "invalid"),
+    ],
+)
+def test_recipes_that_libraries_refuse_are_one_line(tmp_path, recipe, message):
+    path = tmp_path / "recipe.json"
+    path.write_text(recipe)
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        main(["pretrain", "--recipe", str(path)])
+
+
+VALUES: tuple = (None, True, 0, -1, 10**400, -0.5, 1e308, float("nan"), "", "auto", "x" * 300, "\0", "\ud800")
+VALUES = (*VALUES, [], [[1]], {"a": 1})
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune", "segment", "probe", "compare", "embed", "reconstruct"])
+def test_whatever_a_recipe_holds_is_taken_or_refused_in_words(tmp_path, name):
+    command = importlib.import_module(f"hf_simmim.cli.{name}").COMMAND
+    draw, path = random.Random(0), tmp_path / "recipe.json"
+    options = sorted(command.option_names())
+    for _ in range(60):
+        recipe = {option: draw.choice(VALUES) for option in draw.sample(options, 2)}
+        path.write_text(json.dumps(recipe))
+        with contextlib.suppress(CommandError):
+            command.parse(["--recipe", str(path)])

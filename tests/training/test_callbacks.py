@@ -98,6 +98,13 @@ def test_the_best_model_can_be_that_of_the_probe(photos, labeled, tmp_path):
     assert state["best_metric"] == max(accuracies[1:3])
 
 
+def test_what_evaluations_do_not_measure_selects_no_model(photos, labeled, tmp_path):
+    settings = options(photos, tmp_path, probe_dir=labeled, metric_for_best_model="probe_accuracy")
+    with pytest.raises(SystemExit, match="'probe_accuracy' is not measured .*: loss, masked_l1, probe_knn_accuracy, "):
+        pretrain.COMMAND.main(settings)
+    assert not list(tmp_path.rglob("checkpoint-*"))
+
+
 def test_not_every_evaluation_has_to_be_measured(photos, labeled, tmp_path):
     data, model, training = pretrain.COMMAND.parse(options(photos, tmp_path, probe_dir=labeled, num_train_epochs=4))
     trainer, _ = pretrain.build_trainer(data, model, training)

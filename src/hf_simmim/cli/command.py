@@ -132,11 +132,15 @@ class Command:
             option = unknown[0].split("=")[0]
             raise CommandError(f"unknown option {option}.{nearest(option.lstrip('-'), known, '--')}")
         values = vars(arguments)
-        with in_words():
-            parsed = tuple(
-                kind(**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.init})
-                for kind in self.kinds
-            )
+        try:
+            with in_words():
+                parsed = tuple(
+                    kind(**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.init})
+                    for kind in self.kinds
+                )
+        except (TypeError, LookupError, AttributeError, ArithmeticError, ImportError, RuntimeError) as error:
+            # Of the libraries whose arguments these are, when a value is of a kind that they do not expect.
+            raise CommandError(f"an option has an invalid value: {' '.join(str(error).split())}.") from error
         for part in parsed:
             if isinstance(part, SimMIMTrainingArguments):
                 part.command = safe_command([PROGRAM, self.name], argv)

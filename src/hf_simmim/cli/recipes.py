@@ -42,7 +42,7 @@ def recipe_options(name: str, known: Collection[str], command: str, skipped: Col
         raise CommandError(f"there is no recipe {name!r}. Name a JSON file{also}.")
     try:
         recipe = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CommandError(f"the recipe {path} is not valid JSON: {error}.") from error
     if not isinstance(recipe, dict):
         raise CommandError(f"the recipe {path} must be a JSON object of options.")

@@ -32,6 +32,7 @@ from ..data.transforms import center_box, crop_and_resize, upright_size
 from ..data.value_range import check_value_range
 from ..evaluation.reconstruction import RECONSTRUCTION_COLUMNS as COLUMNS
 from ..evaluation.reconstruction import Reconstruction, Reconstructor, mask_from_painting
+from ..model.image_readers import open_with_pillow
 from ..model.masking import MASK_STRATEGIES, ratio_range, to_pixels
 from ..visualization.grids import reconstruction_grid
 from .command import Command, in_words
@@ -240,9 +241,9 @@ def read_mask(path: str, reconstructors: Sequence[Reconstructor], is_whole: bool
     # On the coarsest grid first, so that the masks of all models agree.
     coarsest = max(reconstructors, key=lambda reconstructor: reconstructor.patch_size)
     try:
-        with Image.open(path) as file:
+        with open_with_pillow(path) as file:
             picture = file.convert("L")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"mask={path!r} cannot be read ({describe(error)}). Name a picture.") from error
     if not is_whole:
         left, top, right, bottom = center_box((picture.height, picture.width), coarsest.image_size)

@@ -240,7 +240,8 @@ def classification_metrics(
     Returns:
         A function of logits (N, K), possibly in a tuple with other outputs, and labels, that returns metrics by name.
         For single labels these are `accuracy`, `top5_accuracy` with six or more classes, `balanced_accuracy`, and with
-        up to 20 classes `accuracy_<name>`, the recall of each class with examples.
+        up to 20 classes `accuracy_<name>`, the recall of each class with examples. Its attribute `metric_names` lists
+        all names that can occur.
 
     Raises:
         ValueError: If the problem type is unknown.
@@ -251,6 +252,14 @@ def classification_metrics(
         "single_label_classification": per_class,
         "multi_label_classification": MultiLabel(),
         "regression": Regression(),
+    }
+    metric_names = {
+        "single_label_classification": ["accuracy", "balanced_accuracy", f"top{TOP_K}_accuracy"][
+            : 2 + (len(names) > TOP_K)
+        ]
+        + [f"accuracy_{name}" for name in names if len(names) <= MAX_LOGGED_CLASSES],
+        "multi_label_classification": ["mean_average_precision", "micro_f1", "macro_f1"],
+        "regression": ["mae", "rmse", "r2"],
     }
     if problem_type not in kinds:
         raise ValueError(f"problem_type={problem_type!r} is unknown. Use one of: {', '.join(kinds)}.")
@@ -269,4 +278,5 @@ def classification_metrics(
             flat |= {f"accuracy_{name}": value for name, value in figures["recall"].items() if not np.isnan(value)}
         return flat
 
+    compute_metrics.metric_names = metric_names[problem_type]  # type: ignore[attr-defined]
     return compute_metrics

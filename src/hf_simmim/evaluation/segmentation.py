@@ -59,6 +59,8 @@ class SegmentationMetrics:
         ignore_index: Class id of pixels that are ignored.
     """
 
+    metric_names = ("mean_iou", "pixel_accuracy")
+
     def __init__(self, class_names: Sequence[str], ignore_index: int):
         self.ignore_index = ignore_index
         self.metric = MeanIoU(class_names, ignore_index)
@@ -76,7 +78,7 @@ class SegmentationMetrics:
             return {}
         figures = self.metric.compute()
         self.iou = figures["iou"]
-        return {key: figures[key] for key in ("mean_iou", "pixel_accuracy")}
+        return {key: figures[key] for key in self.metric_names}
 
 
 def forget_evaluation_keys(model: nn.Module) -> None:

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import PurePosixPath, PureWindowsPath
@@ -11,6 +12,8 @@ from typing import Any, ClassVar
 
 from torch import distributed
 from transformers import SchedulerType, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from .optimization import SIMMIM_SCHEDULES, images_per_step
 
@@ -31,7 +34,7 @@ def json_object(name: str, value: Any) -> dict[str, Any] | None:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{name}={value!r} is not valid JSON: {error}.") from error
     if value is not None and not isinstance(value, dict):
         raise ValueError(f'{name}={value!r} must be a JSON object, such as {{"key": 1}}.')
@@ -64,6 +67,18 @@ def _without_path(value: Any) -> Any:
             if path.is_absolute() or value.startswith(("~", "../", "..\\")):
                 return path.name
     return value
+
+
+def _check_trackers(names: str | Sequence[str] | None) -> None:
+    """Refuse trackers that do not exist or are not installed, before Trainer's own traceback of them."""
+    installed = get_available_reporting_integrations()
+    for name in [names] if isinstance(names, str) else names or ():
+        if name in ("all", "none", *installed):
+            continue
+        known = sorted(INTEGRATION_TO_CALLBACK)
+        if name not in known:
+            raise ValueError(f"report_to={name!r} is unknown. Use all, none, or some of: {', '.join(known)}.")
+        raise ValueError(f"report_to={name!r} needs a package that is not installed. Run: pip install {name}")
 
 
 SCHEDULES = (*SIMMIM_SCHEDULES, *(kind.value for kind in SchedulerType))
@@ -161,12 +176,16 @@ class SimMIMTrainingArguments(TrainingArguments):
                 f"hub_license={self.hub_license!r} is not a license name of the Hub. Use one such as apache-2.0, mit,"
                 " cc-by-nc-4.0: https://huggingface.co/docs/hub/repositories-licenses."
             )
+        _check_trackers(self.report_to)
         self.lr_scheduler_kwargs = json_object("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
         if schedule in SIMMIM_SCHEDULES:
             # Trainer's own check only knows transformers' schedules.
             self.lr_scheduler_type = SchedulerType.CONSTANT.value
         self._start_processes()
         super().__post_init__()
+        if self.fp16 and self.device.type == "cpu":
+            # accelerate would compute in float32 without a word.
+            raise ValueError("fp16 needs a GPU, but this run uses the CPU. Use --bf16, or leave --fp16 out.")
         self.lr_scheduler_type = ScheduleName(schedule)
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
         if self.learning_rate is None:

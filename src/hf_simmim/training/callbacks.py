@@ -139,6 +139,8 @@ class ProbeCallback(TrainerCallback):
         ValueError: If layer or pooling does not fit the encoder, or `every` or `num_images` is below 1.
     """
 
+    metric_names = ("probe_knn_accuracy", "probe_linear_accuracy")
+
     def __init__(
         self,
         trainer: Trainer,
@@ -186,7 +188,7 @@ class ProbeCallback(TrainerCallback):
             data = (train, labels, test, test_labels, self.num_classes)
             neighbors = knn(*data, k=self.k, device=args.device)
             linear = linear_probe(*data, penalties=[PENALTY], device=args.device)
-            results = [{"probe_knn_accuracy": neighbors.accuracy, "probe_linear_accuracy": linear.accuracy}]
+            results = [dict(zip(self.metric_names, (neighbors.accuracy, linear.accuracy), strict=True))]
         broadcast_object_list(results)
         # A copy: Trainer adds the epoch to what it logs.
         self.trainer.log(dict(results[0]))

@@ -67,6 +67,36 @@ class RunTrainer(ResumableTrainer):
         self.hub_pushes = hub_pushes
         super().__init__(*args, **kwargs)
 
+    def train(self, *args, **kwargs):
+        """Train as Trainer does, once it is certain that evaluations measure what is to select the best checkpoint.
+
+        Args:
+            *args: Passed to Trainer.
+            **kwargs: Passed to Trainer.
+
+        Returns:
+            What Trainer returns.
+
+        Raises:
+            TrainingStoppedError: If no evaluation measures `metric_for_best_model`.
+        """
+        names, chosen = self.metric_names(), (self.args.metric_for_best_model or "loss").removeprefix("eval_")
+        if self.args.eval_strategy != "no" and names is not None and chosen not in names:
+            raise TrainingStoppedError(
+                f"metric_for_best_model={self.args.metric_for_best_model!r} is not measured by evaluations. Use one of:"
+                f" {', '.join(sorted(names))}."
+            )
+        return super().train(*args, **kwargs)
+
+    def metric_names(self) -> set[str] | None:
+        """Names of what evaluations measure, without `eval_`; None if they are not known in advance."""
+        measured = [getattr(callback, "metric_names", ()) for callback in self.callback_handler.callbacks]
+        if self.compute_metrics is not None:
+            if not hasattr(self.compute_metrics, "metric_names"):
+                return None
+            measured.append(self.compute_metrics.metric_names)
+        return {"loss"}.union(*measured)
+
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Create the repository; if the Hub cannot be reached, a later push creates it.
 
@@ -184,11 +214,12 @@ class RunTrainer(ResumableTrainer):
         """Save the complete model to `output_dir` without pushing it yet; all processes must call it.
 
         Raises:
-            TrainingStoppedError: If it cannot be written, such as on a full disk.
+            TrainingStoppedError: If it cannot be written, such as on a full disk, or another run took the folder.
         """
         if self.is_fsdp_enabled:
             # However the checkpoints are sharded, users load an unsharded model.
             self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+        self._keep_run_folder()
         error = None
         try:
             self.save_model(_internal_call=True)
@@ -394,6 +425,11 @@ class SimMIMTrainer(RunTrainer):
             steps_per_second = (step - last_step) / (now - then)
             logs["images_per_second"] = round(steps_per_second * images_per_step(self.args), 1)
             logs["eta_seconds"] = round((self.state.max_steps - step) / steps_per_second, 1)
+
+    def metric_names(self) -> set[str] | None:
+        """As in `RunTrainer`, with `masked_l1` if the target can be decoded to pixels."""
+        names = super().metric_names()
+        return names and names | ({"masked_l1"} if self.model.target.is_decodable else set())
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Evaluate as Trainer does, with `eval_masked_l1` if the target can be decoded to pixels."""
