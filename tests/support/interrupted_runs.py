@@ -3,13 +3,15 @@
 Every sample depends on its epoch, so equal weights mean equal orders and epochs.
 """
 
+import os
+import signal
 import sys
 from pathlib import Path
 
 import torch
 from tiny import swin_config
 from torch import nn
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
 from hf_simmim.data.masked_images import collate
@@ -17,6 +19,7 @@ from hf_simmim.data.reading import UnreadableImages
 from hf_simmim.data.sampling import sample_generator
 from hf_simmim.training.agreement import check_agreement
 from hf_simmim.training.callbacks import EpochCallback
+from hf_simmim.training.stop_signals import TrainingInterrupted
 from hf_simmim.training.trainers import RunTrainer, SimMIMTrainer
 
 NUM_IMAGES = 24
@@ -115,6 +118,30 @@ def differences(folder: Path, num_workers: int) -> list[str]:
     return found
 
 
+class SignalInEvaluation(TrainerCallback):
+    """Sends a signal to the last process in the second batch of an evaluation, and counts the batches."""
+
+    num_batches = 0
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        self.num_batches += 1
+        if self.num_batches == 2 and args.process_index == args.world_size - 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def interruption(folder: Path) -> str:
+    """How a run ends whose last process gets a signal in an evaluation of several batches."""
+    options = {"eval_strategy": "steps", "per_device_eval_batch_size": 1, "save_strategy": "no"}
+    trainer, callback = make_trainer("fine-tuning", folder, **options), SignalInEvaluation()
+    trainer.add_callback(callback)
+    try:
+        trainer.train()
+    except TrainingInterrupted as error:
+        saved = sorted(path.name for path in folder.glob("checkpoint-*"))
+        return f"exit status {error.code} after {callback.num_batches} batches, with {saved}"
+    return "it was not interrupted"
+
+
 def disagreement() -> str:
     """What processes that found different images are told."""
     try:
@@ -130,3 +157,6 @@ if __name__ == "__main__":
         raise SystemExit(f"{len(different)} other weights, such as {different[0]} and {different[-1]}")
     if "process 0 has images 0, process 1 has 1" not in disagreement():
         raise SystemExit(disagreement())
+    ending = interruption(Path(sys.argv[1]) / "interrupted")
+    if ending != f"exit status {128 + signal.SIGUSR1} after 3 batches, with ['checkpoint-5']":
+        raise SystemExit(ending)

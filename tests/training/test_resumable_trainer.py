@@ -1,18 +1,23 @@
 """A training may be killed, stopped by a signal, or meet a full disk or a NaN: what is saved is whole and finite."""
 
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import pytest
 import torch
-from interrupted_runs import differences, make_trainer
+from interrupted_runs import SignalInEvaluation, differences, make_trainer
 from paths import ROOT, SUPPORT
 from transformers import TrainerCallback
 
 from hf_simmim.training import resumable_trainer
 from hf_simmim.training.checkpoints import STAGING, TrainingStoppedError, flaw, newest_whole_checkpoint
+from hf_simmim.training.run_folder import RUN_FILE
+from hf_simmim.training.run_lock import LOCK_FILE, unlock_runs
 from hf_simmim.training.stop_signals import TrainingInterrupted
 
 
@@ -45,13 +50,13 @@ class AtStep(TrainerCallback):
             self.action(model)
 
 
-def spoil_gradient(trainer, value: float) -> None:
-    """Replace a gradient before it is clipped; the loss stays finite."""
+def spoil_gradient(trainer, value: float, steps: Sequence[int] = (7,)) -> None:
+    """Replace a gradient in some steps before it is clipped; the loss stays finite."""
     training_step = trainer.training_step
 
     def spoiled(model, *args, **kwargs):
         loss = training_step(model, *args, **kwargs)
-        if trainer.state.global_step + 1 == 7:
+        if trainer.state.global_step + 1 in steps:
             next(model.parameters()).grad.view(-1)[0] = value
         return loss
 
@@ -135,6 +140,132 @@ def test_a_signal_saves_and_ends_with_its_code(tmp_path, name, capfd):
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
     for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["pretraining", "fine-tuning"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"save_strategy": "no"},
+        {"load_best_model_at_end": True},
+        {"save_strategy": "best", "metric_for_best_model": "loss"},
+        {"save_strategy": "epoch", "eval_strategy": "epoch"},
+    ],
+    ids=str,
+)
+def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(tmp_path, kind, options):
+    options = {"eval_strategy": "steps", "per_device_eval_batch_size": 1} | options
+    trainer, callback = make_trainer(kind, tmp_path, **options), SignalInEvaluation()
+    trainer.add_callback(callback)
+    with pytest.raises(TrainingInterrupted) as ended:
+        trainer.train()
+    assert ended.value.code == 128 + signal.SIGUSR1
+    assert callback.num_batches <= 3
+    step = 6 if options["eval_strategy"] == "epoch" else 5
+    assert names(tmp_path) == {f"checkpoint-{step}"}
+    whole, resumed = make_trainer(kind, tmp_path / "whole"), make_trainer(kind, tmp_path)
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_workers_that_are_ended_after_the_training_are_no_error(tmp_path):
+    trainer = make_trainer("fine-tuning", tmp_path, num_workers=1, max_steps=2)
+    trainer.train()
+    workers = multiprocessing.active_children()
+    assert workers
+    for worker in workers:
+        # As Python does at its exit.
+        worker.terminate()
+        worker.join()
+    assert {worker.exitcode for worker in workers} == {0}
+
+
+def use_fp16(trainer) -> None:
+    """Scale the loss as on a GPU, which accelerate does not do on processors."""
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
+    trainer.accelerator.native_amp = True
+
+
+@pytest.mark.parametrize(
+    ("steps", "max_steps", "stopped_at"),
+    [(range(1, 4), 3, 3), (range(7, 60), 60, 50), (range(1, 3), 3, None), (range(3, 12), 12, None)],
+    ids=["all steps", "too many in a row", "all but the last", "all but the first"],
+)
+def test_steps_of_fp16_that_are_all_skipped_are_no_training(tmp_path, steps, max_steps, stopped_at):
+    trainer = make_trainer("fine-tuning", tmp_path, fp16=True, max_steps=max_steps, logging_steps=10)
+    use_fp16(trainer)
+    spoil_gradient(trainer, float("inf"), steps)
+    if stopped_at is None:
+        assert trainer.train().global_step == max_steps
+    else:
+        with pytest.raises(TrainingStoppedError, match=f"nothing is trained at step {stopped_at},.*--bf16"):
+            trainer.train()
+        assert f"checkpoint-{stopped_at}" not in names(tmp_path)
+
+
+def test_a_run_of_fp16_is_resumed_with_another_precision(tmp_path):
+    trainer = make_trainer("fine-tuning", tmp_path, fp16=True, max_steps=5)
+    use_fp16(trainer)
+    trainer.train()
+    assert (tmp_path / "checkpoint-5" / "scaler.pt").exists()
+    resumed = make_trainer("fine-tuning", tmp_path, max_steps=7)
+    assert resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5")).global_step == 7
+
+
+@pytest.mark.parametrize("options", [{}, {"save_strategy": "no"}, {"eval_strategy": "steps"}], ids=str)
+def test_a_folder_that_is_deleted_in_mid_run_is_made_again(tmp_path, options):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / RUN_FILE).write_text("{}")
+    trainer = make_trainer("fine-tuning", folder, **options)
+    trainer.add_callback(AtStep(7, lambda model: shutil.rmtree(folder)))
+    try:
+        trainer.train()
+        trainer.save_final_model()
+        assert (folder / LOCK_FILE).exists()
+    finally:
+        unlock_runs()
+    assert (folder / RUN_FILE).read_text() == "{}"
+    assert names(folder) == (
+        set() if "save_strategy" in options else {"checkpoint-10", "checkpoint-15", "checkpoint-18"}
+    )
+
+
+def test_a_folder_that_another_run_took_ends_the_training(tmp_path):
+    (tmp_path / RUN_FILE).write_text("{}")
+    trainer = make_trainer("fine-tuning", tmp_path)
+    trainer.add_callback(AtStep(7, lambda model: (tmp_path / RUN_FILE).write_text('{"seed": 1}')))
+    with pytest.raises(TrainingStoppedError, match="Another run was started in .*--output_dir"):
+        trainer.train()
+    assert names(tmp_path) == {"checkpoint-5"}
+
+
+def test_a_run_that_was_started_again_keeps_its_folder(tmp_path):
+    (tmp_path / RUN_FILE).write_text("{}")
+    code = f"from hf_simmim.training.run_lock import *; lock_run(Path({str(tmp_path)!r})); print(flush=True); input()"
+    second = None
+
+    def start_again(model):
+        nonlocal second
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
+        (tmp_path / RUN_FILE).write_text("{}")
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        second = subprocess.Popen([sys.executable, "-c", code], **pipes)
+        second.stdout.readline()
+
+    trainer = make_trainer("fine-tuning", tmp_path)
+    trainer.add_callback(AtStep(7, start_again))
+    try:
+        with pytest.raises(TrainingStoppedError, match="Another run writes to .*: process [0-9]+ on"):
+            trainer.train()
+        unlock_runs()
+        assert (tmp_path / LOCK_FILE).exists()
+    finally:
+        second.communicate(b"\n")
+    assert names(tmp_path) == set()
 
 
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path):

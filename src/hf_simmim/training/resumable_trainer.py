@@ -22,7 +22,13 @@ from .checkpoints import (
     checkpoint_name,
     finish_checkpoint,
 )
-from .stop_signals import StopSignals, TrainingInterrupted
+from .run_folder import keep_run_folder, run_file_text
+from .stop_signals import EvaluationStoppedError, StopSignals, TrainingInterrupted
+
+# Loss scale of fp16 at the beginning. Each skipped step halves it, and no other step does.
+INITIAL_SCALE = 2.0**16
+# Below it, gradients overflow for another reason than the loss scale.
+SMALLEST_SCALE = 2.0**-24
 
 
 class ResumableTrainer(Trainer):
@@ -44,8 +50,12 @@ class ResumableTrainer(Trainer):
         self._is_finite: torch.Tensor | bool = True
         # Folder in which a checkpoint is being written.
         self._staging: Path | None = None
+        # Step of the newest checkpoint of this training, the same in all processes.
+        self._saved_step = -1
         self._stop_signals = StopSignals()
         super().__init__(*args, **kwargs)
+        # Content of run.json, if a command wrote it.
+        self._run_file: str | None = None
         self.add_callback(self._stop_signals)
 
     def _get_train_sampler(self, train_dataset=None):
@@ -82,15 +92,17 @@ class ResumableTrainer(Trainer):
 
         Raises:
             TrainingInterrupted: If a signal ended the training; a checkpoint was saved.
-            TrainingStoppedError: If a loss, gradient or weight is not finite, or a checkpoint cannot be saved.
+            TrainingStoppedError: If a loss, gradient or weight is not finite, every step was skipped because gradients
+                overflow, a checkpoint cannot be saved, or another run took the folder.
         """
-        self._is_finite = True
+        self._is_finite, self._saved_step = True, -1
+        self._run_file = run_file_text(Path(str(self.args.output_dir)))
         with self._stop_signals.handled():
             output = super().train(*args, **kwargs)
             number = self._stop_signals.finish()
             self._stop_unless_finite(with_weights=True)
             step = self.state.global_step
-            if number and not self._stop_signals.stopped_by and not self._has_checkpoint(step):
+            if number and not self._stop_signals.stopped_by and self._saved_step != step:
                 # It came after the last step.
                 self._save_checkpoint(self.model, None)
         if number:
@@ -100,8 +112,28 @@ class ResumableTrainer(Trainer):
             raise TrainingInterrupted(128 + number)
         return output
 
-    def _has_checkpoint(self, step: int) -> bool:
-        return (Path(str(self.args.output_dir)) / checkpoint_name(step)).is_dir()
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
+        control = self.control
+        if control.should_save or control.should_evaluate or control.should_training_stop:
+            self._keep_run_folder()
+        try:
+            super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        except EvaluationStoppedError:
+            if self._saved_step != self.state.global_step:
+                self._save_checkpoint(model, trial)
+                self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def _keep_run_folder(self) -> None:
+        """Before files are written: somebody may have deleted the folder of the run."""
+        error = None
+        if self.args.should_save and self._run_file is not None:
+            try:
+                keep_run_folder(Path(str(self.args.output_dir)), self._run_file)
+            except ValueError as problem:
+                error = TrainingStoppedError(str(problem))
+            except SAVE_ERRORS as problem:
+                error = self._not_saved(f"Step {self.state.global_step}", problem)
+        fail_together(error, TrainingStoppedError)
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         """Train on a batch as Trainer does, and note whether the loss is finite."""
@@ -111,8 +143,9 @@ class ResumableTrainer(Trainer):
 
     def _get_grad_norm(self, *args, **kwargs):
         norm = super()._get_grad_norm(*args, **kwargs)
-        # With fp16 overflows are expected: these steps are skipped.
-        if self.accelerator.mixed_precision != "fp16":
+        # With a loss scale, as of fp16, overflows are expected: these steps are skipped.
+        is_scaled = self.accelerator.scaler is not None or self.is_deepspeed_enabled
+        if not (is_scaled and self.accelerator.mixed_precision == "fp16"):
             whole = norm.full_tensor() if hasattr(norm, "full_tensor") else torch.as_tensor(norm)
             self._is_finite = self._is_finite & whole.isfinite()
         return norm
@@ -132,6 +165,7 @@ class ResumableTrainer(Trainer):
         super().log(logs, start_time)
 
     def _stop_unless_finite(self, with_weights: bool) -> None:
+        self._stop_if_all_skipped()
         flag = torch.as_tensor(self._is_finite, device=self.accelerator.device).float()
         if with_weights and not _all_finite(self.model, self.optimizer):  # type: ignore[arg-type]
             flag.zero_()
@@ -139,13 +173,30 @@ class ResumableTrainer(Trainer):
         if flag.item() >= self.accelerator.num_processes:
             return
         saved = checkpoint_folders(str(self.args.output_dir))
-        kept = f"{saved[0]} is from before that" if saved else "no checkpoint was saved before that"
         remedy = "start a new run from that --checkpoint in another --output_dir" if saved else "start again"
         raise TrainingStoppedError(
             f"The training loss, a gradient or a weight is no longer finite at step {self.state.global_step}, so"
-            f" nothing of this step is saved; {kept}. A resumed run keeps its learning rate: {remedy}, with a lower"
-            " --learning_rate, or --bf16 instead of --fp16."
+            f" nothing of this step is saved; {self._kept()}. A resumed run keeps its learning rate: {remedy}, with a"
+            " lower --learning_rate, or --bf16 instead of --fp16."
         )
+
+    def _stop_if_all_skipped(self) -> None:
+        """With fp16, steps whose gradients overflow are skipped; Trainer counts them as steps."""
+        scaler, error = self.accelerator.scaler, None
+        if scaler is None:
+            return
+        step, scale = self.state.global_step, scaler.get_scale()
+        has_never_trained = step >= self.state.max_steps and scale <= math.ldexp(INITIAL_SCALE, -step)
+        if has_never_trained or scale < SMALLEST_SCALE:
+            error = TrainingStoppedError(
+                f"Gradients overflow in fp16, so nothing is trained at step {step}, and nothing of this step is saved;"
+                f" {self._kept()}. Repeat the command with --bf16 instead of --fp16."
+            )
+        fail_together(error, TrainingStoppedError)
+
+    def _kept(self) -> str:
+        saved = checkpoint_folders(str(self.args.output_dir))
+        return f"{saved[0]} is from before that" if saved else "no checkpoint was saved before that"
 
     def _get_output_dir(self, trial=None):
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
@@ -178,6 +229,7 @@ class ResumableTrainer(Trainer):
         finally:
             if self.args.should_save:
                 shutil.rmtree(staged.parent, ignore_errors=True)
+        self._saved_step = self.state.global_step
         best = output_dir / checkpoint_name(self.state.best_global_step or 0)
         if self.state.best_global_step and best.is_dir():
             self.state.best_model_checkpoint = str(best)
@@ -230,6 +282,11 @@ class ResumableTrainer(Trainer):
             self.state.save_to_json(str(path))
         finally:
             self.state.best_model_checkpoint = best
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        # A run that began with fp16 may be resumed with another precision.
+        if self.accelerator.scaler is not None:
+            super()._load_scaler(checkpoint)
 
     def _init_training_state(self, *args, **kwargs):
         positions = super()._init_training_state(*args, **kwargs)

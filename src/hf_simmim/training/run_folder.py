@@ -137,16 +137,47 @@ def begin_run(arguments: SimMIMTrainingArguments, settings: dict[str, Any], pict
                 (output_dir / name).unlink(missing_ok=True)
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
-    # Replaced at once: other processes may be reading it.
+    _replace(path, json.dumps(settings, indent=2))
+
+
+def _replace(path: Path, text: str) -> None:
+    # At once: other processes may be reading it, and this one may be killed.
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    part.write_text(text, encoding="utf-8")
     part.replace(path)
+
+
+def run_file_text(output_dir: Path) -> str | None:
+    """Content of the `run.json` of a folder; None if there is none."""
+    path = output_dir / RUN_FILE
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def keep_run_folder(output_dir: Path, text: str) -> None:
+    """Create the folder of a run again, with its lock and `run.json`, if somebody deleted it during the run.
+
+    Args:
+        output_dir: Folder of the run.
+        text: Content of its `run.json`.
+
+    Raises:
+        ValueError: If another run took the folder.
+        OSError: If it cannot be written.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    lock_run(output_dir)
+    found = run_file_text(output_dir)
+    if found is None:
+        _replace(output_dir / RUN_FILE, text)
+        logger.warning(f"{output_dir / RUN_FILE} was deleted during the run. It is written again; the run continues.")
+    elif found != text:
+        raise ValueError(f"Another run was started in {output_dir}, so this one ends. Set another --output_dir.")
 
 
 def settings_before(output_dir: Path) -> dict[str, Any]:
     """Settings that the run in a folder started with; empty if unknown."""
-    path = output_dir / RUN_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    text = run_file_text(output_dir)
+    return {} if text is None else json.loads(text)
 
 
 def prepare_output_dir(arguments: SimMIMTrainingArguments) -> Path | None:
@@ -230,10 +261,7 @@ class RunRecord:
 
     def note(self, results: dict[str, Any] | None) -> None:
         """Record that the run has started (None) or finished; call it in the first process only."""
-        # Replaced at once: the run may be killed.
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps({**self.beginning, "results": results}, indent=2), encoding="utf-8")
-        part.replace(self.path)
+        _replace(self.path, json.dumps({**self.beginning, "results": results}, indent=2))
 
     def _noted(self) -> dict[str, Any] | None:
         if not self.path.exists():

@@ -35,7 +35,7 @@ def lock_run(output_dir: Path) -> None:
     key = output_dir.resolve()
     # Closing any handle of the file would remove the lock.
     if key in _held:
-        if (key / LOCK_FILE).exists():
+        if _is_held(key):
             return
         _held.pop(key).close()
     path = key / LOCK_FILE
@@ -62,7 +62,16 @@ def lock_run(output_dir: Path) -> None:
 def unlock_runs() -> None:
     """Remove the locks of this process."""
     while _held:
-        key, file = _held.popitem()
-        with contextlib.suppress(OSError):
-            (key / LOCK_FILE).unlink(missing_ok=True)
-        file.close()
+        key = next(reversed(_held))
+        if _is_held(key):
+            with contextlib.suppress(OSError):
+                (key / LOCK_FILE).unlink()
+        _held.pop(key).close()
+
+
+def _is_held(key: Path) -> bool:
+    """Whether the file in a folder is the one that this process locked; somebody may have deleted the folder."""
+    try:
+        return os.path.samestat(os.fstat(_held[key].fileno()), (key / LOCK_FILE).stat())
+    except OSError:
+        return False

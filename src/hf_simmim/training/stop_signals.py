@@ -35,12 +35,17 @@ class TrainingInterrupted(SystemExit):
     """
 
 
+class EvaluationStoppedError(Exception):
+    """A signal came during an evaluation within the training, which is given up."""
+
+
 class StopSignals(TrainerCallback):
     """Ends a training after the current step when one of its processes receives a signal of `STOP_SIGNALS`.
 
-    A second signal ends the process at once. Ignored signals stay ignored, as SIGHUP under `nohup`. With several
-    processes, all of them stop after the same step, which is that of the signal or the next one. A launcher that dies
-    counts as SIGTERM, for then nobody waits for the result.
+    An evaluation within the training is given up after the current batch. A second signal ends the process at once.
+    Ignored signals stay ignored, as SIGHUP under `nohup`. With several processes, all of them stop after the same step,
+    which is that of the signal or the next one. A launcher that dies counts as SIGTERM, for then nobody waits for the
+    result.
     """
 
     def __init__(self):
@@ -58,6 +63,8 @@ class StopSignals(TrainerCallback):
         self._handled: list[int] = []
         self._is_launched = any(name in os.environ for name in _LAUNCHER_VARIABLES)
         self._parent = os.getppid()
+        # Whether a step was done, which can be saved.
+        self._has_step = False
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
@@ -100,7 +107,8 @@ class StopSignals(TrainerCallback):
         if os.getpid() != self._process:
             # A worker: a signal to the whole group must not take the images away from the last step.
             if number == signal.SIGTERM and not self._is_training:
-                os._exit(128 + number)
+                # The process that trained ends its workers. Any other code would be an error to torch.
+                os._exit(0)
             return
         now = time.monotonic()
         if self.received and not (self._is_launched and now - self._first < SAME_SIGNAL):
@@ -117,7 +125,7 @@ class StopSignals(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Open a channel between the processes that works beside the training."""
-        self._is_first_rank = state.is_world_process_zero
+        self._is_first_rank, self._has_step = state.is_world_process_zero, False
         if num_processes() > 1 and self._group is None:
             try:
                 self._group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=args.ddp_timeout))
@@ -126,20 +134,30 @@ class StopSignals(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         """Stop and save if a signal asked for it."""
-        if self._is_launched and os.getppid() != self._parent and not self.received:
-            self.received = int(signal.SIGTERM)
-        self.stopped_by = self._asked()
-        if self.stopped_by:
-            control.should_training_stop = control.should_save = True
+        self._has_step = True
+        if self._must_stop(control):
+            control.should_save = True
             # A scheduler does not wait for it, and it may decide against saving.
             control.should_evaluate = False
         return control
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        """Give up an evaluation within the training if a signal asked for it, in all processes after the same batch."""
+        if self._is_training and self._has_step and self._must_stop(control):
+            raise EvaluationStoppedError
 
     def on_epoch_end(self, args, state, control, **kwargs):
         """After the stop, neither evaluate nor save again."""
         if self.stopped_by:
             control.should_save = control.should_evaluate = False
         return control
+
+    def _must_stop(self, control: Any) -> bool:
+        if self._is_launched and os.getppid() != self._parent and not self.received:
+            self.received = int(signal.SIGTERM)
+        self.stopped_by = self._asked()
+        control.should_training_stop |= self.stopped_by > 0
+        return self.stopped_by > 0
 
     def _asked(self) -> int:
         """The signal that any process received; with several, until their last step, so that none waits."""
