@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .cli.compare import ComparisonResult
     from .cli.embed import EmbeddingResult
     from .cli.finetune import FineTuningResult
+    from .cli.predict import PredictionResult
     from .cli.pretrain import PretrainingResult
     from .cli.probe import ProbingResult
     from .cli.reconstruct import ReconstructionResult
@@ -73,6 +74,22 @@ def segment(**options: Any) -> "SegmentationResult":
         ValueError: If the options or the images cannot be used; the message says why and what to do.
     """
     return _command("segment")(**options)
+
+
+def predict(**options: Any) -> "PredictionResult":
+    """Predict on new images with a trained classifier or segmentation model, and write the predictions.
+
+    Args:
+        **options: Options of `hf-simmim predict`: `checkpoint`, `image_dir`, `output`, `max_images`, `overwrite`, ...
+
+    Returns:
+        The file of the predictions and how to read it, number of images of each class, unreadable images.
+
+    Raises:
+        TypeError: If an option is unknown; the message names the nearest valid one.
+        ValueError: If the options or the images cannot be used; the message says why and what to do.
+    """
+    return _command("predict")(**options)
 
 
 def probe(**options: Any) -> "ProbingResult":

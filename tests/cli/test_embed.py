@@ -15,6 +15,7 @@ from transformers import ViTModel
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor, SimMIMModel
 from hf_simmim.cli import embed
+from hf_simmim.data.sources import load_table
 from hf_simmim.evaluation import features as features_module
 from hf_simmim.evaluation.features import nearest_rows, read_features
 
@@ -114,7 +115,7 @@ def test_stock_checkpoints_and_columns_of_labels(script, tmp_path):
     table = run(script, tmp_path / "vit", tmp_path / "out", max_images=12, num_queries=2, num_neighbors=3)
     labels = table.column("label").to_pylist()
     assert len(labels) == 12
-    assert set(labels) <= set(script.load_table(str(EMBEDDED_DATA), None, None, "test").features["label"].names)
+    assert set(labels) <= set(load_table(str(EMBEDDED_DATA), None, None, "test").features["label"].names)
 
 
 def test_broken_images_are_left_out_and_named(script, checkpoint, photos, tmp_path, capsys):

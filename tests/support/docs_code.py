@@ -62,6 +62,7 @@ SMALL: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "pretrain": lambda words: STEP | no_encoder(words) | {"num_clusters": 4, "head_options": small_head(words)},
     "finetune": lambda words: STEP | {"weight_average": None},
     "segment": lambda words: STEP | {"decoder_channels": 16, "crop_size": 64, "per_device_eval_batch_size": 1},
+    "predict": lambda words: {"num_workers": 0, "max_images": 8},
     "probe": lambda words: {"dataloader_num_workers": 0, "per_device_eval_batch_size": 8},
     "compare": lambda words: {
         "seeds": [0, 1],

@@ -3,7 +3,13 @@
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
@@ -12,6 +18,37 @@ from ..model.image_processing_simmim import SimMIMImageProcessor
 from ..model.modeling_base import SimMIMModel
 
 logger = logging.get_logger(__name__)
+
+
+# Class that loads a trained model, by a part of the name of its architecture.
+PREDICTORS: dict[str, Any] = {
+    "ForImageClassification": AutoModelForImageClassification,
+    "ForSemanticSegmentation": AutoModelForSemanticSegmentation,
+}
+
+
+def load_predictor(checkpoint: str) -> tuple[PreTrainedModel, bool]:
+    """Load a classifier or a segmentation model, in float32.
+
+    Args:
+        checkpoint: Folder or name on the Hub.
+
+    Returns:
+        The model, in evaluation mode, and whether it is a segmentation model.
+
+    Raises:
+        ValueError: If there is no such checkpoint, or it is another kind of model, such as a pre-trained one.
+    """
+    config = load_config(checkpoint)
+    architectures = config.architectures or []
+    for part, auto_class in PREDICTORS.items():
+        if any(part in name for name in architectures):
+            return auto_class.from_pretrained(checkpoint, dtype=torch.float32), "Segmentation" in part
+    raise ValueError(
+        f"{checkpoint} is neither a classifier nor a segmentation model, but {' or '.join(architectures) or 'unknown'}."
+        " It has no classes to predict. Train it first: hf-simmim finetune --checkpoint"
+        f" {checkpoint} --train_dir FOLDER, or hf-simmim segment, and give the output folder of that."
+    )
 
 
 def load_encoder(checkpoint: str, **geometry: Any) -> SimMIMModel:
@@ -60,13 +97,18 @@ def pixel_settings(checkpoint: str, num_channels: int) -> dict[str, Any]:
     return {key: stored[key] for key in keys if stored.get(key) is not None}
 
 
+def stored_processor(checkpoint: str) -> dict[str, Any]:
+    """All settings of a checkpoint's image processor, as they are stored; empty if it has none."""
+    try:
+        return SimMIMImageProcessor.get_image_processor_dict(checkpoint)[0]
+    except OSError:
+        return {}
+
+
 def inherited_pixels(checkpoint: str | None) -> dict[str, Any]:
     """Rescale factor, mean, std and nodata value of --checkpoint's image processor; empty if it has none."""
-    if checkpoint is None:
-        return {}
-    try:
-        settings, _ = SimMIMImageProcessor.get_image_processor_dict(checkpoint)
-    except OSError:
+    settings = {} if checkpoint is None else stored_processor(checkpoint)
+    if not settings:
         return {}
     return {"rescale_factor": 1 / 255} | {
         key: settings[key]

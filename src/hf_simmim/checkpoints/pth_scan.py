@@ -103,9 +103,7 @@ def check_expansion(value: Any, sizes: dict[int, int] | None = None) -> int:
 
 def _check_length(num_bytes: int) -> None:
     if num_bytes > MAX_PICKLE_BYTES:
-        raise UnreasonableFileError(
-            f"the description of its tensors has more than {MAX_PICKLE_BYTES} bytes"
-        )
+        raise UnreasonableFileError(f"the description of its tensors has more than {MAX_PICKLE_BYTES} bytes")
 
 
 def _check_pickle(file: BinaryIO, size: int) -> None:

@@ -5,6 +5,7 @@ COMMANDS = {
     "pretrain": "pre-train an encoder on images without labels",
     "finetune": "train a classifier on labeled images, from a checkpoint or from scratch",
     "segment": "train a segmentation model on annotated images",
+    "predict": "predict on new images with a trained classifier or segmentation model",
     "compare": "evaluate the benefit of pre-training: pre-trained against from scratch",
     "probe": "evaluate a frozen encoder's features: linear probe and k-NN",
     "embed": "write features of images to a parquet file, plot nearest neighbors and a 2-D map",

@@ -21,61 +21,34 @@ from datasets import ClassLabel, Dataset
 from ..checkpoints.loading import load_encoder, pixel_settings
 from ..data.labeled_images import WholeImageDataset
 from ..data.sampling import evenly_spaced
-from ..data.sources import (
-    check_one_source,
-    embedded_data,
-    find_image_column,
-    image_rows,
-    is_missing_label,
-    load_images,
-    load_table,
-)
+from ..data.sources import is_missing_label
 from ..data.value_range import check_dataset_range
 from ..evaluation.features import nearest_rows, project, read_features, write_features
 from ..evaluation.probing import POOLINGS, check_layers
 from ..visualization.grids import draw_map, draw_neighbors
 from ..visualization.pictures import to_pictures
 from .command import Command, existing, in_words, make_folder
-
-TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+from .image_options import ImageArguments
+from .model_options import ComputeArguments
 
 
 @dataclass
-class ImageArguments:
-    """Source of the images; the embedded ones if none are named."""
+class FeatureImageArguments(ImageArguments):
+    """Source of the images, and their labels; the embedded ones if none are named."""
 
     _argument_group_name = "images"
 
-    image_dir: str | None = field(default=None, metadata={"help": "Folder of images, nested or not."})
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Data set on the Hub, or path of a local one, instead of --image_dir."}
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of --dataset_name."})
-    data_files: list[str] | None = field(
-        default=None, metadata={"help": "Parquet or webdataset (.tar) shards: paths, patterns or URLs."}
-    )
-    split: str | None = field(
-        default=None, metadata={"help": "Split of the data set (train if unset, or test of the embedded one)."}
-    )
-    image_column: str | None = field(default=None, metadata={"help": "Column of the images (found by type if unset)."})
     label_column: str | None = field(default=None, metadata={"help": "Column of labels (none if unset)."})
-    max_images: int | None = field(default=None, metadata={"help": "Largest number of images (all if unset)."})
 
     def __post_init__(self):
-        if self.max_images is not None and self.max_images < 1:
-            raise ValueError(f"max_images={self.max_images} leaves no images. Use 1 or more.")
-        for name in ("split", "dataset_config", "image_column", "label_column"):
-            value = getattr(self, name)
-            if value is not None and self.image_dir is not None:
-                raise ValueError(f"{name}={value!r} has no effect for a folder. Leave it out.")
-        if self.image_dir is None and self.dataset_name is None and self.data_files is None:
-            self.dataset_name, self.split = embedded_data("--image_dir"), self.split or "test"
+        if not (self.image_dir or self.dataset_name or self.data_files):
+            # The embedded images have labels.
             self.label_column = self.label_column or "label"
-        check_one_source(self.image_dir, self.dataset_name, self.data_files)
+        super().__post_init__()
 
 
 @dataclass
-class FeatureArguments:
+class FeatureArguments(ComputeArguments):
     """Options of features and pictures."""
 
     _argument_group_name = "features"
@@ -99,11 +72,8 @@ class FeatureArguments:
         default="mean", metadata={"help": "Pooling of an image's features to one vector.", "choices": list(POOLINGS)}
     )
     output_dir: str = field(default="runs/features", metadata={"help": "Folder of features.parquet and the pictures."})
-    precision: str = field(default="fp32", metadata={"help": "Compute dtype.", "choices": list(TYPES)})
     half: bool = field(default=False, metadata={"help": "Write features as float16 instead of float32."})
     batch_size: int = field(default=128, metadata={"help": "Images per batch."})
-    num_workers: int = field(default=2, metadata={"help": "Data loading processes."})
-    device: str | None = field(default=None, metadata={"help": "Device, such as cpu (a GPU if available, if unset)."})
     num_queries: int = field(default=10, metadata={"help": "Number of images in neighbours.png, 0 for no picture."})
     num_neighbors: int = field(default=8, metadata={"help": "Number of nearest neighbors of each image."})
     map: str = field(default="tsne", metadata={"help": "Method of the 2-D map.", "choices": ["tsne", "pca", "none"]})
@@ -113,7 +83,8 @@ class FeatureArguments:
     def __post_init__(self):
         if self.checkpoint is None:
             raise ValueError("No checkpoint is named. Give --checkpoint, the output folder of a pre-training.")
-        least = {"batch_size": 1, "num_workers": 0, "num_queries": 0, "num_neighbors": 1, "map_images": 3}
+        super().__post_init__()
+        least = {"batch_size": 1, "num_queries": 0, "num_neighbors": 1, "map_images": 3}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {bound}.")
@@ -121,23 +92,16 @@ class FeatureArguments:
             raise ValueError(f"image_size={self.image_size} must be a side, or height and width, in pixels.")
 
 
-def load_rows(arguments: ImageArguments) -> tuple[Dataset, list[str] | None]:
+def load_rows(arguments: FeatureImageArguments) -> tuple[Dataset, list[str] | None]:
     """Load rows of `name` and undecoded `image`, and the label of each row if there are labels."""
-    if arguments.image_dir is not None:
-        rows = load_images(arguments.image_dir)
-        labels = sub_folders(rows["name"], Path(arguments.image_dir))
-    else:
-        split = arguments.split or "train"
-        table = load_table(arguments.dataset_name, arguments.dataset_config, arguments.data_files, split)
-        column = find_image_column(table, arguments.image_column)
-        name = f"{arguments.dataset_name or ', '.join(arguments.data_files or ())}, {split}"
-        rows = image_rows(table, column, name)
-        labels = None if arguments.label_column is None else column_labels(table, arguments.label_column)
-    if arguments.max_images is not None:
-        chosen = evenly_spaced(len(rows), arguments.max_images)
-        rows = rows.select(chosen)
-        labels = None if labels is None else [labels[index] for index in chosen]
-    return rows, labels
+    rows, table = arguments.load()
+    labels = None
+    if table is None:
+        labels = sub_folders(rows["name"], Path(str(arguments.image_dir)))
+    elif arguments.label_column is not None:
+        labels = column_labels(table, arguments.label_column)
+    chosen = arguments.chosen(rows)
+    return rows.select(chosen), None if labels is None else [labels[index] for index in chosen]
 
 
 def sub_folders(names: list[str], folder: Path) -> list[str] | None:
@@ -226,7 +190,7 @@ class EmbeddingResult:
         return read_features(self.path)
 
 
-def embed_all(images: ImageArguments, arguments: FeatureArguments) -> EmbeddingResult:
+def embed_all(images: FeatureImageArguments, arguments: FeatureArguments) -> EmbeddingResult:
     """Compute and write features, and draw pictures.
 
     Args:
@@ -249,7 +213,6 @@ def embed_all(images: ImageArguments, arguments: FeatureArguments) -> EmbeddingR
     settings = pixel_settings(checkpoint, config.num_channels)
     dataset = WholeImageDataset(rows, config.image_size, config.num_channels, crop_ratio=1, **settings)
     check_dataset_range(dataset)
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     path = output_dir / "features.parquet"
     description: dict[str, Any] = {
         **{name: getattr(arguments, name) for name in ("checkpoint", "layer", "pooling", "precision")},
@@ -260,8 +223,8 @@ def embed_all(images: ImageArguments, arguments: FeatureArguments) -> EmbeddingR
         *(model, dataset, path, labels, arguments.layer, arguments.pooling),
         batch_size=arguments.batch_size,
         num_workers=arguments.num_workers,
-        device=device,
-        dtype=TYPES[arguments.precision],
+        device=arguments.compute_device,
+        dtype=arguments.compute_dtype,
         half=arguments.half,
         description=description,
     )
@@ -275,7 +238,7 @@ def embed_all(images: ImageArguments, arguments: FeatureArguments) -> EmbeddingR
     return EmbeddingResult(path, names, dict(unreadable), output_dir, existing(output_dir, "neighbours.png", "map.png"))
 
 
-def run(images: ImageArguments, arguments: FeatureArguments) -> EmbeddingResult:
+def run(images: FeatureImageArguments, arguments: FeatureArguments) -> EmbeddingResult:
     """Compute the features of all images."""
     with in_words(arguments.checkpoint):
         return embed_all(images, arguments)
@@ -285,7 +248,7 @@ COMMAND = Command(
     name="embed",
     usage="--checkpoint NAME [--image_dir FOLDER] [--output_dir FOLDER] [options]",
     description=__doc__,
-    kinds=(ImageArguments, FeatureArguments),
+    kinds=(FeatureImageArguments, FeatureArguments),
     run=run,
     common=(
         *("checkpoint", "image_dir", "dataset_name", "split", "label_column", "max_images", "output_dir"),

@@ -455,6 +455,8 @@ def build_trainer(options: FineTuningOptions, run: FineTuningRun) -> tuple[Class
             model_patch_size=config.patch_size,
             rescale_factor=pixels.rescale,
             nodata=pixels.nodata,
+            # The processor itself does not crop; `hf-simmim predict` crops as the evaluation does.
+            crop_ratio=options.augmentation.eval_crop_ratio,
             **statistics,
         ),
         compute_metrics=classification_metrics(run.train.class_names or ["value"], str(config.problem_type)),

@@ -13,7 +13,15 @@ from transformers.utils import logging
 from ..checkpoints.loading import inherited_pixels
 from ..data.image_statistics import channel_statistics
 from ..data.labeled_images import LabeledImages, load_labeled_images
-from ..data.sources import embedded_data
+from ..data.sampling import evenly_spaced
+from ..data.sources import (
+    check_one_source,
+    embedded_data,
+    find_image_column,
+    image_rows,
+    load_images,
+    load_table,
+)
 from ..data.value_range import check_value_range
 from ..model.images import keeps_deep_pictures
 
@@ -105,6 +113,58 @@ class SourceArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} leaves no images. Use 1 or more.")
+
+
+@dataclass
+class ImageArguments:
+    """Source of images without labels; the embedded ones if none are named."""
+
+    _argument_group_name = "images"
+
+    image_dir: str | None = field(default=None, metadata={"help": "Folder of images, nested or not."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Data set on the Hub, or path of a local one, instead of --image_dir."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of --dataset_name."})
+    data_files: list[str] | None = field(
+        default=None, metadata={"help": "Parquet or webdataset (.tar) shards: paths, patterns or URLs."}
+    )
+    split: str | None = field(
+        default=None, metadata={"help": "Split of the data set (train if unset, or test of the embedded one)."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "Column of the images (found by type if unset)."})
+    max_images: int | None = field(default=None, metadata={"help": "Largest number of images (all if unset)."})
+
+    def __post_init__(self):
+        if self.max_images is not None and self.max_images < 1:
+            raise ValueError(f"max_images={self.max_images} leaves no images. Use 1 or more.")
+        for name in ("split", "dataset_config", "image_column", "label_column"):
+            value = getattr(self, name, None)
+            if value is not None and self.image_dir is not None:
+                raise ValueError(f"{name}={value!r} has no effect for a folder. Leave it out.")
+        if self.image_dir is None and self.dataset_name is None and self.data_files is None:
+            self.dataset_name, self.split = embedded_data("--image_dir"), self.split or "test"
+        check_one_source(self.image_dir, self.dataset_name, self.data_files)
+
+    def load(self) -> tuple[Dataset, Dataset | None]:
+        """Load all images, undecoded.
+
+        Returns:
+            Rows of `name` and undecoded `image`, and the table that they come from, None for a folder.
+
+        Raises:
+            ValueError, OSError: If the images cannot be used; the message says why and what to do.
+        """
+        if self.image_dir is not None:
+            return load_images(self.image_dir), None
+        split = self.split or "train"
+        table = load_table(self.dataset_name, self.dataset_config, self.data_files, split)
+        name = f"{self.dataset_name or ', '.join(self.data_files or ())}, {split}"
+        return image_rows(table, find_image_column(table, self.image_column), name), table
+
+    def chosen(self, rows: Dataset) -> list[int]:
+        """Indices of the rows to use: all, or --max_images of them, evenly spaced."""
+        return list(range(len(rows))) if self.max_images is None else evenly_spaced(len(rows), self.max_images)
 
 
 @dataclass

@@ -1,15 +1,41 @@
-"""Options of commands that choose the encoder and its geometry."""
+"""Options of commands that choose the encoder and its geometry, and how a trained model is run."""
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from ..checkpoints.loading import load_config
 from ..model.configuration_simmim import ENCODER_PRESETS, SimMIMConfig
 from .recipes import nearest
+
+TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class ComputeArguments:
+    """How a trained model is run on images."""
+
+    precision: str = field(default="fp32", metadata={"help": "Compute dtype.", "choices": list(TYPES)})
+    num_workers: int = field(default=2, metadata={"help": "Data loading processes."})
+    device: str | None = field(default=None, metadata={"help": "Device, such as cpu (a GPU if available, if unset)."})
+
+    def __post_init__(self):
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers={self.num_workers} must be at least 0.")
+
+    @property
+    def compute_device(self) -> str:
+        """The device: the given one, or a GPU if there is one."""
+        return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        """Dtype of autocast; None disables it."""
+        return TYPES[self.precision]
 
 
 @dataclass

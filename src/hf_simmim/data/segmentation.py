@@ -266,6 +266,59 @@ class PixelSettings:
         mean, std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (self.image_mean, self.image_std))
         return (tensor * self.rescale_factor - mean) / std
 
+    def prepare(self, pixels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Normalize pixels, and fill missing ones.
+
+        Args:
+            pixels: uint8 or float32 array (H, W, C), NaN at missing pixels.
+
+        Returns:
+            `pixel_values` float32 (C, H, W); and a map (H, W), False at missing pixels, or None if there are none.
+        """
+        pixel_values = self.normalize(pixels)
+        if not has_missing(pixel_values):
+            return pixel_values, None
+        pixel_mask = real_pixels(pixel_values)
+        return fill_missing(pixel_values, pixel_mask), pixel_mask
+
+
+def scale_to(size: tuple[int, int], short_side: int | None) -> float:
+    """Factor that brings an image of `size` (height, width) to a shorter side in pixels; 1 if that is None."""
+    if short_side is None:
+        return 1.0
+    return min(short_side / min(size), MAX_ASPECT * short_side / max(size))
+
+
+def resize_whole(image: Image.Image | np.ndarray, num_channels: int, short_side: int | None) -> np.ndarray:
+    """Decode a whole image and resize it as for evaluation.
+
+    Args:
+        image: Opened image, as in `crop_and_resize`.
+        num_channels: Channels C of the result.
+        short_side: Shorter side of the result in pixels; None to keep the size.
+
+    Returns:
+        Array of shape (h, w, C), uint8 or float32.
+    """
+    height, width = upright_size(image)
+    scale = scale_to((height, width), short_side)
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    return crop_and_resize(image, (0.0, 0.0, float(width), float(height)), size, num_channels)
+
+
+def prepare_whole(image: Image.Image | np.ndarray, pixels: PixelSettings, short_side: int | None) -> torch.Tensor:
+    """Prepare a whole image without an annotation, as `SegmentationDataset` prepares it for evaluation.
+
+    Args:
+        image: Opened image, as in `crop_and_resize`.
+        pixels: Settings of normalization.
+        short_side: As in `resize_whole`.
+
+    Returns:
+        `pixel_values` float32 (C, h, w).
+    """
+    return pixels.prepare(resize_whole(image, pixels.num_channels, short_side))[0]
+
 
 class SegmentationDataset(torch.utils.data.Dataset):
     """Image and annotation pairs, prepared for a model: random crops for training, or whole images for evaluation.
@@ -342,27 +395,24 @@ class SegmentationDataset(torch.utils.data.Dataset):
             index = int(torch.randint(len(self), (), generator=generator))
         raise NoReadableImageError(f"{NUM_TRIES} randomly drawn images in a row cannot be read. Fix or remove them.")
 
-    def _open(self, index: int) -> tuple[Image.Image | np.ndarray, np.ndarray, float]:
-        """The image, its class ids, and the scale that brings it to `short_side`."""
+    def _open(self, index: int) -> tuple[Image.Image | np.ndarray, np.ndarray]:
+        """The image and its class ids."""
         image = open_row(
             self.pairs.images[index], self.pixels.num_channels, self.pixels.rescale_factor, self.pixels.nodata
         )
-        ids = self.labels.read(self.pairs.annotations[index])
-        if self.short_side is None:
-            return image, ids, 1.0
-        return image, ids, min(self.short_side / min(ids.shape), MAX_ASPECT * self.short_side / max(ids.shape))
+        return image, self.labels.read(self.pairs.annotations[index])
 
     def _whole(self, index: int) -> dict[str, torch.Tensor]:
-        image, ids, scale = self._open(index)
-        size = (max(1, round(ids.shape[0] * scale)), max(1, round(ids.shape[1] * scale)))
+        image, ids = self._open(index)
+        array = resize_whole(image, self.pixels.num_channels, self.short_side)
         box = (0.0, 0.0, float(ids.shape[1]), float(ids.shape[0]))
-        array = crop_and_resize(image, box, size, self.pixels.num_channels)
-        pixel_values, labels = self._tensors(array, _resize_ids(ids, box, size))
+        pixel_values, labels = self._tensors(array, _resize_ids(ids, box, (array.shape[0], array.shape[1])))
         return {"pixel_values": pixel_values, "labels": labels, "annotation": torch.from_numpy(ids.copy())}
 
     def _crop(self, index: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        image, ids, scale = self._open(index)
+        image, ids = self._open(index)
         low, high = self.scales
+        scale = scale_to((ids.shape[0], ids.shape[1]), self.short_side)
         scale *= low + (high - low) * float(torch.rand((), generator=generator))
         height, width = ids.shape
         scaled = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -391,12 +441,10 @@ class SegmentationDataset(torch.utils.data.Dataset):
         }
 
     def _tensors(self, array: np.ndarray, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        pixel_values = self.pixels.normalize(array)
+        pixel_values, pixel_mask = self.pixels.prepare(array)
         labels = torch.from_numpy(ids.astype(np.int64))
-        if has_missing(pixel_values):
+        if pixel_mask is not None:
             # The loss ignores missing pixels.
-            pixel_mask = real_pixels(pixel_values)
-            pixel_values = fill_missing(pixel_values, pixel_mask)
             labels = labels.masked_fill(~pixel_mask, self.labels.ignore_index)
         return pixel_values, labels
 

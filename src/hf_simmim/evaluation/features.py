@@ -18,8 +18,11 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data.labeled_images import WholeImageDataset
+from ..data.reading import NoReadableImageError
+from ..data.whole_images import CollateReadable, none_readable
 from ..model.modeling_base import SimMIMPreTrainedModel
 from .probing import extract_features
+from .tables import TableFile
 
 # Images per group of rows.
 GROUP_SIZE = 8192
@@ -68,37 +71,25 @@ def write_features(
     unreadable: list[tuple[str, str]] = []
 
     def readable() -> Iterator[torch.Tensor]:
-        for batch in DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=_collate):
-            progress.update(len(batch["indices"]) + len(batch["reasons"]))
-            unreadable.extend((dataset.images[index]["name"], reason) for index, reason in batch["reasons"])
-            indices.extend(batch["indices"])
-            if batch["indices"]:
-                yield batch["pixel_values"]
+        for batch in DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=CollateReadable()):
+            progress.update(batch.num_images)
+            unreadable.extend((dataset.images[index]["name"], reason) for index, reason in batch.unreadable)
+            for group in batch.groups:
+                indices.extend(group.indices)
+                yield group.pixel_values
 
-    writer, num_written = None, 0
-    unfinished = path.with_name(f"{path.name}.unfinished")
+    num_written = 0
     metadata = {"hf_simmim": json.dumps(description or {})}
-    try:
-        with tqdm(total=len(dataset), desc="features", unit="image") as progress:
-            batches = readable()
-            for first in batches:
-                group = itertools.chain([first], itertools.islice(batches, max(0, GROUP_SIZE // batch_size - 1)))
-                features = extract_features(model, group, layer, pooling, device, dtype, progress=False)
-                table = _table(dataset.images, indices[num_written:], labels, features.half() if half else features)
-                table = table.replace_schema_metadata(metadata)
-                num_written = len(indices)
-                if writer is None:
-                    writer = pyarrow.parquet.ParquetWriter(unfinished, table.schema)
-                writer.write_table(table)
-        if writer is None:
-            first_ones = "; ".join(f"{name} ({reason})" for name, reason in unreadable[:3])
-            raise ValueError(f"None of the {len(dataset)} images can be read: {first_ones}. Name other images.")
-        writer.close()
-        unfinished.replace(path)
-    finally:
-        if writer is not None:
-            writer.close()
-        unfinished.unlink(missing_ok=True)
+    with TableFile(path) as file, tqdm(total=len(dataset), desc="features", unit="image") as progress:
+        batches = readable()
+        for first in batches:
+            group = itertools.chain([first], itertools.islice(batches, max(0, GROUP_SIZE // batch_size - 1)))
+            features = extract_features(model, group, layer, pooling, device, dtype, progress=False)
+            table = _table(dataset.images, indices[num_written:], labels, features.half() if half else features)
+            file.write(table.replace_schema_metadata(metadata))
+            num_written = len(indices)
+        if not num_written:
+            raise NoReadableImageError(none_readable(len(dataset), unreadable))
     return indices, unreadable
 
 
@@ -148,15 +139,6 @@ def nearest_rows(path: Path, queries: Sequence[int], k: int) -> tuple[torch.Tens
         found = found.gather(1, order)
     k = min(k, best.shape[1] - 1)
     return found[:, :k], best[:, :k]
-
-
-def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    good = [sample for sample in samples if "pixel_values" in sample]
-    return {
-        "indices": [sample["index"] for sample in good],
-        "pixel_values": torch.stack([sample["pixel_values"] for sample in good]) if good else None,
-        "reasons": [(sample["index"], sample["reason"]) for sample in samples if "reason" in sample],
-    }
 
 
 def _table(images: Dataset, indices: list[int], labels: Sequence[str] | None, features: torch.Tensor) -> pyarrow.Table:
