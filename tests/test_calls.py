@@ -83,6 +83,7 @@ def test_what_the_calls_return(pictures, checkpoint, tmp_path):
     assert tuned.model.config.id2label == {0: "bright", 1: "dark"}
     assert json.loads((tmp_path / "tuned" / "results.json").read_text()) == {
         "summary": tuned.summary,
+        "warnings": tuned.warnings,
         "runs": tuned.runs,
     }
     assert tuned.pictures["confusion"].exists()
@@ -151,4 +152,4 @@ def test_calls_work_under_a_launcher_of_accelerate(pictures, tmp_path):
 
 def test_every_call_is_a_command():
     calls = {name for name in hf_simmim.__all__ if name in COMMANDS}
-    assert calls == {"pretrain", "finetune", "segment", "predict", "probe", "compare", "embed", "reconstruct"}
+    assert calls == {"pretrain", "finetune", "segment", "plan", "predict", "probe", "compare", "embed", "reconstruct"}

@@ -17,8 +17,9 @@ BELOW = {
     "evaluation": {"data", "model", "visualization"},
     "hub": {"data", "model"},
     "training": {"data", "evaluation", "hub", "model", "visualization"},
+    "planning": {"data", "model", "training"},
     "checkpoints": {"data", "hub", "model"},
-    "cli": {"checkpoints", "data", "evaluation", "hub", "model", "training", "visualization"},
+    "cli": {"checkpoints", "data", "evaluation", "hub", "model", "planning", "training", "visualization"},
 }
 
 

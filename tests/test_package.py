@@ -65,7 +65,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     files = [*PACKAGE.rglob("*.py"), *recipes, PACKAGE / "py.typed"]
     sources = {f"hf_simmim/{path.relative_to(PACKAGE).as_posix()}" for path in files}
     assert len(recipes) > 10
-    assert names == sources | {"hf_simmim/hub/model_card_template.md"}
+    assert names == sources | {"hf_simmim/hub/model_card_template.md", "hf_simmim_cli.py"}
     template = wheel.read("hf_simmim/hub/model_card_template.md").decode()
     assert template == template_path().read_text()
 
@@ -129,6 +129,7 @@ def test_an_installed_wheel_does_everything_on_a_folder_of_pictures(installed, t
     where = succeed("-c", "import hf_simmim; print(hf_simmim.__file__)", program="python")
     assert Path(where.strip()).is_relative_to(installed.parent)
     assert len(succeed("--help").splitlines()) < 24
+    assert "Did you mean --train_dir?" in run("pretrain", "--trian_dir", "pictures").stderr
     demo = run("pretrain")
     assert demo.returncode == 1
     assert re.fullmatch(r"error: No images are named\. Give a folder with --train_dir\..*make demo.*\n", demo.stderr)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .cli.compare import ComparisonResult
     from .cli.embed import EmbeddingResult
     from .cli.finetune import FineTuningResult
+    from .cli.plan import PlanResult
     from .cli.predict import PredictionResult
     from .cli.pretrain import PretrainingResult
     from .cli.probe import ProbingResult
@@ -42,6 +43,22 @@ def pretrain(**options: Any) -> "PretrainingResult":
         ValueError: If the options or the images cannot be used; the message says why and what to do.
     """
     return _command("pretrain")(**options)
+
+
+def plan(**options: Any) -> "PlanResult":
+    """Look at images and machine, and propose a pre-training: settings, time, memory, disk and energy.
+
+    Args:
+        **options: Options of `hf-simmim pretrain`: `train_dir`, `hours`, `recipe`, ...; what is not set is chosen.
+
+    Returns:
+        The options given and chosen, the command that trains as planned, and the plan with its forecast.
+
+    Raises:
+        TypeError: If an option is unknown; the message names the nearest valid one.
+        ValueError: If the options or the images cannot be used; the message says why and what to do.
+    """
+    return _command("plan")(**options)
 
 
 def finetune(**options: Any) -> "FineTuningResult":

@@ -8,7 +8,10 @@ import subprocess
 import sys
 
 import pytest
+from paths import PACKAGE
 
+import hf_simmim
+import hf_simmim_cli
 from hf_simmim.__main__ import main
 from hf_simmim.cli import COMMANDS
 from hf_simmim.cli.command import Command, CommandError
@@ -46,6 +49,13 @@ def test_each_command_shows_a_dozen_options_and_all_on_request(capsys, name):
     [
         (["pretran"], "there is no command 'pretran'. Did you mean pretrain?"),
         (["pretrain", "--trian_dir", "x"], "unknown option --trian_dir. Did you mean --train_dir?"),
+        (["pretrain", "--lr", "1e-3"], "unknown option --lr. Use --learning_rate."),
+        (["pretrain", "--batch_size=8"], "unknown option --batch_size. Use --per_device_train_batch_size."),
+        (["finetune", "--epochs", "3"], "unknown option --epochs. Use --num_train_epochs."),
+        (["finetune", "--workers", "3"], "unknown option --workers. Use --dataloader_num_workers."),
+        (["embed", "--workers", "3"], "unknown option --workers. Use --num_workers."),
+        (["embed", "--train_dir", "photos"], "unknown option --train_dir. Use --image_dir."),
+        (["pretrain", "--recipe", "swin_base__img192"], "Did you mean swin_base__img192_window6__"),
         (["pretrain", "photos"], "unknown option photos."),
         (["probe"], "No checkpoint is named. Give --checkpoint"),
         (["convert", "a.pth"], "the following arguments are required: --output_dir"),
@@ -59,6 +69,49 @@ def test_mistakes_are_one_line(words, message):
     assert str(info.value).startswith("error: ")
     assert message in str(info.value)
     assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["pretran"], "error: there is no command 'pretran'. Did you mean pretrain?"),
+        (["pretrain", "--trian_dir", "x"], "error: unknown option --trian_dir. Did you mean --train_dir?"),
+        (["compare", "--lr", "1"], "error: unknown option --lr. Use --learning_rates."),
+        (["finetune", "--recipe", "demi"], "error: there is no recipe 'demi'. Did you mean demo?"),
+        (["--version"], hf_simmim.__version__),
+        (["--help"], "usage: hf-simmim COMMAND"),
+        ([], "usage: hf-simmim COMMAND"),
+    ],
+    ids=" ".join,
+)
+def test_mistakes_and_help_need_no_torch(words, answer):
+    code = f"""
+import sys, hf_simmim_cli
+try:
+    hf_simmim_cli.main({words})
+except SystemExit as error:
+    print(error)
+print({{"torch", "transformers", "numpy", "hf_simmim"}} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer in done.stdout
+    assert done.stdout.endswith("set()\n")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_option_is_refused_that_the_parser_takes(name):
+    """The options as text, which are checked first, are those of the parser."""
+    command = importlib.import_module(f"hf_simmim.cli.{name}").COMMAND
+    assert hf_simmim_cli.option_names(PACKAGE, name) == command.option_names()
+    options = {option for action in command._parser()._actions for option in action.option_strings}
+    assert not hf_simmim_cli.answered([name, *(options - {"-h", "--help"})])
+
+
+@pytest.mark.parametrize("other", hf_simmim_cli.OTHER_NAMES)
+def test_every_other_name_leads_to_an_option(other):
+    commands = [importlib.import_module(f"hf_simmim.cli.{name}").COMMAND.option_names() for name in COMMANDS]
+    for name in hf_simmim_cli.OTHER_NAMES[other]:
+        assert any(name in options and other not in options for options in commands), name
 
 
 def test_a_command_is_given_its_values():

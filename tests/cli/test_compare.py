@@ -1,6 +1,7 @@
 """The script that tells whether pre-training helps, on small folders of pictures."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -70,6 +71,10 @@ def test_from_pictures_to_a_verdict(script, pictures, tmp_path, capsys, monkeypa
     assert Image.open(tmp_path / "comparison.png").size[0] > 500
     printed = capsys.readouterr().out
     assert results["conclusion"] in printed
+    # Two budgets, two arms and two seeds, and the time of the others from the first on.
+    progress = re.findall(r"^  run (\d) of 8 finished(, about \d+ s left)?$", printed, re.M)
+    assert [int(number) for number, _ in progress] == list(range(1, 9))
+    assert [bool(left) for _, left in progress] == [True] * 7 + [False]
     assert results["conclusion"] in (tmp_path / "comparison.md").read_text()
 
     # Both arms: the same images and settings, seed by seed.
@@ -82,9 +87,16 @@ def test_from_pictures_to_a_verdict(script, pictures, tmp_path, capsys, monkeypa
     monkeypatch.setattr(script, "_pretrain", None)
     monkeypatch.setattr(script, "_finetune", None)
     script.COMMAND.main(run)
+    assert "finished" not in capsys.readouterr().out
     assert json.loads((tmp_path / "comparison.json").read_text()) == results
     with pytest.raises(TypeError):
         script.COMMAND.main([*run, "--finetune_options", json.dumps(FINE_TUNING | {"num_train_epochs": 2})])
+
+
+def test_runs_of_the_cross_validation_count(script, pictures, tmp_path):
+    (arguments,) = script.COMMAND.parse([*options(pictures, tmp_path), "--learning_rates", "0.001", "0.002"])
+    # Two arms, two rates and two folds; two arms and two seeds.
+    assert script.planned_runs(arguments) == {(4, True): 8, (4, False): 4, (0, True): 8, (0, False): 4}
 
 
 def test_fewer_images_are_of_all_classes(script, pictures):
@@ -123,7 +135,7 @@ def plan_only(script, monkeypatch) -> dict[str, list]:
     seen: dict[str, list] = {"tuning": [], "deciding": []}
     classification = script.finetune
 
-    def plan(argv):
+    def plan(argv, on_run):
         runs = classification.plan_runs(classification.FineTuningOptions(*classification.COMMAND.parse(argv)))
         for run in runs:
             kind = "tuning" if run.fold is not None else "deciding"
@@ -172,7 +184,7 @@ def test_images_that_decide_are_not_pre_trained_on(script, pictures, tmp_path, m
 
 
 def test_finished_runs_leave_no_checkpoints(script, pictures, tmp_path, monkeypatch):
-    def train(argv):
+    def train(argv, on_run):
         folder = Path(argv[argv.index("--output_dir") + 1])
         (folder / "seed-0" / "checkpoint-9").mkdir(parents=True)
         (folder / "seed-0" / "model.safetensors").touch()
@@ -191,7 +203,7 @@ def test_other_options_images_or_weights_are_other_runs(script, pictures, tmp_pa
     """Neither results nor checkpoints of an interrupted run are those of what is asked for now."""
     found: list[list[str]] = []
 
-    def train(argv):
+    def train(argv, on_run):
         folder = Path(argv[argv.index("--output_dir") + 1], "seed-0")
         found.append(sorted(path.name for path in folder.glob("checkpoint-*")))
         (folder / f"checkpoint-{len(found)}").mkdir(parents=True)

@@ -73,7 +73,7 @@ def test_features_are_the_models(script, checkpoint, photos, tmp_path, capsys, m
     noted = json.loads(table.schema.metadata[b"hf_simmim"])
     assert (noted["checkpoint"], noted["pooling"], noted["image_size"]) == (str(checkpoint), "mean", [32, 32])
     printed = capsys.readouterr().out
-    for name in ("features.parquet", "neighbours.png", "map.png"):
+    for name in ("features.parquet", "neighbours.png", "map.png", "map.html"):
         assert str(tmp_path / "out" / name) in printed
         assert (tmp_path / "out" / name).exists()
     assert not list((tmp_path / "out").glob("*.unfinished"))
@@ -83,14 +83,36 @@ def test_neighbors_are_the_most_similar_of_all_groups(script, checkpoint, photos
     monkeypatch.setattr(features_module, "GROUP_SIZE", 3)
     run(script, checkpoint, tmp_path / "out", image_dir=photos, map="none", num_queries=0)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["features.parquet"]
-    features = F.normalize(read_features(tmp_path / "out" / "features.parquet"), dim=1)
+    features = read_features(tmp_path / "out" / "features.parquet")
+    features = F.normalize(features - features.mean(dim=0), dim=1)
     similarity = (features @ features.T).fill_diagonal_(-1)
     rows, values = nearest_rows(tmp_path / "out" / "features.parquet", [0, 4, 7], k=3)
     expected = similarity[[0, 4, 7]].topk(3, dim=1)
     assert torch.equal(rows, expected.indices)
-    torch.testing.assert_close(values, expected.values)
+    torch.testing.assert_close(values, expected.values, rtol=1e-4, atol=1e-4)
     rows, _ = nearest_rows(tmp_path / "out" / "features.parquet", [2], k=100)
     assert sorted(rows[0].tolist()) == [0, 1, 3, 4, 5, 6, 7]
+
+
+def test_pictures_show_names_and_classes(script, checkpoint, photos, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        script, "draw_neighbors", lambda *arguments: drawn.setdefault("neighbors", arguments) and Image.new("L", (1, 1))
+    )
+    run(script, checkpoint, tmp_path / "out", image_dir=photos, num_queries=2, num_neighbors=3)
+    pictures, similarities, names, labels = drawn["neighbors"]
+    rows, values = nearest_rows(tmp_path / "out" / "features.parquet", [0, 7], k=3)
+    table = pyarrow.parquet.read_table(tmp_path / "out" / "features.parquet")
+    expected = [[0, *rows[0].tolist()], [7, *rows[1].tolist()]]
+    assert names == [[table["name"][row].as_py() for row in line] for line in expected]
+    assert labels == [[table["label"][row].as_py() for row in line] for line in expected]
+    assert torch.equal(similarities, values)
+    for line, shown in zip(names, pictures, strict=True):
+        for name, picture in zip(line, shown, strict=True):
+            assert np.abs(np.asarray(Image.open(name)).astype(int) - picture).max() <= 1
+    page = (tmp_path / "out" / "map.html").read_text()
+    assert "2-D map of 8 images by t-SNE" in page
+    assert all(json.dumps(name) in page for name in table["name"].to_pylist())
 
 
 def test_layer_pooling_size_and_half(script, checkpoint, photos, tmp_path):

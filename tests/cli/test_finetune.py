@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def parse(argv: list[str]) -> finetune.FineTuningOptions:
 def train(argv: list[str]) -> dict:
     """Run a command line; what `results.json` holds."""
     result = finetune.COMMAND.main(argv)
-    return {"summary": result.summary, "runs": result.runs}
+    return {"summary": result.summary, "warnings": result.warnings, "runs": result.runs}
 
 
 @pytest.fixture(scope="module")
@@ -104,13 +105,53 @@ def test_it_learns_and_leaves_what_a_user_needs(script, pictures, checkpoint, tm
     assert results["summary"]["accuracy"]["mean"] >= 0.9
     assert results["runs"][0]["num_train_images"] == 36
     assert json.loads((tmp_path / "results.json").read_text()) == results
-    assert {f"accuracy_{name}" for name in CLASSES} < set(results["summary"])
+    macro = {"macro_precision", "macro_f1", "macro_average_precision", "macro_auroc"}
+    assert macro | {f"accuracy_{name}" for name in CLASSES} < set(results["summary"])
+    of_classes = results["runs"][0]["per_class"]
+    assert set(of_classes) == set(CLASSES)
+    for name, row in of_classes.items():
+        assert row["recall"] == results["summary"][f"accuracy_{name}"]["mean"]
+        assert {"precision", "f1", "average_precision", "auroc", "support"} < row.keys()
+    assert results["warnings"] == []
+    assert "| class | images | recall | precision | F1 | average precision | AUROC |" in (
+        tmp_path / "README.md"
+    ).read_text(encoding="utf-8")
     assert Image.open(tmp_path / "confusion.png").size[0] > 300
     model = AutoModelForImageClassification.from_pretrained(tmp_path)
     assert model.config.id2label == dict(enumerate(CLASSES))
     printed = capsys.readouterr().out
     assert f"from {checkpoint}" in printed
     assert "accuracy" in printed
+
+
+def test_a_missed_class_is_told(script, pictures, checkpoint, tmp_path, capsys, monkeypatch):
+    """Of a model that finds one class only, on images most of which are of that class."""
+    few = tmp_path / "few"
+    shutil.copytree(pictures, few)
+    for name in CLASSES[1:]:
+        for path in sorted((few / name).iterdir())[4:]:
+            path.unlink()
+    head = finetune.build_model
+
+    def constant(*args):
+        model = head(*args)
+        model.classifier.weight.data.zero_()
+        model.classifier.bias.data = torch.tensor([1.0, 0.0, 0.0])
+        return model
+
+    monkeypatch.setattr(finetune, "build_model", constant)
+    run = options(few, tmp_path / "run", checkpoint=checkpoint, holdout=0.5, max_steps=1, learning_rate=0.0)
+    results = train(run)
+    accuracy, balanced = (results["summary"][name]["mean"] for name in ("accuracy", "balanced_accuracy"))
+    assert (accuracy, balanced) == pytest.approx((8 / 12, 1 / 3))
+    found = "only 0 % of 2 test images are found (recall)"
+    sentence = f"{CLASSES[1]}: {found}, while accuracy is 67 %; see balanced accuracy 33 %"
+    assert results["warnings"][0] == results["runs"][0]["warnings"][0] == sentence
+    assert f"Warning: {sentence}" in capsys.readouterr().out
+    assert f"> **Warning:** {sentence}." in (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    # Classes that are never predicted have no precision; JSON has no NaN.
+    assert results["runs"][0]["per_class"][CLASSES[1]]["precision"] is None
+    assert "NaN" not in (tmp_path / "run" / "results.json").read_text()
 
 
 def test_the_papers_recipe_runs_with_all_its_parts(script, pictures, checkpoint, tmp_path):

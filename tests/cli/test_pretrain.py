@@ -4,10 +4,12 @@
 # ruff: noqa: F401, F811
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 import huggingface_hub
@@ -82,6 +84,23 @@ def test_a_run_leaves_everything_that_a_user_needs(run_mim, photos, tmp_path, ca
     assert str(tmp_path / "reconstruction.png") in printed
 
 
+def test_what_stays_in_the_folder_of_a_run_is_in_the_table_of_the_quickstart(run_mim, photos, tmp_path, capsys):
+    """And nothing else does; a repeated run says that it was complete, and what to do next."""
+    run_mim.COMMAND.main(options(photos, tmp_path, max_steps=4, probe_dir=photos))
+    page = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    listed = re.findall(r"`([\w.*/-]+)`", page.split("## Output files")[1].split("\n\n")[1])
+    left = [name for name in os.listdir(tmp_path) if not any(fnmatch(name, entry.strip("/")) for entry in listed)]
+    assert left in ([], ["_run.lock"])
+    (logged,) = [entry["eval_loss"] for entry in read_log(tmp_path) if "eval_loss" in entry]
+    assert json.loads((tmp_path / "results.json").read_text())["eval_loss"] == logged
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1].startswith("Next: evaluate the features: hf-simmim probe --checkpoint")
+    run_mim.COMMAND.main(options(photos, tmp_path, max_steps=4, probe_dir=photos))
+    assert f"This run was complete, 4 of 4 steps: nothing is trained again. Its results are in {tmp_path}." in (
+        capsys.readouterr().out
+    )
+
+
 def test_killed_and_resumed_equals_uninterrupted(run_mim, photos, tmp_path, monkeypatch, capsys):
     settings = {"save_steps": 3, "save_strategy": "steps", "save_total_limit": 5}
     run_mim.COMMAND.main(options(photos, tmp_path / "whole", **settings))
@@ -103,7 +122,7 @@ def test_killed_and_resumed_equals_uninterrupted(run_mim, photos, tmp_path, monk
     (tmp_path / "killed" / "checkpoint-8").mkdir()
     (tmp_path / "killed" / "checkpoint-8" / "model.safetensors").write_bytes(weights[:1000])
     run_mim.COMMAND.main(options(photos, tmp_path / "killed", **settings, dataloader_num_workers=2))
-    assert "resuming from checkpoint-6" in capsys.readouterr().out
+    assert "resuming from checkpoint-6 (epoch 1.2 of 2)" in capsys.readouterr().out
 
     expected = load_file(tmp_path / "whole" / "model.safetensors")
     resumed = load_file(tmp_path / "killed" / "model.safetensors")
@@ -673,7 +692,9 @@ def test_two_processes_equal_one_of_the_same_global_batch(photos, tmp_path):
         # 40 images, 4 epochs, every one once an epoch.
         assert keys == list(range(160))
         logs[processes] = read_log(output_dir)
-    for key, steps in (("loss", 20), ("eval_loss", 4), ("masked_l1", 20), ("eval_masked_l1", 4)):
+    evaluated = ("loss", "masked_l1", "mean_color_l1", "gain_over_mean_color", "train_masked_l1", "rankme")
+    for key, steps in (("loss", 20), ("masked_l1", 20), *((f"eval_{name}", 4) for name in evaluated)):
         one, two = ([entry[key] for entry in logs[processes] if key in entry] for processes in (1, 2))
         assert len(one) == steps
-        assert two == pytest.approx(one, rel=1e-4), key
+        # The logarithms of small shares amplify how the weights are rounded.
+        assert two == pytest.approx(one, rel=1e-2 if key == "eval_rankme" else 1e-4), key

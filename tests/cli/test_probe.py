@@ -16,6 +16,7 @@ from transformers import ViTModel
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor, SimMIMModel
 from hf_simmim.cli import probe
 from hf_simmim.data.labeled_images import LabeledImageDataset, load_labeled_images
+from hf_simmim.evaluation.intervals import wilson_interval
 from hf_simmim.evaluation.probing import extract_features, knn, linear_probe
 
 
@@ -67,6 +68,7 @@ def options(checkpoint, images, output_dir, **kwargs) -> list[str]:
         "k": 5,
         "dataloader_num_workers": 0,
         "device": "cpu",
+        "random_init": "false",
     } | kwargs
     command = []
     for key, value in settings.items():
@@ -120,6 +122,38 @@ def test_the_control_and_seeds(run_probe, checkpoint, images, tmp_path, capsys):
     )
     again = json.loads((tmp_path / "b" / "results.json").read_text())["results"]
     assert again == [rows["pre-trained", 3], rows["untrained", 3]]
+
+
+def test_accuracies_are_compared_with_an_untrained_encoder(run_probe, checkpoint, images, tmp_path, capsys):
+    """By default; the difference, its interval and the sentence are those of the answers."""
+    run_probe.COMMAND.main(options(checkpoint, images, tmp_path, layers=[1, "last"], random_init=None))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [(row["weights"], row["layer"]) for row in results["results"]] == [
+        *(("pre-trained", "1"), ("pre-trained", "last"), ("untrained", "1"), ("untrained", "last"))
+    ]
+    accuracies = {(row["weights"], row["layer"]): row["linear"]["accuracy"] for row in results["results"]}
+    printed = capsys.readouterr().out
+    verdicts = [entry for entry in results["verdicts"] if entry["probe"] == "linear"]
+    assert [entry["layer"] for entry in verdicts] == ["1", "last"]
+    for entry in verdicts:
+        layer = entry["layer"]
+        difference = accuracies["pre-trained", layer] - accuracies["untrained", layer]
+        assert entry["difference"] == pytest.approx(difference, abs=1e-9)
+        assert entry["low"] <= entry["difference"] <= entry["high"]
+        expected = "yes" if entry["low"] > 0 else "no" if entry["high"] < 0 else "cannot tell"
+        assert entry["answer"] == expected
+        assert f"Layer {layer}: {entry['sentence']}." in printed
+    # Fifteen test images, five of each class.
+    assert results["majority_accuracy"] == pytest.approx(1 / 3)
+    assert "the most frequent class: 33.3%" in printed
+    interval = results["intervals"][0]
+    assert (interval["low"], interval["high"]) == wilson_interval(15 * interval["accuracy"], 15)
+    assert f"balanced accuracy {interval['balanced_accuracy']:.1%}" in printed
+    again = options(checkpoint, images, tmp_path / "again", layers=[1, "last"], random_init=None, seeds=[0, 1])
+    run_probe.COMMAND.main(again)
+    of_two = json.loads((tmp_path / "again" / "results.json").read_text())
+    mean = np.mean([row["linear"]["accuracy"] for row in of_two["results"] if row["weights"] == "pre-trained"][:2])
+    assert of_two["intervals"][0]["accuracy"] == pytest.approx(mean)
 
 
 def test_without_images_it_is_the_embedded_data(run_probe, checkpoint):

@@ -11,13 +11,17 @@ from sklearn import metrics as sklearn_metrics
 from transformers import EvalPrediction
 
 from hf_simmim.evaluation.metrics import (
+    MAX_RANKED_CLASSES,
     ConfusionMatrix,
     MeanIoU,
     MultiLabel,
     PerClassAccuracy,
+    PerClassScores,
     Regression,
     TopKAccuracy,
     classification_metrics,
+    missed_classes,
+    missed_in_matrix,
 )
 
 NAMES = [f"class {index}" for index in range(8)]
@@ -61,6 +65,102 @@ def test_per_class_accuracy_equals_scikit_learns(logits_and_labels):
     assert list(figures["support"].values()) == support.tolist()
     assert figures["accuracy"] == pytest.approx((predicted == labels).mean())
     assert figures["balanced_accuracy"] == pytest.approx(np.nanmean(recall))
+
+
+def test_scores_of_classes_equal_scikit_learns(logits_and_labels):
+    """The last class has no examples: what is undefined is NaN, and no part of the means."""
+    logits, labels = logits_and_labels
+    figures = PerClassScores(NAMES).compute(predictions=logits, references=labels)
+    predicted, one_hot = logits.argmax(1), np.eye(8)[labels][:, :7]
+    odds = np.exp(logits.astype(float))
+    probabilities = (odds / odds.sum(axis=1, keepdims=True))[:, :7]
+    precision, recall, f1, support = sklearn_metrics.precision_recall_fscore_support(
+        labels, predicted, labels=range(7), zero_division=np.nan
+    )
+    expected = {
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+        "average_precision": sklearn_metrics.average_precision_score(one_hot, probabilities, average=None),
+        "auroc": sklearn_metrics.roc_auc_score(one_hot, probabilities, average=None),
+    }
+    rows = list(figures["per_class"].values())
+    for name, values in expected.items():
+        np.testing.assert_allclose([row[name] for row in rows[:7]], values)
+        assert figures[f"macro_{name}"] == pytest.approx(np.mean(values))
+    assert [row["support"] for row in rows] == [*support, 0]
+    assert all(np.isnan(rows[7][name]) for name in ("recall", "f1", "average_precision", "auroc"))
+    metric = PerClassScores(NAMES)
+    metric.add_batch(predictions=logits[:100], references=labels[:100])
+    np.testing.assert_equal(metric.compute(predictions=logits[100:], references=labels[100:]), figures)
+
+
+def test_scores_where_little_is_defined():
+    """Only one of two classes occurs, or is ever predicted."""
+    one = PerClassScores(["a", "b"]).compute(predictions=[[2.0, 1.0], [1.0, 2.0]], references=[0, 0])
+    assert one["per_class"]["a"] == pytest.approx(
+        {"precision": 1, "recall": 0.5, "f1": 2 / 3, "average_precision": 1, "auroc": np.nan, "support": 2}, nan_ok=True
+    )
+    assert np.isnan(one["macro_auroc"])
+    assert one["macro_f1"] == pytest.approx(2 / 3)
+    never = PerClassScores(["a", "b"]).compute(predictions=[[2.0, 1.0], [2.0, 1.5]], references=[0, 1])
+    assert np.isnan(never["per_class"]["b"]["precision"])
+    assert never["per_class"]["b"]["f1"] == 0
+    assert never["macro_f1"] == pytest.approx(1 / 3)
+    assert never["macro_auroc"] == 1
+    evaluation = EvalPrediction(predictions=np.array([[2.0, 1.0], [1.0, 2.0]]), label_ids=np.array([0, 0]))
+    assert "macro_auroc" not in classification_metrics(["a", "b"])(evaluation)
+
+
+def test_images_are_ranked_by_probability_not_by_logit():
+    """The first image has the higher logit, but the second is more probable to be of the first class."""
+    logits = np.array([[5.0, 6.0], [1.0, -3.0]])
+    figures = PerClassScores(["a", "b"]).compute(predictions=logits, references=[1, 0])
+    assert figures["per_class"]["a"]["auroc"] == 1
+
+
+def test_many_classes_are_not_ranked_and_fast():
+    names = [str(index) for index in range(21_841)]
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, len(names), 300)
+    logits = rng.normal(size=(300, len(names))).astype(np.float32)
+    start = time.perf_counter()
+    figures = PerClassScores(names).compute(predictions=logits, references=labels)
+    assert time.perf_counter() - start < 5
+    assert set(figures) == {"macro_precision", "macro_recall", "macro_f1", "per_class"}
+    assert set(figures["per_class"]["0"]) == {"precision", "recall", "f1", "support"}
+    few = PerClassScores(names[:MAX_RANKED_CLASSES])
+    few = few.compute(predictions=logits[:, :MAX_RANKED_CLASSES], references=labels % MAX_RANKED_CLASSES)
+    assert "macro_auroc" in few
+
+
+def test_a_class_that_the_accuracy_hides_is_told():
+    rows = {"defective": {"recall": 0.2353, "support": 51}, "good": {"recall": 0.98, "support": 90}}
+    assert missed_classes(rows | {"never": {"recall": np.nan, "support": 0}}, 0.71) == [
+        "defective: only 24 % of 51 test images are found (recall), while accuracy is 71 %; see balanced accuracy 61 %"
+    ]
+
+
+def test_missed_classes_of_a_confusion_matrix():
+    sentences = missed_in_matrix([[12, 39, 0], [2, 88, 0], [0, 0, 0]], ["defective", "good", "never"])
+    assert sentences == [
+        "defective: only 24 % of 51 test images are found (recall), while accuracy is 71 %; see balanced accuracy 61 %"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("recall", "accuracy", "is_missed"),
+    [(0.49, 0.69, True), (0.49, 0.68, False), (0.5, 0.99, False), (0.14, 0.3, True), (0.16, 0.3, False), (0, 0, False)],
+)
+def test_missed_classes_are_those_far_below_the_accuracy(recall, accuracy, is_missed):
+    assert bool(missed_classes({"x": {"recall": recall, "support": 9}}, accuracy)) is is_missed
+
+
+def test_only_the_worst_of_many_missed_classes_are_named():
+    rows = {f"class {index}": {"recall": index / 100, "support": 10} for index in reversed(range(8))}
+    sentences = missed_classes(rows, 0.9)
+    assert [sentence.split(":")[0] for sentence in sentences[:5]] == [f"class {index}" for index in range(5)]
+    assert sentences[5] == "3 more classes are missed like these"
 
 
 def test_batches_classes_and_tensors_give_the_same(logits_and_labels):
@@ -243,7 +343,8 @@ def test_many_logits_are_fast():
     evaluation = EvalPrediction(predictions=logits, label_ids=labels)
     figures = classification_metrics([str(index) for index in range(1000)])(evaluation)
     assert time.perf_counter() - start < 5
-    assert set(figures) == {"accuracy", "balanced_accuracy", "top5_accuracy"}
+    # Without the ranks of so many classes.
+    assert set(figures) == {"accuracy", "balanced_accuracy", "top5_accuracy", "macro_precision", "macro_f1"}
 
 
 def test_trainer_gets_flat_figures(logits_and_labels):
@@ -252,9 +353,11 @@ def test_trainer_gets_flat_figures(logits_and_labels):
     figures = classification_metrics(NAMES)(EvalPrediction(predictions=(logits, hidden_states), label_ids=labels))
     assert all(type(value) is float for value in figures.values())
     # The last class has no examples, so no accuracy.
-    assert set(figures) == {"accuracy", "top5_accuracy", "balanced_accuracy"} | {
+    macro = {"macro_precision", "macro_f1", "macro_average_precision", "macro_auroc"}
+    assert set(figures) == {"accuracy", "top5_accuracy", "balanced_accuracy"} | macro | {
         f"accuracy_{name}" for name in NAMES[:7]
     }
+    assert set(figures) < set(classification_metrics(NAMES).metric_names)
     is_third = labels == 2
     assert figures["accuracy_class 2"] == pytest.approx((logits[is_third].argmax(1) == 2).mean())
 

@@ -57,10 +57,12 @@ def half_hidden(**kwargs) -> Reconstruction:
 def test_pictures_show_what_is_hidden_and_what_is_predicted():
     reconstruction = half_hidden()
     original, predicted = [128, 64, 0], [153, 115, 102]
+    # The mean of the channels, half as far from white.
+    pale = [int(255 - (255 - (153 + 115 + 102) / 3) / 2)] * 3
     for column, left, right in (
         ("original", original, original),
         ("masked", original, [MASK_GRAY] * 3),
-        ("prediction", predicted, predicted),
+        ("prediction", pale, predicted),
         ("composite", original, predicted),
     ):
         pictures = reconstruction.pictures(column)
@@ -227,3 +229,24 @@ def test_painting_hides_the_patches_that_it_touches():
     assert torch.equal(mask_from_painting(torch.tensor(painting)[..., None].expand(-1, -1, 3), (4, 3)), mask)
     with pytest.raises(ValueError, match=r"The painting has shape \(3,\)"):
         mask_from_painting(np.zeros(3), (4, 3))
+
+
+def test_the_mean_color_is_that_of_visible_real_pixels():
+    """By hand: halves of 4 and 8, the right half masked; a missing column counts neither as visible nor as masked."""
+    pixel_values = torch.full((3, 2, 4, 8), 4.0)
+    pixel_values[..., 4:] = 8
+    pixel_values[1, :, :, :2] = 0
+    pixel_values[:, 1] *= -1
+    mask = torch.tensor([[False, False, True, True]] * 2).expand(3, 2, 4)
+    real = torch.ones(3, 4, 8, dtype=torch.bool)
+    real[1, :, :2] = False
+    real[1, :, 7] = False
+    real[2, :, :4] = False
+    reconstruction = Reconstruction(
+        pixel_values, mask, real, torch.zeros_like(pixel_values), [0.5, 0.5], [0.1, 0.3], patch_size=2
+    )
+    error, num_pixels = reconstruction.mean_color_error_per_image()
+    # Without visible pixels it is the mean of the normalization, 0.
+    assert error.tolist() == pytest.approx([4 * 0.2 * 255, 4 * 0.2 * 255, 8 * 0.2 * 255])
+    assert num_pixels.tolist() == [16, 12, 16]
+    assert reconstruction.mean_color_l1.tolist() == error.tolist()

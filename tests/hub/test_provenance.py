@@ -98,7 +98,7 @@ FOLDER = ImageSource("cats", "imagefolder")
     ("options", "source", "where", "evaluated_on"),
     [
         ({"train_dir": "/a/cats"}, FOLDER, HELD_OUT, ("cats", None)),
-        ({"train_dir": "cats", "validation_dir": "/b/dogs"}, FOLDER, "dogs", ("dogs", None)),
+        ({"train_dir": "cats", "validation_dir": "/b/dogs"}, FOLDER, "folder `dogs`", ("dogs", None)),
         ({"train_dir": "cats", "holdout": 0.0}, FOLDER, None, ("cats", None)),
         ({"dataset_name": "org/cats", "validation_split": "val"}, ON_HUB, "split val", ("org/cats", "val")),
         # A part of the training images is no split of the data set.

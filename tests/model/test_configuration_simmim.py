@@ -83,7 +83,8 @@ def test_layers_and_heads_are_those_of_the_encoder(tmp_path):
         ({"num_labels": -1}, "num_labels=-1 must be a whole number from 0"),
         ({"num_labels": 10**12}, "num_labels=1000000000000 must be a whole number from 0"),
         ({"num_labels": 2.5}, "num_labels=2.5 must be a whole number"),
-        ({"encoder_config": "swin"}, "encoder_config"),
+        ({"encoder_config": "swin"}, "encoder_config='swin' is not a preset. Did you mean 'swin-tiny'?"),
+        ({"encoder_config": "org/net"}, "is not a preset. Use one of: swin-tiny, .*AutoConfig.from_pretrained"),
         ({"encoder_config": {"model_type": "nothing"}}, "nothing"),
         ({"encoder_config": {"image_size": 32}}, "encoder_config has no model_type"),
         ({"image_size": -32}, "image_size=-32 must be a side"),
@@ -103,6 +104,46 @@ def test_what_is_no_setting_is_refused(settings, message):
     if not {"encoder_config", "dtype", "torch_dtype", "image_size", "id2label"} & set(settings):
         with pytest.raises(ValueError, match=message):
             SimMIMConfig.from_dict(stored, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ({"traget": "hog"}, "traget='hog' is not a setting of SimMIMConfig. Did you mean target?"),
+        ({"image_siz": 192}, "Did you mean image_size?"),
+        ({"num_label": 3}, "Did you mean num_labels?"),
+        ({"mask_ration": 0.5}, r"belongs to the image processor: SimMIMImageProcessor\(mask_ratio=...\)"),
+        ({"depths": [2, 2]}, "Settings of the encoder go into encoder_config"),
+    ],
+    ids=str,
+)
+def test_unknown_settings_are_refused_with_the_nearest(settings, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        SimMIMConfig(encoder_config=swin_config(), **settings)
+
+
+def test_settings_of_transformers_and_of_stored_configs_are_taken(tmp_path):
+    config = SimMIMConfig(
+        encoder_config=swin_config(),
+        **{"id2label": {0: "cat"}, "architectures": ["SimMIMModel"], "auto_map": {}, "dtype": "float32"},
+        **{"_attn_implementation": "eager", "attn_implementation": "eager", "name_or_path": "a", "torch_dtype": None},
+        **{"transformers_version": "4.0.0", "model_type": "simmim", "output_attentions": False, "use_cache": True},
+    )
+    assert SimMIMConfig(**config.to_dict()).to_dict() == config.to_dict()
+    config.note = "what a user stores is kept"
+    config.save_pretrained(tmp_path)
+    again, unused = SimMIMConfig.from_pretrained(tmp_path, note="changed", unknown=1, return_unused_kwargs=True)
+    assert (again.note, unused) == ("changed", {"unknown": 1})
+    assert not hasattr(again, "unknown")
+
+
+@pytest.mark.parametrize("name", ENCODER_PRESETS)
+def test_presets_by_name(name, tmp_path):
+    config = SimMIMConfig(encoder_config=name, image_size=224)
+    assert config.to_dict() == SimMIMConfig(encoder_config=ENCODER_PRESETS[name], image_size=224).to_dict()
+    SimMIMConfig(encoder_config=swin_config()).save_pretrained(tmp_path)
+    loaded = SimMIMConfig.from_pretrained(tmp_path, encoder_config=name)
+    assert loaded.encoder_config.to_dict() == SimMIMConfig(encoder_config=name).encoder_config.to_dict()
 
 
 JUNK: tuple[Any, ...] = (

@@ -9,3 +9,13 @@ def test_fp16_is_refused_where_nothing_would_be_computed_in_it(tmp_path):
     with pytest.raises(ValueError, match="fp16 needs a GPU.*--bf16"):
         SimMIMTrainingArguments(output_dir=str(tmp_path), use_cpu=True, fp16=True)
     assert SimMIMTrainingArguments(output_dir=str(tmp_path), use_cpu=True, bf16=True).bf16
+
+
+@pytest.mark.parametrize(
+    ("name", "greater"),
+    [("masked_l1", False), ("eval_train_masked_l1", False), ("loss", False), ("rmse", False), ("accuracy", True)],
+)
+def test_errors_are_better_where_they_are_smaller(tmp_path, name, greater):
+    options = {"output_dir": str(tmp_path), "use_cpu": True, "metric_for_best_model": name}
+    assert SimMIMTrainingArguments(**options).greater_is_better is greater
+    assert SimMIMTrainingArguments(**options, greater_is_better=not greater).greater_is_better is not greater

@@ -100,7 +100,7 @@ def test_the_best_model_can_be_that_of_the_probe(photos, labeled, tmp_path):
 
 def test_what_evaluations_do_not_measure_selects_no_model(photos, labeled, tmp_path):
     settings = options(photos, tmp_path, probe_dir=labeled, metric_for_best_model="probe_accuracy")
-    with pytest.raises(SystemExit, match="'probe_accuracy' is not measured .*: loss, masked_l1, probe_knn_accuracy, "):
+    with pytest.raises(SystemExit, match="'probe_accuracy' is not measured .*: gain_over_mean_color, loss, "):
         pretrain.COMMAND.main(settings)
     assert not list(tmp_path.rglob("checkpoint-*"))
 
@@ -126,7 +126,7 @@ def test_images_are_read_once_if_they_are_few(photos, labeled, tmp_path, monkeyp
     monkeypatch.setattr(LabeledImageDataset, "__getitem__", counting)
     for limit, expected in ((2**26, 18), (0, 3 * 18)):
         reads.clear()
-        monkeypatch.setattr("hf_simmim.training.callbacks.MAX_KEPT_NUMBERS", limit)
+        monkeypatch.setattr("hf_simmim.training.image_samples.MAX_KEPT_NUMBERS", limit)
         pretrain.COMMAND.main(options(photos, tmp_path / str(limit), probe_dir=labeled, probe_images=9))
         assert len(reads) == expected
     images = load_labeled_images(labeled)

@@ -225,7 +225,7 @@ def odd_names(folder):
     return trainer, [
         '# my | "best" &lt;run>',
         r'from_pretrained("my | \"best\" <run>")',
-        r"| data set | a \| b &lt;c> |",
+        r"| data set | folder `a \| b &lt;c>` |",
         r"| initial weights | old \| run |",
     ]
 
@@ -390,6 +390,9 @@ def test_the_code_in_a_card_runs(make, tmp_path, monkeypatch):
     exec(with_package, found)
     assert found["features"].shape == (1, trainer.model.config.hidden_size)
     assert without.count("trust_remote_code=True") == 2
+    # Where the folder holds no code, the card does not say that it does.
+    monkeypatch.setattr(trainer.args, "output_dir", "elsewhere")
+    assert "trust_remote_code" not in str(pretraining_card(trainer))
     exec(fine_tuning, found)
     assert isinstance(found["classifier"], SimMIMForImageClassification)
     if make is evaluated:
@@ -474,6 +477,28 @@ def test_cards_of_classifiers_are_whole(tmp_path, names, kind, expected):
     for part in [*expected, "](confusion.png)", "base_model: org/backbone", "pipeline_tag: image-classification"]:
         assert part in text, f"{part!r} is not in\n{text}"
     assert ("model-index" in text) == (kind != "regression")
+
+
+def test_card_of_a_classifier_shows_each_class_and_what_the_accuracy_hides(tmp_path):
+    trainer = make_classifier(tmp_path, ["coat", "shoe | boot", "bag"])
+    trainer.state.global_step, trainer.final_metrics = 2, {"accuracy": 0.75, "macro_auroc": 0.875, "accuracy_coat": 0.9}
+    rows = {"recall": 0.9, "precision": 0.8, "f1": 0.85, "average_precision": 0.7, "auroc": 0.95, "support": 1200}
+    missed = rows | {"recall": 0.25, "precision": float("nan"), "support": 8}
+    trainer.final_per_class = {"coat": rows, "shoe | boot": missed, "bag": rows}
+    text = check_card(classification_card(trainer), tmp_path / "classifier")
+    assert "| class | images | recall | precision | F1 | average precision | AUROC |\n| --- |" in text
+    assert "| coat | 1,200 | 90.0% | 80.0% | 85.0% | 70.0% | 95.0% |\n| shoe" in text
+    assert "| 8 | 25.0% | not defined | 85.0% |" in text
+    assert "Recall per class" not in text
+    assert "> **Warning:** shoe | boot: only 25 % of 8 test images are found (recall), while accuracy is 75 %" in text
+    assert "| macro AUROC | 0.875 |" in text
+    many = {f"class {index}": rows | {"f1": index / 100} for index in range(60)}
+    trainer = make_classifier(tmp_path, list(many))
+    trainer.final_metrics, trainer.final_per_class = {"accuracy": 0.9}, many
+    text = check_card(classification_card(trainer), tmp_path / "classifier")
+    assert "40 classes with a higher F1 are left out" in text
+    assert "| class 19 | " in text
+    assert "| class 20 | " not in text
 
 
 def test_card_of_a_classifier_in_mid_training(tmp_path):

@@ -1,18 +1,26 @@
 """The gradient is that of the whole batch, whatever its parts hold, and every image is evaluated."""
 
+import io
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from one_step import NUM_IMAGES, UnevenImages, gradient, make_trainer, uneven_collate
 from paths import ROOT, SUPPORT
+from PIL import Image
 from tiny import swin_config
 from torch import nn
-from transformers import TrainingArguments
+from transformers import AutoImageProcessor, AutoModel, TrainingArguments
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
+from hf_simmim.data.masked_images import MaskedImageDataset, collate
+from hf_simmim.data.reading import NoReadableImageError, UnreadableImages
 from hf_simmim.data.transforms import normalize
 from hf_simmim.training.trainers import ClassifierTrainer, RunTrainer, SimMIMTrainer
 
@@ -126,3 +134,114 @@ def test_every_image_is_evaluated(tmp_path, num_images):
 @pytest.mark.parametrize("kind", [SimMIMTrainer, ClassifierTrainer])
 def test_our_trainers_evaluate_so(kind):
     assert kind._get_dataloader is RunTrainer._get_dataloader
+
+
+def photo_rows(num_images: int = 8) -> Dataset:
+    """Rows of `load_images`, of which the third cannot be read."""
+    generator = np.random.default_rng(0)
+    pictures = [
+        {"bytes": png_bytes(generator.integers(0, 255, (40, 36, 3), dtype=np.uint8)), "path": None}
+        for _ in range(num_images)
+    ]
+    pictures[2]["bytes"] = b"nothing"
+    return Dataset.from_dict({"image": pictures, "name": [str(index) for index in range(num_images)]})
+
+
+def png_bytes(pixels: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
+
+
+def test_the_usual_arguments_of_trainer_are_enough(tmp_path):
+    """As with the plain Trainer: model, arguments, images; all else has a default."""
+    config = SimMIMConfig(encoder_config=swin_config())
+    settings = {"image_size": config.image_size, "num_channels": 3, "patch_size": config.patch_size}
+    settings |= {"mask_patch_size": 8, "mask_ratio": [0.3, 0.5]}
+    train_dataset, eval_dataset = (MaskedImageDataset(photo_rows(), **settings, seed=seed) for seed in (0, 1))
+    arguments = TrainingArguments(
+        str(tmp_path), per_device_train_batch_size=4, num_train_epochs=1, logging_steps=1, use_cpu=True
+    )
+
+    def model() -> SimMIMForMaskedImageModeling:
+        torch.manual_seed(0)
+        return SimMIMForMaskedImageModeling(config)
+
+    trainer = SimMIMTrainer(model(), arguments, train_dataset=train_dataset, eval_dataset=eval_dataset)
+    assert arguments.remove_unused_columns
+    with pytest.raises(NoReadableImageError, match="1 of 16 images cannot be read"):
+        trainer.train()
+    assert (tmp_path / "unreadable_images.txt").read_text().startswith("2\t")
+    trainer = SimMIMTrainer(model(), arguments, train_dataset=train_dataset, eval_dataset=eval_dataset)
+    trainer.unreadable_images.max_share = 0.5
+    trainer.train()
+    assert {"loss", "masked_l1", "images_per_second"} <= trainer.state.log_history[0].keys()
+    assert {"eval_loss", "eval_masked_l1"} <= trainer.evaluate().keys()
+    trainer.save_model()
+    trainer.create_model_card()
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    assert (processor.mask_patch_size, processor.mask_ratio, processor.model_patch_size) == (8, [0.3, 0.5], 2)
+    assert "mask ratio 0.3 to 0.5" in (tmp_path / "README.md").read_text()
+    # The same with the arguments of the command, by name.
+    again = SimMIMTrainer(
+        model=model(),
+        args=arguments,
+        train_dataset=train_dataset,
+        data_collator=collate,
+        processing_class=processor,
+        unreadable_images=UnreadableImages(tmp_path / "list.txt", 16, 0.5),
+    )
+    again.train()
+    assert again.state.log_history[0]["loss"] == trainer.state.log_history[0]["loss"]
+
+
+def test_without_a_processor_the_images_must_be_ours():
+    model = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=swin_config()))
+    with pytest.raises(ValueError, match="needs processing_class .* Pass a SimMIMImageProcessor"):
+        SimMIMTrainer(model, TrainingArguments("nowhere", use_cpu=True), train_dataset=UnevenImages())
+
+
+def code_of(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*.py")}
+
+
+def test_code_is_saved_for_others_only(tmp_path):
+    """Not into the folders of a training, unless it is pushed or `save_code` says so; by hand as ever."""
+    config = SimMIMConfig(encoder_config=swin_config())
+    for name, settings, expected in (("plain", {}, set()), ("code", {"save_code": True}, {"modeling_simmim.py"})):
+        trainer = make_trainer(SimMIMForMaskedImageModeling(config), tmp_path / name, batch_size=4)
+        for key, value in settings.items():
+            setattr(trainer.args, key, value)
+        trainer.args.save_strategy = "steps"
+        trainer.args.save_steps = 1
+        trainer.train()
+        trainer.save_final_model()
+        for folder in (tmp_path / name, tmp_path / name / "checkpoint-1"):
+            assert code_of(folder) >= expected
+            assert bool(code_of(folder)) == bool(expected)
+            for file in ("config.json", "preprocessor_config.json"):
+                assert ("auto_map" in json.loads((folder / file).read_text())) == bool(expected)
+            model = AutoModel.from_pretrained(folder)
+            assert all(map(torch.equal, model.state_dict().values(), trainer.model.simmim.state_dict().values()))
+        trainer.save_model(str(tmp_path / name / "given"))
+        assert "modeling_simmim.py" in code_of(tmp_path / name / "given")
+        trainer.model.save_pretrained(tmp_path / name / "by_hand")
+        assert "auto_map" in json.loads((tmp_path / name / "by_hand" / "config.json").read_text())
+        assert "modeling_simmim.py" in code_of(tmp_path / name / "by_hand")
+        # What was saved with its code is saved without it again.
+        trainer.save_final_model()
+        assert "auto_map" not in json.loads((tmp_path / "plain" / "config.json").read_text())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_weights_have_the_permissions_of_the_other_files(tmp_path):
+    trainer = make_trainer(SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=swin_config())), tmp_path, 4)
+    trainer.args.save_strategy, trainer.args.save_steps = "steps", 1
+    before = os.umask(0o027)
+    try:
+        trainer.train()
+        trainer.save_final_model()
+    finally:
+        os.umask(before)
+    for folder in (tmp_path, tmp_path / "checkpoint-1"):
+        assert (folder / "model.safetensors").stat().st_mode & 0o777 == 0o640

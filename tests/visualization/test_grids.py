@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from hf_simmim.evaluation.reconstruction import Reconstruction
-from hf_simmim.visualization.grids import OTHER_COLOR, class_colors, draw_map, draw_segmentations, reconstruction_grid
+from hf_simmim.visualization.feature_plots import draw_map, draw_neighbors
+from hf_simmim.visualization.grids import class_colors, draw_segmentations, reconstruction_grid
 from hf_simmim.visualization.pictures import MASK_GRAY
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
@@ -37,7 +38,7 @@ def flat(color: tuple[int, int, int], height: int, width: int, batch_size: int =
 
 
 def test_grid_shows_original_masked_prediction_and_composite():
-    """One rectangular image whose right half is hidden: red, predicted blue."""
+    """One rectangular image whose right half is hidden: red, predicted blue, and pale where it was visible."""
     red, blue = (255, 0, 0), (0, 0, 255)
     mask = torch.zeros(1, 12, 24, dtype=torch.bool)
     mask[:, :, 12:] = True
@@ -47,7 +48,7 @@ def test_grid_shows_original_masked_prediction_and_composite():
     starts = [6 + 198 * column for column in range(4)]
     left = [tuple(row[start + 40].tolist()) for start in starts]
     right = [tuple(row[start + 150].tolist()) for start in starts]
-    assert left == [red, red, blue, red]
+    assert left == [red, red, (170, 170, 170), red]
     assert right == [red, (MASK_GRAY,) * 3, blue, blue]
     assert all((pixels[:HEADER, start : start + 192] < 100).any() for start in starts)
     assert (pixels[HEADER + 96 :] == 255).all()
@@ -95,6 +96,7 @@ def test_names_have_their_letters():
         lambda name: reconstruction_grid(reconstruction(black, mask, black, 48), names=[name]),
         lambda name: reconstruction_grid({name: reconstruction(black, mask, black, 48)}),
         lambda name: draw_map(np.zeros((1, 2)), [picture], [name], side=200),
+        lambda name: draw_neighbors([[picture]], torch.zeros(1, 0), [[name]]),
         lambda name: draw_segmentations([picture], [classes], [classes], [name]),
     ):
         assert len({np.asarray(draw(letter)).tobytes() for letter in "üéłßжλ"}) == 6
@@ -137,7 +139,8 @@ def test_titles_have_room_at_any_proportions(height, width, cell):
     """Titles stay apart above narrow pictures, and large pictures are made smaller."""
     mask = torch.zeros(1, 1, 1, dtype=torch.bool)
     red = flat((255, 0, 0), height, width)
-    pixels = np.asarray(reconstruction_grid(reconstruction(red, mask, red, max(height, width))))
+    columns_of_red = ("original", "masked", "composite", "composite")
+    pixels = np.asarray(reconstruction_grid(reconstruction(red, mask, red, max(height, width)), columns_of_red))
     is_red = (pixels == (255, 0, 0)).all(axis=2)
     assert is_red.any(axis=1).sum() == cell[0]
     columns = np.flatnonzero(np.diff(is_red.any(axis=0).astype(int), prepend=0, append=0)).reshape(4, 2)
@@ -155,8 +158,8 @@ def test_pixels_that_are_none_are_white():
     mask[:, :, 6:] = True
     pixel_mask[:, :30] = 0
     pixels = np.asarray(reconstruction_grid(reconstruction(black, mask, blue, 8, pixel_mask)))[HEADER : HEADER + 96]
-    gray, blue = (MASK_GRAY,) * 3, (0, 0, 255)
-    for column, (left, right) in enumerate((((0, 0, 0),) * 2, ((0, 0, 0), gray), (blue, blue), ((0, 0, 0), blue))):
+    gray, blue, pale = (MASK_GRAY,) * 3, (0, 0, 255), (170, 170, 170)
+    for column, (left, right) in enumerate((((0, 0, 0),) * 2, ((0, 0, 0), gray), (pale, blue), ((0, 0, 0), blue))):
         cell = pixels[:, 6 + column * 102 :][:, :96]
         assert (cell[:30] == 255).all()
         assert (cell[30:, :48] == left).all()
@@ -185,18 +188,3 @@ def test_pictures_show_the_classes():
     assert (pixels[32, 98 + 30] == colors[0]).all()
     # What has no class is gray in the prediction too.
     assert (pixels[32 + 20, 98 + 10] == 160).all()
-
-
-def test_the_map_shows_pictures_in_the_colors_of_their_labels():
-    pictures = [np.full((8, 16, 3), value, np.uint8) for value in (10, 200, 90)]
-    points = np.array([[0.0, 0.0], [1.0, 1.0], [0.5, 0.5]])
-    plain = draw_map(points, pictures, side=300)
-    # The first is at the lower left, the second at the upper right; the longer side is 64 px.
-    assert plain.getpixel((6 + 32, 6 + 236 + 16)) == (10, 10, 10)
-    assert plain.getpixel((6 + 236 + 32, 6 + 16)) == (200, 200, 200)
-    framed = draw_map(points, pictures, ["a", "b", "a"], side=300)
-    assert framed.getpixel((6, 6 + 236)) == (31, 119, 180)
-    assert framed.getpixel((6 + 236, 6)) == (255, 127, 14)
-    assert framed.height > plain.height
-    many = draw_map(np.random.default_rng(0).random((24, 2)), pictures * 8, [str(i // 2) for i in range(24)], side=300)
-    assert OTHER_COLOR in {color for _, color in many.getcolors(2**20)}

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from sklearn import metrics as sklearn_metrics
 
-from hf_simmim.visualization.plots import most_confused, plot_confusion, plot_losses
+from hf_simmim.visualization.plots import most_confused, plot_confusion, plot_layers, plot_losses
 
 
 def test_loss_curve(tmp_path):
@@ -19,6 +19,20 @@ def test_loss_curve(tmp_path):
     # The weights of step 10 are measured again, after the last step.
     plot_losses([*history, {"step": 19, "eval_loss": 0.2}], tmp_path / "again.png")
     assert (np.asarray(Image.open(tmp_path / "again.png")) == with_evaluation).all()
+
+
+def test_accuracies_of_layers_start_at_zero_and_show_the_baseline(tmp_path):
+    series = {"linear probe": [[0.9], [0.95]]}
+    plot_layers(["0", "last"], series, tmp_path / "without.png")
+    plot_layers(["0", "last"], series, tmp_path / "with.png", baseline=("most frequent class", 0.5))
+    without, baseline = (np.asarray(Image.open(tmp_path / name).convert("RGB")) for name in ("without.png", "with.png"))
+    # From zero, the points are in the upper fourth.
+    rows = (without == [31, 119, 180]).all(axis=2).nonzero()[0]
+    assert rows[rows < 400].max() < without.shape[0] / 4
+    # A dashed line in the middle.
+    middle = slice(without.shape[0] // 3, without.shape[0] * 2 // 3)
+    dark, darker = ((picture[middle] < 100).all(axis=2).sum(axis=1).max() for picture in (without, baseline))
+    assert darker > dark + 300
 
 
 def test_most_confused_pairs_go_by_share_of_the_true_class():

@@ -89,10 +89,10 @@ def _count(original: OriginalCheckpoint, pattern: str) -> int:
     """Number of numbered modules."""
     numbers = {int(found[1]) for name in original.weights if (found := re.match(pattern, name))}
     if numbers != set(range(len(numbers))) or len(numbers) > MAX_MODULES:
-        found = [str(number) for number in sorted(numbers)]
+        listed = [str(number) for number in sorted(numbers)]
         raise ValueError(
             f"Modules {pattern.replace(chr(92), '')} must be numbered from 0 to at most {MAX_MODULES - 1}; the file has"
-            f" {', '.join(found if len(found) < 20 else [*found[:5], '...', found[-1]])}."
+            f" {', '.join(listed if len(listed) < 20 else [*listed[:5], '...', listed[-1]])}."
         )
     return len(numbers)
 

@@ -127,10 +127,10 @@ def _check_pickle(file: BinaryIO, size: int) -> None:
             memo[len(memo)] = stack[-1]
             continue
         if "PUT" in name:
-            memo[int(argument)] = stack[-1]
+            memo[int(str(argument))] = stack[-1]
             continue
         if "GET" in name:
-            stack.append(memo[int(argument)])
+            stack.append(memo[int(str(argument))])
             continue
         taken = _take(stack, operation)
         if name in ("SETITEM", "SETITEMS", "DICT"):

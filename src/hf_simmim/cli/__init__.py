@@ -2,6 +2,7 @@
 
 # ADD A COMMAND: a module of its name in this folder that ends in `COMMAND`, and a line here.
 COMMANDS = {
+    "plan": "look at images and machine, propose settings, and forecast time, memory and energy",
     "pretrain": "pre-train an encoder on images without labels",
     "finetune": "train a classifier on labeled images, from a checkpoint or from scratch",
     "segment": "train a segmentation model on annotated images",

@@ -8,7 +8,9 @@ prediction, the composite and the error, with metrics, for one checkpoint or for
 network, and no picture leaves the machine unless --share is set. It requires gradio: pip install "hf-simmim[app]".
 """
 
+import hashlib
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,18 +18,24 @@ from typing import Any
 import numpy as np
 
 from ..data.sources import embedded_data
+from ..evaluation.reconstruction import Reconstructor
 from ..model.masking import MASK_STRATEGIES
 from .app_page import (
     CANVAS,
     PAINTED,
+    UNREADABLE,
     ExamplePictures,
     LoadedModels,
     MaskSettings,
+    as_gray,
     describe,
     enlarged,
     limited_pictures,
+    mask_patch_sizes,
+    notes_on,
     panel,
     picture_of,
+    ratio_limits,
     reconstruct,
 )
 from .command import Command, in_words
@@ -48,6 +56,12 @@ MEANING = (
     " better. <b>AvgDist</b> is the mean distance of masked pixels from the nearest visible pixel: the larger, the"
     " harder.</p>"
 )
+STRATEGIES = (
+    "square: at a place that the seed chooses. central_square: in the center, whatever the seed. Both mask exactly the"
+    " ratio, so a last ring around them may be incomplete."
+)
+CLEARED = "The picture or the model has changed, so the painted mask was cleared. Paint over the picture again."
+NOT_COMPUTED = "This was not computed: a value cannot be read, or too many people wait. Check it and try again."
 # Small pictures are enlarged by a whole number, as far as their column allows; 100cqw is its width.
 CSS = """
 .gradio-container { max-width: 1500px !important; margin: 0 auto !important; }
@@ -75,6 +89,19 @@ CSS = """
 .model figure img { display: block; margin: 4px 0 0; border-radius: 2px; height: auto; width: 100%;
   outline: 1px solid var(--border-color-primary); }
 .model figure img.crisp { image-rendering: pixelated; width: max(var(--width), round(down, 100cqw, var(--width))); }
+.model figure button, .large button { display: block; border: 0; padding: 0; background: none; color: inherit;
+  cursor: zoom-in; text-align: left; width: 100%; }
+.model .note { border-left: 4px solid var(--border-color-accent); font-size: .875rem; margin: 10px 0 0;
+  padding-left: 8px; }
+.model .scale { display: flex; flex-wrap: wrap; justify-content: space-between; font-size: .75rem; margin-top: 6px;
+  color: var(--body-text-color-subdued); }
+.model .scale div { height: 8px; flex: 0 0 100%; border-radius: 2px; }
+.large { position: fixed; inset: 0; width: 100vw; height: 100dvh; max-width: none; max-height: none; margin: 0;
+  border: 0; padding: 12px; background: black; }
+.large span, .large b { color: white !important; }
+.large button { cursor: zoom-out; height: 100%; }
+.large img { display: block; width: 100%; height: calc(100% - 40px); object-fit: contain; image-rendering: pixelated; }
+.large span { display: block; line-height: 40px; text-align: center; }
 .problem { border-left: 4px solid #ea580c; background: color-mix(in srgb, #ea580c 10%, transparent);
   border-radius: 4px; padding: 8px 12px; overflow-wrap: anywhere; }
 #results:not(:has(#panel_1)) .columns { grid-template-columns: repeat(3, minmax(0, 1fr)); }
@@ -138,8 +165,9 @@ class AppPage:
         patch_size: float,
         seed: float,
         painting: dict[str, Any] | None,
+        on_canvas: Any = None,
     ) -> list[Any]:
-        """Update error message and panel of both models; the last panel is kept if there is an error.
+        """Update error message and panel of both models; of a model with an error nothing else is shown.
 
         Args:
             source: Number of an example, or path of an uploaded file; None if there is no picture.
@@ -150,51 +178,109 @@ class AppPage:
             patch_size: Side of a mask patch, in pixels of the first model's image.
             seed: Random seed of the mask.
             painting: Value of `gr.ImageMask`.
+            on_canvas: What `canvas` returned last.
 
         Returns:
             Updates of four components.
         """
         updates: list[Any] = []
-        for name in (first, second):
+        painted = _painted(painting)
+        is_cleared = False
+        if strategy == PAINTED and on_canvas is not None:
+            *shown, old = on_canvas
+            # With the new picture gradio may once more send the old painting.
+            is_cleared = bool(old) if painted is None else shown != [source, first] or _digest(painted) == old
+        for row, name in enumerate((first, second)):
             if name == NO_MODEL:
                 updates += [gr.update(visible=False)] * 2
                 continue
             try:
-                if source is None:
-                    raise ValueError("There is no picture. Upload one, or pick an example.")
-                layers = (painting or {}).get("layers")
-                painted = np.maximum.reduce(layers) if layers else None
+                image = self.pictures[source]
+                if is_cleared:
+                    raise ValueError(CLEARED)
                 settings = MaskSettings(strategy, ratio, _whole(patch_size), _whole(seed), painted)
                 model = self.models[name]
                 if name != first:
                     settings = settings.scaled(self.models[first], model)
-                result = reconstruct(model, self.pictures[source], settings)
-                seen = panel(name, model, result, None if strategy == PAINTED else settings.patch_size)
+                image, is_converted = as_gray(model, image)
+                result = reconstruct(model, image, settings)
+                size = None if strategy == PAINTED else settings.patch_size
+                seen = panel(name, model, result, size, notes_on(settings, result, is_converted), row)
                 updates += [gr.update(visible=False), gr.update(value=seen, visible=True)]
             except Exception as error:
-                updates += [_problem(f"{name}: {describe(error)}"), gr.skip()]
+                updates += [_problem(f"{name}: {describe(error)}"), gr.update(value="", visible=False)]
         return updates
 
-    def fit(self, first: str, patch_size: float) -> Any:
-        """Adapt the slider of the mask patch to another model; an unsupported size becomes the model's default."""
-        model = self.models[first]
-        side = min(model.image_size)
-        fits = patch_size % model.patch_size == 0 and patch_size < side
-        value = patch_size if fits else model.processor.mask_patch_size
-        return gr.update(value=value, **_patch_sizes(model.patch_size, side))
+    def failed(self) -> list[Any]:
+        """What `update` shows if it cannot be called, because a value cannot be read or the queue is full."""
+        return [_problem(NOT_COMPUTED), *[gr.update(value="", visible=False)] * 3]
+
+    def fit(
+        self, first: str, patch_size: float | None, ratio: float | None = None, second: str = NO_MODEL
+    ) -> list[Any]:
+        """Adapt the sliders of mask patch and mask ratio to the models and to each other.
+
+        Args:
+            first: Name of a checkpoint.
+            patch_size: Side of a mask patch in pixels. Between two sizes that fit, it becomes the nearest; beyond them,
+                the model's default.
+            ratio: Mask ratio.
+            second: Name of another checkpoint, or NO_MODEL.
+
+        Returns:
+            Updates of both sliders, with a value only if it must change: it may have been moved on in the meantime.
+        """
+        models = [self.models[name] for name in (first, second) if name != NO_MODEL]
+        sizes = _patch_size_slider(models[0], patch_size)
+        limits = _ratio_slider(models, sizes["value"], ratio)
+        for slider, given in ((sizes, patch_size), (limits, ratio)):
+            if slider["value"] == given:
+                del slider["value"]
+        return [gr.update(**sizes), gr.update(**limits)]
+
+    def wipe(
+        self, source: int | str | None, first: str, strategy: str, on_canvas: Any, painting: dict[str, Any] | None
+    ) -> Any:
+        """Note the painting that is lost when picture or model change.
+
+        Args:
+            source: Number of an example, or path of an uploaded file; None if there is no picture.
+            first: Name of a checkpoint.
+            strategy: Masking strategy, or PAINTED.
+            on_canvas: What is on the canvas: source, name, and a digest of the painting that was cleared before,
+                empty if there was none; None if it was never shown.
+            painting: Value of `gr.ImageMask`.
+
+        Returns:
+            What is on the canvas.
+        """
+        if strategy != PAINTED or on_canvas is None or on_canvas[:2] == (source, first):
+            return on_canvas
+        return None, None, _digest(_painted(painting)) or on_canvas[2]
 
     def canvas(self, source: int | str | None, first: str, strategy: str, on_canvas: Any) -> list[Any]:
-        """Show the settings of the strategies, or the picture to paint on, kept until picture or model change."""
+        """Show the settings of the strategies, or the picture to paint on, kept until picture or model change.
+
+        Args:
+            source: Number of an example, or path of an uploaded file; None if there is no picture.
+            first: Name of a checkpoint.
+            strategy: Masking strategy, or PAINTED.
+            on_canvas: What is on the canvas, as in `wipe`.
+
+        Returns:
+            Updates of the settings and of the canvas, and what is on it.
+        """
         if strategy != PAINTED:
             return [gr.update(visible=True), gr.update(visible=False), on_canvas]
-        if source is None or on_canvas == (source, first):
+        if on_canvas is not None and on_canvas[:2] == (source, first):
             return [gr.update(visible=False), gr.update(visible=True), on_canvas]
+        now = (source, first, "" if on_canvas is None else on_canvas[2])
         try:
             picture = enlarged(picture_of(self.models[first], self.pictures[source]), CANVAS)
         except Exception:  # `update` shows the error
-            return [gr.skip()] * 3
+            return [gr.update(visible=False), gr.update(value=None, visible=False), now]
         value = {"background": picture, "layers": [], "composite": None}
-        return [gr.update(visible=False), gr.update(value=value, visible=True), (source, first)]
+        return [gr.update(visible=False), gr.update(value=value, visible=True), now]
 
     def load(self, name: str, names: list[str]) -> list[Any]:
         """Load a checkpoint that a visitor named, and compare the first one with it."""
@@ -216,9 +302,37 @@ def _whole(value: float | None) -> int:
     return int(value)
 
 
-def _patch_sizes(patch_size: int, side: int) -> dict[str, Any]:
-    """Range and step of the slider of the mask patch, in pixels."""
-    return {"minimum": patch_size, "maximum": max(side // patch_size, 2) * patch_size, "step": patch_size}
+def _painted(painting: dict[str, Any] | None) -> np.ndarray | None:
+    """The layers of a `gr.ImageMask` as one, (H, W, 4); None if nothing is painted."""
+    layers = (painting or {}).get("layers")
+    painted = np.maximum.reduce(layers) if layers else None
+    return painted if painted is not None and painted[..., -1].any() else None
+
+
+def _digest(painted: np.ndarray | None) -> str:
+    """What a painting is recognized by; empty for none."""
+    return "" if painted is None else hashlib.sha256(painted[..., -1].tobytes()).hexdigest()
+
+
+def _patch_size_slider(model: Reconstructor, value: float | None) -> dict[str, Any]:
+    """Settings of the slider of the mask patch, in pixels, with the value that fits."""
+    sizes = mask_patch_sizes(model)
+    if value is None or not sizes[0] <= value < sizes.stop:
+        value = model.processor.mask_patch_size
+    nearest = min(sizes, key=lambda size: abs(size - value))
+    ends = {"minimum": sizes[0], "maximum": sizes[-1], "step": sizes.step}
+    return {"value": nearest, "interactive": len(sizes) > 1, **ends}
+
+
+def _ratio_slider(models: Sequence[Reconstructor], patch_size: int, value: float | None) -> dict[str, Any]:
+    """Settings of the slider of the mask ratio, with the value that all models can do."""
+    settings = MaskSettings("random", 0.5, patch_size, 0)
+    limits = [ratio_limits(model, settings.scaled(models[0], model).patch_size) for model in models]
+    low, high = max(low for low, _ in limits), min(high for _, high in limits)
+    low = min(low, high - 0.01)
+    if value is None:
+        value = float(np.mean(models[0].processor.mask_ratio))  # the middle of a range
+    return {"value": min(max(value, low), high), "minimum": low, "maximum": high}
 
 
 def _problem(text: str) -> Any:
@@ -239,12 +353,13 @@ def build_page(models: LoadedModels, pictures: ExamplePictures, compared: str | 
     page, names = AppPage(models, pictures), models.given
     model = models[names[0]]
     processor = model.processor
-    share = float(np.mean(processor.mask_ratio))  # the middle of a range
-    sizes = _patch_sizes(model.patch_size, min(model.image_size))
+    shown = [model] if compared is None else [model, models[compared]]
+    sizes = _patch_size_slider(model, processor.mask_patch_size)
+    limits = _ratio_slider(shown, sizes["value"], None)
     # Uploads older than a day are deleted, once an hour.
     blocks = gr.Blocks(title="SimMIM", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400))
     with blocks:
-        source, on_canvas, known = gr.State(0), gr.State(None), gr.State(names)
+        source, on_canvas, known, is_empty = gr.State(0), gr.State(None), gr.State(names), gr.State(False)
         gr.Markdown(TITLE, elem_id="title")
         with gr.Row():
             first = gr.Dropdown(names, value=names[0], label="Model", min_width=150, elem_id="first")
@@ -284,13 +399,15 @@ def build_page(models: LoadedModels, pictures: ExamplePictures, compared: str | 
                     elem_id="examples",
                 )
                 strategy = gr.Radio(
-                    [*MASK_STRATEGIES, PAINTED], value=processor.mask_strategy, label="Mask", elem_id="strategy"
+                    [*MASK_STRATEGIES, PAINTED],
+                    value=processor.mask_strategy,
+                    label="Mask",
+                    info=STRATEGIES,
+                    elem_id="strategy",
                 )
                 with gr.Column() as drawn:
-                    ratio = gr.Slider(0.01, 0.99, share, step=0.01, label="Mask ratio", elem_id="ratio")
-                    patch_size = gr.Slider(
-                        value=processor.mask_patch_size, label="Mask patch, px", elem_id="patch_size", **sizes
-                    )
+                    ratio = gr.Slider(step=0.01, label="Mask ratio", elem_id="ratio", **limits)
+                    patch_size = gr.Slider(label="Mask patch, px", elem_id="patch_size", **sizes)
                     with gr.Row():
                         seed = gr.Number(0, label="Seed", precision=0, min_width=120, elem_id="seed")
                         new_mask = gr.Button("New mask", min_width=120, elem_id="new_mask")
@@ -317,31 +434,58 @@ def build_page(models: LoadedModels, pictures: ExamplePictures, compared: str | 
         work: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "pictures"}
         # Not `input`, which still gives the old picture after it was removed.
         uploaded = picture.upload(lambda path: path, picture, source, **quiet)
-        uploaded.failure(lambda: gr.Warning("The file is not a readable picture. Upload another one."), **quiet)
+        uploaded.failure(lambda: (UNREADABLE, None), None, [source, picture], **quiet)
         picture.clear(lambda: None, None, source, **quiet)
+        # An upload over the size limit leaves the box empty, and is no other event.
+        looked = picture.change(lambda value: value is None, picture, is_empty, preprocess=False, **quiet)
+        looked.then(_emptied, [is_empty, source], source, **quiet)
         gallery.select(pick, None, [source, picture], **quiet)
         new_mask.click(lambda number: int(number or 0) + 1, seed, seed, **quiet)
         if models.loading:
             named = [not_loaded, known, first, second, other]
             other.submit(page.load, [other, known], named, api_visibility="private")
-        first.change(page.fit, [first, patch_size], patch_size, **quiet)
-        gr.on(
+        strategy.change(_seeds, strategy, [seed, new_mask], **quiet)
+        wiped = gr.on(
             [source.change, first.change, strategy.change],
-            page.canvas,
-            [source, first, strategy, on_canvas],
-            [drawn, editor, on_canvas],
-            **quiet | work,
+            page.wipe,
+            [source, first, strategy, on_canvas, editor],
+            on_canvas,
+            **quiet,
         )
-        choices: list[Any] = [source, first, second, strategy, ratio, patch_size, seed, editor]
-        gr.on(
-            [blocks.load, editor.input, editor.clear, *(choice.change for choice in choices)],
-            page.update,
-            choices,
-            outputs,
+        wiped.then(page.canvas, [source, first, strategy, on_canvas], [drawn, editor, on_canvas], **quiet | work)
+        # Before `update`, where a number beyond the ends, which may be typed, would be an error.
+        fitted = gr.on(
+            [first.change, second.change, patch_size.change, ratio.change],
+            page.fit,
+            [first, patch_size, ratio, second],
+            [patch_size, ratio],
             trigger_mode="always_last",
-            **quiet | work,
+            preprocess=False,
+            **quiet,
         )
+        refresh: dict[str, Any] = {
+            "fn": page.update,
+            "inputs": [source, first, second, strategy, ratio, patch_size, seed, editor, on_canvas],
+            "outputs": outputs,
+            "trigger_mode": "always_last",
+        }
+        changed = [choice.change for choice in (source, strategy, seed, editor)]
+        for refreshed in (
+            gr.on([blocks.load, editor.input, editor.clear, *changed], **refresh, **quiet, **work),
+            fitted.then(**refresh, **quiet, **work),
+        ):
+            refreshed.failure(page.failed, None, outputs, queue=False, **quiet)
     return blocks.queue(max_size=MAX_WAITING)
+
+
+def _emptied(is_empty: bool, source: int | str | None) -> Any:
+    """No picture, if there is none in the box; that the last one was unreadable is remembered."""
+    return None if is_empty and source != UNREADABLE else gr.skip()
+
+
+def _seeds(strategy: str) -> list[Any]:
+    """Seeds can be chosen where the strategy uses them."""
+    return [gr.update(interactive=strategy != "central_square")] * 2
 
 
 def theme() -> gr.themes.Base:

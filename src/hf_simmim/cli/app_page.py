@@ -21,7 +21,10 @@ from ..data.reading import open_row
 from ..data.sampling import evenly_spaced
 from ..data.sources import load_images
 from ..evaluation.reconstruction import RECONSTRUCTION_COLUMNS, Reconstruction, Reconstructor, mask_from_painting
-from ..visualization.pictures import to_pictures
+from ..model.image_readers import upright
+from ..model.images import convert_channels, open_image
+from ..model.masking import MASK_STRATEGIES, mask_units, patch_grid, patches_with_pixels
+from ..visualization.pictures import ERROR_LIMIT, error_pictures, to_pictures
 
 logger = logging.get_logger(__name__)
 
@@ -32,6 +35,10 @@ MAX_MEGAPIXELS = 50  # of a visitor's picture, unless HF_SIMMIM_MAX_MEGAPIXELS s
 THUMBNAIL, CANVAS = 56, 280  # pixels
 CRISP = 64  # pixels; smaller pictures are enlarged by whole numbers only, larger ones fill their column
 FITTED = 384
+UNREADABLE = ""  # source of the picture after an upload that is none
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, as in Pillow
+CONVERTED = "The picture has colors and the model takes gray ones: it was converted to gray."
+CENTRAL_BY_CHANCE = "This seed's square lies where central_square puts it. New mask moves it."
 CAPTIONS = {
     "original": "Original",
     "masked": "Masked",
@@ -103,22 +110,41 @@ class ExamplePictures:
     def __init__(self, source: str | Path, model: Reconstructor):
         is_folder = Path(source).suffix != ".parquet"
         rows = load_images(folder=source) if is_folder else load_images(data_files=[str(source)])
-        processor = model.processor
-        self.images, self._shown = [], []
+        self._processor = model.processor
+        self.rows: list[dict[str, Any]] = []
+        self._shown = []
         for row in rows.select(evenly_spaced(len(rows), NUM_EXAMPLES)):
             try:
-                image = open_row(row, processor.num_channels, processor.rescale_factor, processor.nodata)
-                self._shown.append(picture_of(model, image))
-                self.images.append(image)
+                self._shown.append(picture_of(model, self._open(row)))
+                self.rows.append(row)
             except Exception as error:  # readers of damaged files raise any type
                 logger.warning(f"{row['name']} is left out: {describe(error)}")
-        if not self.images:
+        if not self.rows:
             raise ValueError(f"None of the pictures that were tried in {source} can be read. Name another folder.")
         self.thumbnails = [enlarged(picture, THUMBNAIL) for picture in self._shown]
 
-    def __getitem__(self, source: int | str) -> Any:
-        """Input of a model: an example by its number, or an uploaded file by its path."""
-        return self.images[source] if isinstance(source, int) else source
+    def _open(self, row: dict[str, Any]) -> Any:
+        processor = self._processor
+        return open_row(row, processor.num_channels, processor.rescale_factor, processor.nodata)
+
+    def __getitem__(self, source: int | str | None) -> Any:
+        """Get the input of a model.
+
+        Args:
+            source: Number of an example, or path of an uploaded file; UNREADABLE, or None if there is no picture.
+
+        Returns:
+            A picture, an array, or a path.
+
+        Raises:
+            ValueError: If there is no picture.
+        """
+        if source is None:
+            raise ValueError("There is no picture. Upload one, or pick an example.")
+        if source == UNREADABLE:
+            raise ValueError("The file is not a readable picture. Upload another one, or pick an example.")
+        # Opened for every visitor: a picture that several threads read at once is broken.
+        return self._open(self.rows[source]) if isinstance(source, int) else source
 
     def shown(self, index: int) -> Image.Image:
         """An example, enlarged for display."""
@@ -161,6 +187,70 @@ class MaskSettings:
         return replace(self, patch_size=max(1, round(side / other.patch_size)) * other.patch_size)
 
 
+def mask_patch_sizes(model: Reconstructor) -> range:
+    """Sides in pixels of the mask patches that fit a model: multiples of its patches, at least two in an image."""
+    return range(model.patch_size, max(*model.image_size, model.patch_size + 1), model.patch_size)
+
+
+def ratio_limits(model: Reconstructor, mask_patch_size: int) -> tuple[float, float]:
+    """Smallest and largest mask ratio, in hundredths, that mask one mask patch and leave one visible."""
+    grid_size, unit_size = mask_units(model.image_size, model.patch_size, mask_patch_size)
+    rows, columns = patch_grid(grid_size, unit_size)
+    number = max(2, rows * columns)
+    largest = 100 * (number - 1) // number
+    return max(1, min(100 // number, largest - 1)) / 100, largest / 100
+
+
+def as_gray(model: Reconstructor, image: Any) -> tuple[Any, bool]:
+    """Convert color pictures to gray for models of one channel, which refuse them otherwise.
+
+    Args:
+        model: The model.
+        image: Input of its image processor.
+
+    Returns:
+        The input, and whether it was converted.
+
+    Raises:
+        ValueError, OSError: If it cannot be read.
+    """
+    processor = model.processor
+    if processor.num_channels != 1:
+        return image, False
+    opened = image
+    if isinstance(image, (str, os.PathLike)):
+        opened = open_image(image, 1, processor.rescale_factor)
+    if isinstance(opened, Image.Image):
+        picture = upright(opened)
+        try:
+            convert_channels(picture, 1)
+        except ValueError:
+            return convert_channels(picture, 3).convert("L"), True
+    elif isinstance(opened, np.ndarray) and opened.ndim == 3 and 3 in (opened.shape[0], opened.shape[-1]):
+        colors = opened if opened.shape[-1] == 3 else np.moveaxis(opened, 0, -1)
+        gray = colors.astype(np.float32) @ np.array(LUMA, np.float32)
+        return (gray.round().astype(np.uint8) if opened.dtype == np.uint8 else gray), True
+    return image, False
+
+
+def notes_on(settings: MaskSettings, result: Reconstruction, is_converted: bool) -> list[str]:
+    """What a visitor should know about a result: a picture without its colors, a square in the center by chance."""
+    notes = [CONVERTED] if is_converted else []
+    if settings.strategy == "square":
+        real = None
+        if result.pixel_mask is not None:
+            real = patches_with_pixels(result.real_pixels, result.patch_size)
+        central = MASK_STRATEGIES["central_square"](
+            (result.bool_masked_pos.shape[1], result.bool_masked_pos.shape[2]),
+            settings.ratio,
+            unit_size=settings.patch_size // result.patch_size,
+            valid_patches=real,
+        )
+        if torch.equal(central, result.bool_masked_pos):
+            notes.append(CENTRAL_BY_CHANCE)
+    return notes
+
+
 def reconstruct(model: Reconstructor, image: Any, settings: MaskSettings) -> Reconstruction:
     """Mask patches of an image and predict them.
 
@@ -192,7 +282,7 @@ def reconstruct(model: Reconstructor, image: Any, settings: MaskSettings) -> Rec
 def picture_of(model: Reconstructor, image: Any) -> Image.Image:
     """An image as a model sees it without a mask."""
     processor = model.processor
-    pixel_values = processor(image, return_tensors="pt")["pixel_values"]
+    pixel_values = processor(as_gray(model, image)[0], return_tensors="pt")["pixel_values"]
     return Image.fromarray(to_pictures(pixel_values, processor.image_mean, processor.image_std)[0])
 
 
@@ -206,7 +296,14 @@ def enlarged(picture: Image.Image, side: int) -> Image.Image:
     return picture
 
 
-def panel(name: str, model: Reconstructor, result: Reconstruction, mask_patch_size: int | None = None) -> str:
+def panel(
+    name: str,
+    model: Reconstructor,
+    result: Reconstruction,
+    mask_patch_size: int | None = None,
+    notes: Sequence[str] = (),
+    row: int = 0,
+) -> str:
     """Render pictures and metrics of a model as HTML.
 
     Args:
@@ -214,6 +311,8 @@ def panel(name: str, model: Reconstructor, result: Reconstruction, mask_patch_si
         model: The model.
         result: Reconstruction of one image.
         mask_patch_size: Side of a mask patch in pixels; None for a painted mask.
+        notes: What to say about the result.
+        row: Number of the panel on the page.
 
     Returns:
         A section that refers to no files.
@@ -236,10 +335,11 @@ def panel(name: str, model: Reconstructor, result: Reconstruction, mask_patch_si
         "Masked patches": f"{hidden} <small>of {patches}</small>",
     }
     terms = "".join(f"<div><dt>{term}</dt><dd>{value}</dd></div>" for term, value in numbers.items())
-    figures = "".join(_figure(CAPTIONS[column], result.pictures(column)[0]) for column in RECONSTRUCTION_COLUMNS)
+    figures = "".join(_figure(column, result.pictures(column)[0], row) for column in RECONSTRUCTION_COLUMNS)
+    said = "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
     return (
         f'<section class="model"><header><div><h2>{html.escape(name)}</h2><p>{" · ".join(facts)}</p></div>'
-        f'<dl>{terms}</dl></header><div class="columns">{figures}</div></section>'
+        f'<dl>{terms}</dl></header>{said}<div class="columns">{figures}</div>{_large(row)}</section>'
     )
 
 
@@ -248,9 +348,12 @@ def _number(values: torch.Tensor) -> str:
     return "n/a" if values.isnan().any() else f"{values.item():.1f}"
 
 
-def _figure(caption: str, pixels: np.ndarray) -> str:
-    """A picture (H, W, 3) with its caption. The style sheet enlarges crisp ones and fits the others."""
-    picture = Image.fromarray(pixels)
+def _figure(column: str, pixels: np.ndarray, row: int) -> str:
+    """A picture (H, W, 3) with its caption, which opens large when it is clicked.
+
+    The style sheet enlarges crisp ones and fits the others.
+    """
+    caption, picture = CAPTIONS[column], Image.fromarray(pixels)
     width = picture.width
     is_crisp = max(picture.size) < CRISP
     if not is_crisp:
@@ -261,9 +364,34 @@ def _figure(caption: str, pixels: np.ndarray) -> str:
     picture.save(file, "PNG")
     data = base64.b64encode(file.getvalue()).decode()
     kind = f'class="crisp" style="--width: {width}px"' if is_crisp else ""
+    opens = (
+        f"const large = document.getElementById('large_{row}');"
+        " large.querySelector('img').src = this.querySelector('img').src;"
+        f" large.querySelector('b').textContent = '{caption}'"
+    )
     return (
         f"<figure><figcaption>{caption}</figcaption>"
-        f'<img {kind} alt="{caption}" src="data:image/png;base64,{data}"></figure>'
+        f'<button type="button" popovertarget="large_{row}" title="Enlarge" onclick="{opens}">'
+        f'<img {kind} alt="{caption}" src="data:image/png;base64,{data}"></button>'
+        f"{_error_scale() if column == 'error' else ''}</figure>"
+    )
+
+
+def _large(row: int) -> str:
+    """Where the pictures of a panel open: the whole window, closed by a click, by Enter or by Escape."""
+    return (
+        f'<div id="large_{row}" class="large" popover><button type="button" popovertarget="large_{row}"'
+        ' popovertargetaction="hide" autofocus><img alt=""><span><b></b> · close</span></button></div>'
+    )
+
+
+def _error_scale() -> str:
+    """Color scale of an error map, from 0 to ERROR_LIMIT, with its ends."""
+    colors = error_pictures(torch.linspace(0, ERROR_LIMIT, 9).view(1, 1, -1))[0, 0].tolist()
+    stops = ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in colors)
+    return (
+        f'<div class="scale"><div style="background: linear-gradient(to right, {stops})"></div>'
+        f"<span>0</span><span>≥ {ERROR_LIMIT} of 255</span></div>"
     )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import random
 import re
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,9 +23,14 @@ from safetensors import SafetensorError
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
+from hf_simmim_cli import nearest
+
 from ..hub.provenance import safe_command
+from ..training.agreement import num_processes
 from ..training.arguments import SimMIMTrainingArguments
-from .recipes import CommandError, nearest, options_of, recipe_names, recipe_options
+from ..training.checkpoints import TrainingStoppedError
+from ..training.run_lock import unlock_runs
+from .recipes import CommandError, options_of, recipe_names, recipe_options
 
 PROGRAM = "hf-simmim"
 
@@ -53,6 +59,7 @@ class Command:
         common: Options that `--help` shows; `--help-all` shows all.
         positional: Options that may be given first, without their names and in this order.
         demo: Whether the recipe `demo` is used if no images and no recipe are named.
+        recipes_of: Name of the command whose recipes it takes; its own if None.
     """
 
     name: str
@@ -63,6 +70,7 @@ class Command:
     common: Sequence[str]
     positional: Sequence[str] = ()
     demo: bool = False
+    recipes_of: str | None = None
 
     def main(self, argv: Sequence[str] | None = None) -> Any:
         """Run the command from a shell.
@@ -81,9 +89,12 @@ class Command:
             if {"-h", "--help", "--help-all"} & set(argv):
                 print(self.help(everything="--help-all" in argv))
                 return None
-            return self.run(*self.parse(argv))
+            parts = self.parse(argv)
+            result = self.run(*parts)
         except CommandError as error:
             raise SystemExit(f"error: {error}") from error
+        print_next(self.name, {name: value for part in parts for name, value in vars(part).items()})
+        return result
 
     def __call__(self, **options: Any) -> Any:
         """Run the command from Python.
@@ -126,7 +137,7 @@ class Command:
         # Before the command line, so that it wins, and through the parser, so that the values are checked alike.
         # Weights bring their encoder: that of a recipe gives way to them.
         skipped = {"encoder"} if getattr(named, "checkpoint", None) else set()
-        options = [] if recipe is None else recipe_options(recipe, known, self.name, skipped)
+        options = [] if recipe is None else recipe_options(recipe, known, self.recipes_of or self.name, skipped)
         arguments, unknown = parser.parse_known_args([*options, *argv])
         if unknown:
             option = unknown[0].split("=")[0]
@@ -144,6 +155,8 @@ class Command:
         for part in parsed:
             if isinstance(part, SimMIMTrainingArguments):
                 part.command = safe_command([PROGRAM, self.name], argv)
+                part.named, part.recipe = _named_options(argv), recipe
+                part.given = part.named | _named_options(options)
         return parsed
 
     def option_names(self) -> set[str]:
@@ -177,7 +190,7 @@ class Command:
         )
         # argparse by itself takes -3.4e+38, which is what many rasters have for missing pixels, for an option.
         parser._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
-        names = recipe_names(self.name)
+        names = recipe_names(self.recipes_of or self.name)
         parser.add_argument(
             "--recipe", help="JSON file of options" + (f", or one of: {', '.join(names)}." if names else ".")
         )
@@ -190,6 +203,47 @@ class Command:
             if argv and not argv[0].startswith("-"):
                 named += [f"--{name}", argv.pop(0)]
         return [*named, *argv]
+
+
+def _named_options(argv: Sequence[str]) -> set[str]:
+    """Names of the options on a command line, those that switch something off by the name of what they switch."""
+    names = {word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    return names | {name.removeprefix("no_") for name in names}
+
+
+# What a user does next, by command; a line whose options are unset is left out.
+NEXT = {
+    "pretrain": (
+        "evaluate the features: hf-simmim probe --checkpoint {output_dir} --train_dir LABELED_PHOTOS",
+        "train a classifier: hf-simmim finetune --checkpoint {output_dir} --train_dir LABELED_PHOTOS",
+    ),
+    "finetune": ("predict on new images: hf-simmim predict --checkpoint {output_dir} --image_dir PHOTOS",),
+    "segment": ("predict on new images: hf-simmim predict --checkpoint {output_dir} --image_dir PHOTOS",),
+    "probe": ("train a classifier: hf-simmim finetune --checkpoint {checkpoint} --train_dir {train_dir}",),
+    "compare": ("train a classifier: hf-simmim finetune --checkpoint {checkpoint} --train_dir {train_dir}",),
+    "embed": ("evaluate the features: hf-simmim probe --checkpoint {checkpoint} --train_dir LABELED_PHOTOS",),
+    "reconstruct": ("mask by hand in the browser: hf-simmim app --checkpoint {checkpoint}",),
+    "convert": ("see what it predicts: hf-simmim embed --checkpoint {output_dir} --image_dir PHOTOS",),
+}
+
+
+def print_next(command: str, options: Mapping[str, Any]) -> None:
+    """Print what to do after a command, in the first process.
+
+    Args:
+        command: Name of the command.
+        options: Its options, by name.
+    """
+    values = {
+        # Some commands take several checkpoints; the first one is meant.
+        name: shlex.quote(str(value[0] if isinstance(value, (list, tuple)) else value))
+        for name, value in options.items()
+        if value not in (None, "", [], ())
+    }
+    with contextlib.suppress(KeyError):
+        lines = "; or ".join(line.format(**values) for line in NEXT.get(command, ()))
+        if lines and int(os.environ.get("RANK", "0")) == 0:
+            print(f"Next: {lines}")
 
 
 def _in_short(action: argparse.Action) -> str:
@@ -222,6 +276,33 @@ def in_words(checkpoint: Any = None) -> Iterator[None]:
         raise CommandError(str(error)) from error
     except SafetensorError as error:
         raise CommandError(f"the weights of {checkpoint} are damaged ({error}).") from error
+
+
+@contextlib.contextmanager
+def one_run() -> Iterator[None]:
+    """Unlock the folder of a run at its end, and turn what ended it into a `CommandError`.
+
+    Raises:
+        CommandError: If a number is not finite, results cannot be written, or another process of the run is gone.
+    """
+    try:
+        yield
+    except TrainingStoppedError as error:
+        raise CommandError(str(error)) from error
+    except (OSError, SafetensorError) as error:
+        raise CommandError(
+            f"{error}. Mend this, and repeat the command to resume from the newest checkpoint."
+        ) from error
+    except RuntimeError as error:
+        if num_processes() == 1 or not any(sign in str(error) for sign in ("gloo", "NCCL", "Connection", "Timed out")):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise CommandError(
+            f"another process of this run ended, or did not answer within --ddp_timeout ({reason}). See what it"
+            " printed."
+        ) from error
+    finally:
+        unlock_runs()
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ import contextlib
 import itertools
 import json
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from transformers.utils import logging
 
 from ..data.reading import ImageDataset, check_images
 from ..evaluation.comparison import ARMS, Verdict, conclusion, judge, table
+from ..evaluation.run_progress import RunProgress
 from ..training.arguments import json_object
 from ..training.fingerprints import digest, model_digest
 from ..training.run_folder import RunRecord
@@ -33,6 +35,9 @@ from . import finetune, pretrain
 from .command import Command, existing, in_words, make_folder
 from .image_options import LabeledSourceArguments
 from .recipes import options_of
+
+# Of a run: images per class, and whether it is of a cross-validation.
+Kind = tuple[int, bool]
 
 
 @dataclass
@@ -240,6 +245,7 @@ def fine_tune(
     folder: Path,
     inputs: dict[str, Any],
     keeps_weights: bool = True,
+    progress: tuple[RunProgress[Kind], Kind] | None = None,
 ) -> dict[str, Any]:
     """Train and evaluate, once for each seed and fold; finished runs are not repeated.
 
@@ -249,6 +255,7 @@ def fine_tune(
         folder: Folder of the runs.
         inputs: Fingerprints of images and weights.
         keeps_weights: Whether the trained models are kept; checkpoints are always deleted.
+        progress: Progress of the comparison, which is printed after each run, and the kind of these runs.
 
     Returns:
         Contents of `results.json`.
@@ -266,25 +273,55 @@ def fine_tune(
             _delete_checkpoints(folder)
             record.note(None)
         PartialState().wait_for_everyone()
+        on_run = _announcer(progress)
         with _quiet(folder / "log.txt"):
             # Otherwise Trainer lets the other processes warn, regardless of the verbosity set here.
-            done = _finetune(options_of({"log_level_replica": "error"} | options))
+            done = _finetune(options_of({"log_level_replica": "error"} | options), on_run)
         if is_main:
             record.note(done)
             # Only an interrupted run needs them, and those of a comparison would fill a disk.
             _delete_checkpoints(folder)
             for path in () if keeps_weights else list(folder.rglob("*.safetensors")):
                 path.unlink()
+    elif progress is not None:
+        progress[0].skip(progress[1], len(done["runs"]))
     return done
+
+
+def _announcer(progress: tuple[RunProgress[Kind], Kind] | None) -> Callable[[], None] | None:
+    """A function that prints the progress where text is printed now, which `_quiet` redirects."""
+    if progress is None:
+        return None
+    runs, kind = progress
+    screen = sys.stdout
+    runs.start()
+
+    def announce() -> None:
+        text = runs.finish(kind)
+        if PartialState().is_main_process:
+            print(f"  {text}", file=screen, flush=True)
+
+    return announce
+
+
+def planned_runs(arguments: CompareArguments) -> dict[Kind, int]:
+    """Number of runs by kind: the label budget, and whether it is a cross-validation."""
+    planned: dict[Kind, int] = {}
+    for budget in arguments.labels_per_class:
+        if len(arguments.choices) > 1:
+            planned[budget, True] = len(ARMS) * len(arguments.choices) * arguments.tuning_folds
+        planned[budget, False] = len(ARMS) * len(arguments.seeds)
+    return planned
 
 
 def _pretrain(argv: list[str]) -> None:
     pretrain.run(*pretrain.COMMAND.parse(argv))
 
 
-def _finetune(argv: list[str]) -> dict[str, Any]:
-    """Train and evaluate; returns the contents of `results.json`."""
-    result = finetune.run(*finetune.COMMAND.parse(argv))
+def _finetune(argv: list[str], on_run: Callable[[], None] | None) -> dict[str, Any]:
+    """Train and evaluate, and call a function after each run; returns the contents of `results.json`."""
+    data, augmentation, model, training = finetune.COMMAND.parse(argv)
+    result = finetune.run(data, augmentation, model, training, on_run)
     return {"summary": result.summary, "runs": result.runs}
 
 
@@ -324,7 +361,11 @@ def _quiet(path: Path) -> Iterator[None]:
 
 
 def choose_rates(
-    arguments: CompareArguments, options: dict[str, Any], folder: Path, inputs: dict[str, Any]
+    arguments: CompareArguments,
+    options: dict[str, Any],
+    folder: Path,
+    inputs: dict[str, Any],
+    progress: RunProgress[Kind],
 ) -> dict[str, float]:
     """Choose learning rate and layer-wise decay of one arm at one budget, by cross-validation on its labeled images.
 
@@ -333,6 +374,7 @@ def choose_rates(
         options: Options of `hf-simmim finetune` for the arm and budget.
         folder: Folder of the runs.
         inputs: Fingerprints of images and weights.
+        progress: Progress of the comparison.
 
     Returns:
         Options of `hf-simmim finetune`; those without a choice are left out.
@@ -346,7 +388,8 @@ def choose_rates(
         _say(f"  cross-validation of {name}, {arguments.tuning_folds} folds")
         tuning = arguments.tuning_source() | options | choice | {"seeds": arguments.seeds[:1]}
         place = folder / name.replace(", ", "-").replace(" ", "-")
-        results = fine_tune(arguments, tuning, place, inputs, keeps_weights=False)
+        kind = (options.get("labels_per_class", 0), True)
+        results = fine_tune(arguments, tuning, place, inputs, keeps_weights=False, progress=(progress, kind))
         accuracies.append(results["summary"]["accuracy"]["mean"])
     return choices[int(np.argmax(accuracies))]
 
@@ -370,6 +413,7 @@ def run_arms(
         Accuracies by number of labeled images, arm and seed; and the size of the test set.
     """
     output_dir, num_images = Path(arguments.output_dir), 0
+    progress = RunProgress[Kind](planned_runs(arguments))
     scores: dict[int, dict[str, dict[int, float]]] = {}
     for budget in arguments.labels_per_class:
         for arm in ARMS:
@@ -380,10 +424,10 @@ def run_arms(
             labels = f"{budget} labels per class" if budget else "all labels"
             _say(f"{labels}, {arm}: {len(arguments.seeds)} runs, see {folder / 'log.txt'}")
             inputs = {"images": images, "model": model_digest(checkpoint, with_weights=arm == ARMS[0])}
-            choice = choose_rates(arguments, options, folder / "tuning", inputs)
+            choice = choose_rates(arguments, options, folder / "tuning", inputs, progress)
             options |= choice
             options |= arguments.labeled_source() | {"seeds": arguments.seeds}
-            runs = fine_tune(arguments, options, folder, inputs)["runs"]
+            runs = fine_tune(arguments, options, folder, inputs, progress=(progress, (budget, False)))["runs"]
             num_labels, num_images = runs[0]["num_train_images"], runs[0]["num_eval_images"]
             accuracies = {run["seed"]: run["metrics"]["accuracy"] for run in runs}
             scores.setdefault(num_labels, {})[arm] = accuracies

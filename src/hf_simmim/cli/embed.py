@@ -5,8 +5,9 @@
     hf-simmim embed --checkpoint runs/demo                                  the demo's images, in a checkout
 
 features.parquet has a row for each image: its name, its label if there is one (from --label_column, or the subfolder of
-the file), and its features. neighbours.png shows some images and their nearest neighbors; map.png shows images at their
-t-SNE coordinates, with frames in the colors of their labels.
+the file), and its features. neighbours.png shows some images and their nearest neighbors, by cosine similarity of
+centered features; map.png shows images at their t-SNE coordinates, in the colors of their labels, and map.html is the
+same map to explore in a browser.
 """
 
 import importlib.metadata
@@ -25,7 +26,8 @@ from ..data.sources import is_missing_label
 from ..data.value_range import check_dataset_range
 from ..evaluation.features import nearest_rows, project, read_features, write_features
 from ..evaluation.probing import POOLINGS, check_layers
-from ..visualization.grids import draw_map, draw_neighbors
+from ..visualization.feature_plots import draw_map, draw_neighbors
+from ..visualization.map_page import map_page
 from ..visualization.pictures import to_pictures
 from .command import Command, existing, in_words, make_folder
 from .image_options import ImageArguments
@@ -154,8 +156,10 @@ def draw(
     if arguments.num_queries and len(rows) > 1:
         queries = evenly_spaced(len(rows), arguments.num_queries)
         found, similarities = nearest_rows(path, queries, arguments.num_neighbors)
-        neighbors = [pictures(dataset, [rows[row] for row in line]) for line in found.tolist()]
-        grid = draw_neighbors(pictures(dataset, [rows[row] for row in queries]), neighbors, similarities)
+        lines = [[rows[row] for row in (query, *line)] for query, line in zip(queries, found.tolist(), strict=True)]
+        classes = None if labels is None else [[labels[index] for index in line] for line in lines]
+        names = [dataset.images.select_columns("name")[line]["name"] for line in lines]
+        grid = draw_neighbors([pictures(dataset, line) for line in lines], similarities, names, classes)
         grid.save(output_dir / "neighbours.png")
         print(f"{output_dir / 'neighbours.png'}  images and their nearest neighbors")
     if arguments.map != "none" and len(rows) > 2:
@@ -163,8 +167,13 @@ def draw(
         points = project(read_features(path, chosen), arguments.map, arguments.seed)
         indices = [rows[row] for row in chosen]
         shown = None if labels is None else [labels[index] for index in indices]
-        draw_map(points, pictures(dataset, indices), shown).save(output_dir / "map.png")
-        print(f"{output_dir / 'map.png'}  2-D map of {len(chosen):,} images by {arguments.map}")
+        method = {"tsne": "t-SNE", "pca": "PCA"}[arguments.map]
+        drawn, title = pictures(dataset, indices), f"2-D map of {len(chosen):,} images by {method}"
+        draw_map(points, drawn, shown).save(output_dir / "map.png")
+        names = dataset.images.select_columns("name")[indices]["name"]
+        (output_dir / "map.html").write_text(map_page(points, drawn, names, shown, title), encoding="utf-8")
+        print(f"{output_dir / 'map.png'}  {title}")
+        print(f"{output_dir / 'map.html'}  the same map, to open in a browser")
 
 
 @dataclass(frozen=True)
@@ -176,7 +185,8 @@ class EmbeddingResult:
         names: Names of the images, row by row.
         unreadable: Names of the images that were left out, with reasons.
         output_dir: Folder of features and pictures.
-        pictures: Paths of `neighbors` and `map`, those that were drawn.
+        pictures: Paths of `neighbours` and `map`, those that were drawn.
+        map_page: Path of the map as an HTML page, if it was drawn.
     """
 
     path: Path
@@ -184,6 +194,7 @@ class EmbeddingResult:
     unreadable: dict[str, str]
     output_dir: Path
     pictures: dict[str, Path]
+    map_page: Path | None = None
 
     def features(self) -> torch.Tensor:
         """Read all features, as a float32 tensor of shape (N, D)."""
@@ -235,7 +246,8 @@ def embed_all(images: FeatureImageArguments, arguments: FeatureArguments) -> Emb
     print(f"{path}  features of {len(written):,} images: columns name, {'label, ' if labels else ''}features")
     draw(path, dataset, written, labels, arguments)
     names = [rows[row]["name"] for row in written]
-    return EmbeddingResult(path, names, dict(unreadable), output_dir, existing(output_dir, "neighbours.png", "map.png"))
+    drawn, page = existing(output_dir, "neighbours.png", "map.png"), existing(output_dir, "map.html").get("map")
+    return EmbeddingResult(path, names, dict(unreadable), output_dir, drawn, page)
 
 
 def run(images: FeatureImageArguments, arguments: FeatureArguments) -> EmbeddingResult:

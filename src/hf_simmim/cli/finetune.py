@@ -13,6 +13,7 @@ RandAugment, random erasing, label smoothing, stochastic depth. With several --s
 import copy
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from ..data.labeled_images import LabeledImageDataset, LabeledImages
 from ..data.mixing import MixingCollator
 from ..data.reading import check_images
 from ..data.sampling import evenly_spaced
-from ..evaluation.metrics import ConfusionMatrix, classification_metrics
+from ..evaluation.metrics import ConfusionMatrix, PerClassScores, classification_metrics, missed_in_matrix
 from ..hub.card import check_license, normalization
 from ..hub.provenance import RunOrigin, evaluation_source, held_out
 from ..hub.pushes import open_hub
@@ -42,6 +43,7 @@ from ..training.optimization import SIMMIM_SCHEDULES, create_optimizers, images_
 from ..training.run_facts import training_line
 from ..training.run_folder import (
     begin_run,
+    describe_resuming,
     prepare_output_dir,
     settings_before,
     settle_settings,
@@ -50,10 +52,9 @@ from ..training.run_folder import (
 from ..training.trainers import ClassifierTrainer
 from ..training.weight_average import WeightAverageCallback
 from ..visualization.plots import plot_confusion
-from .command import Command, existing, in_words, print_files, print_titled
+from .command import Command, existing, in_words, one_run, print_files, print_titled
 from .image_options import LabeledSourceArguments, PixelArguments, load_labeled_splits
 from .model_options import EncoderArguments
-from .run_session import one_run
 
 # Share of the images held out for validation, without validation images and cross-validation.
 DEFAULT_HOLDOUT = 0.2
@@ -494,7 +495,7 @@ def print_plan(
         "Normalization": normalization(trainer.processing_class),
         "Training": training_line(arguments, planned_steps(arguments, len(run.train))),
         "Layer decay": f"{arguments.layer_decay:g}, peak learning rate {lowest:.3g} for the patch embedding",
-        "Output": f"{run.output_dir}" + (f", resuming from {checkpoint.name}" if checkpoint else ""),
+        "Output": f"{run.output_dir}" + (f", {describe_resuming(checkpoint, arguments)}" if checkpoint else ""),
     }
     print_titled(lines)
 
@@ -534,8 +535,11 @@ def execute(
         results["num_eval_images"] = len(trainer.eval_dataset)  # type: ignore[arg-type]
         names = run.train.class_names
         if run.train.problem_type == "single_label_classification" and names:
-            counted = ConfusionMatrix(names).compute(predictions=output.predictions, references=output.label_ids)
-            matrix = counted["confusion_matrix"]
+            given: dict[str, Any] = {"predictions": output.predictions, "references": output.label_ids}
+            matrix = ConfusionMatrix(names).compute(**given)["confusion_matrix"]
+            trainer.final_per_class = PerClassScores(names).compute(**given)["per_class"]
+            results["per_class"] = PerClassScores.without_nan(trainer.final_per_class)
+            results["warnings"] = missed_in_matrix(matrix, names)
         trainer.final_metrics = results["metrics"]
     if trainer.args.should_save:
         write_results(results, run.output_dir)
@@ -563,14 +567,16 @@ def summarize(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     }
 
 
-def print_summary(summary: dict[str, dict[str, float]], num_runs: int, output_dir: Path) -> None:
-    """Print the metrics and the files of results."""
+def print_summary(summary: dict[str, dict[str, float]], num_runs: int, output_dir: Path, warnings: list[str]) -> None:
+    """Print the metrics, classes that the accuracy hides, and the files of results."""
     spread = f" (mean ± standard deviation of {num_runs} runs)" if num_runs > 1 else ""
     print(f"\nOn held-out images{spread}:")
     for key, figures in summary.items():
         title = f"recall ({key.removeprefix('accuracy_')})" if key.startswith("accuracy_") else key
         deviation = f" ± {figures['std']:.4f}" if num_runs > 1 else ""
         print(f"  {title:<28} {figures['mean']:.4f}{deviation}")
+    for warning in warnings:
+        print(f"Warning: {warning}")
     print_files(output_dir, FINETUNING_FILES)
 
 
@@ -582,9 +588,10 @@ class FineTuningResult:
         model: The trained model; that of the last run if there are several seeds or folds.
         processor: Image processor of the model.
         summary: Mean and standard deviation over the runs of each metric.
-        runs: Entry of each run in `results.json`: seed, fold, numbers of images, metrics.
+        runs: Entry of each run in `results.json`: seed, fold, numbers of images, metrics, and those of each class.
         output_dir: Folder of the results, with a subfolder for each of several runs.
         pictures: Path of `confusion`, if it was drawn.
+        warnings: Sentences on classes that the accuracy hides, see `missed_classes`, over all runs.
     """
 
     model: SimMIMForImageClassification
@@ -593,6 +600,7 @@ class FineTuningResult:
     runs: list[dict[str, Any]]
     output_dir: Path
     pictures: dict[str, Path]
+    warnings: list[str]
 
 
 def run(
@@ -600,8 +608,9 @@ def run(
     augmentation: AugmentationArguments,
     model_arguments: FineTuningModelArguments,
     arguments: FineTuningArguments,
+    on_run: Callable[[], None] | None = None,
 ) -> FineTuningResult:
-    """Fine-tune and evaluate, once for each seed and fold."""
+    """Fine-tune and evaluate, once for each seed and fold; `on_run` is called after each run."""
     options = FineTuningOptions(data, augmentation, model_arguments, arguments)
     if not arguments.should_log:
         disable_progress_bars()
@@ -616,16 +625,21 @@ def run(
             results.append(result)
             if matrix is not None:
                 matrices.append(matrix)
+            if on_run is not None:
+                on_run()
     output_dir = Path(str(arguments.output_dir))
-    summary = summarize(results)
+    summary, names = summarize(results), runs[0].train.class_names or []
+    total = np.sum(matrices, axis=0)
+    warnings = missed_in_matrix(total, names) if matrices else []
     if arguments.should_save:
-        write_results({"summary": summary, "runs": results}, output_dir)
+        write_results({"summary": summary, "warnings": warnings, "runs": results}, output_dir)
         if len(matrices) > 1:
-            plot_confusion(np.sum(matrices, axis=0), runs[0].train.class_names or [], output_dir / "confusion.png")
+            plot_confusion(total, names, output_dir / "confusion.png")
     if arguments.should_log:
-        print_summary(summary, len(results), output_dir)
+        print_summary(summary, len(results), output_dir, warnings)
     pictures = existing(output_dir, "confusion.png")
-    return FineTuningResult(trainer.model, trainer.processing_class, summary, results, output_dir, pictures)
+    trained = (trainer.model, trainer.processing_class)
+    return FineTuningResult(*trained, summary, results, output_dir, pictures, warnings)
 
 
 COMMAND = Command(

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from hf_simmim_cli import nearest
+
 from ..checkpoints.loading import load_config
 from ..model.configuration_simmim import ENCODER_PRESETS, SimMIMConfig
-from .recipes import nearest
 
 TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -29,33 +29,38 @@ from ..data.masked_images import MaskedImageDataset, collate
 from ..data.reading import UnreadableImages, check_images
 from ..data.sampling import evenly_spaced
 from ..data.sources import load_images
+from ..data.survey import survey
 from ..hub.card import check_license, normalization
 from ..hub.provenance import RunOrigin, held_out
 from ..hub.pushes import open_hub
-from ..model.configuration_simmim import TARGETS, SimMIMConfig
+from ..model.configuration_simmim import ENCODER_PRESETS, TARGETS, SimMIMConfig
 from ..model.heads import HEADS
 from ..model.image_processing_simmim import SimMIMImageProcessor
 from ..model.losses import LOSS_REGIONS, LOSSES
 from ..model.masking import MASK_STRATEGIES, ratio_range, span
 from ..model.modeling_simmim import SimMIMForMaskedImageModeling
+from ..planning.automatic import Automatic, Plan
+from ..planning.machine import find_machine
 from ..training.arguments import SimMIMTrainingArguments, json_object
 from ..training.callbacks import EpochCallback, PictureCallback
 from ..training.fingerprints import digest, initial_weights
+from ..training.image_samples import COMPARED_IMAGES
 from ..training.optimization import images_per_step, planned_steps
+from ..training.pretraining_card import describe_evaluation
 from ..training.run_facts import training_line
 from ..training.run_folder import (
     begin_run,
+    describe_resuming,
     prepare_output_dir,
     settings_before,
     settle_settings,
     stable_settings,
 )
 from ..training.trainers import SimMIMTrainer
-from .command import Command, existing, in_words, print_files, print_titled
+from .command import Command, existing, in_words, one_run, print_files, print_titled
 from .image_options import PixelArguments
 from .model_options import EncoderArguments
 from .probe_options import ProbeArguments, add_probe, load_probe, probe_source
-from .run_session import one_run
 
 logger = logging.get_logger(__name__)
 
@@ -67,6 +72,7 @@ COMPONENT_OPTIONS = (
     *("target", "target_options", "prediction_stride"),
     *("loss", "loss_options", "loss_region"),
 )
+CROP_OPTIONS = ("crop_scale", "flip", "vertical_flip")
 # Placeholder for color clusters, which are not negative, until they are fitted to the images.
 UNFITTED = [[-1.0], [-1.0]]
 # Files of a run that are printed at its end.
@@ -179,8 +185,20 @@ class PretrainingArguments(SimMIMTrainingArguments):
     logging_steps: float = field(default=50, metadata={"help": "Steps between two log entries."})
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last, incomplete batch of an epoch."})
     seed: int = field(default=0, metadata={"help": "Random seed of weights, order of images, crops and masks."})
+    hours: float | None = field(
+        default=None, metadata={"help": "Time that the training may take: the number of epochs is chosen by it."}
+    )
+    compared_images: int = field(
+        default=COMPARED_IMAGES,
+        metadata={
+            "help": "Largest number of training images that are evaluated like the validation images, so that both"
+            " errors are comparable; RankMe is measured on up to twice as many validation images (0 for neither)."
+        },
+    )
 
     def __post_init__(self):
+        if self.hours is not None and not 0 < self.hours < 10_000:
+            raise ValueError(f"hours={self.hours} must be more than 0.")
         # Required by the trainer, whatever a recipe sets.
         self.label_names = ["bool_masked_pos"]
         self.prediction_loss_only = True
@@ -322,10 +340,29 @@ def without(images: Dataset, path: Path) -> Dataset:
     return images if len(kept) == len(images) else images.select(kept)
 
 
+def dataset_settings(
+    config: SimMIMConfig, data: PretrainingDataArguments, model: PretrainingModelArguments
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of crops, and those that training and validation images share, for `MaskedImageDataset`."""
+    common = {
+        "image_size": config.image_size,
+        "num_channels": config.num_channels,
+        "patch_size": config.patch_size,
+        **{key: getattr(model, key) for key in ("mask_strategy", "mask_patch_size", "mask_ratio")},
+        "rescale_factor": data.rescale,
+        "nodata": data.nodata,
+    }
+    changes = {key: getattr(data, key) for key in CROP_OPTIONS}
+    # Refuses settings that do not fit each other, without any image.
+    MaskedImageDataset([], **changes, **common)  # type: ignore[arg-type]
+    return changes, common
+
+
 def build_trainer(
     data_arguments: PretrainingDataArguments,
     model_arguments: PretrainingModelArguments,
     arguments: PretrainingArguments,
+    always: bool = False,
 ) -> tuple[SimMIMTrainer, Path | None]:
     """Build the trainer, with all checks that must precede the training.
 
@@ -333,6 +370,7 @@ def build_trainer(
         data_arguments: Options of the images.
         model_arguments: Options of model and masks.
         arguments: Options of the training.
+        always: Whether to forecast a short training as well.
 
     Returns:
         The trainer, and the checkpoint to resume from or None.
@@ -343,25 +381,36 @@ def build_trainer(
     set_seed(arguments.seed)
     check_license(arguments)
     config = build_config(model_arguments)
+    automatic = Automatic(arguments)
+    if not automatic.is_on:
+        dataset_settings(config, data_arguments, model_arguments)
     hub_pushes = open_hub(arguments)
     checkpoint = prepare_output_dir(arguments)
     # One process reads first; the others use its cache.
     with arguments.main_process_first(desc="loading images"):
         train_images, validation_images = load_splits(data_arguments, arguments.output_dir)
         probe = load_probe(data_arguments)
+    seen, machine = survey(train_images), find_machine(arguments)
+    if not arguments.restart:
+        automatic.before = settings_before(Path(arguments.output_dir)).get("chosen") or {}
+    if automatic.is_on:
+        automatic.choose_model(model_arguments, machine, seen, ENCODER_PRESETS)
+        automatic.choose_precision(arguments, machine)
+        automatic.choose_batch(arguments, model_arguments.encoder, len(train_images), machine)
+        config = build_config(model_arguments)
+        dataset_settings(config, data_arguments, model_arguments)
     # Every process computes the same statistics, so none has to wait for another.
     before = settings_before(checkpoint.parent) if checkpoint is not None else {}
     statistics = data_arguments.settle(model_arguments.checkpoint, config.num_channels, train_images, before)
     config.image_mean, config.image_std = statistics["image_mean"], statistics["image_std"]
     fit_clusters(config, model_arguments, data_arguments, train_images, before)
     processor = build_processor(config, data_arguments, model_arguments, statistics)
-    changes = {key: getattr(data_arguments, key) for key in ("crop_scale", "flip", "vertical_flip")}
     settings = {
         "encoder": stable_settings(config.encoder_config),
         **{key: getattr(config, key) for key in COMPONENT_OPTIONS},
         **{key: getattr(model_arguments, key) for key in ("mask_strategy", "mask_patch_size", "mask_ratio")},
         "num_clusters": model_arguments.num_clusters if config.target == "color_clusters" else None,
-        **changes,
+        **{key: getattr(data_arguments, key) for key in CROP_OPTIONS},
         "rescale_factor": data_arguments.rescale,
         "nodata": data_arguments.nodata,
         **statistics,
@@ -371,16 +420,7 @@ def build_trainer(
         "evaluation images": digest(validation_images) if validation_images is not None else None,
     }
     settings = settle_settings(arguments, settings, checkpoint)
-    common: dict[str, Any] = {
-        "image_size": config.image_size,
-        "num_channels": config.num_channels,
-        "patch_size": config.patch_size,
-        "mask_strategy": model_arguments.mask_strategy,
-        "mask_patch_size": model_arguments.mask_patch_size,
-        "mask_ratio": model_arguments.mask_ratio,
-        "rescale_factor": data_arguments.rescale,
-        "nodata": data_arguments.nodata,
-    }
+    changes, common = dataset_settings(config, data_arguments, model_arguments)
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     train_dataset = MaskedImageDataset(train_images, seed=seed, **changes, **common)
     if len(train_dataset) < images_per_step(arguments):
@@ -404,6 +444,8 @@ def build_trainer(
     # One process downloads the network of the target first; the others use its cache.
     with arguments.main_process_first(desc="loading the target's network"):
         model.target.load()
+    expected = automatic.rehearse(model, (train_dataset, eval_dataset), arguments, collate, processor, machine, always)
+    settings |= {"chosen": automatic.values, "forecast": expected and expected.as_dict()}
     begin_run(arguments, settings, ("reconstructions",))
     path = Path(arguments.output_dir) / "unreadable_images.txt"
     unreadable_images = UnreadableImages(path, sum(len(dataset) for dataset in datasets), share)
@@ -423,6 +465,7 @@ def build_trainer(
         trainer.add_callback(PictureCallback(trainer))
     if probe is not None:
         add_probe(trainer, probe, data_arguments)
+    trainer.plan = Plan(seen, automatic, expected, machine)
     return trainer, checkpoint
 
 
@@ -442,19 +485,23 @@ def print_plan(trainer: SimMIMTrainer, checkpoint: Path | None, weights: str | N
     processor = trainer.processing_class
     millions = trainer.model.num_parameters() / 1e6
     nodata = "" if processor.nodata is None else f", missing pixels {processor.nodata:g}"
+    resumed = describe_resuming(checkpoint, arguments) if checkpoint else ""
     height, width = config.image_size
     evaluated = f", {len(trainer.eval_dataset):,} for validation" if trainer.eval_dataset is not None else ""
+    plan = trainer.plan
     lines = {
+        **(plan.seen.lines(config.image_size) if plan else {}),
         "Encoder": f"{config.encoder_config.model_type}, {millions:.1f} M parameters with the head,"
         f" {config.num_channels} x {height} x {width} px",
-        "Weights": f"from {weights}" if weights else "random",
+        "Weights": resumed if checkpoint else f"from {weights}" if weights else "random",
         "Objective": describe_prediction(config, trainer.model.target.stride),
         "Masking": f"{processor.mask_strategy}, {span(dataset.num_masked_units)} of {dataset.num_units} mask patches of"
         f" {dataset.unit_size * config.patch_size} px",
         "Images": f"{len(dataset):,} for training{evaluated}",
         "Normalization": normalization(processor) + nodata,
         "Training": training_line(arguments, planned_steps(arguments, len(dataset))),
-        "Output": f"{arguments.output_dir}" + (f", resuming from {checkpoint.name}" if checkpoint else ""),
+        **(plan.lines(arguments, len(dataset)) if plan else {}),
+        "Output": f"{arguments.output_dir}",
     }
     print_titled(lines)
 
@@ -475,9 +522,7 @@ def describe_prediction(config: SimMIMConfig, stride: int) -> str:
 def print_results(trainer: SimMIMTrainer, metrics: dict[str, float]) -> None:
     """Print the metrics and the files of results."""
     if metrics:
-        error = metrics.get("eval_masked_l1")
-        pixels = "" if error is None else f", masked l1 {error:.2f} of 255"
-        print(f"Validation: loss {metrics['eval_loss']:.4f}{pixels}")
+        print(describe_evaluation(metrics, trainer.model.target.decode_uses, trainer.model.config.hidden_size))
     print_files(Path(str(trainer.args.output_dir)), PRETRAINING_FILES)
     unreadable = trainer.unreadable_images
     if unreadable.reasons:
@@ -492,7 +537,9 @@ class PretrainingResult:
     Args:
         model: The trained model.
         processor: Image processor of the model.
-        metrics: Metrics of the last evaluation: `eval_loss`, `eval_masked_l1` (0 to 255) and those of the probe.
+        metrics: Metrics of the last evaluation: `eval_loss`, `eval_masked_l1` (0 to 255), `eval_mean_color_l1`,
+            `eval_gain_over_mean_color`, `eval_train_masked_l1` or `eval_train_loss`, `eval_rankme`, and those of the
+            probe.
         log: The log of the training, `TrainerState.log_history`.
         output_dir: Folder of the run, for `from_pretrained`.
         pictures: Paths of `reconstruction`, `loss_curve` and `probe`, if they were drawn.
@@ -532,7 +579,7 @@ def run(
     metrics = final_metrics(trainer)
     trainer.save_state()
     if metrics:
-        trainer.save_metrics("eval", metrics)
+        trainer.save_results(metrics)
     trainer.write_card()
     if arguments.should_log:
         print_results(trainer, metrics)

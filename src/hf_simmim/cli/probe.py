@@ -2,21 +2,23 @@
 
     hf-simmim probe --checkpoint runs/photos --train_dir train --validation_dir test
     hf-simmim probe --checkpoint NAME --dataset_name DATA --validation_split test --layers 4 8 12 last
-    hf-simmim probe --checkpoint runs/demo --random_init                    on the demo's images, in a checkout
+    hf-simmim probe --checkpoint runs/demo                                  on the demo's images, in a checkout
 
-Prints a table of accuracies, and writes results.json and a plot to --output_dir. The encoder is not trained, so this
-takes minutes instead of the hours of fine-tuning. Probes underestimate SimMIM, whose features gain much from
-fine-tuning, and whose middle layers are often better than the last one.
+Prints a table of accuracies, and whether they beat those of the same encoder untrained; writes results.json and a plot
+to --output_dir. The encoder is not trained, so this takes minutes instead of the hours of fine-tuning. Probes
+underestimate SimMIM, whose features gain much from fine-tuning, and whose middle layers are often better than the last
+one.
 """
 
 import dataclasses
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -25,6 +27,7 @@ from ..data.label_splits import few_labels, holdout
 from ..data.labeled_images import LabeledImages, WholeImageDataset
 from ..data.sampling import evenly_spaced
 from ..data.value_range import check_dataset_range
+from ..evaluation.intervals import judge_gain, majority_share, wilson_interval
 from ..evaluation.probing import POOLINGS, ProbeResult, check_layers, extract_layers, knn, linear_probe
 from ..model.modeling_base import SimMIMModel
 from ..visualization.plots import plot_layers
@@ -33,6 +36,8 @@ from .image_options import LabeledSourceArguments, load_labeled_splits
 
 SETTINGS = ("checkpoint", "layers", "pooling", "k", "labels_per_class", "seeds")
 PROBE_TITLES = {"linear": "linear probe", "knn": "nearest neighbors"}
+# By probe and layer: whether each test image is predicted correctly, or its share over seeds.
+Answers = dict[tuple[str, str], np.ndarray]
 
 
 @dataclass
@@ -76,8 +81,11 @@ class ProbingArguments:
         metadata={"help": "Random seeds of drawn images, untrained weights and the linear probe's penalty."},
     )
     random_init: bool = field(
-        default=False,
-        metadata={"help": "Also evaluate the same architecture with random weights, as a baseline."},
+        default=True,
+        metadata={
+            "help": "Also evaluate the same architecture with random weights, drawn by --seeds, and say whether the"
+            " features beat these. It takes as long again; false leaves it out."
+        },
     )
     output_dir: str = field(default="runs/probe", metadata={"help": "Folder of results.json and the plot."})
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images per batch."})
@@ -173,7 +181,7 @@ def measure(
     draws: dict[int, list[int]],
     arguments: ProbingArguments,
     max_unreadable: float,
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], Answers, list[int]]:
     """Run both probes on every layer, for every seed.
 
     Args:
@@ -185,7 +193,8 @@ def measure(
         max_unreadable: Largest share of unreadable images, 0 to 1.
 
     Returns:
-        A row for each layer and seed.
+        A row for each layer and seed; by probe and layer whether each test image is predicted correctly, as its share
+        over the seeds, 0 to 1, of shape (N,); and the classes of these images.
 
     Raises:
         ValueError: If too many images cannot be read.
@@ -203,18 +212,25 @@ def measure(
             raise ValueError(f"{text}: more than max_unreadable={max_unreadable:g}. Repair or remove them.")
         print(f"{text}; they are left out")
     position = {index: row for row, index in enumerate(parts[0].readable)}
-    rows = []
+    rows: list[dict[str, Any]] = []
+    answers: Answers = {}
     for name, train, test in zip(arguments.layers, *features, strict=True):
+        correct: dict[str, list[np.ndarray]] = {probe: [] for probe in PROBE_TITLES}
         for seed, draw in draws.items():
             kept = [index for index in draw if index in position]
             chosen = torch.tensor([position[index] for index in kept])
             data = (train[chosen], labels[0][kept], test, labels[1][parts[1].readable], num_classes)
             row: dict[str, Any] = {"layer": name, "seed": seed}
             row |= {"num_train_images": len(kept), "num_test_images": len(test)}
-            row["linear"] = figures(linear_probe(*data, seed=seed, device=device))
-            row["knn"] = figures(knn(*data, k=arguments.k, device=device))
+            for probe, result in (
+                ("linear", linear_probe(*data, seed=seed, device=device)),
+                ("knn", knn(*data, k=arguments.k, device=device)),
+            ):
+                row[probe] = figures(result)
+                correct[probe].append((result.predictions == data[3]).numpy())
             rows.append(row)
-    return rows
+        answers |= {(probe, name): np.mean(correct[probe], axis=0) for probe in PROBE_TITLES}
+    return rows, answers, labels[1][parts[1].readable].tolist()
 
 
 def figures(result: ProbeResult) -> dict[str, float]:
@@ -243,6 +259,59 @@ def print_table(series: dict[str, dict[str, list[list[float]]]], layers: list[st
             spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
             cells.append(f"{100 * statistics.fmean(values):.1f} %{spread}".rjust(len(title)))
         print("  ".join([layer.rjust(5), *cells]))
+
+
+def worth(
+    rows: list[dict[str, Any]], trained: Answers, untrained: Answers | None, labels: Sequence[int], names: list[str]
+) -> dict[str, Any]:
+    """What the accuracies are worth: the majority class, intervals, and the gain over an untrained encoder.
+
+    Args:
+        rows: Rows of the trained encoder, from `measure`.
+        trained: Its answers.
+        untrained: Answers of the untrained encoder, if it was measured.
+        labels: Classes of the test images that were read.
+        names: Names of the classes.
+
+    Returns:
+        Entries of `results.json`. `intervals` are Wilson's, of other test images, at the mean accuracy over the seeds.
+    """
+    majority, share = majority_share(labels)
+    found: dict[str, Any] = {"majority_class": names[majority], "majority_accuracy": share}
+    found["intervals"] = [
+        {
+            "probe": probe,
+            "layer": layer,
+            "accuracy": float(answers.mean()),
+            "balanced_accuracy": statistics.fmean(
+                row[probe]["balanced_accuracy"] for row in rows if row["layer"] == layer
+            ),
+            **dict(zip(("low", "high"), wilson_interval(float(answers.sum()), len(answers)), strict=True)),
+        }
+        for (probe, layer), answers in trained.items()
+    ]
+    if untrained is not None:
+        gains = {key: judge_gain(answers, untrained[key]) for key, answers in trained.items()}
+        found["verdicts"] = [
+            {"probe": probe, "layer": layer, **dataclasses.asdict(gain), "sentence": str(gain)}
+            for (probe, layer), gain in gains.items()
+        ]
+    return found
+
+
+def print_worth(found: dict[str, Any], num_layers: int) -> None:
+    """Print the result of `worth`: the majority class, the intervals, and the verdicts of the linear probe."""
+    print(f"Always answering {found['majority_class']!r}, the most frequent class: {found['majority_accuracy']:.1%}")
+    for entry in found["intervals"]:
+        layer = f", layer {entry['layer']}" * (num_layers > 1)
+        print(
+            f"{PROBE_TITLES[entry['probe']]}{layer}: accuracy {entry['accuracy']:.1%} (95 % interval"
+            f" {entry['low']:.1%} to {entry['high']:.1%}, Wilson), balanced accuracy {entry['balanced_accuracy']:.1%}"
+        )
+    for entry in found.get("verdicts", []):
+        if entry["probe"] == "linear":
+            layer = f"Layer {entry['layer']}: " * (num_layers > 1)
+            print(f"{layer}{entry['sentence']}.")
 
 
 @dataclass(frozen=True)
@@ -294,23 +363,30 @@ def measure_all(data: ProbingDataArguments, arguments: ProbingArguments) -> Prob
     ]
     for dataset in datasets:
         check_dataset_range(dataset)
-    rows = {"pre-trained": measure(model, datasets, num_classes, draws, arguments, data.max_unreadable)}
+    parts = (datasets, num_classes)
+    trained, answers, test_labels = measure(model, *parts, draws, arguments, data.max_unreadable)
+    rows, controls = {"pre-trained": trained}, []
     if arguments.random_init:
         rows["untrained"] = []
         for seed, draw in draws.items():
             torch.manual_seed(seed)
-            untrained = SimMIMModel(config)
-            rows["untrained"] += measure(untrained, datasets, num_classes, {seed: draw}, arguments, data.max_unreadable)
+            measured, correct, _ = measure(SimMIMModel(config), *parts, {seed: draw}, arguments, data.max_unreadable)
+            rows["untrained"] += measured
+            controls.append(correct)
+    untrained = {key: np.mean([control[key] for control in controls], axis=0) for key in answers} if controls else None
     series = {weights: summary(measured, arguments.layers) for weights, measured in rows.items()}
     counts = {key: rows["pre-trained"][0][key] for key in ("num_train_images", "num_test_images")}
     num_fitted, num_tested = counts.values()
     title = f"{num_fitted:,} training images, {num_tested:,} test images, {num_classes} classes"
     print(title)
     print_table(series, arguments.layers)
+    found = worth(trained, answers, untrained, test_labels, list(images[0].class_names or ()))
+    print_worth(found, len(arguments.layers))
     results = {
         **{key: getattr(arguments, key) for key in SETTINGS},
         **counts,
         "class_names": images[0].class_names,
+        **found,
         "results": [{"weights": weights, **row} for weights, measured in rows.items() for row in measured],
     }
     path = output_dir / "results.json"
@@ -318,7 +394,8 @@ def measure_all(data: ProbingDataArguments, arguments: ProbingArguments) -> Prob
     plotted = {
         f"{PROBE_TITLES[probe]}, {weights}": series[weights][probe] for weights in series for probe in PROBE_TITLES
     }
-    plot_layers(arguments.layers, plotted, output_dir / "accuracy.png", title)
+    baseline = f"most frequent class, {found['majority_class']}", found["majority_accuracy"]
+    plot_layers(arguments.layers, plotted, output_dir / "accuracy.png", title, baseline)
     print(f"{path}  all metrics\n{output_dir / 'accuracy.png'}  accuracy of each layer")
     return ProbingResult(results, output_dir, existing(output_dir, "accuracy.png"))
 

@@ -1,12 +1,13 @@
-"""Recipes, which are JSON files of options, and suggestions for misspelled names."""
+"""Recipes, which are JSON files of options."""
 
-import difflib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
+
+from hf_simmim_cli import nearest, no_recipe
 
 RECIPE_FILES = Path(__file__).parent / "recipe_files"
 
@@ -38,8 +39,7 @@ def recipe_options(name: str, known: Collection[str], command: str, skipped: Col
     names = recipe_names(command)
     path = RECIPE_FILES / command / f"{name}.json" if name in names else Path(name)
     if not path.is_file():
-        also = f", or one of: {', '.join(names)}" if names else ""
-        raise CommandError(f"there is no recipe {name!r}. Name a JSON file{also}.")
+        raise CommandError(no_recipe(name, names))
     try:
         recipe = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -62,9 +62,3 @@ def options_of(values: Mapping[str, Any]) -> list[str]:
             parts = value if isinstance(value, (list, tuple)) else [value]
             options += [f"--{key}", *(json.dumps(part) if isinstance(part, dict) else str(part) for part in parts)]
     return options
-
-
-def nearest(name: str, known: Collection[str], prefix: str = "") -> str:
-    """A sentence that suggests the valid name closest to an unknown one."""
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" Did you mean {prefix}{match[0]}?" if match else " See --help-all for all valid names."

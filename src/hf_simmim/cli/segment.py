@@ -54,6 +54,7 @@ from ..training.optimization import create_optimizers, images_per_step, planned_
 from ..training.run_facts import training_line
 from ..training.run_folder import (
     begin_run,
+    describe_resuming,
     prepare_output_dir,
     settings_before,
     settle_settings,
@@ -62,9 +63,8 @@ from ..training.run_folder import (
 from ..training.trainers import SegmentationTrainer
 from ..visualization.grids import draw_segmentations
 from ..visualization.pictures import to_pictures
-from .command import Command, existing, in_words, print_files, print_titled
+from .command import Command, existing, in_words, one_run, print_files, print_titled
 from .image_options import PixelArguments, SourceArguments
-from .run_session import one_run
 
 logger = logging.get_logger(__name__)
 
@@ -500,7 +500,7 @@ def print_plan(trainer: Trainer, checkpoint: Path | None, weights: str) -> None:
         "Normalization": normalization(pixels),
         "Training": f"{training_line(arguments, planned_steps(arguments, len(dataset)))}, warm-up"
         f" {arguments.warmup_steps:g}",
-        "Output": f"{arguments.output_dir}" + (f", resuming from {checkpoint.name}" if checkpoint else ""),
+        "Output": f"{arguments.output_dir}" + (f", {describe_resuming(checkpoint, arguments)}" if checkpoint else ""),
     }
     print_titled(lines)
 

@@ -4,6 +4,7 @@ A training sample depends only on (seed, epoch, index), so the number of workers
 nothing. An evaluation sample depends only on its index.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -107,6 +108,19 @@ class MaskedImageDataset(ImageDataset):
             self.grid_size, self.mask_ratio, unit_size=self.unit_size, valid_patches=valid, generator=generator
         )
         return sample | {"bool_masked_pos": mask.flatten()}
+
+    def whole(self, seed: int) -> "MaskedImageDataset":
+        """The same images as for an evaluation: the largest center crop, without flips, the same in every epoch.
+
+        Args:
+            seed: Seed of the masks.
+
+        Returns:
+            A data set of these images.
+        """
+        other = copy.copy(self)
+        other.crop_scale, other.seed = None, seed
+        return other
 
     def _decode(self, image: Image.Image | np.ndarray, generator: torch.Generator) -> torch.Tensor:
         size = upright_size(image)

@@ -115,7 +115,9 @@ def read_features(path: Path, rows: Sequence[int] | None = None) -> torch.Tensor
 
 
 def nearest_rows(path: Path, queries: Sequence[int], k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find the nearest neighbors of rows by cosine similarity.
+    """Find the nearest neighbors of rows by cosine similarity of centered features.
+
+    The mean of the features of all rows is subtracted first: what all images share would make all similarities high.
 
     Args:
         path: A file of `write_features`.
@@ -126,12 +128,16 @@ def nearest_rows(path: Path, queries: Sequence[int], k: int) -> tuple[torch.Tens
         Row numbers int64 (Q, k), the most similar first, and their similarities float32 (Q, k). If the file has k rows
         or fewer, k is the number of other rows.
     """
-    vectors = F.normalize(read_features(path, queries), dim=1)
+    total, count = torch.zeros(()), 0
+    for start, features in _groups(path):
+        total, count = total + features.double().sum(dim=0), start + len(features)
+    mean = (total / count).float()
+    vectors = F.normalize(read_features(path, queries) - mean, dim=1)
     positions = torch.tensor(list(queries))
     best = torch.empty(len(vectors), 0)
     found = torch.empty(len(vectors), 0, dtype=torch.int64)
     for start, features in _groups(path):
-        similarity = vectors @ F.normalize(features, dim=1).T
+        similarity = vectors @ F.normalize(features - mean, dim=1).T
         numbers = torch.arange(start, start + len(features)).expand(len(vectors), -1)
         similarity = similarity.masked_fill(numbers == positions[:, None], -torch.inf)
         best, found = torch.cat([best, similarity], dim=1), torch.cat([found, numbers], dim=1)

@@ -9,7 +9,7 @@ scikit-learn computes most of them. Two are implemented here, for reasons measur
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,10 @@ from .running_metric import RunningMetric, as_array, check_classes, check_labels
 TOP_K = 5
 # Largest number of classes whose recalls Trainer logs.
 MAX_LOGGED_CLASSES = 20
+# Largest number of classes whose scores are ranked for average precision and AUROC: each takes a sort of all images.
+MAX_RANKED_CLASSES = 200
+# A class is missed if its recall is below this share of the accuracy, or below this and so far below the accuracy.
+MISSED_SHARE, MISSED_RECALL, MISSED_GAP = 0.5, 0.5, 0.2
 
 
 class TopKAccuracy(RunningMetric):
@@ -105,6 +109,127 @@ class PerClassAccuracy(_ClassMetric):
             # scikit-learn returns floats if no prediction is correct.
             "support": self._by_name(support.astype(np.int64)),
         }
+
+
+class PerClassScores(_ClassMetric):
+    """Precision, recall, F1, average precision and AUROC of each class against all others, from logits (N, K).
+
+    Gives `per_class`, by class name `precision`, `recall`, `f1`, `average_precision`, `auroc` and `support`, and their
+    means over the classes, `macro_precision`, `macro_recall` (the balanced accuracy), `macro_f1`,
+    `macro_average_precision` and `macro_auroc`. Images are ranked by the class's probability, the softmax of the
+    logits. The average precision of random scores is the class's share of the images, their AUROC 0.5.
+
+    Undefined values are NaN and left out of the means: all but the precision of a class without examples, the precision
+    of one that is never predicted, and AUROC if all images are of one class. The means are over classes with examples.
+    With more than 200 classes, average precision and AUROC are not computed, and missing from the result.
+
+    Args:
+        class_names: Name of each class.
+
+    Source: `precision_recall_fscore_support`, `average_precision_score` and `roc_auc_score` of scikit-learn.
+    """
+
+    @staticmethod
+    def without_nan(per_class: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+        """`per_class` with None instead of NaN, which JSON does not have."""
+        return {
+            name: {key: None if value != value else value for key, value in row.items()}
+            for name, row in per_class.items()
+        }
+
+    def _prepare_batch(self, predictions: Any, references: Any) -> tuple[np.ndarray, ...]:
+        logits = check_logits(predictions)
+        predicted, labels = super()._prepare_batch(logits, references)
+        is_ranked = len(self.class_names) <= MAX_RANKED_CLASSES
+        return predicted, labels, _log_softmax(logits) if is_ranked else logits[:, :0]
+
+    def _compute_values(self, predicted: np.ndarray, true: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+        from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
+
+        precision, recall, f1, support = precision_recall_fscore_support(
+            true, predicted, labels=range(len(self.class_names)), zero_division=np.nan
+        )
+        has_examples = support > 0
+        columns = {"precision": precision, "recall": recall, "f1": np.where(has_examples, f1, np.nan)}
+        if scores.shape[1]:
+            ranked = np.full((2, len(self.class_names)), np.nan)
+            for index in has_examples.nonzero()[0]:
+                is_own = true == index
+                ranked[0, index] = average_precision_score(is_own, scores[:, index])
+                if not is_own.all():
+                    ranked[1, index] = roc_auc_score(is_own, scores[:, index])
+            columns |= {"average_precision": ranked[0], "auroc": ranked[1]}
+        means = {}
+        for name, values in columns.items():
+            counted = values[has_examples & ~np.isnan(values)]
+            means[f"macro_{name}"] = float(counted.mean()) if len(counted) else float("nan")
+        table = np.stack([*columns.values()], axis=1).tolist()
+        names = [*columns, "support"]
+        per_class = {
+            name: dict(zip(names, [*row, int(count)], strict=True))
+            for name, row, count in zip(self.class_names, table, support, strict=True)
+        }
+        return means | {"per_class": per_class}
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Logarithm of the softmax of logits (N, K), as float64: it orders images as probabilities do."""
+    logits = logits.astype(np.float64)
+    logits = logits - logits.max(axis=1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def missed_classes(per_class: Mapping[str, Mapping[str, float]], accuracy: float, limit: int = 5) -> list[str]:
+    """Find classes that the accuracy hides: they are mostly not found, while it looks good.
+
+    A class is missed if its recall is below half of the accuracy, or below 50 % while the accuracy is at least 20
+    percentage points higher.
+
+    Args:
+        per_class: `recall` and `support` (number of test images) by class name, such as `per_class` of
+            `PerClassScores`; classes without examples are left out.
+        accuracy: Share of correct predictions, 0 to 1.
+        limit: Largest number of classes to name; those with the lowest recall are named.
+
+    Returns:
+        A sentence for each missed class, and one that counts the others.
+    """
+    recalls = {name: row["recall"] for name, row in per_class.items() if row["support"]}
+    missed = [
+        name
+        for name, recall in sorted(recalls.items(), key=lambda entry: entry[1])
+        # With a margin for rounding, so that 20 points are 20 points.
+        if recall < MISSED_SHARE * accuracy or (recall < MISSED_RECALL and accuracy - recall >= MISSED_GAP - 1e-9)
+    ]
+    balanced = f"see balanced accuracy {np.mean(list(recalls.values())):.0%}" if recalls else ""
+    sentences = [
+        f"{name}: only {recalls[name]:.0%} of {int(per_class[name]['support']):,} test images are found (recall), while"
+        f" accuracy is {accuracy:.0%}; {balanced}"
+        for name in missed[:limit]
+    ]
+    others = len(missed) - limit
+    if others > 0:
+        sentences.append(f"{others:,} more class{'es are' if others > 1 else ' is'} missed like these")
+    return [sentence.replace("%", " %") if "%" in sentence else sentence for sentence in sentences]
+
+
+def missed_in_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> list[str]:
+    """`missed_classes` of a confusion matrix, which may be the sum of those of several runs.
+
+    Args:
+        matrix: Confusion matrix (K, K), rows are true classes.
+        class_names: Name of each class.
+
+    Returns:
+        As `missed_classes` does.
+    """
+    matrix = np.asarray(matrix)
+    support, correct = matrix.sum(axis=1).tolist(), np.diag(matrix).tolist()
+    per_class = {
+        name: {"recall": right / count if count else float("nan"), "support": count}
+        for name, right, count in zip(class_names, correct, support, strict=True)
+    }
+    return missed_classes(per_class, sum(correct) / max(1, sum(support)))
 
 
 class ConfusionMatrix(_ClassMetric):
@@ -239,9 +364,10 @@ def classification_metrics(
 
     Returns:
         A function of logits (N, K), possibly in a tuple with other outputs, and labels, that returns metrics by name.
-        For single labels these are `accuracy`, `top5_accuracy` with six or more classes, `balanced_accuracy`, and with
-        up to 20 classes `accuracy_<name>`, the recall of each class with examples. Its attribute `metric_names` lists
-        all names that can occur.
+        For single labels these are `accuracy`, `top5_accuracy` with six or more classes, `balanced_accuracy`,
+        `macro_precision`, `macro_f1`, with up to 200 classes `macro_average_precision` and `macro_auroc`, and with up
+        to 20 classes `accuracy_<name>`, the recall of each class with examples. Undefined values are left out. Its
+        attribute `metric_names` lists all names that can occur.
 
     Raises:
         ValueError: If the problem type is unknown.
@@ -253,10 +379,14 @@ def classification_metrics(
         "multi_label_classification": MultiLabel(),
         "regression": Regression(),
     }
+    scores = PerClassScores(class_names)
+    macro = ["macro_precision", "macro_f1"]
+    macro += ["macro_average_precision", "macro_auroc"] if len(names) <= MAX_RANKED_CLASSES else []
     metric_names = {
         "single_label_classification": ["accuracy", "balanced_accuracy", f"top{TOP_K}_accuracy"][
             : 2 + (len(names) > TOP_K)
         ]
+        + macro
         + [f"accuracy_{name}" for name in names if len(names) <= MAX_LOGGED_CLASSES],
         "multi_label_classification": ["mean_average_precision", "micro_f1", "macro_f1"],
         "regression": ["mae", "rmse", "r2"],
@@ -274,6 +404,8 @@ def classification_metrics(
         flat = {key: figures[key] for key in ("accuracy", "balanced_accuracy")}
         if len(names) > TOP_K:
             flat |= TopKAccuracy().compute(predictions=logits, references=labels)
+        of_classes = scores.compute(predictions=logits, references=labels)
+        flat |= {key: of_classes[key] for key in macro if not np.isnan(of_classes[key])}
         if len(names) <= MAX_LOGGED_CLASSES:
             flat |= {f"accuracy_{name}": value for name, value in figures["recall"].items() if not np.isnan(value)}
         return flat

@@ -13,7 +13,7 @@ from ..model.image_processing_simmim import SimMIMImageProcessor
 from ..model.losses import masked_mean_per_image, pixel_weights
 from ..model.masking import average_distance, patch_mask, patches_with_pixels, to_pixels
 from ..model.modeling_simmim import SimMIMForMaskedImageModeling
-from ..visualization.pictures import MASK_GRAY, error_pictures, to_pictures
+from ..visualization.pictures import MASK_GRAY, error_pictures, pale_pictures, to_pictures
 
 RECONSTRUCTION_COLUMNS = ("original", "masked", "prediction", "composite", "error")
 
@@ -94,9 +94,10 @@ class Reconstruction:
         """Images for display; missing pixels are white.
 
         Args:
-            column: One of RECONSTRUCTION_COLUMNS. The prediction is the model's whole output, including pixels without
-                a loss; the composite shows it at masked pixels, and the image elsewhere. The error is that of masked
-                pixels, in colors; the rest of the image is pale.
+            column: One of RECONSTRUCTION_COLUMNS. The prediction is the model's whole output; where the image was
+                visible it is gray and pale, since the model is usually not trained there. The composite shows the
+                prediction at masked pixels, and the image elsewhere. The error is that of masked pixels, in colors;
+                the rest of the image is pale.
 
         Returns:
             uint8 array of shape (B, H, W, 3).
@@ -112,12 +113,12 @@ class Reconstruction:
         )
         if column == "masked":
             shown = np.where(hidden, np.uint8(MASK_GRAY), shown)
+        elif column == "prediction":
+            shown = np.where(hidden, shown, pale_pictures(shown, 2))
         elif column == "composite":
             shown = np.where(hidden, to_pictures(self.prediction, self.image_mean, self.image_std), shown)
         elif column == "error":
-            gray = shown.mean(axis=3, keepdims=True)
-            pale = (255 - (255 - gray) / 5).astype(np.uint8)
-            shown = np.where(hidden, error_pictures(self.error.mean(dim=1)), pale)
+            shown = np.where(hidden, error_pictures(self.error.mean(dim=1)), pale_pictures(shown, 5))
         return np.where(self.real_pixels.cpu().numpy()[..., None], shown, np.uint8(255))
 
     @property
@@ -132,6 +133,27 @@ class Reconstruction:
             self.bool_masked_pos, self.patch_size, self.pixel_values.shape, pixel_mask=self.pixel_mask
         )
         return masked_mean_per_image(self.error, weights)
+
+    def mean_color_error_per_image(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `error_per_image` would be if all masked pixels were predicted in the mean color of the visible ones.
+
+        This is the baseline of a predictor without a model. The mean of each channel is that of the visible, valid
+        pixels of the image; of an image without any it is the mean of the normalization.
+
+        Returns:
+            Mean absolute error of masked, valid pixels from 0 to 255, and their number, (B,) each.
+        """
+        pixel_values = self.pixel_values.float()
+        is_visible = (~self.hidden & self.real_pixels)[:, None]
+        total = pixel_values.masked_fill(~is_visible, 0).sum(dim=(2, 3), keepdim=True)
+        mean = total / is_visible.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+        return replace(self, prediction=mean.expand_as(pixel_values)).error_per_image()
+
+    @property
+    def mean_color_l1(self) -> torch.Tensor:
+        """`masked_l1` of the mean color of visible pixels, (B,); see `mean_color_error_per_image`."""
+        error, num_pixels = self.mean_color_error_per_image()
+        return error.masked_fill(num_pixels == 0, torch.nan)
 
     @property
     def masked_l1(self) -> torch.Tensor:

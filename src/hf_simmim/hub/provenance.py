@@ -21,6 +21,9 @@ ABSOLUTE_PATH = re.compile(r"""(?<![\w.:/\\~])(?:~|[A-Za-z]:)?[\\/](?:[^\s"'\\/]
 SECRET_OPTION = re.compile(r"--[\w-]*(token|password|secret|api[_-]key)(=|$)", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"\bhf_\w{8,}")
 
+# What images that are no named data set are called.
+LOCAL_KINDS = {"imagefolder": "folder", "parquet": "files", "webdataset": "files"}
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageSource:
@@ -42,6 +45,9 @@ class ImageSource:
 
     def __str__(self) -> str:
         link = f"[{self.name}](https://huggingface.co/datasets/{self.hub_id})" if self.hub_id else self.name
+        if not self.hub_id and self.kind in LOCAL_KINDS:
+            # The name of a folder is none of a data set.
+            link = f"{LOCAL_KINDS[self.kind]} `{self.name}`"
         return ", ".join(
             [link, *([self.config] if self.config else []), *([f"split {self.split}"] if self.split else [])]
         )
@@ -144,7 +150,7 @@ def held_out(arguments: Any, share: float | None, default_split: str | None = No
     """
     split = arguments.validation_split or (None if arguments.names_images else default_split)
     if arguments.validation_dir is not None:
-        return last_part(arguments.validation_dir)
+        return f"folder `{last_part(arguments.validation_dir)}`"
     if split is not None:
         return f"split {split}"
     return f"{share:.3g} of the images, drawn with seed {arguments.holdout_seed}" if share else None

@@ -1,6 +1,8 @@
 """Configuration of SimMIM: any vision encoder, plus the head, the target and the loss by name."""
 
 import copy
+import dataclasses
+import difflib
 import inspect
 import math
 from typing import Any, ClassVar
@@ -8,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -38,13 +40,29 @@ DERIVED = (
     "stage_names",
 )
 DTYPES = ("dtype", "torch_dtype")
+# Settings that are no fields: of the encoder and of the backbone, see `SimMIMConfig`.
+FORWARDED = ("image_size", "window_size", "out_features", "out_indices")
+# Settings of the image processor, which are looked for here by mistake.
+MASK_SETTINGS = ("mask_strategy", "mask_patch_size", "mask_ratio")
+# Keys that `PreTrainedConfig` takes or writes, besides its fields and properties, now and in older versions.
+TRANSFORMERS_KEYS = (
+    *("model_type", "auto_map", "num_labels", "name_or_path", "output_attentions", "per_layer_config"),
+    *("torch_dtype", "attn_implementation", "experts_implementation", "quantization_config", "sub_configs"),
+    *("tie_word_embeddings", "tie_encoder_decoder", "tie_last_hidden_states", "torchscript", "use_bfloat16"),
+    *("pruned_heads", "add_cross_attention", "cross_attention_hidden_size", "is_decoder", "tf_legacy_loss"),
+    *("finetuning_task", "task_specific_params", "tokenizer_class", "prefix", "use_cache"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id"),
+)
+# Carries the keys of a stored config past the check of names: whatever transformers or a user stored is loaded.
+STORED = "_stored_settings"
 # More are a mistake, for which a name of each would fill the memory.
 MOST_LABELS = 10_000_000
 
 _SWIN_192: dict[str, Any] = {"model_type": "swin", "image_size": 192, "drop_path_rate": 0.0}
 
 # The encoders of the paper at their pre-training geometry (section 4.1, and configs/ of microsoft/SimMIM), the two
-# smaller Swins at the geometry of Swin-B, and SwinV2-B (configs/simmim of microsoft/Swin-Transformer).
+# smaller Swins at the geometry of Swin-B, SwinV2-B (configs/simmim of microsoft/Swin-Transformer), and a Swin of our
+# own that processors train in minutes.
 ENCODER_PRESETS: dict[str, dict[str, Any]] = {
     "swin-tiny": _SWIN_192 | {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 6},
     "swin-small": _SWIN_192 | {"embed_dim": 96, "depths": [2, 2, 18, 2], "num_heads": [3, 6, 12, 24], "window_size": 6},
@@ -70,6 +88,8 @@ ENCODER_PRESETS: dict[str, dict[str, Any]] = {
         "layer_norm_eps": 1e-6,
         "drop_path_rate": 0.1,
     },
+    "swin-mini": _SWIN_192
+    | {"image_size": 96, "embed_dim": 48, "depths": [2, 2, 4], "num_heads": [2, 4, 8], "window_size": 6},
 }
 
 TARGETS: dict[str, TargetSpec] = {**PIXEL_TARGETS, **FROZEN_TARGETS}
@@ -99,9 +119,9 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
     be set here too, also in `from_pretrained(..., image_size=224, window_size=7)`.
 
     Args:
-        encoder_config (`PreTrainedConfig` or `dict`, *optional*):
-            The vision encoder. A dict needs a `model_type`. Defaults to the paper's Swin-B for 192 px images with
-            windows of 6 patches.
+        encoder_config (`PreTrainedConfig`, `dict` or `str`, *optional*, defaults to `"swin-base"`):
+            The vision encoder: a config of transformers, a dict with a `model_type`, or a name of `ENCODER_PRESETS`.
+            The default is the paper's Swin-B for 192 px images with windows of 6 patches.
         head (`str`, *optional*, defaults to `"linear"`):
             Name of the prediction head, one of `HEADS` in heads.py.
         head_options (`dict`, *optional*):
@@ -146,6 +166,7 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
     Raises:
         StrictDataclassError: If a name or an option is unknown, if components do not fit each other, or if the image
             size is invalid.
+        ValueError: If a setting or a preset is unknown; the message names the nearest one.
 
     Source: section 3 of the paper (arXiv 2111.09886).
     """
@@ -155,7 +176,7 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
         "encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="swin")
     }
 
-    encoder_config: dict | PreTrainedConfig | None = None
+    encoder_config: dict | PreTrainedConfig | str | None = None
     head: str = "linear"
     head_options: dict | None = None
     head_inputs: list | tuple | None = None
@@ -173,7 +194,16 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field; the name of a preset becomes its config."""
+        if name == "encoder_config" and isinstance(value, str):
+            value = _preset(value)
+        super().__setattr__(name, value)
+
     def __post_init__(self, **kwargs):
+        stored = kwargs.pop(STORED, {})
+        _check_names(type(self), kwargs)
+        kwargs = stored | kwargs
         _check_settings(vars(self) | kwargs)
         if self.encoder_config is None:
             self.encoder_config = ENCODER_PRESETS["swin-base"]
@@ -229,7 +259,10 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
         if outputs:
             # Both describe the same selection, and the other one may be stored.
             given |= {"out_features": None, "out_indices": None} | outputs
-        return super().from_dict(stored | given, **kwargs)
+        if isinstance(kwargs.get("encoder_config"), str):
+            given["encoder_config"] = kwargs.pop("encoder_config")
+        known = {key: stored.pop(key) for key in list(stored) if _is_known(cls, key)}
+        return super().from_dict(known | given | ({STORED: stored} if stored else {}), **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """As in `PreTrainedConfig`; the stages of a backbone are included only if they were selected."""
@@ -395,6 +428,45 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
     @property
     def _geometry(self):
         return encoder_geometry(self.encoder_config)
+
+
+def _preset(name: str) -> dict[str, Any]:
+    if name not in ENCODER_PRESETS:
+        match = difflib.get_close_matches(name, ENCODER_PRESETS, n=1, cutoff=0.5)
+        remedy = f"Did you mean {match[0]!r}?" if match else f"Use one of: {', '.join(ENCODER_PRESETS)}."
+        raise ValueError(
+            f"encoder_config={name!r} is not a preset. {remedy} For a model on the Hub, pass"
+            f" AutoConfig.from_pretrained({name!r})."
+        )
+    return copy.deepcopy(ENCODER_PRESETS[name])
+
+
+def _is_known(config_class: type, name: str) -> bool:
+    """Whether a keyword is a setting of ours or of transformers."""
+    fields = {field.name for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    # Names that begin with an underscore are transformers' own, as are its properties.
+    return (
+        name.startswith("_")
+        or name in {*fields, *FORWARDED, *DERIVED, *TRANSFORMERS_KEYS}
+        or isinstance(getattr(config_class, name, None), property)
+        or name in GenerationConfig().to_dict()
+    )
+
+
+def _check_names(config_class: type, settings: dict[str, Any]) -> None:
+    """Refuse unknown keywords, which the configs of transformers accept silently."""
+    for name, value in settings.items():
+        if _is_known(config_class, name):
+            continue
+        own = [field.name for field in dataclasses.fields(config_class) if not field.name.startswith("_")]  # type: ignore[arg-type]
+        match = difflib.get_close_matches(name, [*own, *FORWARDED, "num_labels", *MASK_SETTINGS], n=1)
+        if not match:
+            remedy = "Settings of the encoder go into encoder_config, those of images and masks into the processor."
+        elif match[0] in MASK_SETTINGS:
+            remedy = f"The mask belongs to the image processor: SimMIMImageProcessor({match[0]}=...)."
+        else:
+            remedy = f"Did you mean {match[0]}?"
+        raise ValueError(f"{name}={value!r} is not a setting of SimMIMConfig. {remedy}")
 
 
 def _check_settings(settings: dict[str, Any]) -> None:

@@ -3,9 +3,12 @@
 With them `AutoModel.from_pretrained(..., trust_remote_code=True)` works where this package is not installed.
 """
 
+import contextlib
 import filecmp
 import os
 import shutil
+from collections.abc import Iterator
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,20 @@ AUTO_MAPS: dict[str, dict[str, Any]] = {
 }
 
 
+# Whether the code is saved.
+_IS_CARRIED: ContextVar[bool] = ContextVar("_IS_CARRIED", default=True)
+
+
+@contextlib.contextmanager
+def without_code() -> Iterator[None]:
+    """Save neither code nor `auto_map` within: in folders of a training, which are loaded where the package is."""
+    token = _IS_CARRIED.set(False)
+    try:
+        yield
+    finally:
+        _IS_CARRIED.reset(token)
+
+
 class CarriesCode:
     """Mixin of the config and the processors that saves the code next to a checkpoint's settings file."""
 
@@ -54,8 +71,11 @@ class CarriesCode:
         """
         path = Path(json_file_path)
         if path.name in AUTO_MAPS:
-            self.auto_map = _whole_auto_map(path, getattr(self, "auto_map", None) or {})
-            save_code(path.parent)
+            self.auto_map = _whole_auto_map(path, getattr(self, "auto_map", None) or {}, _IS_CARRIED.get())
+            if not self.auto_map:
+                del self.auto_map
+            if _IS_CARRIED.get():
+                save_code(path.parent)
         super().to_json_file(json_file_path, *args, **kwargs)  # type: ignore[misc]
 
 
@@ -80,8 +100,11 @@ def code_files() -> list[Path]:
     return sorted({Path(__file__), *map(Path, get_relative_import_files(__file__))})
 
 
-def _whole_auto_map(path: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """Our entries, replaced by those of other classes that exist, such as a subclass that is saved with its code."""
+def _whole_auto_map(path: Path, given: dict[str, Any], with_ours: bool = True) -> dict[str, Any]:
+    """Our entries, replaced by those of other classes that exist, such as a subclass that is saved with its code.
+
+    Without ours where our code is not saved.
+    """
     own = AUTO_MAPS[path.name]
     classes = {reference.split(".")[1] for entry in own.values() for reference in _references(entry)}
     files = {file.name for file in code_files()}
@@ -93,7 +116,8 @@ def _whole_auto_map(path: Path, given: dict[str, Any]) -> dict[str, Any]:
         is_ours = f"{module}.py" in files and class_name in classes
         return not is_ours and (bool(repository) or path.with_name(f"{module}.py").is_file())
 
-    return own | {name: entry for name, entry in given.items() if all(map(is_found, _references(entry)))}
+    others = {name: entry for name, entry in given.items() if all(map(is_found, _references(entry)))}
+    return (own if with_ours else {}) | others
 
 
 def _references(entry: Any) -> list[Any]:

@@ -81,6 +81,8 @@ def _check_trackers(names: str | Sequence[str] | None) -> None:
         raise ValueError(f"report_to={name!r} needs a package that is not installed. Run: pip install {name}")
 
 
+# Ends of the names of metrics that are better where they are smaller.
+ERRORS = ("loss", "_l1", "mae", "rmse")
 SCHEDULES = (*SIMMIM_SCHEDULES, *(kind.value for kind in SchedulerType))
 
 
@@ -148,6 +150,13 @@ class SimMIMTrainingArguments(TrainingArguments):
             " if unset)."
         },
     )
+    save_code: bool = field(
+        default=False,
+        metadata={
+            "help": "Save the code of the model in every checkpoint, for trust_remote_code=True where this package is"
+            " not installed; always done with --push_to_hub."
+        },
+    )
     restart: bool = field(
         default=False, metadata={"help": "Delete the run in --output_dir and restart instead of resuming it."}
     )
@@ -163,8 +172,12 @@ class SimMIMTrainingArguments(TrainingArguments):
         return other
 
     def __post_init__(self):
-        # The command line for the model card, without paths and secrets; the parser sets it.
+        # The command line for the model card, without paths and secrets; the parser sets it, and the names of the
+        # options on it, with the recipe and those in it.
         self.command: str | None = None
+        self.recipe: str | None = None
+        self.named: set[str] | None = None
+        self.given: set[str] | None = None
         self.remove_unused_columns = False
         self.logging_nan_inf_filter = False
         self.dataloader_persistent_workers = self.dataloader_num_workers > 0
@@ -181,6 +194,9 @@ class SimMIMTrainingArguments(TrainingArguments):
         if schedule in SIMMIM_SCHEDULES:
             # Trainer's own check only knows transformers' schedules.
             self.lr_scheduler_type = SchedulerType.CONSTANT.value
+        if self.metric_for_best_model is not None and self.greater_is_better is None:
+            # transformers takes everything for better where it is greater, but losses.
+            self.greater_is_better = not self.metric_for_best_model.endswith(ERRORS)
         self._start_processes()
         super().__post_init__()
         if self.fp16 and self.device.type == "cpu":

@@ -2,9 +2,7 @@
 
 import contextlib
 import importlib
-import itertools
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from PIL import Image
-from torch.utils.data import DataLoader, Subset
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 from transformers.trainer_callback import CallbackHandler
@@ -27,10 +24,9 @@ from ..evaluation.reconstruction import Reconstruction
 from ..model.masking import patch_mask
 from ..visualization.grids import reconstruction_grid
 from ..visualization.plots import plot_losses, plot_probe
+from .image_samples import ImageSample
 from .run_facts import best_step
 
-# The probe's images are cached in memory up to this many pixel values.
-MAX_KEPT_NUMBERS = 2**26
 # Penalty of the linear probe: fixed, so that evaluations are comparable and one fit is enough.
 PENALTY = 1e-3
 
@@ -198,47 +194,18 @@ class ProbeCallback(TrainerCallback):
 
     def _features(self, part: "_ProbeImages", args: Any, model: Any, dtype: torch.dtype | None) -> torch.Tensor:
         """Features (N, D) of all images of a part, complete at least in the first process."""
-        batches = part.batches(args)
+        batches = part.batches(args, getattr(self.trainer, "_stop_signals", None))
         own = extract_features(model, batches, self.layer, self.pooling, dtype=dtype, progress=False)
-        gathered = self.trainer.accelerator.gather(own.to(args.device))
-        everyone = [part.shard(rank, args.world_size) for rank in range(args.world_size)]
-        order = torch.tensor(list(itertools.chain.from_iterable(everyone)))
-        features = torch.empty(len(part.labels), own.shape[1])
-        features[order] = gathered.cpu()
-        return features
+        return part.gather(own, self.trainer.accelerator)
 
 
-class _ProbeImages:
-    """Some images of a data set, cached after the first read if they are small."""
+class _ProbeImages(ImageSample):
+    """A sample of labeled images, and their labels."""
 
     def __init__(self, dataset: LabeledImageDataset, num_images: int):
-        indices = evenly_spaced(len(dataset), num_images)
-        self.images = Subset(dataset, indices)
-        rows = dataset.images.select(indices)
+        super().__init__(dataset, num_images, _pixel_values)
+        rows = dataset.images.select(self.indices)
         self.labels = torch.tensor(list(rows.select_columns("label")["label"]))
-        self.is_kept = len(indices) * dataset.num_channels * math.prod(dataset.image_size) <= MAX_KEPT_NUMBERS
-        self.kept: list[torch.Tensor] = []
-
-    def shard(self, rank: int, world_size: int) -> list[int]:
-        """Positions of the images of a process, equally many for all, since sharded models run in step."""
-        size = math.ceil(len(self.images) / world_size)
-        return [position % len(self.images) for position in range(rank * size, (rank + 1) * size)]
-
-    def batches(self, args: Any) -> Iterable[torch.Tensor]:
-        """Batches of the images of this process."""
-        if self.kept:
-            return self.kept
-        loader = DataLoader(
-            Subset(self.images, self.shard(args.process_index, args.world_size)),
-            batch_size=args.per_device_eval_batch_size,
-            num_workers=args.dataloader_num_workers,
-            collate_fn=_pixel_values,
-            # Otherwise the loader would draw from training's generator.
-            generator=torch.Generator(),
-        )
-        if self.is_kept:
-            self.kept = list(loader)
-        return self.kept or loader
 
 
 def _pixel_values(samples: list[dict[str, Any]]) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, logging
 
 logger = logging.get_logger(__name__)
 
@@ -56,6 +56,7 @@ def finish_checkpoint(staged: Path, final: Path) -> None:
     Raises:
         OSError: If the disk is full.
     """
+    share_weights(staged)
     manifest = staged / MANIFEST
     paths = sorted(path for path in staged.rglob("*") if path.is_file() and path != manifest)
     files = {path.relative_to(staged).as_posix(): _describe(path, flush=True) for path in paths}
@@ -73,6 +74,18 @@ def finish_checkpoint(staged: Path, final: Path) -> None:
     _flush(final.parent)
     if replaced is not None:
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def share_weights(folder: Path) -> None:
+    """Give weights the permissions of the other files: safetensors writes files that only their owner can read.
+
+    Args:
+        folder: Folder of a checkpoint.
+    """
+    config = folder / CONFIG_NAME
+    if config.exists():
+        for path in folder.glob("*.safetensors"):
+            shutil.copymode(config, path)
 
 
 def _describe(path: Path, flush: bool = False) -> dict[str, Any]:

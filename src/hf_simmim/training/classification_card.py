@@ -5,6 +5,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
+from ..evaluation.metrics import MAX_LOGGED_CLASSES, missed_classes
 from ..hub.card import (
     Table,
     augmentation_table,
@@ -24,7 +25,10 @@ CLASSIFICATION_FIGURES = {
     "balanced_accuracy": ("balanced accuracy", "accuracy"),
     "mean_average_precision": ("mean average precision", None),
     "micro_f1": ("micro F1", "f1"),
+    "macro_precision": ("macro precision", None),
     "macro_f1": ("macro F1", "f1"),
+    "macro_average_precision": ("macro average precision", None),
+    "macro_auroc": ("macro AUROC", None),
     "mae": ("mean absolute error", None),
     "rmse": ("root mean squared error", None),
     "r2": ("R²", None),
@@ -32,6 +36,14 @@ CLASSIFICATION_FIGURES = {
 }
 SHARES = ("accuracy", "top5_accuracy", "balanced_accuracy")
 OF_A_CLASS = "accuracy_"
+# Columns of the table of the classes.
+CLASS_COLUMNS = {
+    "recall": "recall",
+    "precision": "precision",
+    "f1": "F1",
+    "average_precision": "average precision",
+    "auroc": "AUROC",
+}
 
 
 def classification_card(trainer: Any) -> ModelCard:
@@ -78,6 +90,7 @@ def classification_card(trainer: Any) -> ModelCard:
                     for key, value in metrics.items()
                     if key.startswith(OF_A_CLASS)
                 },
+                **_class_values(trainer.final_per_class, metrics.get("accuracy")),
                 "pictures": [
                     {
                         "file": picture.name,
@@ -108,6 +121,32 @@ def _entries(metrics: dict[str, float], origin: RunOrigin) -> list[EvalResult]:
         (title, kind, metrics[key]) for key, (title, kind) in CLASSIFICATION_FIGURES.items() if kind and key in metrics
     ]
     return [result_entry(origin.evaluation, title, value, kind) for title, kind, value in found]
+
+
+def _class_values(per_class: dict[str, dict[str, float]] | None, accuracy: float | None) -> dict[str, Any]:
+    """Values of the template: the table of the classes, those with the lowest F1 if they are many, and warnings."""
+    if not per_class or accuracy is None:
+        return {}
+    names = list(per_class)
+    if len(names) > MAX_LOGGED_CLASSES:
+        # Those without examples, which have no F1, last.
+        names = sorted(names, key=lambda name: (per_class[name]["f1"] != per_class[name]["f1"], per_class[name]["f1"]))
+        names = names[:MAX_LOGGED_CLASSES]
+    columns = [name for name in CLASS_COLUMNS if name in per_class[names[0]]]
+    rows = [
+        [name, f"{per_class[name]['support']:,}", *(_share(per_class[name][column]) for column in columns)]
+        for name in names
+    ]
+    return {
+        "class_columns": ["class", "images", *(CLASS_COLUMNS[column] for column in columns)],
+        "class_rows": rows,
+        "num_classes_left_out": len(per_class) - len(rows),
+        "warnings": missed_classes(per_class, accuracy),
+    }
+
+
+def _share(value: float) -> str:
+    return "not defined" if value != value else f"{value:.1%}"
 
 
 def _task(kind: str, num_classes: int) -> str:

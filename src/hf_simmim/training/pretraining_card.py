@@ -27,7 +27,7 @@ from .run_facts import CardFacts, held_out_images, hours, measured_after, render
 COLUMN_MEANINGS = {
     "original": "the image",
     "masked": "the input of the encoder",
-    "prediction": "the whole output of the model, which is trained on masked patches only",
+    "prediction": "the output of the model; pale in visible patches, where it is not trained",
     "composite": "the prediction in masked patches, the image in the others",
 }
 # Options of components that are too long for a table.
@@ -62,7 +62,7 @@ def pretraining_card(trainer: Any) -> ModelCard:
             eval_results=probe_results(log, origin),
             model_rows=encoder_table(config, model) | _prediction_table(model) | _masking_table(trainer),
             data_rows=_data_table(trainer),
-            training_rows={},
+            training_rows=_forecast(trainer),
             time=_training_time(log, images_per_step(trainer.args)) or session_time(trainer),
             speed=speed(log),
             citations=citations(config),
@@ -78,6 +78,15 @@ def pretraining_card(trainer: Any) -> ModelCard:
             },
         ),
     )
+
+
+def _forecast(trainer: Any) -> dict[str, str | None]:
+    """What the training was expected to take, and what it took; nothing for parts of a run and without a forecast."""
+    done = last_entry(trainer.state.log_history, "train_runtime")
+    if trainer.plan is None or done is None or vars(trainer).get("_initial_global_step"):
+        return {}
+    text = trainer.plan.outcome(done["train_samples_per_second"], done["train_runtime"])
+    return {"forecast": text} if text else {}
 
 
 def _training_time(log: Sequence[dict[str, Any]], batch: int) -> str | None:
@@ -111,6 +120,55 @@ def probe_results(log: Sequence[dict[str, Any]], origin: RunOrigin) -> list[Eval
 def last_entry(log: Sequence[dict[str, Any]], key: str) -> Any:
     """The last entry of a log that has a key, or None."""
     return next((entry for entry in reversed(log) if key in entry), None)
+
+
+def describe_evaluation(metrics: dict[str, float], decode_uses: str, hidden_size: int) -> str:
+    """Say what an evaluation of a pre-training measured, and what it is worth.
+
+    Args:
+        metrics: Metrics of the evaluation.
+        decode_uses: What decoding reads from the original image, `Target.decode_uses`; "" for nothing.
+        hidden_size: Number of dimensions of the features.
+
+    Returns:
+        Lines to print: the validation loss with masked l1 and the mean color, the training images, and RankMe.
+    """
+    pixels = masked_l1_in_words(metrics)
+    borrowed = f"; decoded with the {decode_uses} of the original, which the mean color does not get"
+    lines = [f"Validation: loss {metrics['eval_loss']:.4f}{pixels}" + (borrowed if decode_uses and pixels else "")]
+    for key, name, digits in (("eval_train_masked_l1", "masked l1", 2), ("eval_train_loss", "loss", 4)):
+        if _is_number(metrics.get(key)):
+            lines.append(f"Training images, evaluated the same way: {name} {metrics[key]:.{digits}f}")
+    if _is_number(metrics.get("eval_rankme")):
+        lines.append(f"Features: RankMe {metrics['eval_rankme']:.1f} of {hidden_size} dimensions")
+    return "\n".join(lines)
+
+
+def masked_l1_in_words(metrics: dict[str, float], emphasis: str = "") -> str:
+    """Masked l1 of an evaluation, compared with the mean color; "" if it was not measured.
+
+    Args:
+        metrics: Metrics of the evaluation.
+        emphasis: Markup around the number.
+
+    Returns:
+        Text that follows that of the loss, such as ", masked l1 22.15 of 255, 59 % better than the mean color (54.0)".
+    """
+    error, gain = metrics.get("eval_masked_l1"), metrics.get("eval_gain_over_mean_color")
+    if not _is_number(error):
+        return ""
+    text = f", masked l1 {emphasis}{error:.2f}{emphasis} of 255"
+    if gain is None or not _is_number(gain):
+        return text
+    better = "better" if gain >= 0 else "worse"
+    return f"{text}, {abs(gain):.0%} {better} than the mean color ({metrics['eval_mean_color_l1']:.1f})".replace(
+        "%", " %"
+    )
+
+
+def _is_number(value: float | None) -> bool:
+    """Whether a metric was measured and is not NaN."""
+    return value is not None and value == value
 
 
 def _prediction_table(model: Any) -> Table:
@@ -167,12 +225,17 @@ def _results(trainer: Any) -> Table:
     table: Table = {}
     if training is not None:
         error = training.get("masked_l1")
-        pixels = f", masked l1 {error:.2f} of 255" if error is not None and error == error else ""
+        pixels = f", masked l1 {error:.2f} of 255" if _is_number(error) else ""
         table["training loss"] = f"{training['loss']:.4g}{pixels}, up to step {training['step']:,}"
     if evaluation is not None:
-        error = evaluation.get("eval_masked_l1")
-        pixels = f", masked l1 **{error:.2f}** of 255" if error is not None and error == error else ""
-        table["validation loss"] = f"{evaluation['eval_loss']:.4g}{pixels}, {measured_after(trainer, 'eval_loss')}"
+        when = measured_after(trainer, "eval_loss")
+        table["validation loss"] = f"{evaluation['eval_loss']:.4g}{masked_l1_in_words(evaluation, '**')}, {when}"
+        for key, name, digits in (("eval_train_masked_l1", "masked l1", ".2f"), ("eval_train_loss", "loss", ".4g")):
+            if _is_number(evaluation.get(key)):
+                table["training images, evaluated the same way"] = f"{name} {evaluation[key]:{digits}}, {when}"
+        if _is_number(evaluation.get("eval_rankme")):
+            size = trainer.model.config.hidden_size
+            table["RankMe"] = f"{evaluation['eval_rankme']:.1f} of {size} feature dimensions, {when}"
     for key, name in PROBE_FIGURES.items():
         last = last_entry(log, key)
         if last is None:
@@ -189,8 +252,22 @@ def _results_intro(trainer: Any) -> str:
     parts = []
     if any("masked l1" in str(text) for text in table.values()):
         parts.append("Masked l1 is the mean absolute error of masked pixels on a scale of 0 to 255.")
+        if "mean color" in str(table.get("validation loss")):
+            parts.append("The mean color is that of the visible pixels of each image, painted over the masked ones.")
         if trainer.model.target.decode_uses:
             parts.append(f"Predictions are decoded with the {trainer.model.target.decode_uses} of the original.")
+            if "mean color" in str(table.get("validation loss")):
+                parts.append("The mean color is not.")
+    if "training images, evaluated the same way" in table:
+        parts.append(
+            "The training images of that row are whole, with fixed masks like those of the validation images: the"
+            " difference shows overfitting."
+        )
+    if "RankMe" in table:
+        parts.append(
+            "RankMe (arXiv 2210.02885) is the effective rank of the pooled features of validation images, measured"
+            " without labels."
+        )
     if any("loss" in title for title in table):
         parts.append(
             "Losses are comparable only between runs with the same images, masks and target; they do not measure how"
@@ -237,7 +314,11 @@ def _pictures(output_dir: Path) -> list[dict[str, str]]:
             "accuracy of the probes over steps",
             "Accuracy of k-NN and a linear probe on frozen features during pre-training.",
         ),
-        ("loss_curve.png", "loss over steps", "Training loss, validation loss with fixed masks, and learning rate."),
+        (
+            "loss_curve.png",
+            "loss over steps",
+            "Losses (validation with fixed masks), learning rate, and masked l1 if the target has pixels.",
+        ),
     ]
     return [
         {"file": file, "alt": alt, "caption": caption}

@@ -24,7 +24,7 @@ from ..hub.card import (
     title_and_location,
     versions_table,
 )
-from ..hub.provenance import RunOrigin
+from ..hub.provenance import LOCAL_KINDS, RunOrigin
 from .optimization import SimMIMSchedule, create_schedule, images_per_step, planned_steps, warmup_updates
 
 
@@ -102,6 +102,9 @@ def render_training(trainer: Any, config: Any, facts: CardFacts) -> ModelCard:
         title=title,
         location=location,
         is_on_hub=repository,
+        has_code=bool(repository)
+        or getattr(arguments, "save_code", False)
+        or (Path(str(arguments.output_dir)) / "modeling_simmim.py").exists(),
         auto_class=facts.auto_class,
         num_parameters=millions(facts.num_parameters),
         progress=progress(trainer, num_steps),
@@ -138,8 +141,7 @@ def render_training(trainer: Any, config: Any, facts: CardFacts) -> ModelCard:
 def _data_name(origin: RunOrigin) -> str | None:
     if origin.images is None:
         return None
-    kinds = {"imagefolder": "folder", "parquet": "files", "webdataset": "files"}
-    return f"{kinds.get(origin.images.kind, 'data set')} `{origin.images.name}`"
+    return f"{LOCAL_KINDS.get(origin.images.kind, 'data set')} `{origin.images.name}`"
 
 
 def held_out_images(trainer: Any) -> str:

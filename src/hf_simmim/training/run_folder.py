@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 from ..hub.snapshots import RESULTS
@@ -178,6 +179,25 @@ def settings_before(output_dir: Path) -> dict[str, Any]:
     """Settings that the run in a folder started with; empty if unknown."""
     text = run_file_text(output_dir)
     return {} if text is None else json.loads(text)
+
+
+def describe_resuming(checkpoint: Path, arguments: Any) -> str:
+    """Describe where a run resumes, for its plan.
+
+    Args:
+        checkpoint: Checkpoint to resume from.
+        arguments: Training arguments of the run.
+
+    Returns:
+        The words, such as "resuming from checkpoint-189 (epoch 3 of 12)".
+    """
+    path = checkpoint / TRAINER_STATE_NAME
+    if not path.exists():
+        return f"resuming from {checkpoint.name}"
+    state = json.loads(path.read_text(encoding="utf-8"))
+    if arguments.max_steps > 0:
+        return f"resuming from {checkpoint.name} (step {state['global_step']} of {arguments.max_steps})"
+    return f"resuming from {checkpoint.name} (epoch {state['epoch']:.3g} of {arguments.num_train_epochs:g})"
 
 
 def prepare_output_dir(arguments: SimMIMTrainingArguments) -> Path | None:

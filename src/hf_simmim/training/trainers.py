@@ -1,9 +1,12 @@
 """Trainers: a common base class, and one class each for pre-training, classification and segmentation."""
 
 import contextlib
+import copy
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,12 +14,12 @@ import numpy as np
 import torch
 from huggingface_hub import CommitInfo
 from torch import nn
-from transformers import TrainerState
+from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import HubStrategy, SaveStrategy, TrainOutput
 from transformers.utils import logging
 
-from ..data.masked_images import MaskedImageDataset
+from ..data.masked_images import MaskedImageDataset, collate
 from ..data.reading import UnreadableImages
 from ..data.sampling import EpochSampler
 from ..data.transforms import normalize
@@ -24,18 +27,25 @@ from ..evaluation.reconstruction import Reconstruction
 from ..hub.provenance import RunOrigin
 from ..hub.pushes import HubPushes
 from ..hub.snapshots import Push
+from ..model.image_processing_simmim import SimMIMImageProcessor
 from ..model.losses import classification_loss
-from ..model.masking import patch_mask
+from ..model.masking import MASK_STRATEGIES, patch_mask
 from ..model.modeling_simmim import SimMIMForMaskedImageModeling
+from ..model.remote_code import without_code
 from .agreement import fail_together
-from .checkpoints import SAVE_ERRORS, TrainingStoppedError, checkpoint_name
+from .checkpoints import SAVE_ERRORS, TrainingStoppedError, checkpoint_name, share_weights
 from .classification_card import classification_card
+from .console import print_readably
+from .image_samples import COMPARED_IMAGES, ComparedImages, RunningMean, mean_figures
 from .optimization import create_schedule, decay_parameter_names, images_per_step, planned_steps
 from .pretraining_card import pretraining_card
 from .resumable_trainer import ResumableTrainer
 from .segmentation_card import segmentation_card
 
 logger = logging.get_logger(__name__)
+
+# Share of unreadable images that stops a training, unless it is set.
+MAX_UNREADABLE = 0.05
 
 
 class RunTrainer(ResumableTrainer):
@@ -60,14 +70,17 @@ class RunTrainer(ResumableTrainer):
     hub_pushes: HubPushes | None
     # Provenance for the card, which the trainer does not know; commands set it.
     origin: RunOrigin = RunOrigin()
+    # What was known before the first step, for the card; commands set it.
+    plan: Any = None
     # Function that renders the card of a trainer.
     card: ClassVar[Any] = None
 
     def __init__(self, *args, hub_pushes: HubPushes | None = None, **kwargs):
         self.hub_pushes = hub_pushes
         super().__init__(*args, **kwargs)
+        print_readably(self)
 
-    def train(self, *args, **kwargs):
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as Trainer does, once it is certain that evaluations measure what is to select the best checkpoint.
 
         Args:
@@ -92,9 +105,10 @@ class RunTrainer(ResumableTrainer):
         """Names of what evaluations measure, without `eval_`; None if they are not known in advance."""
         measured = [getattr(callback, "metric_names", ()) for callback in self.callback_handler.callbacks]
         if self.compute_metrics is not None:
-            if not hasattr(self.compute_metrics, "metric_names"):
+            names = getattr(self.compute_metrics, "metric_names", None)
+            if names is None:
                 return None
-            measured.append(self.compute_metrics.metric_names)
+            measured.append(names)
         return {"loss"}.union(*measured)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
@@ -258,6 +272,39 @@ class RunTrainer(ResumableTrainer):
         with torch.random.fork_rng(devices=[]):
             return super().evaluate(*args, **kwargs)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model as Trainer does; with its code if others get it: called by hand, pushed, or `save_code`.
+
+        Args:
+            output_dir: Folder to save to; that of the run if None.
+            _internal_call: Whether the training saves it.
+        """
+        is_pushed = self.args.push_to_hub or self.hub_pushes is not None
+        is_published = is_pushed or not _internal_call or getattr(self.args, "save_code", False)
+        with contextlib.nullcontext() if is_published else without_code():
+            super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # Without the bar of each file of weights.
+        with_bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            super()._save(output_dir, state_dict=state_dict)
+        finally:
+            if with_bars:
+                logging.enable_progress_bar()
+        share_weights(Path(output_dir or str(self.args.output_dir)))
+
+    def save_results(self, metrics: dict[str, float]) -> None:
+        """Write the metrics of a run to its `results.json`.
+
+        Args:
+            metrics: Metrics by name.
+        """
+        if self.is_world_process_zero():
+            path = Path(str(self.args.output_dir)) / "results.json"
+            path.write_text(json.dumps(metrics, indent=2, sort_keys=True), encoding="utf-8")
+
     def create_model_card(self, *args, **kwargs) -> None:
         """Write our card, also where Trainer would write its own."""
         render = type(self).card
@@ -265,6 +312,40 @@ class RunTrainer(ResumableTrainer):
             super().create_model_card(*args, **kwargs)
         elif self.is_world_process_zero():
             render(self).save(Path(str(self.args.output_dir)) / "README.md")
+
+
+def processor_of(config: Any, dataset: Any) -> SimMIMImageProcessor:
+    """Make the image processor of a pre-training from its model and images.
+
+    Args:
+        config: Config of the model.
+        dataset: The images.
+
+    Returns:
+        The processor, whose masks are those of the data set.
+
+    Raises:
+        ValueError: If the images are of another kind, or their mean and standard deviation are unknown.
+    """
+    if not isinstance(dataset, MaskedImageDataset) or config is None:
+        raise ValueError(
+            "SimMIMTrainer normalizes the images, and needs processing_class for that unless it gets a model and a"
+            " MaskedImageDataset. Pass a SimMIMImageProcessor, or use transformers.Trainer with images that a"
+            " processor has prepared."
+        )
+    mean, std = config.pixel_statistics()
+    height, width = dataset.image_size
+    return SimMIMImageProcessor(
+        size={"height": height, "width": width},
+        mask_strategy=next(name for name, mask in MASK_STRATEGIES.items() if mask is dataset.mask_strategy),
+        mask_patch_size=dataset.unit_size * dataset.patch_size,
+        mask_ratio=dataset.mask_ratio,
+        model_patch_size=dataset.patch_size,
+        rescale_factor=dataset.rescale_factor,
+        nodata=dataset.nodata,
+        image_mean=mean,
+        image_std=std,
+    )
 
 
 class SimMIMTrainer(RunTrainer):
@@ -275,10 +356,30 @@ class SimMIMTrainer(RunTrainer):
     `images_per_second` over all processes, and `eta_seconds`. The loss of a step is the mean over its masked pixels,
     however they are distributed over processes and accumulated batches.
 
+    Evaluations add what an error is worth: `eval_mean_color_l1`, the error of predicting the mean color of each image's
+    visible pixels; `eval_gain_over_mean_color` = 1 - masked_l1 / mean_color_l1; `eval_train_masked_l1`
+    (`eval_train_loss` if the target cannot be decoded), the same error of training images; and `eval_rankme`. The last
+    two are those of `ComparedImages`, of at most `args.compared_images` training images (1000 if there is no such
+    argument, none for 0).
+
+    It takes what Trainer takes, with any `TrainingArguments`:
+    `SimMIMTrainer(model=model, args=arguments, train_dataset=dataset).train()`.
+
     Args:
-        *args: Passed to `RunTrainer` and Trainer.
-        unreadable_images: Counts the images that could not be read.
-        **kwargs: Passed to `RunTrainer` and Trainer; `processing_class` must be a SimMIM image processor.
+        model: The model.
+        args: Training arguments; Trainer's defaults if None.
+        data_collator: Makes batches of samples; `collate` of `MaskedImageDataset` if None.
+        train_dataset: Images to train on.
+        eval_dataset: Images to evaluate on.
+        processing_class: A SimMIM image processor, which normalizes the batches and is saved with the model. If None,
+            one is made of the settings of the data set and the model.
+        *others: Passed to `RunTrainer` and Trainer.
+        unreadable_images: Counts the images that could not be read. If None, they are listed in
+            `unreadable_images.txt` of the output folder, and more than 5 % stop the training.
+        **kwargs: Passed to `RunTrainer` and Trainer.
+
+    Raises:
+        ValueError: If no processor is given, and none can be made.
     """
 
     model: SimMIMForMaskedImageModeling
@@ -286,13 +387,43 @@ class SimMIMTrainer(RunTrainer):
     eval_dataset: MaskedImageDataset | None
     card = staticmethod(pretraining_card)
 
-    def __init__(self, *args, unreadable_images: UnreadableImages, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: Any = None,
+        args: TrainingArguments | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        *others: Any,
+        unreadable_images: UnreadableImages | None = None,
+        **kwargs: Any,
+    ):
+        args = TrainingArguments("tmp_trainer") if args is None else args
+        if args.remove_unused_columns:
+            # It would remove the names of unreadable images. In a copy: the arguments are the caller's.
+            args = copy.copy(args)
+            args.remove_unused_columns = False
+        if processing_class is None:
+            processing_class = processor_of(getattr(model, "config", None), train_dataset or eval_dataset)
+        data_collator = collate if data_collator is None else data_collator
+        datasets = (train_dataset, eval_dataset)
+        super().__init__(model, args, data_collator, *datasets, processing_class, *others, **kwargs)
+        if unreadable_images is None:
+            path = Path(str(args.output_dir)) / "unreadable_images.txt"
+            num_images = sum(len(dataset) for dataset in datasets if dataset is not None)
+            unreadable_images = UnreadableImages(path, num_images, MAX_UNREADABLE)
         self.unreadable_images = unreadable_images
         # The loss is divided by the number of masked pixels of the whole step, see `_get_num_items_in_batch`.
         self.model_accepts_loss_kwargs = True
-        self._training_error = _RunningMean()
+        self._training_error = RunningMean()
         self._evaluation: list[torch.Tensor] = []
+        self._evaluated_model: Any = None
+        self._is_compared = False
+        self._compared: ComparedImages | None = None
+        num_compared = getattr(args, "compared_images", COMPARED_IMAGES)
+        if num_compared and all(isinstance(dataset, MaskedImageDataset) for dataset in datasets):
+            self._compared = ComparedImages(train_dataset, eval_dataset, num_compared)
         self._clock = (time.perf_counter(), 0)
 
     def _get_train_sampler(self, train_dataset=None):
@@ -330,14 +461,15 @@ class SimMIMTrainer(RunTrainer):
             inputs = inputs | {"return_reconstruction": False}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
-            error = self._error_per_image(outputs, inputs)
-            if error is not None:
-                self._training_error.add(*error)
+            with torch.no_grad():
+                reconstruction = self._reconstruction(outputs, inputs)
+                if reconstruction is not None:
+                    self._training_error.add(*reconstruction.error_per_image())
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
-    def _error_per_image(self, outputs, inputs) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Mean absolute error of masked pixels (0 to 255) and their number, (B,) each; None if they are not decoded."""
+    def _reconstruction(self, outputs, inputs) -> Reconstruction | None:
+        """The predicted pixels of a batch; None if they are not decoded."""
         reconstruction = outputs.get("reconstruction")
         if reconstruction is None:
             return None
@@ -352,20 +484,28 @@ class SimMIMTrainer(RunTrainer):
             processor.image_mean,
             processor.image_std,
             patch_size,
-        ).error_per_image()
+        )
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Evaluate a batch image by image; images that only fill up the last batch do not count."""
+        # As Trainer has wrapped it.
+        self._evaluated_model = model
+        table = self._figures_per_image(model, inputs)
+        self._evaluation.append(self.accelerator.gather_for_metrics(table))
+        return table[:, 0, 0].mean(), None, None
+
+    @torch.no_grad()
+    def _figures_per_image(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """FIGURES of each image of a batch, and the number of pixels that each averages: (B, figures, 2)."""
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with self.compute_loss_context_manager():
             # The loss of the whole batch would compute the target again, maybe with a large network.
             outputs = model(**inputs, return_loss=False)
             losses: Any = self.model.masked_loss(outputs["prediction"], **inputs, per_image=True)
-        figures = [losses, self._error_per_image(outputs, inputs)]
-        # For each image and figure: its value, and the number of pixels that it averages.
-        table = torch.stack([torch.stack(figure, dim=1) for figure in figures if figure is not None], dim=1)
-        self._evaluation.append(self.accelerator.gather_for_metrics(table))
-        return losses[0].mean(), None, None
+        figures, reconstruction = [losses], self._reconstruction(outputs, inputs)
+        if reconstruction is not None:
+            figures += [reconstruction.error_per_image(), reconstruction.mean_color_error_per_image()]
+        return torch.stack([torch.stack(figure, dim=1) for figure in figures], dim=1)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters with weight decay, see `decay_parameter_names`."""
@@ -379,7 +519,7 @@ class SimMIMTrainer(RunTrainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def train(self, *args, **kwargs):
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as Trainer does, and measure throughput; a finished run only gets its weights restored."""
         self._clock = (time.perf_counter(), -1)
         checkpoint = kwargs.get("resume_from_checkpoint", args[0] if args else None)
@@ -394,6 +534,11 @@ class SimMIMTrainer(RunTrainer):
                 state.is_world_process_zero = self.is_world_process_zero()
                 state.is_local_process_zero = self.is_local_process_zero()
                 self.state = state
+                if state.is_world_process_zero:
+                    print(
+                        f"This run was complete, {state.global_step} of {state.max_steps} steps: nothing is trained"
+                        f" again. Its results are in {self.args.output_dir}."
+                    )
                 return TrainOutput(state.global_step, float("nan"), {})
         return super().train(*args, **kwargs)
 
@@ -427,14 +572,31 @@ class SimMIMTrainer(RunTrainer):
             logs["eta_seconds"] = round((self.state.max_steps - step) / steps_per_second, 1)
 
     def metric_names(self) -> set[str] | None:
-        """As in `RunTrainer`, with `masked_l1` if the target can be decoded to pixels."""
-        names = super().metric_names()
-        return names and names | ({"masked_l1"} if self.model.target.is_decodable else set())
+        """As in `RunTrainer`, with what the class describes."""
+        names, is_decodable = super().metric_names(), self.model.target.is_decodable
+        if names is not None and is_decodable:
+            names |= {"masked_l1", "mean_color_l1", "gain_over_mean_color"}
+        if names is not None and self._compared is not None:
+            names |= {"train_masked_l1" if is_decodable else "train_loss", "rankme"}
+        return names
 
-    def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """Evaluate as Trainer does, with `eval_masked_l1` if the target can be decoded to pixels."""
-        with self.untimed():
-            return super().evaluate(*args, **kwargs)
+    def evaluate(self, eval_dataset: Any = None, *args, **kwargs) -> dict[str, float]:
+        """Evaluate as Trainer does, with the metrics that the class describes.
+
+        Args:
+            eval_dataset: Other images than the trainer's; with them, training images and RankMe are not measured.
+            *args: Passed to Trainer.
+            **kwargs: Passed to Trainer.
+
+        Returns:
+            Metrics by name.
+        """
+        self._is_compared = eval_dataset is None
+        try:
+            with self.untimed():
+                return super().evaluate(eval_dataset, *args, **kwargs)
+        finally:
+            self._is_compared = False
 
     @contextlib.contextmanager
     def untimed(self) -> Iterator[None]:
@@ -447,44 +609,27 @@ class SimMIMTrainer(RunTrainer):
         """Run Trainer's loop, with metrics that are exact means over images for any number of processes."""
         self._evaluation = []
         output = super().evaluation_loop(*args, **kwargs)
-        figures, num_pixels = torch.cat(self._evaluation).cpu().double().unbind(dim=2)
-        # Images without valid masked pixels, such as crops of missing pixels only, are left out.
-        counts = (num_pixels > 0).double()
-        means = ((figures * counts).sum(dim=0) / counts.sum(dim=0)).tolist()
+        metrics = mean_figures(torch.cat(self._evaluation))
+        if metrics.get("mean_color_l1"):
+            metrics["gain_over_mean_color"] = 1 - metrics["masked_l1"] / metrics["mean_color_l1"]
+        if self._is_compared and self._compared is not None:
+            metrics |= self._compared.measure(self, partial(self._figures_per_image, self._evaluated_model))
         prefix = kwargs.get("metric_key_prefix", "eval")
-        metrics = dict(zip((f"{prefix}_loss", f"{prefix}_masked_l1"), means, strict=False))
         self.unreadable_images.share(self.is_world_process_zero())
-        return output._replace(metrics={**(output.metrics or {}), **metrics})
-
-
-class _RunningMean:
-    """Mean of a figure over images, summed on the device and read only when it is logged."""
-
-    def __init__(self):
-        self.total: torch.Tensor | None = None
-
-    def add(self, figures: torch.Tensor, num_pixels: torch.Tensor) -> None:
-        """Add figures of images (B,), except those that average no pixels."""
-        counts = (num_pixels > 0).to(figures.dtype)
-        term = torch.stack([(figures * counts).sum(), counts.sum()])
-        self.total = term if self.total is None else self.total + term
-
-    def drain(self, accelerator) -> float:
-        """The mean over all processes since the last call; NaN if nothing was added."""
-        total = self.total if self.total is not None else torch.zeros(2, device=accelerator.device)
-        self.total = None
-        figure, count = accelerator.reduce(total, reduction="sum").tolist()
-        return figure / count if count else float("nan")
+        named = {f"{prefix}_{name}": value for name, value in metrics.items()}
+        return output._replace(metrics={**(output.metrics or {}), **named})
 
 
 class ClassifierTrainer(RunTrainer):
     """`RunTrainer` for classifiers, whose evaluation loss is the mean over images.
 
-    Set `final_metrics` to the metrics measured after training, for the card.
+    Set `final_metrics` to the metrics measured after training, and `final_per_class` to those of each class
+    (`per_class` of `PerClassScores`), for the card.
     """
 
     card = staticmethod(classification_card)
     final_metrics: dict[str, float] | None = None
+    final_per_class: dict[str, dict[str, float]] | None = None
 
     def evaluation_loop(self, *args, **kwargs):
         """Run Trainer's loop, with a loss that is the exact mean over images for any number of processes."""

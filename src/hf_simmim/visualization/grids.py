@@ -1,8 +1,7 @@
-"""Image grids: reconstructions, segmentations, nearest neighbors, and a 2-D map of features."""
+"""Image grids: reconstructions and segmentations."""
 
 import colorsys
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .pictures import ERROR_LIMIT, error_pictures, font_for
+from .pictures import ERROR_LIMIT, error_pictures, font_for, shortened
 
 SEGMENTATION_COLUMNS = ("image", "annotation", "prediction")
 NO_CLASS_GRAY = 160
@@ -173,7 +172,7 @@ def _draw_table(
     pen = ImageDraw.Draw(canvas)
 
     def write(place: tuple[float, float], text: str, room: float, anchor: str = "mm") -> None:
-        pen.text(place, _shortened_title(text, font, room), fill="black", font=font, anchor=anchor)
+        pen.text(place, shortened(text, font, room), fill="black", font=font, anchor=anchor)
 
     for index in range(batch_size):
         group, row = divmod(index, rows)
@@ -196,16 +195,6 @@ def _draw_table(
     return canvas
 
 
-def _shortened_title(text: str, font: Any, room: float) -> str:
-    """Shorten a text to a width by cutting its middle."""
-    kept = len(text)
-    short = text
-    while font.getlength(short) > room and kept > 2:
-        kept -= 1
-        short = text[: kept // 2] + "…" + text[len(text) - (kept - kept // 2) :]
-    return short
-
-
 def _error_scale(font: Any) -> Image.Image:
     """Labeled color scale of an error map, from 0 to ERROR_LIMIT."""
     before, after = "error of masked pixels, of 255:  0 ", f" {ERROR_LIMIT} or more"
@@ -217,104 +206,3 @@ def _error_scale(font: Any) -> Image.Image:
     for place, text in ((0, before), (start + length, after)):
         pen.text((place, scale.height / 2), text, fill="black", font=font, anchor="lm")
     return scale
-
-
-MAX_COLORS = 10
-OTHER_COLOR = (0, 0, 0)
-GAP = 6
-
-
-def draw_neighbors(
-    queries: Sequence[np.ndarray],
-    neighbors: Sequence[Sequence[np.ndarray]],
-    similarities: torch.Tensor,
-    cell: int = 96,
-) -> Image.Image:
-    """Draw query images and their nearest neighbors.
-
-    Args:
-        queries: Query images, uint8 arrays (H, W, 3).
-        neighbors: Nearest images of each query.
-        similarities: Their cosine similarities (Q, k).
-        cell: Longer side of an image in pixels.
-
-    Returns:
-        The drawn image, a row for each query.
-    """
-    thumbnails = [
-        [_thumbnail(array, cell) for array in (query, *row)] for query, row in zip(queries, neighbors, strict=True)
-    ]
-    width, height = thumbnails[0][0].size
-    font, caption, header = ImageFont.load_default(13), 18, 24
-    columns = max(len(row) for row in thumbnails)
-    canvas = Image.new(
-        "RGB", (columns * (width + GAP) + 3 * GAP, header + len(thumbnails) * (height + caption)), "white"
-    )
-    draw = ImageDraw.Draw(canvas)
-    draw.text((GAP, header / 2), "query", fill="black", font=font, anchor="lm")
-    if columns > 1:
-        left = width + 3 * GAP
-        draw.text((left, header / 2), "nearest neighbors (cosine similarity)", fill="black", font=font, anchor="lm")
-    for row, pictures in enumerate(thumbnails):
-        top = header + row * (height + caption)
-        for column, picture in enumerate(pictures):
-            left = GAP + column * (width + GAP) + (GAP if column else 0)
-            canvas.paste(picture, (left, top))
-            if column:
-                text = f"{similarities[row, column - 1]:.3f}"
-                draw.text(
-                    (left + width / 2, top + height + caption / 2 - 2), text, fill="black", font=font, anchor="mm"
-                )
-    return canvas
-
-
-def draw_map(
-    points: np.ndarray, pictures: Sequence[np.ndarray], labels: Sequence[str] | None = None, side: int = 1600
-) -> Image.Image:
-    """Draw images at their positions on a map, framed in the colors of their labels.
-
-    Args:
-        points: Positions (N, 2) in [0, 1].
-        pictures: uint8 arrays (H, W, 3).
-        labels: Label of each image; the most frequent ones have a color.
-        side: Side of the map in pixels.
-
-    Returns:
-        The drawn image, with a legend below it if there are labels.
-    """
-    from matplotlib import colormaps
-
-    cell = round(min(64, max(24, side / max(len(points), 1) ** 0.5)))
-    frequent = [label for label, _ in Counter(labels or ()).most_common(MAX_COLORS)]
-    palette = [tuple(round(255 * part) for part in color) for color in colormaps["tab10"].colors]  # type: ignore[attr-defined]
-    colors = dict(zip(sorted(frequent), palette, strict=False))
-    font, line = font_for(frequent, 20), 30
-    entries = [*colors.items()]
-    if labels is not None and len(set(labels)) > len(frequent):
-        entries.append(("other", OTHER_COLOR))
-    legend_columns = 4
-    legend = GAP + line * -(-len(entries) // legend_columns) if entries else 0
-    canvas = Image.new("RGB", (side + 2 * GAP, side + 2 * GAP + legend), "white")
-    draw = ImageDraw.Draw(canvas)
-    for index, (x, y) in enumerate(points):
-        picture = _thumbnail(pictures[index], cell)
-        left, top = GAP + round(x * (side - cell)), GAP + round((1 - y) * (side - cell))
-        canvas.paste(picture, (left, top))
-        if labels is not None:
-            box = (left, top, left + picture.width - 1, top + picture.height - 1)
-            draw.rectangle(box, outline=colors.get(labels[index], OTHER_COLOR), width=3)
-    for index, (name, color) in enumerate(entries):
-        left = GAP + (index % legend_columns) * side // legend_columns
-        top = side + 2 * GAP + line * (index // legend_columns)
-        draw.rectangle((left, top, left + 18, top + 18), fill=color)
-        shown = name if len(name) <= 30 else f"{name[:29]}…"
-        draw.text((left + 26, top + 9), shown, fill="black", font=font, anchor="lm")
-    return canvas
-
-
-def _thumbnail(array: np.ndarray, side: int) -> Image.Image:
-    """Resize an image to a longer side in pixels; small images keep their pixels sharp."""
-    picture = Image.fromarray(array)
-    scale = side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC)

@@ -30,6 +30,25 @@ def font_for(texts: Iterable[str], size: int) -> Any:
     return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
 
 
+def shortened(text: str, font: Any, room: float) -> str:
+    """Shorten a text to a width in pixels by cutting its middle.
+
+    Args:
+        text: The text.
+        font: Font of `font_for`.
+        room: The width.
+
+    Returns:
+        The text, with an ellipsis if it was too long.
+    """
+    kept = len(text)
+    short = text
+    while font.getlength(short) > room and kept > 2:
+        kept -= 1
+        short = text[: kept // 2] + "…" + text[len(text) - (kept - kept // 2) :]
+    return short
+
+
 def to_pictures(pixel_values: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]) -> np.ndarray:
     """Undo the normalization for display.
 
@@ -53,6 +72,19 @@ def to_pictures(pixel_values: torch.Tensor, image_mean: Sequence[float], image_s
         pixels = pixels / 4 + 0.5
     pixels = pixels.clamp(0, 1).expand(-1, 3, -1, -1)
     return (pixels * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def pale_pictures(pictures: np.ndarray, factor: float) -> np.ndarray:
+    """Make pictures gray and pale, so that other parts of them stand out.
+
+    Args:
+        pictures: uint8 array of shape (B, H, W, 3).
+        factor: Factor by which the contrast to white shrinks.
+
+    Returns:
+        uint8 array of shape (B, H, W, 1).
+    """
+    return (255 - (255 - pictures.mean(axis=3, keepdims=True)) / factor).astype(np.uint8)
 
 
 def error_pictures(error: torch.Tensor) -> np.ndarray:

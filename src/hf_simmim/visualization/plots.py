@@ -4,6 +4,7 @@ import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,18 +71,26 @@ def plot_comparison(scores: Mapping[int, Mapping[str, Mapping[int, float]]], pat
 def plot_losses(log_history: Sequence[dict[str, float]], path: Path) -> None:
     """Plot training and validation loss, and the learning rate, over steps.
 
+    If masked l1 was evaluated, a second panel shows it from zero, for validation and training images, and the error of
+    the mean color as a horizontal line.
+
     Args:
         log_history: `TrainerState.log_history`.
         path: PNG file to write.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    errors = _over_steps(log_history, "eval_masked_l1")
+    figure = Figure(figsize=(8, 8 if errors[0] else 4.5), layout="constrained")
+    panels = figure.subplots(2 if errors[0] else 1, 1, squeeze=False)[:, 0]
+    axes = panels[0]
     axes.plot(*_over_steps(log_history, "loss"), label="training", color="tab:blue")
     evaluation = _over_steps(log_history, "eval_loss")
     if evaluation[0]:
         axes.plot(*evaluation, label="validation (fixed masks)", color="tab:orange", marker="o", markersize=3)
+    alike = _over_steps(log_history, "eval_train_loss")
+    if alike[0]:
+        axes.plot(*alike, label="training images (fixed masks)", color="tab:blue", marker="o", markersize=3)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.grid(alpha=0.3)
@@ -91,11 +100,32 @@ def plot_losses(log_history: Sequence[dict[str, float]], path: Path) -> None:
     rates.set_ylim(bottom=0)
     lines = [*axes.get_lines(), *rates.get_lines()]
     axes.legend(lines, [str(line.get_label()) for line in lines])
+    if errors[0]:
+        _draw_errors(panels[1], log_history)
     figure.savefig(path, dpi=120)
 
 
+def _draw_errors(axes: Any, log_history: Sequence[dict[str, float]]) -> None:
+    """Draw masked l1 of validation and training images, and that of the mean color as a horizontal line."""
+    for key, name, color in (
+        ("eval_masked_l1", "validation images", "tab:orange"),
+        ("eval_train_masked_l1", "training images (whole, fixed masks)", "tab:blue"),
+    ):
+        points = _over_steps(log_history, key)
+        if points[0]:
+            axes.plot(*points, label=name, color=color, marker="o", markersize=3)
+    baseline = _over_steps(log_history, "eval_mean_color_l1")[1]
+    if baseline and baseline[-1] == baseline[-1]:
+        axes.axhline(baseline[-1], color="black", linestyle="--", linewidth=1, label=f"mean color ({baseline[-1]:.1f})")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("step")
+    axes.set_ylabel("masked l1 (0 to 255)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
 def plot_probe(log_history: Sequence[dict[str, float]], path: Path) -> None:
-    """Plot the accuracies of the probes over steps, and those before training as horizontal lines.
+    """Plot the accuracies of the probes over steps, from zero, and those before training as horizontal lines.
 
     Args:
         log_history: `TrainerState.log_history`.
@@ -114,6 +144,7 @@ def plot_probe(log_history: Sequence[dict[str, float]], path: Path) -> None:
         if 0 in steps:
             before = values[steps.index(0)]
             axes.axhline(before, color=color, linestyle=":", linewidth=1, label=f"{name}, before training")
+    axes.set_ylim(bottom=0)
     axes.set_xlabel("step")
     axes.set_ylabel("accuracy of frozen features")
     axes.grid(alpha=0.3)
@@ -130,14 +161,21 @@ def _over_steps(log_history: Sequence[dict[str, float]], key: str) -> tuple[list
     return list(points), list(points.values())
 
 
-def plot_layers(layers: Sequence[str], series: dict[str, list[list[float]]], path: Path, title: str = "") -> None:
-    """Plot probe accuracies of the layers of an encoder.
+def plot_layers(
+    layers: Sequence[str],
+    series: dict[str, list[list[float]]],
+    path: Path,
+    title: str = "",
+    baseline: tuple[str, float] | None = None,
+) -> None:
+    """Plot probe accuracies of the layers of an encoder, from zero.
 
     Args:
         layers: Names of the layers.
         series: By name, accuracies of each layer, one for each seed; their mean and standard deviation are drawn.
         path: PNG file to write.
         title: Title of the plot.
+        baseline: Name and accuracy (0 to 1) of a predictor without a model, drawn as a line.
     """
     from matplotlib.figure import Figure
 
@@ -159,6 +197,10 @@ def plot_layers(layers: Sequence[str], series: dict[str, list[list[float]]], pat
             linestyle=line,
             marker=marker,
         )
+    if baseline is not None:
+        name, accuracy = baseline
+        axes.axhline(accuracy, color="black", linestyle="--", linewidth=1, label=f"{name} ({accuracy:.1%})")
+    axes.set_ylim(bottom=0)
     axes.set_xticks(positions, layers)
     axes.set_xlabel("layer")
     axes.set_ylabel("accuracy of frozen features")

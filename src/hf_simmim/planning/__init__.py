@@ -1,0 +1,1 @@
+"""What a training will take, and the settings that it chooses by itself."""

@@ -1,0 +1,290 @@
+"""Fills in the settings of a pre-training that nobody gave, and tells which and why."""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import IntervalStrategy
+
+from ..data.survey import Survey
+from ..training.agreement import everyones
+from ..training.optimization import images_per_step, planned_steps
+from .machine import Machine
+from .rehearsal import EVENT_SECONDS, START_SECONDS, Forecast, duration, forecast, rehearse
+from .sizing import FEWEST_STEPS, Choice, choose_batch, choose_epochs, choose_model, choose_window, smaller_batch
+
+# Evaluations and saves of a training whose length was chosen.
+NUM_EVENTS = 20
+# Steps of a training that is long enough to be forecast.
+LONG = 200
+# A day of processors is said before it starts.
+DAY = 24
+# Options of the model that are chosen together; of the encoder only if it is one of the presets.
+PRESET_OPTIONS = ("image_size", "window_size", "num_channels")
+
+
+class Automatic:
+    """The settings that were chosen.
+
+    Args:
+        arguments: Training arguments, with `given`, the names of the options on the command line, and `recipe`.
+    """
+
+    def __init__(self, arguments: Any):
+        # Without a command line nobody can tell what was set, and a recipe means what it says.
+        self.is_on = arguments.given is not None and arguments.recipe is None
+        self.given = set(arguments.given or ())
+        # Choices of the run that is resumed, by option; they hold again.
+        self.before: dict[str, Any] = {}
+        self.choices: dict[str, Choice] = {}
+
+    def is_open(self, *names: str) -> bool:
+        """Whether nobody set any of these options."""
+        return not self.given & set(names)
+
+    def set(self, arguments: Any, name: str, choice: Choice, value: Any = None) -> None:
+        """Set an option that nobody set; that of the resumed run if there is one.
+
+        Args:
+            arguments: Object whose attribute it is.
+            name: Name of the option.
+            choice: The choice.
+            value: The value as the attribute takes it, if that differs from the choice's.
+        """
+        if name in self.before:
+            choice, value = Choice(self.before[name], "as before"), None
+        setattr(arguments, name, choice.value if value is None else value)
+        self.choices[name] = choice
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The chosen values by option, for `run.json` and the command line."""
+        return {name: choice.value for name, choice in self.choices.items()}
+
+    def choose_model(self, model: Any, machine: Machine, seen: Survey, presets: Collection[str]) -> None:
+        """Choose encoder, geometry and masks.
+
+        Args:
+            model: Options `encoder`, `checkpoint`, `image_size`, `window_size`, `num_channels` and `mask_patch_size`.
+            machine: What the machine offers.
+            seen: What the images are like.
+            presets: Names of the encoders whose geometry is free.
+        """
+        if model.checkpoint is not None:
+            return
+        if "num_channels" in self.given:
+            choices = choose_model(machine, seen, is_color=model.num_channels != 1)
+        else:
+            choices = choose_model(machine, seen)
+        if self.is_open("encoder"):
+            self.set(model, "encoder", choices["encoder"])
+        elif model.encoder not in presets or not model.encoder.startswith("swin-"):
+            return
+        if "image_size" in self.given:
+            if len(set(model.image_size)) > 1 or model.image_size[0] % 4:
+                return
+            choices |= choose_window(model.image_size[0])
+        if not self.is_open("image_mean", "image_std"):
+            choices.pop("num_channels", None)
+        for name in (*PRESET_OPTIONS, "mask_patch_size"):
+            if (
+                self.is_open(name)
+                and name in choices
+                and not (name == "mask_patch_size" and "window_size" in self.given)
+            ):
+                value = choices[name].value
+                self.set(model, name, choices[name], [value] if name == "image_size" else value)
+        size = self.before.get("image_size")
+        if isinstance(size, int) and "image_size" in self.choices:
+            model.image_size = [size]
+
+    def choose_precision(self, arguments: Any, machine: Machine) -> None:
+        """Choose bfloat16 where the device computes in it, unless a precision or an engine was set.
+
+        Args:
+            arguments: Training arguments.
+            machine: What the machine offers.
+        """
+        is_plain = not (arguments.fsdp or arguments.deepspeed) and arguments.mixed_precision == "no"
+        if not (self.is_open("bf16", "fp16", "bf16_full_eval", "fp16_full_eval") and machine.has_bf16 and is_plain):
+            return
+        self.set(arguments, "bf16", Choice(True, f"{machine.device.upper()} with bfloat16 instructions"))
+        arguments.mixed_precision = "bf16" if arguments.bf16 else "no"
+
+    def choose_batch(self, arguments: Any, encoder: str, num_images: int, machine: Machine) -> None:
+        """Choose batch size and learning rate.
+
+        Args:
+            arguments: Training arguments.
+            encoder: Name of the preset.
+            num_images: Number of training images.
+            machine: What the machine offers.
+        """
+        choices = choose_batch(num_images, encoder, machine)
+        if self.is_open("per_device_train_batch_size", "gradient_accumulation_steps", "auto_find_batch_size"):
+            batch = choices["batch_size"]
+            on_each = batch.value // machine.num_devices
+            self.set(arguments, "per_device_train_batch_size", Choice(on_each, batch.reason))
+            if self.is_open("per_device_eval_batch_size"):
+                arguments.per_device_eval_batch_size = arguments.per_device_train_batch_size
+        if self.is_open("learning_rate", "base_learning_rate"):
+            if self.is_open("per_device_train_batch_size", "gradient_accumulation_steps"):
+                self.set(arguments, "learning_rate", choices["learning_rate"])
+        elif "learning_rate" not in self.given:
+            images = arguments.per_device_train_batch_size * machine.num_devices * arguments.gradient_accumulation_steps
+            arguments.learning_rate = arguments.base_learning_rate * images / arguments.base_batch_size
+
+    def rehearse(
+        self,
+        model: Any,
+        datasets: tuple[Any, Any],
+        arguments: Any,
+        collate: Any,
+        processor: Any,
+        machine: Machine,
+        always: bool = False,
+    ) -> Forecast | None:
+        """Try some steps, with smaller batches if they do not fit the memory, and choose the length by their speed.
+
+        Args:
+            model: The model, which is not changed.
+            datasets: Training images, and validation images or None.
+            arguments: Training arguments.
+            collate: Function that makes a batch.
+            processor: Image processor.
+            machine: What the machine offers.
+            always: Whether to try steps of a short training as well.
+
+        Returns:
+            What the training will take; None for one of few steps whose settings were all given.
+
+        Raises:
+            ValueError: If the model does not fit the memory.
+        """
+        train, evaluation = datasets
+        is_open = self.is_on and self.is_open("num_train_epochs", "max_steps")
+        hours = arguments.hours
+        if not always and hours is None and not is_open and planned_steps(arguments, len(train)) < LONG:
+            return None
+        while True:
+            error = None
+            try:
+                found = rehearse(model, train, arguments, collate, processor)
+            except torch.OutOfMemoryError as problem:
+                error = problem
+            if all(problem is None for problem in everyones(error)):
+                break
+            if not self.is_on or "per_device_train_batch_size" not in self.choices:
+                raise ValueError(
+                    f"A batch of {arguments.per_device_train_batch_size} images does not fit the memory ({error})."
+                    " Use a smaller --per_device_train_batch_size with more --gradient_accumulation_steps."
+                ) from error
+            smaller, parts = smaller_batch(arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps)
+            self.choices["per_device_train_batch_size"] = Choice(smaller, "more do not fit the memory")
+            self.choices["gradient_accumulation_steps"] = Choice(parts, "for the same number of images a step")
+            arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = smaller, parts
+        # The processes must train equally long.
+        found = everyones(found)[0]
+        num_evaluated = 0 if evaluation is None else len(evaluation)
+        if hours is not None or is_open:
+            each = num_evaluated / found.evaluation_images_per_second + 2 * EVENT_SECONDS
+            choice = choose_epochs(
+                len(train), found.images_per_second, machine, hours, START_SECONDS + NUM_EVENTS * each
+            )
+            self._set_length(arguments, choice, len(train))
+        return forecast(found, model, arguments, len(train), num_evaluated, machine.num_cores)
+
+    def _set_length(self, arguments: Any, choice: Choice, num_images: int) -> None:
+        """Set the number of epochs, and evaluations and saves that are not too many."""
+        self.set(arguments, "num_train_epochs", choice)
+        every = max(1, math.ceil(arguments.num_train_epochs / NUM_EVENTS))
+        if every == 1:
+            return
+        steps = max(1, every * num_images // images_per_step(arguments))
+        for name in ("eval", "save"):
+            strategy = f"{name}_strategy"
+            if self.is_open(strategy, f"{name}_steps") and getattr(arguments, strategy) != IntervalStrategy.NO:
+                setattr(arguments, strategy, IntervalStrategy.STEPS)
+                setattr(arguments, f"{name}_steps", steps)
+                self.choices[strategy] = Choice("steps", f"every {every} epochs")
+                self.choices[f"{name}_steps"] = Choice(steps, f"every {every} epochs")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a training before its first step.
+
+    Args:
+        seen: What the images are like.
+        automatic: The settings that were chosen.
+        expected: What the training will take; None for a short one.
+        machine: What the machine offers.
+    """
+
+    seen: Survey
+    automatic: Automatic
+    expected: Forecast | None
+    machine: Machine
+
+    def outcome(self, images_per_second: float, seconds: float) -> str | None:
+        """Compare the forecast with what the training took, for the card.
+
+        Args:
+            images_per_second: Images over all devices, evaluations included.
+            seconds: Time from the first step to the last.
+
+        Returns:
+            Both in one line; None without a forecast.
+        """
+        if self.expected is None:
+            return None
+        return f"{self.expected}; it took {duration(seconds / 3600)} at {images_per_second:,.0f} images/s"
+
+    def lines(self, arguments: Any, num_images: int) -> dict[str, str]:
+        """Describe choices and forecast in lines by title.
+
+        Args:
+            arguments: Training arguments.
+            num_images: Number of training images.
+
+        Returns:
+            The lines.
+        """
+        lines = {f"  {name}": f"{choice.value}: {choice.reason}" for name, choice in self.automatic.choices.items()}
+        if lines:
+            lines = {"Chosen": "what no option sets, by the machine and the images", **lines}
+        lines["Machine"] = str(self.machine)
+        if self.expected is not None:
+            lines["Forecast"] = str(self.expected)
+        return lines | {f"Note {index + 1}": text for index, text in enumerate(self.notes(arguments, num_images))}
+
+    def notes(self, arguments: Any, num_images: int) -> list[str]:
+        """What should be said before a training starts.
+
+        Args:
+            arguments: Training arguments.
+            num_images: Number of training images.
+
+        Returns:
+            A sentence for each, with the remedy.
+        """
+        notes = []
+        if self.expected is not None and self.machine.is_cpu and self.expected.hours > DAY:
+            notes.append(
+                f"This takes {duration(self.expected.hours)} on processors. Add --hours 8 to train as long as fits, or"
+                " leave out --recipe and --encoder for a model that fits this machine."
+            )
+        steps = planned_steps(arguments, num_images)
+        if self.expected is not None and steps < FEWEST_STEPS:
+            notes.append(
+                f"{steps} steps are few for a warm-up and a decay of the learning rate. Use more epochs, more images or"
+                " a smaller batch."
+            )
+        if arguments.hours and self.expected is not None and self.expected.hours > 1.25 * arguments.hours:
+            notes.append(
+                f"One epoch does not fit {arguments.hours:g} hours. Use fewer images (--max_train_samples), a smaller"
+                " --image_size or a smaller --encoder."
+            )
+        return notes

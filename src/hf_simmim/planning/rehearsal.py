@@ -1,0 +1,230 @@
+"""A rehearsal of some training steps, on copies: how fast they are and what memory they take, before the first one."""
+
+import contextlib
+import copy
+import gc
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch.utils.data import DataLoader
+
+from ..data.masked_images import MaskedImageDataset
+from ..data.transforms import normalize
+from ..training.optimization import create_optimizers, images_per_step, planned_steps
+
+# Steps that are not timed: memory is allocated, and workers start.
+NUM_WARMUP, NUM_STEPS, MAX_SECONDS = 2, 20, 12.0
+# Watts that a processor core and a GPU are assumed to take, where nothing measures them.
+CORE_WATTS, GPU_WATTS = 10.0, 350.0
+# Seconds from the command to the first step, and for pictures, card and files at an evaluation or a save.
+START_SECONDS, EVENT_SECONDS = 8.0, 1.5
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What some steps took.
+
+    Args:
+        step_seconds: Seconds of an update, with all of its accumulated batches.
+        images_per_second: Images over all devices, in training.
+        evaluation_images_per_second: Images of one device, in evaluation.
+        memory: Bytes at most: of the device if it is a GPU, else of the process with its workers.
+    """
+
+    step_seconds: float
+    images_per_second: float
+    evaluation_images_per_second: float
+    memory: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a training will take.
+
+    Args:
+        images_per_second: Images over all devices, in training.
+        hours: From the command to the end, with evaluations and saves.
+        memory: Bytes at most.
+        disk: Bytes of checkpoints and results at most.
+        kilowatt_hours: Energy, at an assumed power.
+    """
+
+    images_per_second: float
+    hours: float
+    memory: int
+    disk: int
+    kilowatt_hours: float
+
+    def __str__(self) -> str:
+        return (
+            f"{duration(self.hours)} at {self.images_per_second:,.0f} images/s, {size(self.memory)} of memory,"
+            f" {size(self.disk)} of disk, about {self.kilowatt_hours:.2g} kWh"
+        )
+
+    def as_dict(self) -> dict[str, float]:
+        """The figures, for `run.json`."""
+        return asdict(self)
+
+
+def duration(hours: float) -> str:
+    """Format a time."""
+    minutes = hours * 60
+    if minutes < 1:
+        return f"{minutes * 60:.0f} s"
+    if minutes < 100:
+        return f"{minutes:.0f} min"
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def size(num_bytes: float) -> str:
+    """Format a number of bytes."""
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
+
+
+def rehearse(
+    model: Any,
+    dataset: MaskedImageDataset,
+    arguments: Any,
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    processor: Any,
+    num_steps: int = NUM_STEPS,
+) -> Rehearsal:
+    """Run some steps as the training will, with copies of model and optimizer, and leave no trace in random states.
+
+    Args:
+        model: The model, which is not changed.
+        dataset: Training images.
+        arguments: Training arguments.
+        collate: Function that makes a batch.
+        processor: Image processor, which normalizes on the device.
+        num_steps: Number of timed updates at most; fewer if they take longer than MAX_SECONDS.
+
+    Returns:
+        What they took.
+
+    Raises:
+        torch.OutOfMemoryError: If the batch does not fit the device.
+    """
+    device, accumulation = arguments.device, arguments.gradient_accumulation_steps
+    dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    needed = (NUM_WARMUP + num_steps) * accumulation * arguments.per_device_train_batch_size
+    keys = list(itertools.islice(itertools.cycle(range(len(dataset))), needed))
+    with torch.random.fork_rng():
+        copied = copy.deepcopy(model).to(device).train()
+        optimizer, _ = create_optimizers(copied, arguments, num_steps)
+        loader = DataLoader(
+            dataset,
+            batch_size=arguments.per_device_train_batch_size,
+            sampler=keys,  # type: ignore[arg-type]
+            collate_fn=collate,
+            num_workers=arguments.dataloader_num_workers,
+        )
+        batches = iter(loader)
+        memory, started, count = 0, time.perf_counter(), -NUM_WARMUP
+        while count < num_steps and (count < 2 or time.perf_counter() - started < MAX_SECONDS):
+            if count == 0:
+                started = time.perf_counter()
+            for _ in range(accumulation):
+                inputs = _inputs(next(batches), processor, device)
+                with _autocast(device, dtype):
+                    loss = copied(**inputs).loss
+                (loss / accumulation).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            _wait(device)
+            count += 1
+            memory = max(memory, 0 if device.type == "cuda" else process_memory())
+        step_seconds = (time.perf_counter() - started) / max(1, count)
+        evaluated = _evaluation_speed(copied, inputs, device, dtype)
+        if device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(device)
+        del batches, loader, copied, optimizer, loss, inputs
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return Rehearsal(step_seconds, images_per_step(arguments) / step_seconds, evaluated, memory)
+
+
+def _inputs(batch: dict[str, Any], processor: Any, device: torch.device) -> dict[str, torch.Tensor]:
+    batch = {key: value.to(device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
+    pixels = normalize(batch["pixel_values"], processor.image_mean, processor.image_std, processor.rescale_factor)
+    return batch | {"pixel_values": pixels}
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _evaluation_speed(model: Any, inputs: dict[str, torch.Tensor], device: torch.device, dtype: Any) -> float:
+    model.eval()
+    with torch.inference_mode(), _autocast(device, dtype):
+        model(**inputs)
+        _wait(device)
+        started = time.perf_counter()
+        model(**inputs)
+        _wait(device)
+    return len(inputs["pixel_values"]) / max(1e-9, time.perf_counter() - started)
+
+
+def process_memory() -> int:
+    """Bytes that this process and its workers hold in memory, where what they share counts once."""
+    process = psutil.Process()
+    total = process.memory_info().rss
+    for child in process.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            total += getattr(child.memory_full_info(), "uss", child.memory_info().rss)
+    return total
+
+
+def forecast(
+    rehearsal: Rehearsal, model: Any, arguments: Any, num_images: int, num_evaluated: int, num_cores: int
+) -> Forecast:
+    """Compute what a training will take from what some of its steps took.
+
+    Args:
+        rehearsal: What they took.
+        model: The model.
+        arguments: Training arguments.
+        num_images: Number of training images.
+        num_evaluated: Images of an evaluation; 0 for none.
+        num_cores: Processor cores of this machine that train, for the energy.
+
+    Returns:
+        The forecast.
+    """
+    steps = planned_steps(arguments, num_images)
+    epochs = steps * images_per_step(arguments) / num_images
+    evaluations = _events(arguments.eval_strategy, arguments.eval_steps, steps, epochs) + 1 if num_evaluated else 0
+    saves = _events(arguments.save_strategy, arguments.save_steps, steps, epochs)
+    devices = max(1, arguments.world_size)
+    seconds = START_SECONDS + steps * rehearsal.step_seconds + (evaluations + saves) * EVENT_SECONDS
+    seconds += evaluations * num_evaluated / rehearsal.evaluation_images_per_second / devices
+    weights = sum(parameter.numel() for parameter in model.parameters()) * 4
+    # Weights and two moments of the optimizer in each checkpoint, and the weights at the end.
+    kept = min(saves, arguments.save_total_limit or saves)
+    disk = weights * (3 * (kept + (saves > kept)) + 1)
+    watts = CORE_WATTS * num_cores if arguments.device.type == "cpu" else GPU_WATTS * devices
+    hours = seconds / 3600
+    return Forecast(rehearsal.images_per_second, hours, rehearsal.memory, disk, watts * hours / 1000)
+
+
+def _events(strategy: Any, every: float | None, steps: int, epochs: float) -> int:
+    """How often something happens in a training that has a strategy for it."""
+    name = str(getattr(strategy, "value", strategy))
+    if name == "epoch":
+        return max(1, round(epochs))
+    if name == "steps" and every:
+        return int(steps / every) if every >= 1 else round(1 / every)
+    return 0

@@ -1,0 +1,165 @@
+"""Settings that a pre-training chooses where nobody did: by the machine, the images and the time, with reasons.
+
+The steps and batch sizes of the paper (section 4.1: 2,048 images a step; 100 and 800 epochs of 1.28 million images) are
+the guide for large sets of images on GPUs; smaller sets and processors get smaller models, batches and images.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ..data.survey import Survey
+from .machine import GIB, Machine
+
+# Images of ImageNet-1k, and epochs on them, of the paper.
+PAPER_IMAGES, PAPER_EPOCHS, LONGEST_EPOCHS = 1_281_167, 100, 800
+# Minutes that 2,000 images may take on processors if nobody says how long, and the longest such run in hours.
+CPU_MINUTES, CPU_IMAGES, CPU_HOURS = 24, 2_000, 12
+# Fewest epochs that are worth training, and fewest updates that a warm-up and a decay need.
+FEWEST_EPOCHS, FEWEST_STEPS = 5, 100
+# Memory of a GPU that holds a Swin-B with a batch worth having; cores that a Swin-T needs.
+LARGE_GPU, MANY_CORES = 22 * GIB, 16
+# Peak learning rates that hold at the batch sizes beside them; they grow with the root of the batch size.
+RATES = {"swin-mini": (2e-3, 64), "swin-tiny": (8e-4, 256), "swin-base": (8e-4, 2048)}
+LARGEST_BATCH = {"swin-mini": 256, "swin-tiny": 1024, "swin-base": 2048}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting that was chosen.
+
+    Args:
+        value: The value, as on the command line.
+        reason: Why, in a few words.
+    """
+
+    value: Any
+    reason: str
+
+
+def choose_model(machine: Machine, seen: Survey, is_color: bool | None = None) -> dict[str, Choice]:
+    """Choose encoder, image size and masks.
+
+    Args:
+        machine: What the machine offers.
+        seen: What the images are like.
+        is_color: Whether the model must take three channels, or one; by the images if None.
+
+    Returns:
+        Choices for `encoder`, `image_size`, `window_size`, `num_channels` and `mask_patch_size`.
+    """
+    if machine.is_cpu and machine.num_cores < MANY_CORES:
+        encoder, largest, reason = "swin-mini", 96, f"{machine.num_cores} processor cores, no GPU"
+    elif machine.is_cpu:
+        encoder, largest, reason = "swin-tiny", 128, f"{machine.num_cores} processor cores, no GPU"
+    elif machine.memory < LARGE_GPU:
+        encoder, largest, reason = "swin-tiny", 192, f"a device of {machine.memory / GIB:.0f} GB"
+    else:
+        encoder, largest, reason = "swin-base", 192, f"a device of {machine.memory / GIB:.0f} GB"
+    choices = {"encoder": Choice(encoder, reason)}
+    side = seen.side or largest
+    size = min(largest, max(32, round(side / 32) * 32))
+    because = f"the images have {side} px"
+    if size == largest < side:
+        because += f", and {'a CPU is slow at' if machine.is_cpu else 'the paper does not take'} more than {largest}"
+    choices["image_size"] = Choice(size, because)
+    choices |= choose_window(size)
+    if seen.num_channels is not None or is_color is not None:
+        number = seen.num_channels if is_color is None else 3 if is_color else 1
+        choices["num_channels"] = Choice(number, "gray images" if number == 1 else f"the images have {number}")
+    return choices
+
+
+def choose_window(size: int, patch_size: int = 4) -> dict[str, Choice]:
+    """Choose attention window and mask patch for an image size, such that both tile it as in the paper.
+
+    Args:
+        size: Side of the image in pixels.
+        patch_size: Side of a patch in pixels.
+
+    Returns:
+        Choices for `window_size`, in patches, and `mask_patch_size`, in pixels.
+    """
+    grid = size // patch_size
+    window = next((window for window in (6, 7, 8) if grid % window == 0), 6)
+    # A sixth of the side, as 32 of 192 px, and a multiple of the patch that divides the image.
+    fitting = [side for side in range(patch_size, size // 2 + 1, patch_size) if size % side == 0]
+    mask = min(fitting, key=lambda side: abs(math.log(side * 6 / size)))
+    return {
+        "window_size": Choice(window, f"{grid} patches on a side"),
+        "mask_patch_size": Choice(mask, f"1/{size // mask} of the side; in the paper 32 of 192 px"),
+    }
+
+
+def choose_batch(num_images: int, encoder: str, machine: Machine) -> dict[str, Choice]:
+    """Choose batch size and learning rate.
+
+    Args:
+        num_images: Number of training images.
+        encoder: Name of the preset.
+        machine: What the machine offers.
+
+    Returns:
+        Choices for `batch_size`, over all devices, and `learning_rate`.
+    """
+    wanted = 2 ** max(0, math.floor(math.log2(max(1, num_images / 16))))
+    batch = max(1, min(max(wanted, 16), LARGEST_BATCH.get(encoder, 1024), num_images))
+    batch = max(1, batch // machine.num_devices) * machine.num_devices
+    rate, its_batch = RATES.get(encoder, RATES["swin-tiny"])
+    rate = float(f"{rate * math.sqrt(min(1, batch / its_batch)):.2g}")
+    return {
+        "batch_size": Choice(batch, f"{num_images // batch:,} steps an epoch"),
+        "learning_rate": Choice(rate, f"for {encoder} at a batch size of {batch}"),
+    }
+
+
+def choose_epochs(
+    num_images: int, images_per_second: float, machine: Machine, hours: float | None = None, other_seconds: float = 0
+) -> Choice:
+    """Choose the length of the training.
+
+    Args:
+        num_images: Number of training images.
+        images_per_second: Measured speed of training over all devices.
+        machine: What the machine offers.
+        hours: Time that may be used; if None, that of the paper's schedules on a device, or less on processors.
+        other_seconds: What evaluations, saves and the start take of it.
+
+    Returns:
+        The choice for `num_train_epochs`.
+    """
+    wanted = PAPER_EPOCHS * math.sqrt(PAPER_IMAGES / num_images)
+    wanted = round(min(LONGEST_EPOCHS, max(PAPER_EPOCHS, wanted)))
+    if hours is None and not machine.is_cpu:
+        return Choice(wanted, f"{num_images:,} images; the paper's are {PAPER_EPOCHS} to {LONGEST_EPOCHS}")
+    limit = hours
+    if limit is None:
+        limit = min(CPU_HOURS, max(1.0, num_images / CPU_IMAGES) * CPU_MINUTES / 60)
+    fitting = int(max(0.0, limit * 3600 - other_seconds) * images_per_second / num_images)
+    epochs = max(FEWEST_EPOCHS if hours is None else 1, min(fitting, LONGEST_EPOCHS if hours else wanted))
+    time = f"{limit:g} h" if hours else f"{limit * 60:.0f} min" if limit < 2 else f"{limit:.0f} h"
+    asked = "--hours" if hours else "the default on processors; set --hours for another"
+    if epochs < fitting:
+        return Choice(epochs, f"{num_images:,} images; the paper's longest schedule has {LONGEST_EPOCHS}")
+    return Choice(epochs, f"what {time} allow ({asked})")
+
+
+def smaller_batch(batch_size: int, accumulation: int) -> tuple[int, int]:
+    """Halve the batch of a device, and keep the images of a step by accumulation.
+
+    Args:
+        batch_size: Images on a device at once.
+        accumulation: Accumulated batches of a step.
+
+    Returns:
+        Both, changed.
+
+    Raises:
+        ValueError: If a batch of one image does not fit.
+    """
+    if batch_size == 1:
+        raise ValueError(
+            "The model does not fit the memory even with one image at a time. Use a smaller --encoder or --image_size."
+        )
+    parts = next(parts for parts in (2, 3, 5, 7, batch_size) if batch_size % parts == 0)
+    return batch_size // parts, accumulation * parts

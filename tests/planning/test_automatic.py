@@ -1,0 +1,158 @@
+"""Settings that nobody gave: which are chosen, that options and recipes win, and that a resumed run keeps them."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+import torch
+from photos import random_photo
+from tiny import swin_config
+
+from hf_simmim.cli import pretrain
+from hf_simmim.planning import automatic as automatic_module
+from hf_simmim.planning.automatic import Automatic
+from hf_simmim.planning.machine import GIB, Machine
+from hf_simmim.planning.rehearsal import Rehearsal
+
+LAPTOP = Machine("cpu", 1, 16 * GIB, 2, has_bf16=False)
+LARGE_GPU = Machine("cuda", 1, 80 * GIB, 16, has_bf16=True)
+
+
+@pytest.fixture
+def rehearsed(monkeypatch):
+    """Rehearsals that take no time; the batches that do not fit can be set."""
+    state = types.SimpleNamespace(largest=1000, batches=[])
+
+    def rehearse(model, dataset, arguments, *rest):
+        state.batches.append(arguments.per_device_train_batch_size)
+        if arguments.per_device_train_batch_size > state.largest:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return Rehearsal(0.5, 100.0, 300.0, GIB)
+
+    monkeypatch.setattr(automatic_module, "rehearse", rehearse)
+    return state
+
+
+def built(monkeypatch, tmp_path, photos, machine=LAPTOP, **options):
+    """The trainer of a command line."""
+    monkeypatch.setattr(pretrain, "find_machine", lambda arguments: machine)
+    words = [f"--train_dir={photos}", f"--output_dir={tmp_path / 'run'}", "--use_cpu=true"]
+    words += ["--dataloader_num_workers=0", *(f"--{name}={value}" for name, value in options.items())]
+    parts = pretrain.COMMAND.parse(words)
+    trainer, _ = pretrain.build_trainer(*parts)
+    return trainer, parts
+
+
+@pytest.fixture(scope="module")
+def gray(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gray")
+    for index in range(60):
+        photo = random_photo(np.random.default_rng(index), (100, 80))
+        photo.convert("L").save(folder / f"{index}.png")
+    return folder
+
+
+def test_a_folder_alone_is_enough(monkeypatch, tmp_path, gray, rehearsed):
+    trainer, (_, model, arguments) = built(monkeypatch, tmp_path, gray)
+    assert trainer.model.config.encoder_config.embed_dim == 48
+    assert trainer.model.config.image_size == (64, 64)
+    assert trainer.model.config.num_channels == 1
+    assert trainer.processing_class.mask_patch_size == 8
+    assert model.encoder == "swin-mini"
+    assert (arguments.per_device_train_batch_size, arguments.bf16) == (16, False)
+    # 24 minutes, of which the start and 20 evaluations take 68.2 s; 57 images at 100 a second; 800 at most.
+    assert arguments.num_train_epochs == 800
+    assert arguments.learning_rate == pytest.approx(1e-3)
+    chosen = json.loads((tmp_path / "run" / "run.json").read_text())["chosen"]
+    assert chosen == trainer.plan.automatic.values
+    lines = trainer.plan.lines(arguments, 57)
+    assert lines["  encoder"] == "swin-mini: 2 processor cores, no GPU"
+    assert lines["  num_channels"] == "1: gray images"
+    assert " min at 100 images/s, 1.1 GB of memory" in lines["Forecast"]
+
+
+def test_on_a_gpu_the_same_command_takes_a_larger_encoder(monkeypatch, tmp_path, gray, rehearsed):
+    """A tiny model is built in its place: what counts is which was asked for."""
+    taken = []
+    monkeypatch.setattr(
+        pretrain,
+        "build_config",
+        lambda arguments: taken.append(arguments.encoder) or pretrain.SimMIMConfig(encoder_config=swin_config()),
+    )
+    built(monkeypatch, tmp_path, gray, machine=Machine("cuda", 1, 80 * GIB, 16, has_bf16=False))
+    assert taken == ["swin-base", "swin-base"]
+    arguments = types.SimpleNamespace(given=set(), recipe=None, mixed_precision="no", fsdp=None, deepspeed=None)
+    chosen = Automatic(arguments)
+    chosen.choose_precision(arguments, LARGE_GPU)
+    assert (arguments.bf16, arguments.mixed_precision) == (True, "bf16")
+
+
+def test_options_win(monkeypatch, tmp_path, gray, rehearsed):
+    given = {
+        "encoder": json.dumps(swin_config(num_channels=1).to_diff_dict() | {"model_type": "swin"}),
+        "mask_patch_size": 16,
+        "per_device_train_batch_size": 5,
+        "num_train_epochs": 2,
+        "bf16": "false",
+    }
+    trainer, (_, _, arguments) = built(monkeypatch, tmp_path, gray, machine=Machine("cpu", 1, GIB, 2, True), **given)
+    assert trainer.plan.automatic.choices == {}
+    assert trainer.model.config.encoder_config.embed_dim == swin_config().embed_dim
+    assert (arguments.per_device_train_batch_size, arguments.num_train_epochs) == (5, 2)
+    assert arguments.learning_rate == pytest.approx(2e-4 * 5 / 512)
+    assert rehearsed.batches == []
+    assert trainer.plan.expected is None
+
+
+def test_a_recipe_is_taken_to_the_digit(monkeypatch, tmp_path, gray, rehearsed):
+    trainer, (_, model, arguments) = built(
+        monkeypatch, tmp_path, gray, recipe="small_budget__cpu", num_channels=1, per_device_train_batch_size=4
+    )
+    assert trainer.plan.automatic.choices == {}
+    assert (model.mask_patch_size, arguments.num_train_epochs, arguments.learning_rate) == (16, 50, 1e-3)
+    assert trainer.plan.expected is not None
+
+
+def test_hours_size_the_run(monkeypatch, tmp_path, gray, rehearsed):
+    trainer, (_, _, arguments) = built(monkeypatch, tmp_path, gray, recipe="small_budget__cpu", num_channels=1,
+                                       per_device_train_batch_size=4, hours=0.05)  # fmt: skip
+    # 180 s, of which the start and 20 evaluations take 68.2; 57 images at 100 a second.
+    assert arguments.num_train_epochs == 196
+    assert arguments.eval_steps == arguments.save_steps == 10 * 57 // 4
+    assert list(trainer.plan.automatic.choices) == [
+        "num_train_epochs", "eval_strategy", "eval_steps", "save_strategy", "save_steps"
+    ]  # fmt: skip
+
+
+def test_batches_that_do_not_fit_are_accumulated(monkeypatch, tmp_path, gray, rehearsed):
+    rehearsed.largest = 5
+    _, (_, _, arguments) = built(monkeypatch, tmp_path, gray)
+    assert rehearsed.batches == [16, 8, 4]
+    assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (4, 4)
+    with pytest.raises(ValueError, match="A batch of 6 images does not fit the memory"):
+        built(monkeypatch, tmp_path / "other", gray, per_device_train_batch_size=6)
+
+
+def test_a_resumed_run_keeps_its_choices(monkeypatch, tmp_path, gray, rehearsed):
+    built(monkeypatch, tmp_path, gray)
+    path = tmp_path / "run" / "run.json"
+    before = json.loads(path.read_text())
+    before["chosen"] |= {"image_size": 32, "mask_patch_size": 4, "num_train_epochs": 7, "learning_rate": 0.003}
+    path.write_text(json.dumps(before))
+    trainer, (_, _, arguments) = built(monkeypatch, tmp_path, gray, machine=LARGE_GPU)
+    assert trainer.model.config.image_size == (32, 32)
+    assert trainer.model.config.encoder_config.embed_dim == 48
+    assert (arguments.num_train_epochs, arguments.learning_rate) == (7, 0.003)
+    assert trainer.plan.automatic.choices["encoder"].reason == "as before"
+
+
+def test_what_takes_too_long_is_said(monkeypatch, tmp_path, gray, rehearsed):
+    trainer, (_, _, arguments) = built(
+        monkeypatch, tmp_path, gray, recipe="small_budget__cpu", num_channels=1,
+        per_device_train_batch_size=4, num_train_epochs=1_000_000,
+    )  # fmt: skip
+    (note,) = trainer.plan.notes(arguments, 57)
+    assert "days on processors. Add --hours 8" in note
+    assert trainer.plan.lines(arguments, 57)["Note 1"] == note
+    assert trainer.plan.outcome(100, 20.0) == f"{trainer.plan.expected}; it took 20 s at 100 images/s"
