@@ -147,12 +147,28 @@ def test_a_resumed_run_keeps_its_choices(monkeypatch, tmp_path, gray, rehearsed)
     assert trainer.plan.automatic.choices["encoder"].reason == "as before"
 
 
+def test_a_run_with_a_checkpoint_is_not_measured_again(monkeypatch, tmp_path, gray, rehearsed):
+    rehearsed.largest = 8
+    first, _ = built(monkeypatch, tmp_path, gray)
+    assert len(rehearsed.batches) == 2
+    monkeypatch.setattr(pretrain, "prepare_output_dir", lambda arguments: tmp_path / "run" / "checkpoint-1")
+    monkeypatch.setattr(pretrain, "settle_settings", lambda arguments, settings, checkpoint: settings)
+    again, (_, _, arguments) = built(monkeypatch, tmp_path, gray)
+    assert len(rehearsed.batches) == 2
+    assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (8, 2)
+    assert arguments.num_train_epochs == first.args.num_train_epochs
+    assert (arguments.eval_steps, arguments.save_steps) == (first.args.eval_steps, first.args.save_steps)
+    assert again.plan.expected == first.plan.expected
+
+
 def test_what_takes_too_long_is_said(monkeypatch, tmp_path, gray, rehearsed):
     trainer, (_, _, arguments) = built(
         monkeypatch, tmp_path, gray, recipe="small_budget__cpu", num_channels=1,
         per_device_train_batch_size=4, num_train_epochs=1_000_000,
     )  # fmt: skip
     (note,) = trainer.plan.notes(arguments, 57)
-    assert "days on processors. Add --hours 8" in note
+    assert "days on processors. Add --hours 8 for what fits" in note
     assert trainer.plan.lines(arguments, 57)["Note 1"] == note
-    assert trainer.plan.outcome(100, 20.0) == f"{trainer.plan.expected}; it took 20 s at 100 images/s"
+    outcome = trainer.plan.outcome(arguments, 100, 20.0)
+    assert outcome.startswith(f"{trainer.plan.expected}; it took 20 s at 100 images/s, ")
+    assert outcome.endswith(" of memory, 0 MB of disk")

@@ -14,7 +14,7 @@ from tiny import swin_config
 from hf_simmim.cli import pretrain
 from hf_simmim.data.masked_images import collate
 from hf_simmim.planning import rehearsal as rehearsal_module
-from hf_simmim.planning.rehearsal import Rehearsal, duration, forecast, rehearse
+from hf_simmim.planning.rehearsal import Rehearsal, forecast, rehearse, rough_time
 
 
 @pytest.fixture(scope="module")
@@ -90,4 +90,4 @@ def test_a_forecast_by_hand():
 
 
 def test_times_are_in_their_own_units():
-    assert [duration(hours) for hours in (0.01, 0.5, 3, 100)] == ["36 s", "30 min", "3.0 h", "4.2 days"]
+    assert [rough_time(hours) for hours in (0.01, 0.5, 3, 100)] == ["36 s", "30 min", "3.0 h", "4.2 days"]

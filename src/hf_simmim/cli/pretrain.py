@@ -392,7 +392,10 @@ def build_trainer(
         probe = load_probe(data_arguments)
     seen, machine = survey(train_images), find_machine(arguments)
     if not arguments.restart:
-        automatic.before = settings_before(Path(arguments.output_dir)).get("chosen") or {}
+        earlier = settings_before(Path(arguments.output_dir))
+        automatic.before = earlier.get("chosen") or {}
+        # Measured again only if the run starts from the beginning.
+        automatic.expected_before = earlier.get("forecast") if checkpoint is not None else None
     if automatic.is_on:
         automatic.choose_model(model_arguments, machine, seen, ENCODER_PRESETS)
         automatic.choose_precision(arguments, machine)
@@ -514,7 +517,7 @@ def describe_prediction(config: SimMIMConfig, stride: int) -> str:
         detail = ", ".join(f"{key} {value}" for key, value in options.items() if not isinstance(value, dict))
         parts.append(getattr(config, component) + (f" ({detail})" if detail else ""))
     target, head, loss = parts
-    target = "RGB" if target == "rgb" else target
+    target = {3: "RGB", 1: "gray values"}.get(config.num_channels, "pixels") if target == "rgb" else target
     steps = "" if stride == 1 else f", prediction stride {stride} px"
     return f"{loss} on {target} of {config.loss_region} pixels, {head} head{steps}"
 

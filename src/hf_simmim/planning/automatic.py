@@ -12,7 +12,17 @@ from ..data.survey import Survey
 from ..training.agreement import everyones
 from ..training.optimization import images_per_step, planned_steps
 from .machine import Machine
-from .rehearsal import EVENT_SECONDS, START_SECONDS, Forecast, duration, forecast, rehearse
+from .rehearsal import (
+    EVENT_SECONDS,
+    START_SECONDS,
+    Forecast,
+    folder_size,
+    forecast,
+    peak_memory,
+    rehearse,
+    rough_time,
+    size,
+)
 from .sizing import FEWEST_STEPS, Choice, choose_batch, choose_epochs, choose_model, choose_window, smaller_batch
 
 # Evaluations and saves of a training whose length was chosen.
@@ -36,8 +46,9 @@ class Automatic:
         # Without a command line nobody can tell what was set, and a recipe means what it says.
         self.is_on = arguments.given is not None and arguments.recipe is None
         self.given = set(arguments.given or ())
-        # Choices of the run that is resumed, by option; they hold again.
+        # Choices of the run that is resumed, by option, and its forecast; they hold again.
         self.before: dict[str, Any] = {}
+        self.expected_before: dict[str, Any] | None = None
         self.choices: dict[str, Choice] = {}
 
     def is_open(self, *names: str) -> bool:
@@ -127,6 +138,8 @@ class Automatic:
             batch = choices["batch_size"]
             on_each = batch.value // machine.num_devices
             self.set(arguments, "per_device_train_batch_size", Choice(on_each, batch.reason))
+            if "gradient_accumulation_steps" in self.before:
+                self.set(arguments, "gradient_accumulation_steps", Choice(1, ""))
             if self.is_open("per_device_eval_batch_size"):
                 arguments.per_device_eval_batch_size = arguments.per_device_train_batch_size
         if self.is_open("learning_rate", "base_learning_rate"):
@@ -166,6 +179,10 @@ class Automatic:
         train, evaluation = datasets
         is_open = self.is_on and self.is_open("num_train_epochs", "max_steps")
         hours = arguments.hours
+        if self.expected_before is not None:
+            if "num_train_epochs" in self.before:
+                self._set_length(arguments, Choice(arguments.num_train_epochs, ""), len(train))
+            return Forecast(**self.expected_before)
         if not always and hours is None and not is_open and planned_steps(arguments, len(train)) < LONG:
             return None
         while True:
@@ -228,10 +245,11 @@ class Plan:
     expected: Forecast | None
     machine: Machine
 
-    def outcome(self, images_per_second: float, seconds: float) -> str | None:
+    def outcome(self, arguments: Any, images_per_second: float, seconds: float) -> str | None:
         """Compare the forecast with what the training took, for the card.
 
         Args:
+            arguments: Training arguments.
             images_per_second: Images over all devices, evaluations included.
             seconds: Time from the first step to the last.
 
@@ -240,7 +258,11 @@ class Plan:
         """
         if self.expected is None:
             return None
-        return f"{self.expected}; it took {duration(seconds / 3600)} at {images_per_second:,.0f} images/s"
+        memory, disk = peak_memory(arguments.device), folder_size(arguments.output_dir)
+        return (
+            f"{self.expected}; it took {rough_time(seconds / 3600)} at {images_per_second:,.0f} images/s,"
+            f" {size(memory)} of memory, {size(disk)} of disk"
+        )
 
     def lines(self, arguments: Any, num_images: int) -> dict[str, str]:
         """Describe choices and forecast in lines by title.
@@ -273,8 +295,8 @@ class Plan:
         notes = []
         if self.expected is not None and self.machine.is_cpu and self.expected.hours > DAY:
             notes.append(
-                f"This takes {duration(self.expected.hours)} on processors. Add --hours 8 to train as long as fits, or"
-                " leave out --recipe and --encoder for a model that fits this machine."
+                f"This takes {rough_time(self.expected.hours)} on processors. Add --hours 8 for what fits, or leave out"
+                " --recipe and --encoder for a model that fits this machine."
             )
         steps = planned_steps(arguments, num_images)
         if self.expected is not None and steps < FEWEST_STEPS:

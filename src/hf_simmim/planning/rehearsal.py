@@ -4,9 +4,11 @@ import contextlib
 import copy
 import gc
 import itertools
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -62,7 +64,7 @@ class Forecast:
 
     def __str__(self) -> str:
         return (
-            f"{duration(self.hours)} at {self.images_per_second:,.0f} images/s, {size(self.memory)} of memory,"
+            f"{rough_time(self.hours)} at {self.images_per_second:,.0f} images/s, {size(self.memory)} of memory,"
             f" {size(self.disk)} of disk, about {self.kilowatt_hours:.2g} kWh"
         )
 
@@ -71,7 +73,7 @@ class Forecast:
         return asdict(self)
 
 
-def duration(hours: float) -> str:
+def rough_time(hours: float) -> str:
     """Format a time."""
     minutes = hours * 60
     if minutes < 1:
@@ -186,6 +188,24 @@ def process_memory() -> int:
         with contextlib.suppress(psutil.Error):
             total += getattr(child.memory_full_info(), "uss", child.memory_info().rss)
     return total
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes in use at most: of a GPU, or of this process since its start, with the workers that it has now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    own = psutil.Process().memory_info().rss
+    with contextlib.suppress(ImportError):  # not on Windows
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        own = max(own, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    return own + process_memory() - psutil.Process().memory_info().rss
+
+
+def folder_size(folder: str | Path) -> int:
+    """Bytes of the files in a folder."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
 
 def forecast(

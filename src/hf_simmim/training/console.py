@@ -58,10 +58,10 @@ class ConsoleCallback(TrainerCallback):
         """Print what is logged as one line."""
         line = log_line(logs or {}, state.global_step, state.max_steps)
         if state.is_world_process_zero and line:
-            if self.bar is None:
-                print(line, flush=True)
-            else:
-                self.bar.write(line)
+            try:
+                (print if self.bar is None else self.bar.write)(line)
+            except RuntimeError:  # tqdm looks at all bars, and an upload in another thread may open or close one
+                print(line)
 
     def on_train_end(self, args, state, control, **kwargs):
         """End the bar."""

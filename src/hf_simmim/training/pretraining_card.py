@@ -85,7 +85,7 @@ def _forecast(trainer: Any) -> dict[str, str | None]:
     done = last_entry(trainer.state.log_history, "train_runtime")
     if trainer.plan is None or done is None or vars(trainer).get("_initial_global_step"):
         return {}
-    text = trainer.plan.outcome(done["train_samples_per_second"], done["train_runtime"])
+    text = trainer.plan.outcome(trainer.args, done["train_samples_per_second"], done["train_runtime"])
     return {"forecast": text} if text else {}
 
 
