@@ -126,7 +126,7 @@ def test_pushes_are_whole_and_tell_no_paths(script, scenes, checkpoint, tmp_path
     saves = {"num_train_epochs": 2, "max_train_samples": 16, "eval_strategy": "epoch", "save_strategy": "epoch"}
     script.COMMAND.main(options(checkpoint, scenes, tmp_path, **pushed, **saves))
     assert hub.titles("org/scenes")[:-1] == ["End of training", *(f"Training in progress, epoch {i}" for i in (2, 1))]
-    assert "/commit/" in capsys.readouterr().out.splitlines()[-1]
+    assert "/commit/" in capsys.readouterr().out.splitlines()[-2]
     repository = hub.store.get("models", "org/scenes")
     cards = [repository.file("README.md", commit.oid).decode() for commit in list(repository.history("main"))[:-1]]
     # The picture is drawn at the end.

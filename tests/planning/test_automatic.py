@@ -61,7 +61,7 @@ def test_a_folder_alone_is_enough(monkeypatch, tmp_path, gray, rehearsed):
     assert trainer.processing_class.mask_patch_size == 8
     assert model.encoder == "swin-mini"
     assert (arguments.per_device_train_batch_size, arguments.bf16) == (16, False)
-    # 24 minutes, of which the start and 20 evaluations take 68.2 s; 57 images at 100 a second; 800 at most.
+    # 20 minutes, of which the start and 20 evaluations take 68.2 s; 57 images at 100 a second; 800 at most.
     assert arguments.num_train_epochs == 800
     assert arguments.learning_rate == pytest.approx(1e-3)
     chosen = json.loads((tmp_path / "run" / "run.json").read_text())["chosen"]

@@ -14,7 +14,7 @@ from .machine import GIB, Machine
 # Images of ImageNet-1k, and epochs on them, of the paper.
 PAPER_IMAGES, PAPER_EPOCHS, LONGEST_EPOCHS = 1_281_167, 100, 800
 # Minutes that 2,000 images may take on processors if nobody says how long, and the longest such run in hours.
-CPU_MINUTES, CPU_IMAGES, CPU_HOURS = 24, 2_000, 12
+CPU_MINUTES, CPU_IMAGES, CPU_HOURS = 20, 2_000, 12
 # Fewest epochs that are worth training, and fewest updates that a warm-up and a decay need.
 FEWEST_EPOCHS, FEWEST_STEPS = 5, 100
 # Memory of a GPU that holds a Swin-B with a batch worth having; cores that a Swin-T needs.
