@@ -15,8 +15,9 @@ from paths import ROOT, SUPPORT
 from transformers import TrainerCallback
 
 from hf_simmim.training import resumable_trainer
+from hf_simmim.training.arguments import SimMIMTrainingArguments
 from hf_simmim.training.checkpoints import STAGING, TrainingStoppedError, flaw, newest_whole_checkpoint
-from hf_simmim.training.run_folder import RUN_FILE
+from hf_simmim.training.run_folder import RUN_FILE, prepare_output_dir
 from hf_simmim.training.run_lock import LOCK_FILE, unlock_runs
 from hf_simmim.training.stop_signals import TrainingInterrupted
 
@@ -289,3 +290,35 @@ def test_saved_files_do_not_tell_where_the_run_was(tmp_path):
         assert b"somebody" not in path.read_bytes(), path
     assert torch.load(folder / "training_args.bin", weights_only=False).output_dir == "run"
     assert trainer.args.output_dir == str(folder)
+
+
+def test_a_kill_while_old_checkpoints_are_deleted_leaves_no_half_of_one(tmp_path, monkeypatch):
+    trainer = make_trainer("fine-tuning", tmp_path, save_total_limit=1)
+    unlink, deleted = os.unlink, []
+
+    def killed(path, *args, **kwargs):
+        deleted.append(path)
+        if len(deleted) == 3:
+            raise KeyboardInterrupt
+        unlink(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    assert names(tmp_path) == {"checkpoint-10"}
+    assert flaw(tmp_path / "checkpoint-10") is None
+
+
+def test_what_a_kill_left_is_removed_at_the_next_start(tmp_path):
+    (tmp_path / RUN_FILE).write_text("{}")
+    (tmp_path / STAGING / "checkpoint-5").mkdir(parents=True)
+    # As safetensors calls the weights until they are whole.
+    left, other = tmp_path / ".tmpaB3xYz", tmp_path / ".tmp"
+    left.touch()
+    other.touch()
+    prepare_output_dir(SimMIMTrainingArguments(output_dir=str(tmp_path), use_cpu=True))
+    unlock_runs()
+    assert not left.exists()
+    assert not (tmp_path / STAGING).exists()
+    assert other.exists()

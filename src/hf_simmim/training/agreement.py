@@ -1,16 +1,42 @@
 """Agreement of the processes of a run: what each of them found is compared before any of them trains."""
 
+import atexit
+import functools
 import json
+import threading
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+
+# Longest time that a process takes to leave the others.
+SECONDS_TO_LEAVE = 5.0
 
 
 def num_processes() -> int:
     """Number of processes of the run."""
     is_started = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if is_started else 1
+
+
+@functools.cache
+def leave_before_python_ends() -> None:
+    """Let this process leave the group of processes that talk through gloo before Python shuts down.
+
+    Threads of gloo that still hold tensors then abort the process, after all its work is done: now and then a finished
+    run ended with signal 6.
+
+    Source: https://github.com/pytorch/pytorch/pull/179291
+    """
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if num_processes() > 1 and torch.distributed.get_backend() == "gloo":
+        # Not for long: where another process failed, a thread may wait for it.
+        leaving = threading.Thread(target=torch.distributed.destroy_process_group, daemon=True)
+        leaving.start()
+        leaving.join(timeout=SECONDS_TO_LEAVE)
 
 
 def everyones(value: Any) -> list[Any]:

@@ -1,17 +1,32 @@
-"""Checkpoints that are complete or do not count: staged, listed in a manifest, renamed, and verified before use."""
+"""Checkpoints that are complete or do not count: staged, listed in a manifest, renamed, and verified before use.
+
+They are read by whatever engine resumes: FSDP2 from those of one process or DDP, and the other way round.
+"""
 
 import contextlib
 import hashlib
 import json
 import os
 import shutil
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import CONFIG_NAME, logging
+from safetensors.torch import load_file
+from torch import nn
+from torch.distributed import checkpoint as distributed_checkpoint
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 
 logger = logging.get_logger(__name__)
 
@@ -19,8 +34,15 @@ logger = logging.get_logger(__name__)
 MANIFEST = "checkpoint.manifest"
 # Folder in which a checkpoint is written until it is complete.
 STAGING = "_saving"
+# Names that safetensors gives files until they are whole; a kill leaves them.
+UNFINISHED = ".tmp" + 6 * "[0-9A-Za-z]"
 # What the libraries that write checkpoints raise where a disk is full, read-only or gone.
 SAVE_ERRORS = (OSError, SafetensorError, RuntimeError)
+# Names that accelerate gives to the files of FSDP, and to its folders of shards.
+WHOLE = {"model": "pytorch_model_fsdp.bin", "optimizer": "optimizer.bin"}
+SHARDS = {"model": "pytorch_model_fsdp_0", "optimizer": "optimizer_0"}
+# Every process holds the weights as a whole, and takes its part of them.
+_WHOLE_OPTIONS = StateDictOptions(full_state_dict=True)
 
 
 class TrainingStoppedError(RuntimeError):
@@ -74,6 +96,28 @@ def finish_checkpoint(staged: Path, final: Path) -> None:
     _flush(final.parent)
     if replaced is not None:
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def delete_old_checkpoints(output_dir: Path, limit: int | None, best: str | None) -> None:
+    """Delete the oldest checkpoints, so that a kill leaves none of them in part under its name.
+
+    Args:
+        output_dir: Folder of the run.
+        limit: Number of checkpoints to keep; all if None or 0.
+        best: One that is kept in any case, as the newest is.
+    """
+    folders = sort_checkpoints(str(output_dir), use_mtime=True)
+    kept = {*folders[-1:], *([str(Path(best))] if best else [])}
+    num_left = len(folders)
+    for folder in folders:
+        if limit and limit > 0 and num_left > max(limit, len(kept)) and folder not in kept:
+            # A start deletes what an earlier one left there.
+            staged = output_dir / STAGING / Path(folder).name
+            with contextlib.suppress(OSError):
+                staged.parent.mkdir(exist_ok=True)
+                Path(folder).rename(staged)
+                shutil.rmtree(staged.parent, ignore_errors=True)
+            num_left -= 1
 
 
 def share_weights(folder: Path) -> None:
@@ -239,3 +283,81 @@ def named_checkpoint(name: str, output_dir: Path) -> Path:
     elif reason is not None:
         raise ValueError(f"resume_from_checkpoint={name!r} is no complete checkpoint: {reason}. {remedy}")
     return folder
+
+
+def fsdp_layout(folder: str | Path) -> str | None:
+    """How FSDP saved a checkpoint, as accelerate calls it; None if another engine did.
+
+    Args:
+        folder: Folder of the checkpoint.
+
+    Returns:
+        "SHARDED_STATE_DICT", "FULL_STATE_DICT" or None.
+    """
+    if (Path(folder) / SHARDS["model"]).is_dir():
+        return "SHARDED_STATE_DICT"
+    return "FULL_STATE_DICT" if (Path(folder) / WHOLE["model"]).is_file() else None
+
+
+def load_model(folder: str | Path, model: nn.Module) -> None:
+    """Load the weights of a checkpoint of any engine but DeepSpeed; all processes must call it.
+
+    Args:
+        folder: Folder of the checkpoint.
+        model: The model, sharded by FSDP2 or not.
+    """
+    path, layout = Path(folder), fsdp_layout(folder)
+    if layout is None:
+        weights: Any = load_file(path / SAFE_WEIGHTS_NAME)
+    elif layout == "FULL_STATE_DICT":
+        weights = _read_file(path / WHOLE["model"])
+    else:
+        weights = _read_shards(path, "model", get_model_state_dict(model, options=_WHOLE_OPTIONS))
+    set_model_state_dict(model, weights, options=_WHOLE_OPTIONS)
+
+
+def load_optimizer(folder: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Load the state of the optimizer from a checkpoint of any engine but DeepSpeed; all processes must call it.
+
+    Args:
+        folder: Folder of the checkpoint.
+        model: The model, sharded by FSDP2 or not.
+        optimizer: Its optimizer.
+    """
+    path, layout = Path(folder), fsdp_layout(folder)
+    if layout is None:
+        state = _by_name(_read_file(path / "optimizer.pt"), model, optimizer)
+    elif layout == "FULL_STATE_DICT":
+        state = _read_file(path / WHOLE["optimizer"])
+    else:
+        state = _read_shards(path, "optimizer", get_optimizer_state_dict(model, optimizer, options=_WHOLE_OPTIONS))
+    set_optimizer_state_dict(model, optimizer, state, options=_WHOLE_OPTIONS)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read_shards(folder: Path, part: str, state: dict[str, Any]) -> dict[str, Any]:
+    """Read all shards of the model or the optimizer into a state that has its names and shapes."""
+    parts = {part: state}
+    reader = distributed_checkpoint.FileSystemReader(folder / SHARDS[part])
+    with warnings.catch_warnings():
+        # Each process reads for itself, which torch calls an assumption.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        distributed_checkpoint.load(parts, storage_reader=reader, no_dist=True)
+    return parts[part]
+
+
+def _by_name(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """A state of an optimizer by names of parameters instead of their positions, which sharding does not change."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+    positions = [position for group in state["param_groups"] for position in group["params"]]
+    by_position = dict(zip(positions, (name for group in groups for name in group), strict=True))
+    return {
+        "state": {by_position[position]: values for position, values in state["state"].items()},
+        "param_groups": [
+            {**group, "params": group_names} for group, group_names in zip(state["param_groups"], groups, strict=True)
+        ],
+    }

@@ -1,18 +1,23 @@
 """Training that can be killed at any time: whole checkpoints, exact resuming, finite numbers, and signals."""
 
+import contextlib
+import dataclasses
 import math
 import shutil
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import Trainer
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import TrainOutput
 
 from ..data.sampling import IndexSampler
-from .agreement import fail_together
+from ..model.modeling_base import SimMIMPreTrainedModel
+from .agreement import fail_together, leave_before_python_ends
 from .arguments import without_paths
 from .checkpoints import (
     SAVE_ERRORS,
@@ -20,7 +25,11 @@ from .checkpoints import (
     TrainingStoppedError,
     checkpoint_folders,
     checkpoint_name,
+    delete_old_checkpoints,
     finish_checkpoint,
+    fsdp_layout,
+    load_model,
+    load_optimizer,
 )
 from .run_folder import keep_run_folder, run_file_text
 from .stop_signals import EvaluationStoppedError, StopSignals, TrainingInterrupted
@@ -57,6 +66,7 @@ class ResumableTrainer(Trainer):
         # Content of run.json, if a command wrote it.
         self._run_file: str | None = None
         self.add_callback(self._stop_signals)
+        leave_before_python_ends()
 
     def _get_train_sampler(self, train_dataset=None):
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -236,7 +246,7 @@ class ResumableTrainer(Trainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(output_dir / name))
         if self.args.should_save:
-            rotate_checkpoints(str(output_dir), self.args.save_total_limit, self.state.best_model_checkpoint, True)
+            delete_old_checkpoints(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def _write_checkpoint(self, model: Any, staged: Path) -> None:
         """Let Trainer and callbacks write the files of this process."""
@@ -283,6 +293,42 @@ class ResumableTrainer(Trainer):
         finally:
             self.state.best_model_checkpoint = best
 
+    def _prepare_for_training(self, *args, **kwargs):
+        if not self.is_fsdp_enabled:
+            return super()._prepare_for_training(*args, **kwargs)
+        # Two lines a step: units return views, which nothing changes in place.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+        with no_unit_of_embeddings(self.model):  # type: ignore[arg-type]
+            prepared = super()._prepare_for_training(*args, **kwargs)
+        if isinstance(self.model, SimMIMPreTrainedModel):
+            keep_loss_in_float32(self.model)
+        return prepared
+
+    def _is_of_this_engine(self, checkpoint: str) -> bool:
+        """Whether Trainer can read a checkpoint: only the engine that saved it can."""
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        return self.is_deepspeed_enabled or fsdp_layout(checkpoint) == (plugin and plugin.state_dict_type.name)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._is_of_this_engine(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_model(resume_from_checkpoint, self.model if model is None else model)  # type: ignore[arg-type]
+
+    def _load_best_model(self) -> None:
+        best = str(self.state.best_model_checkpoint)
+        if self._is_of_this_engine(best):
+            super()._load_best_model()
+        else:
+            load_model(best, self.model)  # type: ignore[arg-type]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self._is_of_this_engine(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+        else:
+            load_optimizer(checkpoint, self.model, self.optimizer)  # type: ignore[arg-type]
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+
     def _load_scaler(self, checkpoint: str | None) -> None:
         # A run that began with fp16 may be resumed with another precision.
         if self.accelerator.scaler is not None:
@@ -309,3 +355,34 @@ def _all_finite(model: nn.Module, optimizer: Any) -> bool:
         if torch.is_tensor(local) and local.is_floating_point():
             flags.setdefault(local.device, []).append(local.isfinite().all())
     return all(bool(torch.stack(parts).all()) for parts in flags.values())
+
+
+@contextlib.contextmanager
+def no_unit_of_embeddings(model: nn.Module) -> Iterator[None]:
+    """Keep accelerate from making the patch embedding a unit of its own.
+
+    It would do so after the other units, and fails if one of them contains the patch embedding, such as ViTEmbeddings,
+    or if a model does not name it, such as ConvNeXt.
+
+    Args:
+        model: The model, which accelerate shards within.
+    """
+    any_model: Any = model
+    any_model.get_input_embeddings = lambda: None
+    try:
+        yield
+    finally:
+        del any_model.get_input_embeddings
+
+
+def keep_loss_in_float32(model: SimMIMPreTrainedModel) -> None:
+    """Let a model that FSDP2 shards take its images, and return its loss, as they are.
+
+    With --bf16 FSDP2 would round both to eight bits. Our models convert the images themselves, for the encoder alone.
+
+    Args:
+        model: The model, after accelerate has sharded it; with FSDP1 nothing changes.
+    """
+    outermost: Any = getattr(model, "_get_fsdp_state", lambda: None)()
+    if outermost is not None:
+        outermost._mp_policy = dataclasses.replace(outermost._mp_policy, cast_forward_inputs=False, output_dtype=None)

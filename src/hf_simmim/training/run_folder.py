@@ -12,7 +12,7 @@ from transformers.utils import logging
 from ..hub.snapshots import RESULTS
 from .agreement import check_agreement, fail_together
 from .arguments import SimMIMTrainingArguments
-from .checkpoints import STAGING, automatic_checkpoint, checkpoint_folders, named_checkpoint
+from .checkpoints import STAGING, UNFINISHED, automatic_checkpoint, checkpoint_folders, named_checkpoint
 from .optimization import images_per_step
 from .run_lock import lock_run
 
@@ -239,6 +239,9 @@ def prepare_output_dir(arguments: SimMIMTrainingArguments) -> Path | None:
         # A save that was interrupted leaves them.
         for folder in (*broken, output_dir / STAGING):
             shutil.rmtree(folder, ignore_errors=True)
+        if (output_dir / RUN_FILE).exists():
+            for path in output_dir.glob(UNFINISHED):
+                path.unlink(missing_ok=True)
     return checkpoint
 
 

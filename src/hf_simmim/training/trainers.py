@@ -523,8 +523,9 @@ class SimMIMTrainer(RunTrainer):
         """Train as Trainer does, and measure throughput; a finished run only gets its weights restored."""
         self._clock = (time.perf_counter(), -1)
         checkpoint = kwargs.get("resume_from_checkpoint", args[0] if args else None)
-        # Otherwise Trainer restores it, or reports what is wrong with it.
-        if isinstance(checkpoint, str) and any(Path(checkpoint).glob("model*.safetensors")):
+        # Otherwise Trainer restores it, or reports what is wrong with it; FSDP shards the model only for a training.
+        is_sharded = self.is_fsdp_enabled
+        if isinstance(checkpoint, str) and not is_sharded and any(Path(checkpoint).glob("model*.safetensors")):
             state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
             if state.global_step >= planned_steps(self.args, len(self.train_dataset)):
                 best = Path(str(self.args.output_dir)) / checkpoint_name(state.best_global_step or 0)
