@@ -24,7 +24,7 @@ NUM_WARMUP, NUM_STEPS, MAX_SECONDS = 2, 20, 12.0
 # Watts that a processor core and a GPU are assumed to take, where nothing measures them.
 CORE_WATTS, GPU_WATTS = 10.0, 350.0
 # Seconds from the command to the first step, and for pictures, card and files at an evaluation or a save.
-START_SECONDS, EVENT_SECONDS = 8.0, 1.5
+START_SECONDS, EVENT_SECONDS = 8.0, 0.5
 
 
 @dataclass(frozen=True)
