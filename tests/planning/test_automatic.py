@@ -105,6 +105,14 @@ def test_options_win(monkeypatch, tmp_path, gray, rehearsed):
     assert trainer.plan.expected is None
 
 
+def test_an_option_leaves_the_others_open(monkeypatch, tmp_path, gray, rehearsed):
+    trainer, (_, model, _) = built(monkeypatch, tmp_path, gray, window_size=4)
+    assert (model.window_size, model.image_size, model.mask_patch_size) == (4, [64], 8)
+    assert "window_size" not in trainer.plan.automatic.choices
+    trainer, (_, model, _) = built(monkeypatch, tmp_path / "larger", gray, image_size=96)
+    assert (model.window_size, model.image_size, model.mask_patch_size) == (6, [96], 16)
+
+
 def test_a_recipe_is_taken_to_the_digit(monkeypatch, tmp_path, gray, rehearsed):
     trainer, (_, model, arguments) = built(
         monkeypatch, tmp_path, gray, recipe="small_budget__cpu", num_channels=1, per_device_train_batch_size=4

@@ -55,18 +55,18 @@ class Automatic:
         """Whether nobody set any of these options."""
         return not self.given & set(names)
 
-    def set(self, arguments: Any, name: str, choice: Choice, value: Any = None) -> None:
+    def set(self, arguments: Any, name: str, choice: Choice) -> None:
         """Set an option that nobody set; that of the resumed run if there is one.
 
         Args:
             arguments: Object whose attribute it is.
             name: Name of the option.
             choice: The choice.
-            value: The value as the attribute takes it, if that differs from the choice's.
         """
         if name in self.before:
-            choice, value = Choice(self.before[name], "as before"), None
-        setattr(arguments, name, choice.value if value is None else value)
+            choice = Choice(self.before[name], "as before")
+        # The option takes one side or two.
+        setattr(arguments, name, [choice.value] if name == "image_size" else choice.value)
         self.choices[name] = choice
 
     @property
@@ -85,10 +85,7 @@ class Automatic:
         """
         if model.checkpoint is not None:
             return
-        if "num_channels" in self.given:
-            choices = choose_model(machine, seen, is_color=model.num_channels != 1)
-        else:
-            choices = choose_model(machine, seen)
+        choices = choose_model(machine, seen)
         if self.is_open("encoder"):
             self.set(model, "encoder", choices["encoder"])
         elif model.encoder not in presets or not model.encoder.startswith("swin-"):
@@ -100,16 +97,8 @@ class Automatic:
         if not self.is_open("image_mean", "image_std"):
             choices.pop("num_channels", None)
         for name in (*PRESET_OPTIONS, "mask_patch_size"):
-            if (
-                self.is_open(name)
-                and name in choices
-                and not (name == "mask_patch_size" and "window_size" in self.given)
-            ):
-                value = choices[name].value
-                self.set(model, name, choices[name], [value] if name == "image_size" else value)
-        size = self.before.get("image_size")
-        if isinstance(size, int) and "image_size" in self.choices:
-            model.image_size = [size]
+            if self.is_open(name) and name in choices:
+                self.set(model, name, choices[name])
 
     def choose_precision(self, arguments: Any, machine: Machine) -> None:
         """Choose bfloat16 where the device computes in it, unless a precision or an engine was set.

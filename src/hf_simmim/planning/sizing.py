@@ -37,13 +37,12 @@ class Choice:
     reason: str
 
 
-def choose_model(machine: Machine, seen: Survey, is_color: bool | None = None) -> dict[str, Choice]:
+def choose_model(machine: Machine, seen: Survey) -> dict[str, Choice]:
     """Choose encoder, image size and masks.
 
     Args:
         machine: What the machine offers.
         seen: What the images are like.
-        is_color: Whether the model must take three channels, or one; by the images if None.
 
     Returns:
         Choices for `encoder`, `image_size`, `window_size`, `num_channels` and `mask_patch_size`.
@@ -64,8 +63,8 @@ def choose_model(machine: Machine, seen: Survey, is_color: bool | None = None) -
         because += f", and {'a CPU is slow at' if machine.is_cpu else 'the paper does not take'} more than {largest}"
     choices["image_size"] = Choice(size, because)
     choices |= choose_window(size)
-    if seen.num_channels is not None or is_color is not None:
-        number = seen.num_channels if is_color is None else 3 if is_color else 1
+    number = seen.num_channels
+    if number is not None:
         choices["num_channels"] = Choice(number, "gray images" if number == 1 else f"the images have {number}")
     return choices
 
