@@ -84,8 +84,8 @@ TIMES = re.compile(r"images_per_second|eta_seconds|.*_runtime|.*_per_second")
 SUMMARY = "train_runtime"
 # Differences of a run that are printed.
 MAX_SHOWN = 5
-# Files with times, or made of the others; and a list of what the last start found, which may not come to all images.
-NOT_COMPARED = ("README.md", "checkpoint.manifest", "training_args.bin", "unreadable_images.txt")
+# Files with times, or made of the others.
+NOT_COMPARED = ("README.md", "checkpoint.manifest", "training_args.bin")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from datasets import Image as ImageFeature
 from image_folders import encode, gradient_image, make_dataset, read_epoch
 
 from hf_simmim.data.masked_images import MaskedImageDataset
-from hf_simmim.data.reading import NoReadableImageError, UnreadableImages, check_images
+from hf_simmim.data.reading import NoReadableImageError, UnreadableImages, check_images, check_listed
 from hf_simmim.data.sources import load_images
 
 
@@ -49,6 +49,17 @@ def test_names_with_newlines_take_one_line(tmp_path):
     unreadable.share()
     lines = (tmp_path / "unreadable.txt").read_text(encoding="utf-8").splitlines()
     assert lines == ["b.jpg\tempty", r"bro\nken\tname\u2028.jpg" + "\tcut off"]
+
+
+def test_a_resumed_run_knows_the_unreadable_images_that_it_does_not_come_to_again(folder, tmp_path):
+    dataset, path = make_dataset(folder), tmp_path / "unreadable.txt"
+    assert check_listed([dataset], path) == []
+    broken, mended = (folder / "day 0" / name for name in ("00.jpg", "02.jpg"))
+    broken.write_bytes(b"")
+    listed = UnreadableImages(path, num_images=12, max_share=0.5)
+    listed.record([(str(broken), "empty"), (str(mended), "empty"), ("elsewhere.jpg", "empty")])
+    listed.share()
+    assert [name for name, _ in check_listed([dataset], path)] == [str(broken)]
 
 
 def test_check_images_stops_when_too_many_are_unreadable(folder):

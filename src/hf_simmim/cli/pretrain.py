@@ -26,7 +26,7 @@ from transformers.utils import logging
 
 from ..data.image_statistics import fit_color_clusters
 from ..data.masked_images import MaskedImageDataset, collate
-from ..data.reading import UnreadableImages, check_images
+from ..data.reading import UnreadableImages, check_images, check_listed
 from ..data.sampling import evenly_spaced
 from ..data.sources import load_images
 from ..data.survey import survey
@@ -453,6 +453,8 @@ def build_trainer(
     path = Path(arguments.output_dir) / "unreadable_images.txt"
     unreadable_images = UnreadableImages(path, sum(len(dataset) for dataset in datasets), share)
     unreadable_images.record(already_unreadable)
+    if checkpoint is not None:
+        unreadable_images.record(check_listed(datasets, path))
     trainer = SimMIMTrainer(
         model=model,
         args=arguments,

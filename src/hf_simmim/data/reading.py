@@ -149,13 +149,8 @@ def check_images(
     unreadable, count = [], 0
     for dataset in datasets:
         for index in evenly_spaced(len(dataset), num_checked):
-            row = dataset.images[index]
             count += 1
-            try:
-                image = dataset.open(row)
-                crop_and_resize(image, (0, 0, *upright_size(image)[::-1]), (8, 8), dataset.num_channels)
-            except Exception as error:  # readers raise anything on a broken file
-                unreadable.append((row["name"], describe(error)))
+            unreadable += _flaw(dataset, index)
     # Sampling error: three standard deviations, or 0 if all images are checked.
     is_sample = count < sum(len(dataset) for dataset in datasets)
     slack = 3 * math.sqrt(count * max_unreadable * (1 - max_unreadable)) if is_sample else 0.0
@@ -166,6 +161,39 @@ def check_images(
             f" {max_unreadable}: {first}. Fix or remove them, name another source, or allow a larger share."
         )
     return unreadable
+
+
+def check_listed(datasets: Sequence[ImageDataset], path: Path) -> list[tuple[str, str]]:
+    """Decode the images again that an earlier start of a run listed as unreadable; it may not come to all of them.
+
+    Args:
+        datasets: The datasets.
+        path: File of `UnreadableImages`, which may not exist.
+
+    Returns:
+        (name, reason) of those that are still unreadable.
+    """
+    if not path.exists():
+        return []
+    names = {line.partition("\t")[0] for line in path.read_text(encoding="utf-8", errors="replace").split("\n")}
+    return [
+        entry
+        for dataset in datasets
+        for index, name in enumerate(dataset.images["name"])
+        if _in_one_line(name) in names
+        for entry in _flaw(dataset, index)
+    ]
+
+
+def _flaw(dataset: ImageDataset, index: int) -> list[tuple[str, str]]:
+    """Name and reason of an image, if it is unreadable."""
+    row = dataset.images[index]
+    try:
+        image = dataset.open(row)
+        crop_and_resize(image, (0, 0, *upright_size(image)[::-1]), (8, 8), dataset.num_channels)
+    except Exception as error:  # readers raise anything on a broken file
+        return [(row["name"], describe(error))]
+    return []
 
 
 class UnreadableImages:
