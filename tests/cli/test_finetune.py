@@ -220,7 +220,7 @@ def test_other_checkpoints(script, pictures, tmp_path, source):
 
 
 @pytest.mark.parametrize("save_steps", [2, 3])
-def test_a_killed_run_goes_on_as_if_it_had_not_been(script, pictures, checkpoint, tmp_path, save_steps):
+def test_a_killed_run_goes_on_as_if_it_had_not_been(script, pictures, checkpoint, tmp_path, save_steps, capsys):
     """Within an epoch or between two; augmentation, mixing, stochastic depth and the average of weights included.
 
     Evaluations before and after draw nothing of what training does, though their workers are started anew.
@@ -248,6 +248,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(script, pictures, checkpoint
     assert (tmp_path / "killed" / f"checkpoint-{save_steps}").exists()
     _, found, _ = script.execute(killed, script.plan_runs(killed)[0])
     assert found == expected
+    _, again, _ = script.execute(killed, script.plan_runs(killed)[0])
+    assert again == expected
+    assert "This run was complete" in capsys.readouterr().out
     changed = parse([*settings("killed"), "--layer_decay", "0.5"])
     with pytest.raises(ValueError, match="another layer_decay"):
         script.build_trainer(changed, script.plan_runs(changed)[0])

@@ -696,5 +696,8 @@ def test_two_processes_equal_one_of_the_same_global_batch(photos, tmp_path):
     for key, steps in (("loss", 20), ("masked_l1", 20), *((f"eval_{name}", 4) for name in evaluated)):
         one, two = ([entry[key] for entry in logs[processes] if key in entry] for processes in (1, 2))
         assert len(one) == steps
-        # The logarithms of small shares amplify how the weights are rounded.
-        assert two == pytest.approx(one, rel=1e-2 if key == "eval_rankme" else 1e-4), key
+        # Rounding flips signs in the gradient of l1, and each flip is a small step elsewhere; the logarithms of small
+        # shares amplify it.
+        assert two == pytest.approx(one, rel=1e-2 if key == "eval_rankme" else 1e-3), key
+        if key == "loss":
+            assert two[:4] == pytest.approx(one[:4], rel=2e-5)

@@ -69,6 +69,9 @@ def test_pictures_show_what_is_hidden_and_what_is_predicted():
         assert (pictures.dtype, pictures.shape) == (np.uint8, (2, 4, 8, 3))
         assert (pictures[:, :, :4] == left).all()
         assert (pictures[:, :, 4:] == right).all()
+    # A model that is trained on all pixels is shown on all.
+    everywhere = Reconstruction(**{**vars(reconstruction), "loss_region": "all"})
+    assert (everywhere.pictures("prediction") == predicted).all()
 
 
 def test_error_map_is_of_hidden_pixels():

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from sklearn import metrics as sklearn_metrics
 
-from hf_simmim.visualization.plots import most_confused, plot_confusion, plot_layers, plot_losses
+from hf_simmim.visualization.plots import most_confused, plot_confusion, plot_layers, plot_losses, plot_probe
 
 
 def test_loss_curve(tmp_path):
@@ -19,6 +19,25 @@ def test_loss_curve(tmp_path):
     # The weights of step 10 are measured again, after the last step.
     plot_losses([*history, {"step": 19, "eval_loss": 0.2}], tmp_path / "again.png")
     assert (np.asarray(Image.open(tmp_path / "again.png")) == with_evaluation).all()
+
+
+def test_a_loss_curve_of_one_entry_shows_it(tmp_path):
+    plot_losses([{"step": 3, "loss": 0.5, "learning_rate": 1e-3}], tmp_path / "one.png")
+    picture = np.asarray(Image.open(tmp_path / "one.png").convert("RGB"))
+    in_blue = (picture == [31, 119, 180]).all(axis=2)
+    height = picture.shape[0]
+    # In the middle of the axes, not only in the legend.
+    assert in_blue[height // 3 : 2 * height // 3].any()
+
+
+def test_a_probe_shows_what_the_most_frequent_class_is_worth(tmp_path):
+    history = [{"step": step, "probe_linear_accuracy": 0.9, "probe_knn_accuracy": 0.9} for step in (0, 10)]
+    plot_probe(history, tmp_path / "without.png")
+    plot_probe(history, tmp_path / "with.png", majority=0.5)
+    without, baseline = (np.asarray(Image.open(tmp_path / name).convert("RGB")) for name in ("without.png", "with.png"))
+    middle = slice(without.shape[0] // 3, without.shape[0] * 2 // 3)
+    dark, darker = ((picture[middle] < 100).all(axis=2).sum(axis=1).max() for picture in (without, baseline))
+    assert darker > dark + 300
 
 
 def test_accuracies_of_layers_start_at_zero_and_show_the_baseline(tmp_path):

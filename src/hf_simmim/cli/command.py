@@ -223,7 +223,12 @@ NEXT = {
     "compare": ("train a classifier: hf-simmim finetune --checkpoint {checkpoint} --train_dir {train_dir}",),
     "embed": ("evaluate the features: hf-simmim probe --checkpoint {checkpoint} --train_dir LABELED_PHOTOS",),
     "reconstruct": ("mask by hand in the browser: hf-simmim app --checkpoint {checkpoint}",),
-    "convert": ("see what it predicts: hf-simmim embed --checkpoint {output_dir} --image_dir PHOTOS",),
+    "convert": ("see how images are arranged: hf-simmim embed --checkpoint {output_dir} --image_dir PHOTOS",),
+    "export": ("copy {output_dir} to where it shall run; the lines above load it there",),
+    "predict": (
+        "train with corrected labels: hf-simmim finetune --checkpoint {checkpoint} --train_dir LABELED_PHOTOS",
+    ),
+    "app": ("arrange images by their features: hf-simmim embed --checkpoint {checkpoint} --image_dir PHOTOS",),
 }
 
 

@@ -30,6 +30,7 @@ class Reconstruction:
         image_mean: Mean of each channel of rescaled pixels.
         image_std: Standard deviation of each channel.
         patch_size: Side of a patch in pixels.
+        loss_region: Pixels that the model is trained on, "masked" or "all".
     """
 
     pixel_values: torch.Tensor
@@ -39,6 +40,7 @@ class Reconstruction:
     image_mean: Sequence[float]
     image_std: Sequence[float]
     patch_size: int
+    loss_region: str = "masked"
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -95,9 +97,9 @@ class Reconstruction:
 
         Args:
             column: One of RECONSTRUCTION_COLUMNS. The prediction is the model's whole output; where the image was
-                visible it is gray and pale, since the model is usually not trained there. The composite shows the
-                prediction at masked pixels, and the image elsewhere. The error is that of masked pixels, in colors;
-                the rest of the image is pale.
+                visible it is gray and pale, unless the model is trained there. The composite shows the prediction at
+                masked pixels, and the image elsewhere. The error is that of masked pixels, in colors; the rest of the
+                image is pale.
 
         Returns:
             uint8 array of shape (B, H, W, 3).
@@ -113,7 +115,7 @@ class Reconstruction:
         )
         if column == "masked":
             shown = np.where(hidden, np.uint8(MASK_GRAY), shown)
-        elif column == "prediction":
+        elif column == "prediction" and self.loss_region == "masked":
             shown = np.where(hidden, shown, pale_pictures(shown, 2))
         elif column == "composite":
             shown = np.where(hidden, to_pictures(self.prediction, self.image_mean, self.image_std), shown)
@@ -309,6 +311,7 @@ class Reconstructor:
             image_mean=self.processor.image_mean,
             image_std=self.processor.image_std,
             patch_size=self.patch_size,
+            loss_region=self.model.config.loss_region,
         )
 
 

@@ -19,6 +19,7 @@ from ..data.labeled_images import LabeledImageDataset
 from ..data.masked_images import collate
 from ..data.sampling import evenly_spaced
 from ..data.transforms import normalize
+from ..evaluation.intervals import majority_share
 from ..evaluation.probing import check_layers, extract_features, knn, linear_probe
 from ..evaluation.reconstruction import Reconstruction
 from ..model.masking import patch_mask
@@ -77,6 +78,7 @@ class PictureCallback(TrainerCallback):
             image_mean=mean,
             image_std=std,
             patch_size=patch_size,
+            loss_region=model.config.loss_region,
         )
         grid = reconstruction_grid(reconstruction)
         # At the end of training the best weights may be restored, which are those of an earlier step.
@@ -189,7 +191,8 @@ class ProbeCallback(TrainerCallback):
         # A copy: Trainer adds the epoch to what it logs.
         self.trainer.log(dict(results[0]))
         if state.is_world_process_zero:
-            plot_probe(state.log_history, Path(args.output_dir) / "probe.png")
+            share = majority_share(self.parts[1].labels)[1]
+            plot_probe(state.log_history, Path(args.output_dir) / "probe.png", share)
         return results[0]
 
     def _features(self, part: "_ProbeImages", args: Any, model: Any, dtype: torch.dtype | None) -> torch.Tensor:

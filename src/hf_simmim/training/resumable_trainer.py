@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
 
@@ -31,6 +31,7 @@ from .checkpoints import (
     load_model,
     load_optimizer,
 )
+from .optimization import planned_steps
 from .run_folder import keep_run_folder, run_file_text
 from .stop_signals import EvaluationStoppedError, StopSignals, TrainingInterrupted
 
@@ -93,6 +94,8 @@ class ResumableTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as Trainer does, until the end, a signal, or a number that is not finite.
 
+        Nothing is trained again of a run that was complete: its weights are restored, and a line says so.
+
         Args:
             *args: Passed to Trainer.
             **kwargs: Passed to Trainer.
@@ -105,6 +108,9 @@ class ResumableTrainer(Trainer):
             TrainingStoppedError: If a loss, gradient or weight is not finite, every step was skipped because gradients
                 overflow, a checkpoint cannot be saved, or another run took the folder.
         """
+        finished = self._restored_if_complete(kwargs.get("resume_from_checkpoint", args[0] if args else None))
+        if finished is not None:
+            return finished
         self._is_finite, self._saved_step = True, -1
         self._run_file = run_file_text(Path(str(self.args.output_dir)))
         with self._stop_signals.handled():
@@ -121,6 +127,33 @@ class ResumableTrainer(Trainer):
                 print(f"Ended by a signal {left}; {checkpoint_name(step)} is saved. Repeat the command to resume.")
             raise TrainingInterrupted(128 + number)
         return output
+
+    def _restored_if_complete(self, checkpoint: Any) -> TrainOutput | None:
+        """Restore the weights of a run that was complete; None if anything is left for Trainer to do."""
+        # FSDP shards the model only for a training; what is wrong with a checkpoint is reported by Trainer.
+        is_whole = isinstance(checkpoint, str) and any(Path(checkpoint).glob("model*.safetensors"))
+        if self.is_fsdp_enabled or not is_whole:
+            return None
+        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        dataset: Any = self.train_dataset
+        if state.global_step < planned_steps(self.args, len(dataset)):
+            return None
+        if self.is_world_process_zero():
+            print(
+                f"This run was complete, {state.global_step} of {state.max_steps} steps: nothing is trained again. Its"
+                f" results are in {self.args.output_dir}."
+            )
+        if any(hasattr(callback, "save_with_checkpoint") for callback in self.callback_handler.callbacks):
+            # It changes the weights at the end, such as to their average: Trainer calls it.
+            return None
+        best = Path(str(self.args.output_dir)) / checkpoint_name(state.best_global_step or 0)
+        is_best_kept = self.args.load_best_model_at_end and best.is_dir()
+        self._load_from_checkpoint(str(best) if is_best_kept else checkpoint)
+        # The stored values are those of the first process.
+        state.is_world_process_zero = self.is_world_process_zero()
+        state.is_local_process_zero = self.is_local_process_zero()
+        self.state = state
+        return TrainOutput(state.global_step, float("nan"), {})
 
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
         control = self.control

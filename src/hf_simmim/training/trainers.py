@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from huggingface_hub import CommitInfo
 from torch import nn
-from transformers import TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy, TrainOutput
 from transformers.utils import logging
 
@@ -33,11 +32,11 @@ from ..model.masking import MASK_STRATEGIES, patch_mask
 from ..model.modeling_simmim import SimMIMForMaskedImageModeling
 from ..model.remote_code import without_code
 from .agreement import fail_together
-from .checkpoints import SAVE_ERRORS, TrainingStoppedError, checkpoint_name, share_weights
+from .checkpoints import SAVE_ERRORS, TrainingStoppedError, share_weights
 from .classification_card import classification_card
 from .console import print_readably
 from .image_samples import COMPARED_IMAGES, ComparedImages, RunningMean, mean_figures
-from .optimization import create_schedule, decay_parameter_names, images_per_step, planned_steps
+from .optimization import create_schedule, decay_parameter_names, images_per_step
 from .pretraining_card import pretraining_card
 from .resumable_trainer import ResumableTrainer
 from .segmentation_card import segmentation_card
@@ -520,27 +519,8 @@ class SimMIMTrainer(RunTrainer):
         return self.lr_scheduler
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train as Trainer does, and measure throughput; a finished run only gets its weights restored."""
+        """Train as Trainer does, and measure throughput."""
         self._clock = (time.perf_counter(), -1)
-        checkpoint = kwargs.get("resume_from_checkpoint", args[0] if args else None)
-        # Otherwise Trainer restores it, or reports what is wrong with it; FSDP shards the model only for a training.
-        is_sharded = self.is_fsdp_enabled
-        if isinstance(checkpoint, str) and not is_sharded and any(Path(checkpoint).glob("model*.safetensors")):
-            state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-            if state.global_step >= planned_steps(self.args, len(self.train_dataset)):
-                best = Path(str(self.args.output_dir)) / checkpoint_name(state.best_global_step or 0)
-                is_best_kept = self.args.load_best_model_at_end and best.is_dir()
-                self._load_from_checkpoint(str(best) if is_best_kept else checkpoint)
-                # The stored values are those of the first process.
-                state.is_world_process_zero = self.is_world_process_zero()
-                state.is_local_process_zero = self.is_local_process_zero()
-                self.state = state
-                if state.is_world_process_zero:
-                    print(
-                        f"This run was complete, {state.global_step} of {state.max_steps} steps: nothing is trained"
-                        f" again. Its results are in {self.args.output_dir}."
-                    )
-                return TrainOutput(state.global_step, float("nan"), {})
         return super().train(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -84,7 +84,9 @@ def plot_losses(log_history: Sequence[dict[str, float]], path: Path) -> None:
     figure = Figure(figsize=(8, 8 if errors[0] else 4.5), layout="constrained")
     panels = figure.subplots(2 if errors[0] else 1, 1, squeeze=False)[:, 0]
     axes = panels[0]
-    axes.plot(*_over_steps(log_history, "loss"), label="training", color="tab:blue")
+    losses = _over_steps(log_history, "loss")
+    # A line of one point is invisible.
+    axes.plot(*losses, label="training", color="tab:blue", marker="." if len(losses[0]) == 1 else None)
     evaluation = _over_steps(log_history, "eval_loss")
     if evaluation[0]:
         axes.plot(*evaluation, label="validation (fixed masks)", color="tab:orange", marker="o", markersize=3)
@@ -124,12 +126,13 @@ def _draw_errors(axes: Any, log_history: Sequence[dict[str, float]]) -> None:
     axes.legend()
 
 
-def plot_probe(log_history: Sequence[dict[str, float]], path: Path) -> None:
-    """Plot the accuracies of the probes over steps, from zero, and those before training as horizontal lines.
+def plot_probe(log_history: Sequence[dict[str, float]], path: Path, majority: float | None = None) -> None:
+    """Plot the accuracies of the probes over steps, from zero; baselines are horizontal lines.
 
     Args:
         log_history: `TrainerState.log_history`.
         path: PNG file to write.
+        majority: Share (0 to 1) of the most frequent class, the accuracy of always answering it.
     """
     from matplotlib.figure import Figure
 
@@ -144,6 +147,9 @@ def plot_probe(log_history: Sequence[dict[str, float]], path: Path) -> None:
         if 0 in steps:
             before = values[steps.index(0)]
             axes.axhline(before, color=color, linestyle=":", linewidth=1, label=f"{name}, before training")
+    if majority is not None:
+        label = f"always the most frequent class ({majority:.1%})"
+        axes.axhline(majority, color="black", linestyle="--", linewidth=1, label=label)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("step")
     axes.set_ylabel("accuracy of frozen features")
