@@ -159,7 +159,7 @@ def option_names(package: Path, command: str) -> set[str]:
         The names; empty if they cannot be read.
     """
     spec = importlib.util.find_spec("transformers")
-    sources = [*(package / "cli").glob("*.py"), package / "training" / "arguments.py"]
+    sources = [*(package / "cli").rglob("*.py"), package / "training" / "arguments.py"]
     sources += [Path(folder) / "training_args.py" for folder in (spec and spec.submodule_search_locations) or ()]
     classes: dict[str, ast.ClassDef] = {}
     for path in sources:

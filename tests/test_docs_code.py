@@ -10,11 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
 from docs_code import ENCODER, Block, Page, blocks_of
 from matplotlib.figure import Figure
 from paths import FIXTURES, ROOT
 from photos import random_photo
 from PIL import Image
+from safetensors.torch import save_file
 from segmentation_scenes import write_scenes
 from tiny import VIT_SIZES
 from transformers import Dinov2Config, Dinov2Model, SwinConfig, SwinModel, Trainer, ViTConfig
@@ -39,6 +43,11 @@ def world(tmp_path_factory):
     for index in range(24):
         random_photo(rng, (80, 72)).convert("L").save(folder / "gray_photos" / f"{index}.png")
     random_photo(rng, (160, 120)).save(folder / "photo.jpg")
+    rows = [{"bytes": path.read_bytes(), "path": None} for path in sorted((folder / "my_photos").rglob("*.jpg"))]
+    (folder / "shards").mkdir()
+    for shard in range(2):
+        table = Dataset.from_dict({"image": rows[shard::2]}, features=Features({"image": ImageFeature()}))
+        table.to_parquet(folder / "shards" / f"train-{shard}.parquet", batch_size=4)
     Image.new("L", (32, 32), 255).resize((64, 64)).crop((-32, -32, 64, 64)).save(folder / "painted.png")
     write_scenes(folder / "scenes", 40)
     (folder / "satellite").mkdir()
@@ -63,6 +72,11 @@ def world(tmp_path_factory):
             image_mean=[0.5] * encoder.num_channels,
             image_std=[0.25] * encoder.num_channels,
         ).save_pretrained(folder / name)
+    skipped = folder / "runs" / "my_photos" / "skipped_steps" / "step-0000123"
+    skipped.mkdir(parents=True)
+    pixels = torch.from_numpy(rng.integers(0, 255, (2, 3, 64, 64), dtype=np.uint8))
+    batch = {"pixel_values": pixels, "bool_masked_pos": torch.arange(256).expand(2, 256).contiguous() % 2 == 0}
+    save_file(batch, skipped / "batch-0-0.safetensors", metadata={"step": "123", "names": "a.jpg\nb.jpg"})
     official = FIXTURES / "swin_pretrain.pth"
     shutil.copy(official, folder / "simmim_pretrain__swin_base__img192_window6__800ep.pth")
     return folder
@@ -79,6 +93,7 @@ def repositories(world, tmp_path_factory):
         ("models", "microsoft/swin-base-patch4-window7-224"): contents(folder / "swin"),
         ("models", "org/simmim-swin-base"): contents(world / "runs" / "my_photos"),
         ("datasets", "org/photos"): contents(world / "my_photos"),
+        ("datasets", "org/shards"): contents(world / "shards"),
     }
 
 

@@ -98,7 +98,7 @@ def test_nothing_is_imported_late_but_commands():
 
 
 def test_sizes():
-    folders = [folder_of(name) for name in LENGTHS]
-    assert max(folders.count(folder) for folder in BELOW) <= 18
+    folders = [MODULES[name].parent for name in LENGTHS]
+    assert max(folders.count(folder) for folder in folders) <= 18
     assert max(LENGTHS.values()) <= 660
     assert median(LENGTHS.values()) <= 260

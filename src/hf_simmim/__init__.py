@@ -14,7 +14,7 @@ from transformers import (
 )
 from transformers.utils import is_torchvision_available
 
-from .calls import compare, embed, finetune, plan, predict, pretrain, probe, reconstruct, segment
+from .calls import compare, embed, finetune, plan, predict, pretrain, probe, reconstruct, replay, segment
 from .model import masking
 from .model.configuration_simmim import ENCODER_PRESETS, SimMIMConfig
 from .model.image_processing_simmim import SimMIMImageProcessor, SimMIMImageProcessorPil
@@ -49,6 +49,7 @@ __all__ = [
     "pretrain",
     "probe",
     "reconstruct",
+    "replay",
     "segment",
 ]
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .cli.pretrain import PretrainingResult
     from .cli.probe import ProbingResult
     from .cli.reconstruct import ReconstructionResult
+    from .cli.replay import ReplayResult
     from .cli.segment import SegmentationResult
 
 
@@ -171,3 +172,19 @@ def reconstruct(**options: Any) -> "ReconstructionResult":
         ValueError: If the options or the images cannot be used; the message says why and what to do.
     """
     return _command("reconstruct")(**options)
+
+
+def replay(**options: Any) -> "ReplayResult":
+    """Run a skipped training step again, and tell which images were not finite, and where.
+
+    Args:
+        **options: Options of `hf-simmim replay`: `file`, `checkpoint`.
+
+    Returns:
+        Losses, gradients and layers of each image, and the conclusion.
+
+    Raises:
+        TypeError: If an option is unknown; the message names the nearest valid one.
+        ValueError: If there is no such step, or there are no weights; the message says why and what to do.
+    """
+    return _command("replay")(**options)

@@ -56,7 +56,7 @@ ENVIRONMENT = {
 
 # No whole number of steps, so batches are dropped, or the last step of an epoch accumulates fewer of them. More images
 # than are checked before the training, so some of the unreadable ones are found later.
-NUM_PHOTOS, NUM_HELD_OUT, NUM_UNREADABLE, NUM_EPOCHS, IMAGES_PER_STEP = 182, 8, 8, 3, 24
+NUM_PHOTOS, NUM_HELD_OUT, NUM_UNREADABLE, NUM_EPOCHS, IMAGES_PER_STEP, NUM_SHARDS = 182, 8, 8, 3, 24, 7
 ENCODER = {
     "model_type": "swin",
     "image_size": 32,
@@ -96,11 +96,18 @@ class Setup:
     processes: int
     workers: int
     accumulation: int
+    images: str = "folder"
 
     def command(self, photos: Path, output_dir: Path) -> list[str]:
         """Words of the command line after the program."""
+        streamed = {
+            "data_files": photos / "shards" / "*.parquet",
+            "streaming": True,
+            "stream_cache": photos / "blocks",
+            "shuffle_window": 2 * IMAGES_PER_STEP,
+        }
         settings = {
-            "train_dir": photos,
+            **({"train_dir": photos / "folder"} if self.images == "folder" else streamed),
             "output_dir": output_dir,
             "encoder": json.dumps(ENCODER),
             "mask_patch_size": 8,
@@ -173,22 +180,31 @@ class Row:
         setup = self.setup
         return (
             f"{setup.engine}, {setup.processes} process{'es' if setup.processes > 1 else ''}, {setup.workers} workers,"
-            f" accumulation {setup.accumulation}, {self.moment}"
+            f" accumulation {setup.accumulation}, {setup.images}, {self.moment}"
         )
 
 
 def make_photos(folder: Path) -> Path:
-    """Draw pictures of colored stripes, some of which cannot be read."""
+    """Draw pictures of colored stripes, some of which cannot be read: in a folder, and in uneven shards."""
     generator = np.random.default_rng(0)
     for index in range(NUM_PHOTOS):
         color, height, width = generator.integers(0, 255, 3), 40 + index % 7, 40 + index % 5
         pixels = np.zeros((height, width, 3), np.uint8)
         pixels[:, :: 1 + index % 4] = color
-        path = folder / f"day{index % 2}" / f"{index:02d}.png"
+        path = folder / "folder" / f"day{index % 2}" / f"{index:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
         if index % (NUM_PHOTOS // NUM_UNREADABLE) == 19:
             path.write_bytes(path.read_bytes()[:60])
+    rows = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(folder.rglob("*.png"))]
+    (folder / "shards").mkdir()
+    datasets = importlib.import_module("datasets")
+    ends = [0, *sorted(generator.choice(np.arange(1, NUM_PHOTOS), NUM_SHARDS - 1, replace=False)), NUM_PHOTOS]
+    for number, (start, stop) in enumerate(itertools.pairwise(ends)):
+        dataset = datasets.Dataset.from_dict(
+            {"image": rows[start:stop]}, features=datasets.Features({"image": datasets.Image()})
+        )
+        dataset.to_parquet(folder / "shards" / f"{number}.parquet", batch_size=10)
     return folder
 
 
@@ -237,7 +253,8 @@ class Start:
         # Without a patch it is the very command.
         program = ["-m", "hf_simmim"] if self.kill and self.kill.moment == RANDOM else [str(HERE / "moments.py")]
         if self.setup.processes > 1:
-            program = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *program]
+            count = str(self.setup.processes)
+            program = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count, *program]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, *program, *command],
@@ -492,7 +509,7 @@ class Study:
 
     def whole_folder(self, setup: Setup) -> Path:
         """Folder of the uninterrupted run of a setup."""
-        return self.work / f"whole-{setup.engine}-{setup.processes}-{setup.workers}-{setup.accumulation}"
+        return self.work / "-".join(map(str, ("whole", *vars(setup).values())))
 
     def uninterrupted(self, setup: Setup) -> Iterator[None]:
         """The run that the killed ones are compared with."""
@@ -623,10 +640,10 @@ class Study:
 
     def compare_setups(self) -> list[str]:
         """Engines and numbers of workers must not change an uninterrupted run."""
-        first: dict[tuple[int, int], Setup] = {}
+        first: dict[tuple[int, int, str], Setup] = {}
         result = []
         for setup in self.seconds:
-            other = first.setdefault((setup.processes, setup.accumulation), setup)
+            other = first.setdefault((setup.processes, setup.accumulation, setup.images), setup)
             if other != setup:
                 found = differences(self.whole_folder(other) / "run", self.whole_folder(setup) / "run")
                 result += [f"{setup} against {other}, both uninterrupted: {text}" for text in found]
@@ -665,15 +682,16 @@ def plan(num_kills: int, seed: int, moments: Sequence[str], only: dict[str, set[
 
     generator = random.Random(seed)
     forks = [Setup("fork", *counts) for counts in itertools.product((1, 2), (0, 2), (1, 4))]
-    commands = [Setup("command", 1, 0, 1), Setup("command", 2, 2, 4)]
+    forks += [Setup("fork", processes, workers, 1, "shards") for processes, workers in ((1, 0), (1, 2), (2, 2))]
+    commands = [Setup("command", 1, 0, 1), Setup("command", 2, 2, 4), Setup("command", 2, 2, 1, "shards")]
     generator.shuffle(forks)
     # Whatever the seed, the random times come among the first.
     names = [RANDOM, MIXED, *generator.sample(moments, len(moments))]
     names.insert(len(names) // 2, RANDOM)
-    if len(names) % 2 == 0:
-        # Odd, so that every moment meets every setup.
+    if math.gcd(len(names), len(forks)) > 1:
+        # No common divisor, so that every moment meets every setup.
         names.append(RANDOM)
-    pairs = [(setup, moment) for setup, other in zip(commands, names[2:4], strict=True) for moment in (RANDOM, other)]
+    pairs = [(setup, moment) for setup, other in zip(commands, names[2:5], strict=True) for moment in (RANDOM, other)]
     pairs += [(forks[index % len(forks)], names[index % len(names)]) for index in range(len(forks) * len(names))]
     if only:
         # What is asked for may be none of those pairs.
@@ -710,7 +728,7 @@ def table(titles: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
 
-COLUMNS = ("engine", "processes", "workers", "accumulation", "moment")
+COLUMNS = ("engine", "processes", "workers", "accumulation", "images", "moment")
 COUNTS = ("kills", "resumes", "refused", "lost", "differences")
 
 

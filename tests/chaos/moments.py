@@ -23,6 +23,8 @@ import torch
 from transformers import modeling_utils
 from transformers.trainer_callback import CallbackHandler
 
+from hf_simmim.cli import pretrain
+from hf_simmim.data.masked_images import MaskedImageDataset
 from hf_simmim.training import checkpoints, resumable_trainer
 from hf_simmim.training.run_folder import RUN_FILE
 from hf_simmim.training.trainers import SimMIMTrainer
@@ -243,11 +245,32 @@ def record_batches(path: str | Path) -> None:
         return original(trainer, model, inputs, *args, **kwargs)
 
 
+def record_samples(path: str | Path) -> None:
+    """Append a line for each sample that is trained on: step and key, which is epoch * number of images + index."""
+
+    @patched(MaskedImageDataset, "__getitem__")
+    def read(original: Callable[..., Any], dataset: Any, key: int) -> dict[str, Any]:
+        return original(dataset, key) | {"key": key}
+
+    @patched(pretrain, "collate")
+    def collate(original: Callable[..., Any], samples: Any) -> dict[str, Any]:
+        return original(samples) | {"keys": [sample["key"] for sample in samples]}
+
+    @patched(SimMIMTrainer, "_prepare_inputs")
+    def prepare_inputs(original: Callable[..., Any], trainer: Any, inputs: Any) -> dict[str, Any]:
+        keys = inputs.pop("keys", [])
+        if trainer.model.training:
+            append(str(path), "".join(f"{trainer.state.global_step} {key}\n" for key in keys))
+        return original(trainer, inputs)
+
+
 def prepare(environment: Mapping[str, str]) -> None:
     """Patch this process as the environment of the start says."""
     rank = environment.get("RANK", "0")
     if "CHAOS_BATCHES" in environment:
         record_batches(f"{environment['CHAOS_BATCHES']}-{rank}.txt")
+    if "CHAOS_SAMPLES" in environment:
+        record_samples(f"{environment['CHAOS_BATCHES']}-samples-{rank}.txt")
     if "CHAOS_MOMENT" in environment and environment.get("CHAOS_RANK", "0") == rank:
         MOMENTS[environment["CHAOS_MOMENT"]](Doom(int(environment["CHAOS_CALL"]), environment["CHAOS_NOTE"]))
 

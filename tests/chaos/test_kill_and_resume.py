@@ -28,6 +28,13 @@ def test_a_run_that_is_killed_at_five_moments_ends_like_one_that_was_not():
     assert NOTHING_DIFFERS in printed
 
 
+def test_shards_of_a_run_whose_processes_die_and_change_in_number_are_trained_on_once():
+    script = SCRIPT.with_name("every_sample_once.py")
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, f"{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
+    assert "and none comes twice in an epoch" in result.stdout
+
+
 @pytest.mark.slow
 def test_sixty_kills_of_all_kinds():
     printed = study("--kills", "60")

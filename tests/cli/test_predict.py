@@ -20,7 +20,7 @@ from transformers import ViTForImageClassification, ViTImageProcessor
 import hf_simmim
 from hf_simmim import SimMIMConfig, SimMIMForImageClassification, SimMIMForMaskedImageModeling, SimMIMImageProcessor
 from hf_simmim.cli import finetune, predict, segment
-from hf_simmim.data.segmentation import SegmentationLabels, load_folder
+from hf_simmim.data.labeled.segmentation import SegmentationLabels, load_folder
 from hf_simmim.data.sources import load_images
 from hf_simmim.evaluation.metrics import MeanIoU
 

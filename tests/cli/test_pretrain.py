@@ -2,6 +2,7 @@
 
 # Fixtures of a pre-training are arguments here.
 # ruff: noqa: F401, F811
+import importlib
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from huggingface_hub import ModelCard
 from paths import ROOT
 from PIL import Image
 from pretraining import ENCODER, options, photos, read_log, run_mim
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import VIT_SIZES
 from transformers import (
     AutoImageProcessor,
@@ -36,8 +37,9 @@ from transformers import (
     ViTModel,
 )
 
+import hf_simmim
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
-from hf_simmim.cli import image_options
+from hf_simmim.cli.options import images as image_options
 from hf_simmim.cli.recipes import CommandError
 from hf_simmim.training.run_folder import check_same_run
 from hf_simmim.training.trainers import SimMIMTrainer
@@ -244,7 +246,7 @@ def test_results_inside_the_training_folder_are_not_trained_on(run_mim, photos, 
     assert settings["evaluation images"]["number"] == 24
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(run_mim, photos, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_is_skipped_and_replayed(run_mim, photos, tmp_path, monkeypatch, capsys):
     compute_loss, calls = SimMIMTrainer.compute_loss, []
 
     def breaking_loss(self, model, inputs, *args, **kwargs):
@@ -254,9 +256,32 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(run_mim, pho
         return compute_loss(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(SimMIMTrainer, "compute_loss", breaking_loss)
-    with pytest.raises(SystemExit, match="no longer finite at step 10"):
-        run_mim.COMMAND.main(options(photos, tmp_path, num_train_epochs=4, logging_steps=50))
-    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-5"]
+    run_mim.COMMAND.main(options(photos, tmp_path, num_train_epochs=4, logging_steps=5))
+    assert all(value == value for entry in read_log(tmp_path) for value in entry.values())
+    assert json.loads((tmp_path / "results.json").read_text())["skipped_steps"] == 1
+    assert "skipped steps" in (tmp_path / "README.md").read_text()
+    folder = tmp_path / "skipped_steps" / "step-0000008"
+    capsys.readouterr()
+    result = hf_simmim.replay(file=str(folder))
+    assert len(result.images) == 8
+    assert {Path(image.name).suffix for image in result.images} <= {".jpg", ".png", ".tif", ".webp"}
+    # The pixels became NaN in the device, not in the files.
+    assert "All 8 images have a finite loss" in result.conclusion
+    printed = capsys.readouterr().out
+    assert str(folder) in printed
+    assert result.images[0].name in printed
+    # A batch that is broken itself.
+    path = folder / "batch-0-0.safetensors"
+    batch = load_file(path)
+    names = [image.name for image in result.images]
+    batch["pixel_values"] = batch["pixel_values"].float()
+    batch["pixel_values"][3, 0, 2, 2] = float("inf")
+    save_file(batch, path, metadata={"step": "8", "names": "\n".join(names)})
+    result = hf_simmim.replay(file=str(path))
+    assert f"1 of 8 images are not finite in float32, such as {names[3]}," in result.conclusion
+    assert [image.is_finite("float32") for image in result.images] == [index != 3 for index in range(8)]
+    with pytest.raises(SystemExit, match="holds no batches of a skipped step"):
+        importlib.import_module("hf_simmim.cli.replay").COMMAND.main([str(tmp_path)])
 
 
 def test_evaluation_is_exact_whatever_the_batch(run_mim, photos, tmp_path):

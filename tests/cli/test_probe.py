@@ -15,7 +15,7 @@ from transformers import ViTModel
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor, SimMIMModel
 from hf_simmim.cli import probe
-from hf_simmim.data.labeled_images import LabeledImageDataset, load_labeled_images
+from hf_simmim.data.labeled.images import LabeledImageDataset, load_labeled_images
 from hf_simmim.evaluation.intervals import wilson_interval
 from hf_simmim.evaluation.probing import extract_features, knn, linear_probe
 

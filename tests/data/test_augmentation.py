@@ -11,7 +11,7 @@ import torch
 from photos import random_photo
 from PIL import Image
 
-from hf_simmim.data.augmentation import Augmentation, Augmenter, ColorJitter, SeededTransform
+from hf_simmim.data.labeled.augmentation import Augmentation, Augmenter, ColorJitter, SeededTransform
 from hf_simmim.data.sampling import sample_generator
 
 PLAIN = {"rand_augment": None, "color_jitter": 0.0, "flip": 0.0, "random_erasing": 0.0, "backend": "builtin"}

@@ -9,7 +9,7 @@ import torch
 from photos import random_photo
 from PIL import Image
 
-from hf_simmim.data.augmentation import (
+from hf_simmim.data.labeled.augmentation import (
     BACKENDS,
     Augmentation,
     Augmenter,
@@ -17,8 +17,8 @@ from hf_simmim.data.augmentation import (
     SeededTransform,
     color_changes,
 )
-from hf_simmim.data.mixing import cutmix, mixup, random_region, soft_targets
-from hf_simmim.data.rand_augment import OPERATIONS, Canvas, RandAugment
+from hf_simmim.data.labeled.mixing import cutmix, mixup, random_region, soft_targets
+from hf_simmim.data.labeled.rand_augment import OPERATIONS, Canvas, RandAugment
 from hf_simmim.data.sampling import sample_generator
 
 pytest.importorskip("timm")

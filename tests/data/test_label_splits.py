@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_simmim.data.label_splits import few_labels, folds, holdout
+from hf_simmim.data.labeled.splits import few_labels, folds, holdout
 
 
 def test_few_labels_are_stratified_and_nested():

@@ -14,9 +14,9 @@ from PIL import Image
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from hf_simmim.data.augmentation import Augmentation
-from hf_simmim.data.labeled_images import LabeledImageDataset, load_labeled_images
-from hf_simmim.data.mixing import MixingCollator
+from hf_simmim.data.labeled.augmentation import Augmentation
+from hf_simmim.data.labeled.images import LabeledImageDataset, load_labeled_images
+from hf_simmim.data.labeled.mixing import MixingCollator
 from hf_simmim.data.reading import NoReadableImageError, check_images
 from hf_simmim.data.transforms import crop_and_resize
 from hf_simmim.training.callbacks import EpochCallback

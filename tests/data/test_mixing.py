@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from hf_simmim.data.mixing import MixingCollator, cutmix, mixup, random_beta, random_region, soft_targets
+from hf_simmim.data.labeled.mixing import MixingCollator, cutmix, mixup, random_beta, random_region, soft_targets
 
 
 def samples(batch_size: int = 4, labels=None, epoch: int = 0, size=(16, 24)) -> list[dict]:

@@ -9,7 +9,7 @@ import torch
 from photos import random_photo
 from PIL import Image
 
-from hf_simmim.data.rand_augment import OPERATIONS, Canvas, Policy, RandAugment, parse_policy, posterize
+from hf_simmim.data.labeled.rand_augment import OPERATIONS, Canvas, Policy, RandAugment, parse_policy, posterize
 
 RELEASED = "rand-m9-mstd0.5-inc1"
 

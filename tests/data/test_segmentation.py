@@ -7,8 +7,7 @@ from PIL import Image
 from segmentation_scenes import CLASS_NAMES, write_scenes
 from torch.utils.data import DataLoader
 
-from hf_simmim.data.sampling import sample_generator
-from hf_simmim.data.segmentation import (
+from hf_simmim.data.labeled.segmentation import (
     CollatePairs,
     PixelSettings,
     SegmentationDataset,
@@ -17,6 +16,7 @@ from hf_simmim.data.segmentation import (
     distort_colors,
     load_folder,
 )
+from hf_simmim.data.sampling import sample_generator
 
 PLAIN = PixelSettings(3, 1 / 255, [0.0] * 3, [1.0] * 3)
 LABELS = SegmentationLabels(list(CLASS_NAMES))

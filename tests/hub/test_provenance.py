@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
-from hf_simmim.cli.image_options import SourceArguments
+from hf_simmim.cli.options.images import SourceArguments
 from hf_simmim.data.sources import EMBEDDED_NAME
 from hf_simmim.hub.provenance import (
     ImageSource,

@@ -71,6 +71,7 @@ SMALL: dict[str, Callable[[list[str]], dict[str, Any]]] = {
         "finetune_options": json.dumps(STEP),
         "pretrain_options": None if "--checkpoint" in words else json.dumps(STEP | UNLESS_CHECKPOINT),
     },
+    "replay": lambda words: {"checkpoint": "runs/my_photos"},
     "convert": lambda words: {},
     "embed": lambda words: {"num_workers": 0, "max_images": 8},
     "reconstruct": lambda words: {"num_images": 2},

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from hf_simmim.cli import pretrain
-from hf_simmim.data.label_splits import holdout
-from hf_simmim.data.labeled_images import LabeledImageDataset, load_labeled_images
+from hf_simmim.data.labeled.images import LabeledImageDataset, load_labeled_images
+from hf_simmim.data.labeled.splits import holdout
 from hf_simmim.data.sampling import evenly_spaced
 from hf_simmim.evaluation.probing import extract_features, knn, linear_probe
 from hf_simmim.training.callbacks import ProbeCallback

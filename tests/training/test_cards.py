@@ -18,10 +18,10 @@ from transformers import TrainerCallback, ViTModel
 
 from hf_simmim import SimMIMConfig, SimMIMForImageClassification, SimMIMForMaskedImageModeling, SimMIMImageProcessor
 from hf_simmim.checkpoints.convert import conversion_card, convert_checkpoint, save_conversion
-from hf_simmim.data.augmentation import Augmentation
-from hf_simmim.data.labeled_images import LabeledImageDataset
+from hf_simmim.data.labeled.augmentation import Augmentation
+from hf_simmim.data.labeled.images import LabeledImageDataset
+from hf_simmim.data.labeled.mixing import MixingCollator
 from hf_simmim.data.masked_images import MaskedImageDataset, collate
-from hf_simmim.data.mixing import MixingCollator
 from hf_simmim.data.reading import UnreadableImages
 from hf_simmim.data.sources import load_images
 from hf_simmim.evaluation.metrics import classification_metrics
@@ -30,8 +30,8 @@ from hf_simmim.hub.provenance import ImageSource, RunOrigin
 from hf_simmim.model.masking import average_distance, random_mask
 from hf_simmim.training.arguments import SimMIMTrainingArguments
 from hf_simmim.training.callbacks import ProbeCallback
-from hf_simmim.training.classification_card import classification_card
-from hf_simmim.training.pretraining_card import pretraining_card
+from hf_simmim.training.cards.classification import classification_card
+from hf_simmim.training.cards.pretraining import pretraining_card
 from hf_simmim.training.trainers import ClassifierTrainer, SimMIMTrainer
 from hf_simmim.visualization.grids import DRAWN_COLUMNS
 

@@ -1,5 +1,6 @@
 """A training may be killed, stopped by a signal, or meet a full disk or a NaN: what is saved is whole and finite."""
 
+import math
 import multiprocessing
 import os
 import shutil
@@ -66,12 +67,46 @@ def spoil_gradient(trainer, value: float, steps: Sequence[int] = (7,)) -> None:
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @pytest.mark.parametrize("options", [{}, {"max_grad_norm": 0.0}, {"gradient_accumulation_steps": 2}], ids=str)
-def test_a_gradient_that_is_not_finite_ends_the_training(tmp_path, value, options):
-    trainer = make_trainer("fine-tuning", tmp_path, logging_steps=1000, **options)
-    spoil_gradient(trainer, value)
-    with pytest.raises(TrainingStoppedError, match="no longer finite at step .*checkpoint-5 is from before"):
+def test_a_gradient_that_is_not_finite_is_left_out(tmp_path, value, options):
+    """As if the optimizer had not been called in that step; the schedule goes on."""
+    runs = [make_trainer("fine-tuning", tmp_path / name, logging_steps=1, **options) for name in ("spoiled", "without")]
+    spoil_gradient(runs[0], value)
+    runs[1].add_callback(AtStep(7, lambda model: model.zero_grad()))
+    for run in runs:
+        run.train()
+    weights = [torch.cat([parameter.flatten() for parameter in run.model.parameters()]) for run in runs]
+    assert torch.equal(*weights)
+    assert weights[0].isfinite().all()
+    assert runs[0].skipped_steps.steps == {7}
+    logged = [entry.get("skipped_steps") for entry in runs[0].state.log_history if "loss" in entry]
+    assert logged[:6] == [None] * 6
+    assert set(logged[6:]) == {1}
+    assert all(math.isfinite(entry.get("grad_norm", 0)) for entry in runs[0].state.log_history)
+    folder = tmp_path / "spoiled" / "skipped_steps" / "step-0000007"
+    accumulated = options.get("gradient_accumulation_steps", 1)
+    assert len(list(folder.glob("batch-0-*.safetensors"))) == accumulated
+    assert not (tmp_path / "without" / "skipped_steps").exists()
+    # A resumed run counts it, and those that come again only once.
+    resumed = make_trainer("fine-tuning", tmp_path / "spoiled", max_steps=runs[0].state.max_steps + 2, **options)
+    resumed.train(resume_from_checkpoint=str(newest_whole_checkpoint(tmp_path / "spoiled")))
+    assert resumed.skipped_steps.steps == {7}
+
+
+def test_too_many_steps_that_are_not_finite_end_the_training(tmp_path):
+    trainer = make_trainer("fine-tuning", tmp_path)
+    spoil_gradient(trainer, math.nan, steps=range(7, 100))
+    trainer.skipped_steps.limit = 2
+    with pytest.raises(TrainingStoppedError, match=r"3 steps were skipped .*step 9 .*-5 is from before.*replay"):
         trainer.train()
     assert newest_whole_checkpoint(tmp_path).name == "checkpoint-5"
+
+
+def test_a_training_of_skipped_steps_alone_saves_nothing(tmp_path):
+    trainer = make_trainer("fine-tuning", tmp_path, max_steps=4)
+    spoil_gradient(trainer, math.inf, steps=range(100))
+    with pytest.raises(TrainingStoppedError, match="4 steps were skipped .*no checkpoint was saved"):
+        trainer.train()
+    assert not names(tmp_path)
 
 
 @pytest.mark.parametrize("options", [{"save_strategy": "no"}, {"save_steps": 100}], ids=str)

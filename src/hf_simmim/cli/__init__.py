@@ -13,5 +13,6 @@ COMMANDS = {
     "reconstruct": "draw what a checkpoint predicts for masked patches",
     "app": "web app: mask patches, see the prediction",
     "export": "export a checkpoint to ONNX or torch.export",
+    "replay": "run a skipped training step again, and tell which images were not finite",
     "convert": "convert a .pth file of the official implementation or mmpretrain",
 }

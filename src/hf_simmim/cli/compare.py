@@ -24,6 +24,7 @@ from accelerate import PartialState
 from datasets import disable_progress_bars, enable_progress_bars
 from transformers.utils import logging
 
+from ..cli import finetune, pretrain
 from ..data.reading import ImageDataset, check_images
 from ..evaluation.comparison import ARMS, Verdict, conclusion, judge, table
 from ..evaluation.run_progress import RunProgress
@@ -31,9 +32,8 @@ from ..training.arguments import json_object
 from ..training.fingerprints import digest, model_digest
 from ..training.run_folder import RunRecord
 from ..visualization.plots import plot_comparison
-from . import finetune, pretrain
 from .command import Command, existing, in_words, make_folder
-from .image_options import LabeledSourceArguments
+from .options.images import LabeledSourceArguments
 from .recipes import options_of
 
 # Of a run: images per class, and whether it is of a cross-validation.

@@ -20,7 +20,7 @@ import torch
 from datasets import ClassLabel, Dataset
 
 from ..checkpoints.loading import load_encoder, pixel_settings
-from ..data.labeled_images import WholeImageDataset
+from ..data.labeled.images import WholeImageDataset
 from ..data.sampling import evenly_spaced
 from ..data.sources import is_missing_label
 from ..data.value_range import check_dataset_range
@@ -30,8 +30,8 @@ from ..visualization.feature_plots import draw_map, draw_neighbors
 from ..visualization.map_page import map_page
 from ..visualization.pictures import to_pictures
 from .command import Command, existing, in_words, make_folder
-from .image_options import ImageArguments
-from .model_options import ComputeArguments
+from .options.images import ImageArguments
+from .options.models import ComputeArguments
 
 
 @dataclass

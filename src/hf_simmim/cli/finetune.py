@@ -23,10 +23,10 @@ import torch
 from datasets import disable_progress_bars
 from transformers import IntervalStrategy, set_seed
 
-from ..data.augmentation import BACKENDS, Augmentation
-from ..data.label_splits import few_labels, folds, holdout
-from ..data.labeled_images import LabeledImageDataset, LabeledImages
-from ..data.mixing import MixingCollator
+from ..data.labeled.augmentation import BACKENDS, Augmentation
+from ..data.labeled.images import LabeledImageDataset, LabeledImages
+from ..data.labeled.mixing import MixingCollator
+from ..data.labeled.splits import few_labels, folds, holdout
 from ..data.reading import check_images
 from ..data.sampling import evenly_spaced
 from ..evaluation.metrics import ConfusionMatrix, PerClassScores, classification_metrics, missed_in_matrix
@@ -38,9 +38,9 @@ from ..model.image_processing_simmim import SimMIMImageProcessor
 from ..model.modeling_simmim import SimMIMForImageClassification
 from ..training.arguments import SimMIMTrainingArguments
 from ..training.callbacks import EpochCallback
+from ..training.cards.facts import training_line
 from ..training.fingerprints import digest, initial_weights
 from ..training.optimization import SIMMIM_SCHEDULES, create_optimizers, images_per_step, planned_steps
-from ..training.run_facts import training_line
 from ..training.run_folder import (
     begin_run,
     describe_resuming,
@@ -53,8 +53,8 @@ from ..training.trainers import ClassifierTrainer
 from ..training.weight_average import WeightAverageCallback
 from ..visualization.plots import plot_confusion
 from .command import Command, existing, in_words, one_run, print_files, print_titled
-from .image_options import LabeledSourceArguments, PixelArguments, load_labeled_splits
-from .model_options import EncoderArguments
+from .options.images import LabeledSourceArguments, PixelArguments, load_labeled_splits
+from .options.models import EncoderArguments
 
 # Share of the images held out for validation, without validation images and cross-validation.
 DEFAULT_HOLDOUT = 0.2

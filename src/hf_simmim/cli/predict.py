@@ -28,9 +28,9 @@ from datasets import Dataset
 from transformers import AutoImageProcessor, PreTrainedModel
 
 from ..checkpoints.loading import load_predictor, pixel_settings, stored_processor
-from ..data.labeled_images import WholeImageDataset
+from ..data.labeled.images import WholeImageDataset
+from ..data.labeled.segmentation import PixelSettings, prepare_whole
 from ..data.reading import ImageDataset, NoReadableImageError, UnreadableImages, check_images
-from ..data.segmentation import PixelSettings, prepare_whole
 from ..data.value_range import check_value_range
 from ..data.whole_images import PreparedImages, none_readable, processed
 from ..evaluation.prediction import (
@@ -44,8 +44,8 @@ from ..evaluation.prediction import (
 from ..evaluation.tables import WRITERS, TableFile, unfinished_path
 from ..model.configuration_simmim import SimMIMConfig
 from .command import Command, in_words, make_folder, print_titled
-from .image_options import ImageArguments
-from .model_options import ComputeArguments
+from .options.images import ImageArguments
+from .options.models import ComputeArguments
 
 # Rows that are written at once.
 GROUP_SIZE = 1024

@@ -29,6 +29,7 @@ from ..data.masked_images import MaskedImageDataset, collate
 from ..data.reading import UnreadableImages, check_images, check_listed
 from ..data.sampling import evenly_spaced
 from ..data.sources import load_images
+from ..data.streaming import SHUFFLE_WINDOW
 from ..data.survey import survey
 from ..hub.card import check_license, normalization
 from ..hub.provenance import RunOrigin, held_out
@@ -43,11 +44,11 @@ from ..planning.automatic import Automatic, Plan
 from ..planning.machine import find_machine
 from ..training.arguments import SimMIMTrainingArguments, json_object
 from ..training.callbacks import EpochCallback, PictureCallback
+from ..training.cards.facts import training_line
+from ..training.cards.pretraining import describe_evaluation
 from ..training.fingerprints import digest, initial_weights
 from ..training.image_samples import COMPARED_IMAGES
 from ..training.optimization import images_per_step, planned_steps
-from ..training.pretraining_card import describe_evaluation
-from ..training.run_facts import training_line
 from ..training.run_folder import (
     begin_run,
     describe_resuming,
@@ -58,9 +59,9 @@ from ..training.run_folder import (
 )
 from ..training.trainers import SimMIMTrainer
 from .command import Command, existing, in_words, one_run, print_files, print_titled
-from .image_options import PixelArguments
-from .model_options import EncoderArguments
-from .probe_options import ProbeArguments, add_probe, load_probe, probe_source
+from .options.images import PixelArguments, StreamingArguments, stream_splits
+from .options.models import EncoderArguments
+from .options.probes import ProbeArguments, add_probe, load_probe, probe_source
 
 logger = logging.get_logger(__name__)
 
@@ -85,7 +86,7 @@ PRETRAINING_FILES = {
 
 
 @dataclass
-class PretrainingDataArguments(ProbeArguments, PixelArguments):
+class PretrainingDataArguments(ProbeArguments, PixelArguments, StreamingArguments):
     """Source of the images; labels are not needed."""
 
     _argument_group_name = "images"
@@ -188,6 +189,10 @@ class PretrainingArguments(SimMIMTrainingArguments):
     hours: float | None = field(
         default=None, metadata={"help": "Time that the training may take: the number of epochs is chosen by it."}
     )
+    shuffle_window: int = field(
+        default=SHUFFLE_WINDOW,
+        metadata={"help": "Images that are shuffled with each other with --streaming; blocks of them always are."},
+    )
     compared_images: int = field(
         default=COMPARED_IMAGES,
         metadata={
@@ -199,6 +204,8 @@ class PretrainingArguments(SimMIMTrainingArguments):
     def __post_init__(self):
         if self.hours is not None and not 0 < self.hours < 10_000:
             raise ValueError(f"hours={self.hours} must be more than 0.")
+        if self.shuffle_window < 1:
+            raise ValueError(f"shuffle_window={self.shuffle_window} must be 1 or more.")
         # Required by the trainer, whatever a recipe sets.
         self.label_names = ["bool_masked_pos"]
         self.prediction_loss_only = True
@@ -289,6 +296,8 @@ def load_splits(arguments: PretrainingDataArguments, output_dir: str):
     source, validation_split = arguments.source(), arguments.validation_split
     if not arguments.names_images:
         validation_split = validation_split or "test"
+    if arguments.streaming:
+        return stream_splits(arguments, arguments)
     # Results of the run inside its training folder, and validation images, are not trained on.
     exclude = [path for path in (arguments.validation_dir, output_dir) if path is not None]
     if arguments.train_dir is not None and Path(arguments.train_dir).resolve() == Path(output_dir).resolve():

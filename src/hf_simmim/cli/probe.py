@@ -23,8 +23,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..checkpoints.loading import load_encoder, pixel_settings
-from ..data.label_splits import few_labels, holdout
-from ..data.labeled_images import LabeledImages, WholeImageDataset
+from ..data.labeled.images import LabeledImages, WholeImageDataset
+from ..data.labeled.splits import few_labels, holdout
 from ..data.sampling import evenly_spaced
 from ..data.value_range import check_dataset_range
 from ..evaluation.intervals import judge_gain, majority_share, wilson_interval
@@ -32,7 +32,7 @@ from ..evaluation.probing import POOLINGS, ProbeResult, check_layers, extract_la
 from ..model.modeling_base import SimMIMModel
 from ..visualization.plots import plot_layers
 from .command import Command, existing, in_words, make_folder
-from .image_options import LabeledSourceArguments, load_labeled_splits
+from .options.images import LabeledSourceArguments, load_labeled_splits
 
 SETTINGS = ("checkpoint", "layers", "pooling", "k", "labels_per_class", "seeds")
 PROBE_TITLES = {"linear": "linear probe", "knn": "nearest neighbors"}

@@ -27,8 +27,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..checkpoints.loading import load_config
-from ..data.sampling import evenly_spaced, sample_generator
-from ..data.segmentation import (
+from ..data.labeled.segmentation import (
     CollatePairs,
     PixelSettings,
     SegmentationDataset,
@@ -38,6 +37,7 @@ from ..data.segmentation import (
     load_columns,
     load_folder,
 )
+from ..data.sampling import evenly_spaced, sample_generator
 from ..evaluation.segmentation import SegmentationMetrics, classes_of_annotations, forget_evaluation_keys
 from ..hub.card import check_license, normalization
 from ..hub.provenance import RunOrigin, evaluation_source, held_out, hub_id, last_part
@@ -49,9 +49,9 @@ from ..model.modeling_base import SimMIMModel
 from ..model.modeling_simmim import SimMIMBackbone
 from ..training.arguments import SCHEDULES, SimMIMTrainingArguments
 from ..training.callbacks import EpochCallback
+from ..training.cards.facts import training_line
 from ..training.fingerprints import digest, initial_weights
 from ..training.optimization import create_optimizers, images_per_step, planned_steps, warmup_updates
-from ..training.run_facts import training_line
 from ..training.run_folder import (
     begin_run,
     describe_resuming,
@@ -64,7 +64,7 @@ from ..training.trainers import SegmentationTrainer
 from ..visualization.grids import draw_segmentations
 from ..visualization.pictures import to_pictures
 from .command import Command, existing, in_words, one_run, print_files, print_titled
-from .image_options import PixelArguments, SourceArguments
+from .options.images import PixelArguments, SourceArguments
 
 logger = logging.get_logger(__name__)
 

@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from ..model.images import convert_channels, has_missing, real_pixels, upright
 from .reading import NoReadableImageError, describe, open_row
-from .sampling import evenly_spaced, sample_generator
+from .sampling import sample_generator, sample_indices
 
 logger = logging.get_logger(__name__)
 
@@ -42,7 +42,7 @@ def channel_statistics(
     """
     count, mean, squares = 0, np.zeros(num_channels), np.zeros(num_channels)
     first_error = ""
-    indices = evenly_spaced(len(images), max_images)
+    indices = sample_indices(images, max_images)
     for index in tqdm(indices, desc="channel statistics", unit="image"):
         row = images[index]
         try:
@@ -173,7 +173,7 @@ def _sample(
 ) -> np.ndarray:
     """Sample the colors (N, C) in [0, 1] of random pixels."""
     samples, first_error = [], ""
-    indices = evenly_spaced(len(images), max_images)
+    indices = sample_indices(images, max_images)
     for index in tqdm(indices, desc="sampling colors", unit="image"):
         row = images[index]
         try:

@@ -90,15 +90,15 @@ class MaskedImageDataset(ImageDataset):
             key: `epoch * len(self) + index`; in epoch 0 that is the index.
 
         Returns:
-            `pixel_values` (C, H, W), uint8 or float32 like the image, `bool_masked_pos` bool (N,), and `unreadable`, a
-            list of (name, reason) of images that could not be decoded and were replaced. If some pixels are missing,
-            also `pixel_mask` bool (H, W), True = valid: patches without a valid pixel are not masked, and missing
-            pixels get the channel's mean.
+            `pixel_values` (C, H, W), uint8 or float32 like the image, `bool_masked_pos` bool (N,), the `name` of the
+            image, and `unreadable`, a list of (name, reason) of images that could not be decoded and were replaced.
+            If some pixels are missing, also `pixel_mask` bool (H, W), True = valid: patches without a valid pixel are
+            not masked, and missing pixels get the channel's mean.
         """
         epoch, index = divmod(key, len(self))
         generator = sample_generator(self.seed, epoch if self.crop_scale else 0, index)
-        pixels, _, unreadable = self.read(index, generator, lambda image: self._decode(image, generator))
-        sample: dict[str, Any] = {"pixel_values": pixels, "unreadable": unreadable}
+        pixels, row, unreadable = self.read(index, generator, lambda image: self._decode(image, generator))
+        sample: dict[str, Any] = {"pixel_values": pixels, "name": str(row["name"]), "unreadable": unreadable}
         valid = None
         if has_missing(pixels):
             pixel_mask = real_pixels(pixels)
@@ -135,7 +135,7 @@ class MaskedImageDataset(ImageDataset):
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Collate samples of `MaskedImageDataset`: tensors are stacked, lists of unreadable images are joined.
+    """Collate samples of `MaskedImageDataset`: tensors are stacked, `names` and `unreadable` images are lists.
 
     One float32 image makes the whole batch float32. If an image has a `pixel_mask`, the others get one that is all
     True.
@@ -146,5 +146,6 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     if any("pixel_mask" in sample for sample in samples):
         everything = torch.ones(batch["pixel_values"].shape[-2:], dtype=torch.bool)
         batch["pixel_mask"] = torch.stack([sample.get("pixel_mask", everything) for sample in samples])
+    batch["names"] = [sample["name"] for sample in samples if "name" in sample]
     batch["unreadable"] = [entry for sample in samples for entry in sample["unreadable"]]
     return batch

@@ -12,7 +12,7 @@ from datasets import Dataset
 from PIL import Image
 
 from ..model.images import channels_first, open_image
-from .sampling import evenly_spaced
+from .sampling import sample_indices
 from .transforms import crop_and_resize, upright_size
 
 Decoded = TypeVar("Decoded")
@@ -85,7 +85,8 @@ class ImageDataset(torch.utils.data.Dataset):
             except Exception as error:  # readers raise anything on a broken file
                 unreadable.append((row["name"], describe(error)))
             # At random, because broken files come in runs.
-            index = int(torch.randint(len(self), (), generator=generator))
+            near = getattr(self.images, "near", None)
+            index = near(index, generator) if near else int(torch.randint(len(self), (), generator=generator))
         raise NoReadableImageError(
             f"{len(unreadable)} randomly drawn images in a row cannot be read; the first is {unreadable[0][0]}"
             f" ({unreadable[0][1]}). Remove them or name another source."
@@ -148,7 +149,7 @@ def check_images(
     """
     unreadable, count = [], 0
     for dataset in datasets:
-        for index in evenly_spaced(len(dataset), num_checked):
+        for index in sample_indices(dataset.images, num_checked):
             count += 1
             unreadable += _flaw(dataset, index)
     # Sampling error: three standard deviations, or 0 if all images are checked.
@@ -176,13 +177,14 @@ def check_listed(datasets: Sequence[ImageDataset], path: Path) -> list[tuple[str
     if not path.exists():
         return []
     names = {line.partition("\t")[0] for line in path.read_text(encoding="utf-8", errors="replace").split("\n")}
-    return [
-        entry
-        for dataset in datasets
-        for index, name in enumerate(dataset.images["name"])
-        if _in_one_line(name) in names
-        for entry in _flaw(dataset, index)
-    ]
+    return [entry for dataset in datasets for index in _named(dataset.images, names) for entry in _flaw(dataset, index)]
+
+
+def _named(images: Any, names: set[str]) -> list[int]:
+    """Indices of the images of some names, which are in one line each."""
+    if hasattr(images, "index_of"):
+        return sorted(index for index in map(images.index_of, names) if index is not None)
+    return [index for index, name in enumerate(images["name"]) if _in_one_line(name) in names]
 
 
 def _flaw(dataset: ImageDataset, index: int) -> list[tuple[str, str]]:

@@ -71,6 +71,19 @@ class IndexSampler(EpochSampler):
         return torch.randperm(self.num_samples, generator=generator).tolist()
 
 
+def sample_indices(images: Any, count: int) -> list[int]:
+    """Indices of images that are spread over a set: evenly, or as it says if that would read too much.
+
+    Args:
+        images: Rows of images, such as a `Dataset` or `StreamedImages`.
+        count: Largest number of images.
+
+    Returns:
+        Sorted indices.
+    """
+    return images.sample(count) if hasattr(images, "sample") else evenly_spaced(len(images), count)
+
+
 def evenly_spaced(length: int, count: int) -> list[int]:
     """At most `count` indices spread evenly over `length`, from the first to the last."""
     # float32 has no odd numbers above 2**24. Below, it decides some roundings that comparisons of runs rely on.

@@ -1,7 +1,7 @@
 """Image sources: folders, datasets, and parquet or webdataset shards."""
 
 # ADD A SOURCE: a branch of `load_table` that returns a `Dataset` with all columns; for another format of shards, its
-# suffix in `_shard_format`.
+# suffix in `shard_format`.
 
 import glob
 import os
@@ -110,7 +110,7 @@ def load_table(
         if plain:
             dataset = Dataset.from_generator(_tar_rows, features=TAR_FEATURES, gen_kwargs={"archives": plain})
         elif data_files is not None:
-            dataset = load_dataset(_shard_format(data_files), data_files={split: list(data_files)}, split=split)
+            dataset = load_dataset(shard_format(data_files), data_files={split: list(data_files)}, split=split)
         elif any(Path(str(dataset_name), name).is_file() for name in ("state.json", "dataset_dict.json")):
             dataset = load_from_disk(str(dataset_name))  # as `save_to_disk` leaves it
         else:
@@ -133,13 +133,14 @@ def load_table(
     return dataset
 
 
-def image_rows(dataset: Dataset, column: str, name: str) -> Dataset:
+def image_rows(dataset: Dataset, column: str, name: str, first: int = 0) -> Dataset:
     """Create rows of `name` and undecoded `image` from the image column of a dataset.
 
     Args:
         dataset: The dataset.
         column: Column of the images.
         name: Prefix of the names, before the row number.
+        first: Number of the first row.
 
     Returns:
         As many rows.
@@ -149,7 +150,7 @@ def image_rows(dataset: Dataset, column: str, name: str) -> Dataset:
     if dtype is None:
         dataset = dataset.cast_column(column, ImageFeature(decode=False))
     dataset = dataset if column == "image" else dataset.rename_column(column, "image")
-    dataset = dataset.add_column("name", [f"{name} row {index}" for index in range(len(dataset))])
+    dataset = dataset.add_column("name", [f"{name} row {first + index}" for index in range(len(dataset))])
     if dtype is not None:
         # Without a format the rows would be nested lists of Python numbers.
         return dataset.with_format("numpy", columns=["image"], output_all_columns=True, dtype=dtype)
@@ -283,7 +284,18 @@ def _walk(folder: Path, exclude: set[Path], closed: list[str]) -> Iterator[Path]
                 yield Path(entry.path)
 
 
-def _shard_format(data_files: Sequence[str]) -> str:
+def shard_format(data_files: Sequence[str]) -> str:
+    """Format of shards by their suffixes: parquet or webdataset.
+
+    Args:
+        data_files: Paths, patterns or URLs.
+
+    Returns:
+        The name that `load_dataset` has for it.
+
+    Raises:
+        ValueError: If it is another one, or they differ.
+    """
     formats = {".parquet": "parquet", ".tar": "webdataset"}
     found = {formats.get(Path(file).suffix) for file in data_files}
     if len(found) != 1 or None in found:

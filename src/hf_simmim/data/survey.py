@@ -14,7 +14,8 @@ from PIL import Image
 
 from ..model.image_readers import UNREAD, Wanted
 from ..model.images import is_deep, read_stored
-from .sampling import evenly_spaced
+from .sampling import sample_indices
+from .streaming import StreamedImages
 from .transforms import upright_size
 
 # Folders whose names say that their images are for something else than training.
@@ -91,7 +92,7 @@ class Survey:
         return lines
 
 
-def survey(images: Dataset, num_sampled: int = 128) -> Survey:
+def survey(images: Dataset | StreamedImages, num_sampled: int = 128) -> Survey:
     """Look at a sample of the images, and at the names and sizes of all files.
 
     Args:
@@ -103,7 +104,7 @@ def survey(images: Dataset, num_sampled: int = 128) -> Survey:
     """
     sizes: list[tuple[int, int]] = []
     channels, depths = Counter[int](), Counter[str]()
-    for index in evenly_spaced(len(images), num_sampled):
+    for index in sample_indices(images, num_sampled):
         try:
             size, number, depth = glance(images[index]["image"])
         except Exception:  # readers raise anything on a broken file, which is reported elsewhere
@@ -111,11 +112,12 @@ def survey(images: Dataset, num_sampled: int = 128) -> Survey:
         sizes.append(size)
         channels[number] += 1
         depths[depth] += 1
-    names = images["name"]
+    # Names of streamed images are numbers.
+    names = [] if isinstance(images, StreamedImages) else images["name"]
     closed = Counter(
         reader for name in names for suffix, reader in UNREAD.items() if str(name).lower().endswith(suffix)
     )
-    num_copies, copies = find_copies(images)
+    num_copies, copies = find_copies(names)
     return Survey(
         len(images), sizes, dict(channels), dict(depths), dict(closed), num_copies, copies, split_folders(names)
     )
@@ -164,28 +166,28 @@ def _is_gray(image: Image.Image) -> bool:
     return bool((colors.max(axis=-1) == colors.min(axis=-1)).all())
 
 
-def find_copies(images: Dataset) -> tuple[int, tuple[str, str] | None]:
+def find_copies(names: Sequence[str]) -> tuple[int, tuple[str, str] | None]:
     """Find exact copies among files: those of equal size are compared by content, up to MAX_COMPARED bytes.
 
     Args:
-        images: Rows from `load_images`.
+        names: Their paths.
 
     Returns:
         How many images are copies of another one, and the names of the first two that are equal.
     """
     by_size: dict[int, list[str]] = defaultdict(list)
-    for name in images["name"]:
+    for name in names:
         try:
             by_size[os.path.getsize(name)].append(name)
         except OSError:  # a row of a table
             return 0, None
     num_bytes, count, first = 0, 0, None
-    for size, names in by_size.items():
-        if len(names) == 1 or num_bytes + size * len(names) > MAX_COMPARED:
+    for size, equal in by_size.items():
+        if len(equal) == 1 or num_bytes + size * len(equal) > MAX_COMPARED:
             continue
-        num_bytes += size * len(names)
+        num_bytes += size * len(equal)
         seen: dict[bytes, str] = {}
-        for name in names:
+        for name in equal:
             try:
                 digest = hashlib.blake2b(Path(name).read_bytes(), digest_size=16).digest()
             except OSError:

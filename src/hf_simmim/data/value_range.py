@@ -11,7 +11,7 @@ from PIL import Image
 
 from .image_statistics import known_pixels
 from .reading import open_row
-from .sampling import evenly_spaced
+from .sampling import sample_indices
 
 # Rescaled values outside of these are not on a scale of 0 to 1, however bright or dark the images are.
 LOWEST, HIGHEST, DARKEST = -1.0, 2.0, 0.02
@@ -64,7 +64,7 @@ def sample_range(
         The range; None if no image can be read.
     """
     lows, highs, means, squares, are_bytes = [], [], [], [], True
-    for index in evenly_spaced(len(images), num_checked):
+    for index in sample_indices(images, num_checked):
         try:
             image = open_row(images[index], num_channels, rescale_factor, nodata)
             pixels = known_pixels(image, num_channels)

@@ -17,7 +17,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..data.labeled_images import WholeImageDataset
+from ..data.labeled.images import WholeImageDataset
 from ..data.reading import NoReadableImageError
 from ..data.whole_images import CollateReadable, none_readable
 from ..model.modeling_base import SimMIMPreTrainedModel

@@ -16,6 +16,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from .optimization import SIMMIM_SCHEDULES, images_per_step
+from .skipped_steps import MAX_SKIPPED
 
 
 def json_object(name: str, value: Any) -> dict[str, Any] | None:
@@ -149,6 +150,10 @@ class SimMIMTrainingArguments(TrainingArguments):
             "help": "License of the weights for the model card, by its name on the Hub such as apache-2.0 (not stated"
             " if unset)."
         },
+    )
+    max_skipped_steps: int = field(
+        default=MAX_SKIPPED,
+        metadata={"help": "Steps whose loss or gradient is not finite that are skipped before the run stops."},
     )
     save_code: bool = field(
         default=False,

@@ -15,9 +15,9 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 from transformers.trainer_callback import CallbackHandler
 from transformers.utils import logging
 
-from ..data.labeled_images import LabeledImageDataset
+from ..data.labeled.images import LabeledImageDataset
 from ..data.masked_images import collate
-from ..data.sampling import evenly_spaced
+from ..data.sampling import sample_indices
 from ..data.transforms import normalize
 from ..evaluation.intervals import majority_share
 from ..evaluation.probing import check_layers, extract_features, knn, linear_probe
@@ -25,8 +25,8 @@ from ..evaluation.reconstruction import Reconstruction
 from ..model.masking import patch_mask
 from ..visualization.grids import reconstruction_grid
 from ..visualization.plots import plot_losses, plot_probe
+from .cards.facts import best_step
 from .image_samples import ImageSample
-from .run_facts import best_step
 
 # Penalty of the linear probe: fixed, so that evaluations are comparable and one fit is enough.
 PENALTY = 1e-3
@@ -47,7 +47,7 @@ class PictureCallback(TrainerCallback):
     def __init__(self, trainer: Trainer, num_images: int = 12):
         self.trainer = trainer
         dataset: Any = trainer.eval_dataset
-        self.batch = collate([dataset[index] for index in evenly_spaced(len(dataset), num_images)])
+        self.batch = collate([dataset[index] for index in sample_indices(dataset.images, num_images)])
         self.processor: Any = trainer.processing_class
         self.trackers = TrackerImages(trainer.callback_handler)
 

@@ -10,6 +10,7 @@ from datasets import Dataset
 from datasets import Image as ImageFeature
 
 from ..data.sampling import evenly_spaced
+from ..data.streaming import StreamedImages
 
 # Files are read as a whole if all of them have at most this many bytes, else in parts.
 MAX_BYTES = 2**30
@@ -20,7 +21,7 @@ BLOCK = 4096
 NUM_ROWS = 256
 
 
-def digest(images: Dataset) -> dict[str, Any]:
+def digest(images: Dataset | StreamedImages) -> dict[str, Any]:
     """Fingerprint of images: their number, names in order, and contents.
 
     Names are relative to the folder that holds all images, so the folder may be moved or be named in another way. Of
@@ -32,6 +33,8 @@ def digest(images: Dataset) -> dict[str, Any]:
     Returns:
         `number`, `names` and `content`, JSON-serializable.
     """
+    if isinstance(images, StreamedImages):
+        return images.digest()
     rows = images.select_columns("image")
     paths = _paths(rows)
     if paths:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Subset
 
 from ..data.masked_images import MaskedImageDataset, collate
 from ..data.reading import ImageDataset
-from ..data.sampling import evenly_spaced
+from ..data.sampling import sample_indices
 from ..evaluation.probing import extract_features
 from ..evaluation.rankme import rankme
 from .stop_signals import StopSignals
@@ -36,7 +36,7 @@ class ImageSample:
 
     def __init__(self, dataset: ImageDataset, num_images: int, collate: Callable[[list[Any]], Any]):
         self.dataset = dataset
-        self.indices = evenly_spaced(len(dataset), num_images)
+        self.indices = sample_indices(dataset.images, num_images)
         self.collate = collate
         self.is_kept = len(self) * dataset.num_channels * math.prod(dataset.image_size) <= MAX_KEPT_NUMBERS
         self.kept: list[Any] = []
@@ -165,9 +165,9 @@ class RunningMean:
         self.total: torch.Tensor | None = None
 
     def add(self, figures: torch.Tensor, num_pixels: torch.Tensor) -> None:
-        """Add figures of images (B,), except those that average no pixels."""
-        counts = (num_pixels > 0).to(figures.dtype)
-        term = torch.stack([(figures * counts).sum(), counts.sum()])
+        """Add figures of images (B,), except those that average no pixels or are not finite."""
+        counts = ((num_pixels > 0) & figures.isfinite()).to(figures.dtype)
+        term = torch.stack([torch.where(counts > 0, figures, 0).sum(), counts.sum()])
         self.total = term if self.total is None else self.total + term
 
     def drain(self, accelerator: Any) -> float:

@@ -33,6 +33,7 @@ from .checkpoints import (
 )
 from .optimization import planned_steps
 from .run_folder import keep_run_folder, run_file_text
+from .skipped_steps import MAX_SKIPPED, SkippedSteps, finite_or
 from .stop_signals import EvaluationStoppedError, StopSignals, TrainingInterrupted
 
 # Loss scale of fp16 at the beginning. Each skipped step halves it, and no other step does.
@@ -44,10 +45,10 @@ SMALLEST_SCALE = 2.0**-24
 class ResumableTrainer(Trainer):
     """`transformers.Trainer` whose runs can be killed and resumed at any step.
 
-    A checkpoint gets its name only when all processes have written their files and a manifest lists them. Nothing is
-    saved once a loss, gradient or weight is not finite. Order and augmentation of an epoch follow from the step, so a
-    resumed run continues them with any number of processes. A signal such as SIGTERM ends the training after the step
-    and a checkpoint.
+    A checkpoint gets its name only when all processes have written their files and a manifest lists them. Steps whose
+    loss or gradient is not finite are skipped, and nothing is saved once a weight is not finite. Order and augmentation
+    of an epoch follow from the step, so a resumed run continues them with any number of processes. A signal such as
+    SIGTERM ends the training after the step and a checkpoint.
 
     Args:
         *args: Passed to Trainer.
@@ -57,6 +58,7 @@ class ResumableTrainer(Trainer):
     args: Any
 
     def __init__(self, *args: Any, **kwargs: Any):
+        # With fp16, whose steps are skipped by the loss scale, only losses.
         self._is_finite: torch.Tensor | bool = True
         # Folder in which a checkpoint is being written.
         self._staging: Path | None = None
@@ -67,6 +69,8 @@ class ResumableTrainer(Trainer):
         # Content of run.json, if a command wrote it.
         self._run_file: str | None = None
         self.add_callback(self._stop_signals)
+        self.skipped_steps = SkippedSteps(self, getattr(self.args, "max_skipped_steps", MAX_SKIPPED))
+        self.add_callback(self.skipped_steps)
         leave_before_python_ends()
 
     def _get_train_sampler(self, train_dataset=None):
@@ -179,18 +183,30 @@ class ResumableTrainer(Trainer):
         fail_together(error, TrainingStoppedError)
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
-        """Train on a batch as Trainer does, and note whether the loss is finite."""
+        """Train on a batch as Trainer does, and note whether the loss is finite.
+
+        Returns:
+            The loss; where it is not finite the mean of those since the last log entry, as Trainer's own filter has it.
+        """
         loss = super().training_step(*args, **kwargs)
-        self._is_finite = self._is_finite & loss.isfinite()
-        return loss
+        if self._has_loss_scale:
+            self._is_finite = self._is_finite & loss.isfinite()
+            return loss
+        self.skipped_steps.add(args[1] if len(args) > 1 else kwargs["inputs"], loss)
+        count = max(1, self.state.global_step - self._globalstep_last_logged)
+        return finite_or(loss, self._tr_loss.detach() / count)
+
+    @property
+    def _has_loss_scale(self) -> bool:
+        """Whether overflows are expected, as with fp16: the scaler, or DeepSpeed, skips these steps."""
+        return self.accelerator.scaler is not None or self.is_deepspeed_enabled
 
     def _get_grad_norm(self, *args, **kwargs):
         norm = super()._get_grad_norm(*args, **kwargs)
-        # With a loss scale, as of fp16, overflows are expected: these steps are skipped.
-        is_scaled = self.accelerator.scaler is not None or self.is_deepspeed_enabled
-        if not (is_scaled and self.accelerator.mixed_precision == "fp16"):
-            whole = norm.full_tensor() if hasattr(norm, "full_tensor") else torch.as_tensor(norm)
-            self._is_finite = self._is_finite & whole.isfinite()
+        if not self._has_loss_scale:
+            self.skipped_steps.judge(norm)
+        elif self.accelerator.mixed_precision != "fp16":
+            self._is_finite = self._is_finite & torch.as_tensor(norm).isfinite()
         return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -205,10 +221,16 @@ class ResumableTrainer(Trainer):
         """
         if "loss" in logs:
             self._stop_unless_finite(with_weights=False)
+            if self.skipped_steps.steps:
+                logs["skipped_steps"] = len(self.skipped_steps.steps)
+            if not math.isfinite(logs.get("grad_norm", 0.0)):
+                # Of a step that was skipped.
+                del logs["grad_norm"]
         super().log(logs, start_time)
 
     def _stop_unless_finite(self, with_weights: bool) -> None:
         self._stop_if_all_skipped()
+        self.skipped_steps.stop_if_none_is_left(self.state.global_step)
         flag = torch.as_tensor(self._is_finite, device=self.accelerator.device).float()
         if with_weights and not _all_finite(self.model, self.optimizer):  # type: ignore[arg-type]
             flag.zero_()
@@ -219,8 +241,8 @@ class ResumableTrainer(Trainer):
         remedy = "start a new run from that --checkpoint in another --output_dir" if saved else "start again"
         raise TrainingStoppedError(
             f"The training loss, a gradient or a weight is no longer finite at step {self.state.global_step}, so"
-            f" nothing of this step is saved; {self._kept()}. A resumed run keeps its learning rate: {remedy}, with a"
-            " lower --learning_rate, or --bf16 instead of --fp16."
+            f" nothing of this step is saved; {self.kept_checkpoint()}. A resumed run keeps its learning rate:"
+            f" {remedy}, with a lower --learning_rate, or --bf16 instead of --fp16."
         )
 
     def _stop_if_all_skipped(self) -> None:
@@ -233,11 +255,12 @@ class ResumableTrainer(Trainer):
         if has_never_trained or scale < SMALLEST_SCALE:
             error = TrainingStoppedError(
                 f"Gradients overflow in fp16, so nothing is trained at step {step}, and nothing of this step is saved;"
-                f" {self._kept()}. Repeat the command with --bf16 instead of --fp16."
+                f" {self.kept_checkpoint()}. Repeat the command with --bf16 instead of --fp16."
             )
         fail_together(error, TrainingStoppedError)
 
-    def _kept(self) -> str:
+    def kept_checkpoint(self) -> str:
+        """Say which checkpoint is from before a step that cannot be saved."""
         saved = checkpoint_folders(str(self.args.output_dir))
         return f"{saved[0]} is from before that" if saved else "no checkpoint was saved before that"
 

@@ -21,6 +21,7 @@ from transformers.utils import logging
 from ..data.masked_images import MaskedImageDataset, collate
 from ..data.reading import UnreadableImages
 from ..data.sampling import EpochSampler
+from ..data.streaming import SHUFFLE_WINDOW, StreamedImages, StreamSampler
 from ..data.transforms import normalize
 from ..evaluation.reconstruction import Reconstruction
 from ..hub.provenance import RunOrigin
@@ -32,14 +33,14 @@ from ..model.masking import MASK_STRATEGIES, patch_mask
 from ..model.modeling_simmim import SimMIMForMaskedImageModeling
 from ..model.remote_code import without_code
 from .agreement import fail_together
+from .cards.classification import classification_card
+from .cards.pretraining import pretraining_card
+from .cards.segmentation import segmentation_card
 from .checkpoints import SAVE_ERRORS, TrainingStoppedError, share_weights
-from .classification_card import classification_card
 from .console import print_readably
 from .image_samples import COMPARED_IMAGES, ComparedImages, RunningMean, mean_figures
 from .optimization import create_schedule, decay_parameter_names, images_per_step
-from .pretraining_card import pretraining_card
 from .resumable_trainer import ResumableTrainer
-from .segmentation_card import segmentation_card
 
 logger = logging.get_logger(__name__)
 
@@ -300,6 +301,8 @@ class RunTrainer(ResumableTrainer):
         Args:
             metrics: Metrics by name.
         """
+        if self.skipped_steps.steps:
+            metrics = metrics | {"skipped_steps": len(self.skipped_steps.steps)}
         if self.is_world_process_zero():
             path = Path(str(self.args.output_dir)) / "results.json"
             path.write_text(json.dumps(metrics, indent=2, sort_keys=True), encoding="utf-8")
@@ -427,11 +430,16 @@ class SimMIMTrainer(RunTrainer):
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
+        images = getattr(dataset, "images", None)
+        if isinstance(images, StreamedImages):
+            step, window = images_per_step(self.args), getattr(self.args, "shuffle_window", SHUFFLE_WINDOW)
+            return StreamSampler(images, step, window, self._data_seed, self._current_epoch)
         return EpochSampler(len(dataset), self._data_seed, self._current_epoch)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = dict(inputs)
         self.unreadable_images.record(inputs.pop("unreadable", []))
+        inputs.pop("names", None)
         inputs = super()._prepare_inputs(inputs)
         processor = self.processing_class
         inputs["pixel_values"] = normalize(

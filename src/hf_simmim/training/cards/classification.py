@@ -5,8 +5,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from ..evaluation.metrics import MAX_LOGGED_CLASSES, missed_classes
-from ..hub.card import (
+from ...evaluation.metrics import MAX_LOGGED_CLASSES, missed_classes
+from ...hub.card import (
     Table,
     augmentation_table,
     citations,
@@ -15,8 +15,8 @@ from ..hub.card import (
     pixels_table,
     result_entry,
 )
-from ..hub.provenance import RunOrigin
-from .run_facts import CardFacts, held_out_images, measured_after, render_training, session_time
+from ...hub.provenance import RunOrigin
+from .facts import CardFacts, held_out_images, measured_after, render_training, session_time
 
 # Title in the card and metric type of the Hub, if there is one, by name of the metric.
 CLASSIFICATION_FIGURES = {

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments
 
-from ..hub.card import (
+from ...hub.card import (
     Table,
     card_metadata,
     counted,
@@ -24,8 +24,8 @@ from ..hub.card import (
     title_and_location,
     versions_table,
 )
-from ..hub.provenance import LOCAL_KINDS, RunOrigin
-from .optimization import SimMIMSchedule, create_schedule, images_per_step, planned_steps, warmup_updates
+from ...hub.provenance import LOCAL_KINDS, RunOrigin
+from ..optimization import SimMIMSchedule, create_schedule, images_per_step, planned_steps, warmup_updates
 
 
 def total_steps(trainer: Any) -> int:

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from .labeled_images import LabeledImages
-from .reading import ImageDataset, check_images
-from .sampling import sample_generator
+from ..reading import ImageDataset, check_images
+from ..sampling import sample_generator
+from .images import LabeledImages
 
 logger = logging.get_logger(__name__)
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from ..evaluation.segmentation import SegmentationMetrics
-from ..hub.card import (
+from ...evaluation.segmentation import SegmentationMetrics
+from ...hub.card import (
     UPERNET,
     Table,
     citations,
@@ -17,8 +17,8 @@ from ..hub.card import (
     pixels_table,
     result_entry,
 )
-from ..hub.provenance import RunOrigin
-from .run_facts import CardFacts, held_out_images, measured_after, render_training, session_time
+from ...hub.provenance import RunOrigin
+from .facts import CardFacts, held_out_images, measured_after, render_training, session_time
 
 # Title in the card and metric type of the Hub, by name of the metric.
 SEGMENTATION_FIGURES = {

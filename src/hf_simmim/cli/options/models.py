@@ -10,8 +10,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from hf_simmim_cli import nearest
 
-from ..checkpoints.loading import load_config
-from ..model.configuration_simmim import ENCODER_PRESETS, SimMIMConfig
+from ...checkpoints.loading import load_config
+from ...model.configuration_simmim import ENCODER_PRESETS, SimMIMConfig
 
 TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -10,11 +10,11 @@ from datasets import Dataset
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
-from ..checkpoints.loading import inherited_pixels
-from ..data.image_statistics import channel_statistics
-from ..data.labeled_images import LabeledImages, load_labeled_images
-from ..data.sampling import evenly_spaced
-from ..data.sources import (
+from ...checkpoints.loading import inherited_pixels
+from ...data.image_statistics import channel_statistics
+from ...data.labeled.images import LabeledImages, load_labeled_images
+from ...data.sampling import evenly_spaced
+from ...data.sources import (
     check_one_source,
     embedded_data,
     find_image_column,
@@ -22,8 +22,9 @@ from ..data.sources import (
     load_images,
     load_table,
 )
-from ..data.value_range import check_value_range
-from ..model.images import keeps_deep_pictures
+from ...data.streaming import StreamedImages, stream_images
+from ...data.value_range import check_value_range
+from ...model.images import keeps_deep_pictures
 
 logger = logging.get_logger(__name__)
 
@@ -113,6 +114,30 @@ class SourceArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} leaves no images. Use 1 or more.")
+
+
+@dataclass
+class StreamingArguments:
+    """Shards that are read while training."""
+
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the shards of --data_files or --dataset_name while training, wherever they are (local, hf://,"
+            " s3://, https://), instead of copying them to this disk first."
+        },
+    )
+    stream_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder for the parts of the shards that are in use (in the cache of datasets if unset)."},
+    )
+    stream_cache_gb: float = field(default=20.0, metadata={"help": "Size of that folder at most, in gigabytes."})
+
+    def open_split(self, arguments: SourceArguments, split: str) -> StreamedImages:
+        """Open a split of the shards that the options name."""
+        source = {name: value for name, value in arguments.source().items() if name != "folder"}
+        size = int(self.stream_cache_gb * 1e9)
+        return stream_images(**source, split=split, cache_folder=self.stream_cache, cache_bytes=size)
 
 
 @dataclass
@@ -243,6 +268,49 @@ class PixelArguments:
         is_default = self.rescale_factor is None and "rescale_factor" not in inherited
         check_value_range(images, num_channels, self.rescale, **statistics, nodata=self.nodata, is_default=is_default)
         return statistics
+
+
+def stream_splits(arguments: Any, streaming: StreamingArguments) -> tuple[StreamedImages, Any]:
+    """Open training images in shards, and validation images or None.
+
+    Args:
+        arguments: A `SourceArguments`.
+        streaming: Options of the shards.
+
+    Returns:
+        Training images, and validation images or None.
+
+    Raises:
+        ValueError, OSError: If the shards cannot be used; the message says why and what to do.
+    """
+    if arguments.dataset_name is None and arguments.data_files is None:
+        raise ValueError("streaming=True needs shards. Name them with --data_files or --dataset_name.")
+    for name in ("leave_out", "max_train_samples"):
+        if getattr(arguments, name, None) is not None:
+            raise ValueError(
+                f"{name}={getattr(arguments, name)!r} has no effect with --streaming. Write shards without those"
+                " images, or leave --streaming out."
+            )
+    if streaming.stream_cache_gb <= 0:
+        raise ValueError(f"stream_cache_gb={streaming.stream_cache_gb} must be more than 0, such as 20.")
+    train = streaming.open_split(arguments, arguments.train_split)
+    limit = arguments.max_eval_samples
+    if arguments.validation_dir is not None:
+        validation = load_images(arguments.validation_dir)
+        return train, validation if limit is None else validation.select(evenly_spaced(len(validation), limit))
+    if arguments.validation_split is not None:
+        validation = streaming.open_split(arguments, arguments.validation_split)
+        return train, validation if limit is None else validation.split(min(limit, len(validation)), 0)[1]
+    if not arguments.holdout:
+        return train, None
+    count = round(len(train) * arguments.holdout)
+    if not 0 < arguments.holdout < 1 or not 0 < count < len(train):
+        raise ValueError(
+            f"holdout={arguments.holdout} of {len(train)} images leaves none on a side. Use a share in (0, 1), or 0 to"
+            " hold out none."
+        )
+    train, validation = train.split(count, arguments.holdout_seed)
+    return train, validation if limit is None else validation.split(min(limit, count), 0)[1]
 
 
 def image_statistics(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .sampling import sample_generator
+from ..sampling import sample_generator
 
 Region = tuple[int, int, int, int]
 

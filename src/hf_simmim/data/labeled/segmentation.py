@@ -19,11 +19,11 @@ from datasets.utils import tqdm
 from PIL import Image
 from transformers.utils import logging
 
-from ..model.images import fill_missing, has_missing, open_image, real_pixels, upright
-from .reading import NUM_TRIES, NoReadableImageError, describe, open_row
-from .sampling import sample_generator
-from .sources import load_images
-from .transforms import Box, crop_and_resize, upright_size
+from ...model.images import fill_missing, has_missing, open_image, real_pixels, upright
+from ..reading import NUM_TRIES, NoReadableImageError, describe, open_row
+from ..sampling import sample_generator
+from ..sources import load_images
+from ..transforms import Box, crop_and_resize, upright_size
 
 logger = logging.get_logger(__name__)
 

@@ -17,8 +17,8 @@ import torch
 from PIL import Image, ImageEnhance
 from transformers.utils import logging
 
+from ..transforms import crop_and_resize, random_box, upright_size
 from .rand_augment import RandAugment, parse_policy, posterize
-from .transforms import crop_and_resize, random_box, upright_size
 
 logger = logging.get_logger(__name__)
 

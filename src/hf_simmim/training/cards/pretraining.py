@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from ..hub.card import (
+from ...hub.card import (
     Table,
     augmentation_table,
     average_mask_distance,
@@ -17,12 +17,12 @@ from ..hub.card import (
     pixels_table,
     result_entry,
 )
-from ..hub.provenance import RunOrigin, hub_id, last_part
-from ..model.masking import span
-from ..visualization.grids import DRAWN_COLUMNS
-from .callbacks import ProbeCallback
-from .optimization import images_per_step
-from .run_facts import CardFacts, held_out_images, hours, measured_after, render_training, session_time
+from ...hub.provenance import RunOrigin, hub_id, last_part
+from ...model.masking import span
+from ...visualization.grids import DRAWN_COLUMNS
+from ..callbacks import ProbeCallback
+from ..optimization import images_per_step
+from .facts import CardFacts, held_out_images, hours, measured_after, render_training, session_time
 
 COLUMN_MEANINGS = {
     "original": "the image",
@@ -210,10 +210,11 @@ def _masking_table(trainer: Any) -> Table:
 
 def _data_table(trainer: Any) -> Table:
     dataset = trainer.train_dataset
-    unreadable = len(trainer.unreadable_images.reasons)
+    unreadable, skipped = len(trainer.unreadable_images.reasons), len(trainer.skipped_steps.steps)
     return {
         "validation images": held_out_images(trainer),
         "unreadable": f"{counted(unreadable, 'image')}, each replaced by another at random" if unreadable else None,
+        "skipped steps": f"{skipped}, whose loss or a gradient was not finite" if skipped else None,
         **augmentation_table(dataset.crop_scale, dataset.flip, dataset.vertical_flip),
         **pixels_table(trainer.processing_class),
     }

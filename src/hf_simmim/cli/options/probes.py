@@ -3,14 +3,14 @@
 import copy
 from dataclasses import dataclass, field
 
-from ..data.label_splits import holdout, readable_images
-from ..data.labeled_images import LabeledImageDataset, LabeledImages, load_labeled_images
-from ..data.sampling import evenly_spaced
-from ..evaluation.probing import POOLINGS
-from ..hub.provenance import ImageSource, evaluation_source, last_part
-from ..training.callbacks import ProbeCallback
-from ..training.trainers import SimMIMTrainer
-from .image_options import SourceArguments, load_labeled_splits
+from ...data.labeled.images import LabeledImageDataset, LabeledImages, load_labeled_images
+from ...data.labeled.splits import holdout, readable_images
+from ...data.sampling import evenly_spaced
+from ...evaluation.probing import POOLINGS
+from ...hub.provenance import ImageSource, evaluation_source, last_part
+from ...training.callbacks import ProbeCallback
+from ...training.trainers import SimMIMTrainer
+from .images import SourceArguments, load_labeled_splits
 
 # Share of the labeled images that the probe is tested on, unless there is a validation split.
 PROBE_TEST_SHARE = 0.25

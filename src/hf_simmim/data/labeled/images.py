@@ -12,11 +12,10 @@ from datasets import Dataset, List, Value
 from PIL import Image
 from transformers.utils import logging
 
-from ..model.images import fill_missing, has_missing, real_pixels
-from .augmentation import Augmentation, Augmenter
-from .reading import ImageDataset, NoReadableImageError, describe
-from .sampling import sample_generator
-from .sources import (
+from ...model.images import fill_missing, has_missing, real_pixels
+from ..reading import ImageDataset, NoReadableImageError, describe
+from ..sampling import sample_generator
+from ..sources import (
     check_one_source,
     find_image_column,
     find_label_column,
@@ -27,7 +26,8 @@ from .sources import (
     load_table,
     read_labels,
 )
-from .transforms import Box, as_tensor, center_box, crop_and_resize, normalize, upright_size
+from ..transforms import Box, as_tensor, center_box, crop_and_resize, normalize, upright_size
+from .augmentation import Augmentation, Augmenter
 
 logger = logging.get_logger(__name__)
 

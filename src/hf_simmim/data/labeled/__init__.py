@@ -1,0 +1,1 @@
+"""Images with labels or annotations: loading, splitting, augmenting and mixing."""
