@@ -223,15 +223,17 @@ class Start:
         command: Words of the command line after the program.
         folder: Folder for its output and notes.
         kill: When it is killed; None if it is not.
+        program: What Python runs, if it is not `hf_simmim` or `moments.py`.
     """
 
-    def __init__(self, setup: Setup, command: list[str], folder: Path, kill: Kill | None):
+    def __init__(self, setup: Setup, command: list[str], folder: Path, kill: Kill | None, program: Sequence[str] = ()):
         folder.mkdir(parents=True)
         self.setup, self.kill, self.note = setup, kill, folder / "killed.txt"
         self.log = folder / "output.txt"
         self.environment = {"CHAOS_BATCHES": str(folder / "batches"), "CHAOS_START": str(folder)}
         if kill is not None:
             self.environment |= kill.environment(self.note)
+        self._program = list(program)
         self.began = time.monotonic()
         self.seconds = 0.0
         self.is_hit = False
@@ -251,7 +253,8 @@ class Start:
 
     def _execute(self, command: list[str]) -> list[int]:
         # Without a patch it is the very command.
-        program = ["-m", "hf_simmim"] if self.kill and self.kill.moment == RANDOM else [str(HERE / "moments.py")]
+        plain = self.kill is not None and self.kill.moment == RANDOM
+        program = self._program or (["-m", "hf_simmim"] if plain else [str(HERE / "moments.py")])
         if self.setup.processes > 1:
             count = str(self.setup.processes)
             program = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count, *program]

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import ClassVar
 
 import fsspec
@@ -198,7 +199,11 @@ class Server(SimpleHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        content = open(self.translate_path(self.path), "rb").read()  # noqa: SIM115
+        path = Path(self.translate_path(self.path))
+        if not path.exists():
+            self.send_error(404)
+            return
+        content = path.read_bytes()
         wanted = self.headers.get("Range")
         Server.broken[self.path] += 1
         if wanted and Server.broken[self.path] == 1:
@@ -231,7 +236,7 @@ def test_a_server_is_read_in_workers_again_and_again_if_it_breaks(server, tmp_pa
     from torch.utils.data import DataLoader
 
     monkeypatch.setattr(shards_module, "WAITS", (0, 0, 0))
-    files = [f"{server}/{shard}.parquet" for shard in range(len(COUNTS))]
+    files = [f"{server}/{shard}.parquet?signature=secret" for shard in range(len(COUNTS))]
     images = stream_images(data_files=files, cache_folder=tmp_path)
     assert all(count > 1 for count in Server.broken.values())
     dataset = MaskedImageDataset(images, (8, 8), 3, patch_size=2, mask_patch_size=2, crop_scale=None)
@@ -239,6 +244,11 @@ def test_a_server_is_read_in_workers_again_and_again_if_it_breaks(server, tmp_pa
     loader = DataLoader(dataset, batch_size=10, sampler=keys, num_workers=2, collate_fn=lambda samples: samples)
     found = [int(sample["pixel_values"][0, 0, 0]) for batch in loader for sample in batch]
     assert found == keys
+    assert images[0]["name"] == f"{server}/0.parquet row 0"
+    assert images.index_of(images[50]["name"]) == 50
+    with pytest.raises(FileNotFoundError, match="none.parquet does not exist") as caught:
+        stream_images(data_files=[f"{server}/none.parquet?signature=secret"], cache_folder=tmp_path)
+    assert "secret" not in str(caught.value)
 
 
 def test_the_cache_stays_within_its_size(parquet, tmp_path):

@@ -1,5 +1,6 @@
 """Changed images are noticed by their content, wherever the folder is and however it is spelled."""
 
+import json
 import os
 import shutil
 
@@ -67,3 +68,15 @@ def test_rows_of_a_table_are_compared_by_content(folder, kind):
     assert digest_of(list(values), "/elsewhere/table.parquet, train") == expected
     assert digest_of(values[::-1]) != expected
     assert digest_of([*values[:-1], values[0]]) != expected
+
+
+def test_files_that_change_are_named(tmp_path):
+    for name in ("a", "b", "c", "d"):
+        Image.new("L", (4, 4), ord(name)).save(tmp_path / f"{name}.png")
+    before = digest(load_images(tmp_path))
+    assert before.changes(before.files) == before.changes({}) == ""
+    Image.new("L", (4, 4), 0).save(tmp_path / "b.png")
+    (tmp_path / "d.png").rename(tmp_path / "e.png")
+    after = digest(load_images(tmp_path))
+    assert after.changes(before.files) == " Files: 1 changed (b.png); 1 missing (d.png); 1 new (e.png)."
+    assert json.loads(json.dumps(after)) == {key: after[key] for key in ("number", "names", "content")}

@@ -27,7 +27,7 @@ from datasets.utils import tqdm
 from filelock import FileLock
 from transformers.utils import logging
 
-from .sources import find_image_column, image_rows, image_suffixes, shard_format
+from .sources import find_image_column, image_rows, image_suffixes, shard_format, shown_url
 
 logger = logging.get_logger(__name__)
 
@@ -149,8 +149,8 @@ class Shards:
         elif image_column is None and sum((kinds for _, _, kinds in entries), Counter[str]()):
             kinds = sum((kinds for _, _, kinds in entries), Counter[str]())
             raise ValueError(
-                f"Samples of {self.urls[0]} and its like have several images each: {', '.join(sorted(kinds))}. Name"
-                " the one to train on with --image_column."
+                f"Samples of {shown_url(self.urls[0])} and its like have several images each:"
+                f" {', '.join(sorted(kinds))}. Name the one to train on with --image_column."
             )
         counts = [count for _, counts, _ in entries for count in counts]
         self.blocks = np.zeros((len(counts), 4), dtype=np.int64)
@@ -160,7 +160,7 @@ class Shards:
         self.blocks[:, ROW] = [row for _, counts, _ in entries for row in np.cumsum([0, *counts])[:-1]]
         self.blocks = self.blocks[self.blocks[:, COUNT] > 0]
         if not len(self.blocks):
-            raise ValueError(f"{', '.join(self.urls[:3])} hold no images. Check the shards.")
+            raise ValueError(f"{', '.join(map(shown_url, self.urls[:3]))} hold no images. Check the shards.")
 
     def _choose_column(self, schemas: Sequence[pyarrow.Schema], image_column: str | None) -> None:
         features = Features.from_arrow_schema(schemas[0])
@@ -172,8 +172,8 @@ class Shards:
             if self.column not in schema.names or schema.field(self.column).type != kind:
                 found = schema.field(self.column).type if self.column in schema.names else "no such column"
                 raise ValueError(
-                    f"Column {self.column!r} is {kind} in {self.urls[0]}, but {found} in {url}. Write all shards alike,"
-                    " or name those that are."
+                    f"Column {self.column!r} is {kind} in {shown_url(self.urls[0])}, but {found} in {shown_url(url)}."
+                    " Write all shards alike, or name those that are."
                 )
 
     def rows(self, block: Sequence[int]) -> Any:
@@ -198,7 +198,7 @@ class Shards:
         return self.cache.read(
             f"{name}.arrow",
             lambda path: _write_row_group(url, int(block[NUMBER]), self.features, path),
-            lambda path: _named(Dataset.from_file(str(path)), str(self.column), url, int(block[ROW])),
+            lambda path: image_rows(Dataset.from_file(str(path)), str(self.column), shown_url(url), int(block[ROW])),
         )
 
     def members(self, shard: int) -> np.ndarray:
@@ -269,7 +269,9 @@ def _version(url: str) -> tuple[str, ...]:
         file_system, path = fsspec.core.url_to_fs(url)
         facts = _tried(lambda: file_system.info(path), url)
     if facts.get("type") == "directory":
-        raise ValueError(f"{url} is a folder. Name its files, such as {url.rstrip('/')}/*.parquet.")
+        raise ValueError(
+            f"{shown_url(url)} is a folder. Name its files, such as {shown_url(url).rstrip('/')}/*.parquet."
+        )
     return tuple(f"{key}={facts[key]}" for key in VERSION_KEYS if facts.get(key) is not None)
 
 
@@ -279,11 +281,11 @@ def _patiently(url: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"The shard {url} does not exist. Check the path.") from error
+        raise FileNotFoundError(f"The shard {shown_url(url)} does not exist. Check the path.") from error
     except OSError as error:
-        if str(url) in str(error):
-            raise
-        raise OSError(f"{url}: {error}") from error
+        # Of libraries, whose messages may hold the whole URL.
+        message = str(error).replace(url, shown_url(url))
+        raise OSError(message if shown_url(url) in message else f"{shown_url(url)}: {message}") from error
 
 
 def _tried(read: Callable[[], Read], url: str) -> Read:
@@ -296,7 +298,7 @@ def _tried(read: Callable[[], Read], url: str) -> Read:
         except Exception as error:  # each file system has its own kinds
             if getattr(error, "errno", None) in UNWRITABLE:
                 raise
-            logger.warning(f"{url} cannot be read ({type(error).__name__}: {error}); again in {seconds} s.")
+            logger.warning(f"{shown_url(url)} cannot be read ({type(error).__name__}); again in {seconds} s.")
             time.sleep(seconds)
     return read()
 
@@ -322,7 +324,9 @@ def _parquet_index(url: str, image_column: str | None) -> tuple[list[int], pyarr
         try:
             return _tried(read, url)
         except pyarrow.ArrowException as error:
-            raise ValueError(f"{url} is damaged, or no parquet file ({error}). Download or write it again.") from error
+            raise ValueError(
+                f"{shown_url(url)} is damaged, or no parquet file ({error}). Download or write it again."
+            ) from error
 
 
 def _write_row_group(url: str, number: int, features: Any, path: Path) -> None:
@@ -342,12 +346,9 @@ def _write_row_group(url: str, number: int, features: Any, path: Path) -> None:
             _tried(write, url)
         except pyarrow.ArrowException as error:
             raise ValueError(
-                f"Row group {number} of {url} is damaged ({error}). Download or write it again, and repeat the command."
+                f"Row group {number} of {shown_url(url)} is damaged ({error}). Download or write it again, and repeat"
+                " the command."
             ) from error
-
-
-def _named(dataset: Dataset, column: str, url: str, first: int) -> Dataset:
-    return image_rows(dataset, column, url, first)
 
 
 class _ArchiveRows:
@@ -369,9 +370,11 @@ class _ArchiveRows:
         else:
             content = _bytes_at(Path(self.url), offset, size)
         if len(content) < size:
-            raise ValueError(f"{self.url} was cut after the training started. Restore it, and repeat the command.")
+            raise ValueError(
+                f"{shown_url(self.url)} was cut after the training started. Restore it, and repeat the command."
+            )
         image = {"bytes": content, "path": None}
-        return {"image": image, "name": f"{self.url} row {int(self.block[ROW]) + index}"}
+        return {"image": image, "name": f"{shown_url(self.url)} row {int(self.block[ROW]) + index}"}
 
     def _copy(self, path: Path) -> None:
         start, (last, size) = int(self.places[0, 0]), (int(value) for value in self.places[-1])
@@ -422,7 +425,9 @@ def _write_members(url: str, image_column: str | None, path: Path) -> Counter[st
         try:
             _tried(read, url)
         except tarfile.TarError as error:
-            raise ValueError(f"{url} is damaged, or no plain .tar file ({error}). Unpack or write it again.") from error
+            raise ValueError(
+                f"{shown_url(url)} is damaged, or no plain .tar file ({error}). Unpack or write it again."
+            ) from error
     with path.open("wb") as file:
         np.save(file, np.array(places, dtype=np.int64).reshape(-1, 2))
     return kinds if several else Counter()

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow
@@ -90,7 +91,7 @@ def load_images(
     if folder is not None:
         return folder_rows(image_paths(Path(folder), [Path(path) for path in exclude]))
     dataset = load_table(dataset_name, dataset_config, data_files, split)
-    name = f"{dataset_name or ', '.join(data_files or ())}, {split}"
+    name = f"{dataset_name or ', '.join(map(shown_url, data_files or ()))}, {split}"
     return image_rows(dataset, find_image_column(dataset, image_column), name)
 
 
@@ -104,7 +105,7 @@ def load_table(
     dataset_name: str | None, dataset_config: str | None, data_files: Sequence[str] | None, split: str
 ) -> Dataset:
     """Load a split of a dataset, or shards, with all columns; arguments and errors as in `load_images`."""
-    source = dataset_name or ", ".join(data_files or ())
+    source = dataset_name or ", ".join(map(shown_url, data_files or ()))
     try:
         plain = None if data_files is None else _plain_tars(data_files)
         if plain:
@@ -284,6 +285,21 @@ def _walk(folder: Path, exclude: set[Path], closed: list[str]) -> Iterator[Path]
                 yield Path(entry.path)
 
 
+def shown_url(url: str) -> str:
+    """A path or URL as it may be written to logs: without user, password and query, which may be secrets.
+
+    Args:
+        url: Path or URL.
+
+    Returns:
+        A path unchanged, a URL with scheme, host and path.
+    """
+    if "://" not in url:
+        return url
+    pieces = urlsplit(url)
+    return f"{pieces.scheme}://{pieces.netloc.rpartition('@')[2]}{pieces.path}"
+
+
 def shard_format(data_files: Sequence[str]) -> str:
     """Format of shards by their suffixes: parquet or webdataset.
 
@@ -297,9 +313,10 @@ def shard_format(data_files: Sequence[str]) -> str:
         ValueError: If it is another one, or they differ.
     """
     formats = {".parquet": "parquet", ".tar": "webdataset"}
-    found = {formats.get(Path(file).suffix) for file in data_files}
+    names = [shown_url(file) for file in data_files]
+    found = {formats.get(Path(name).suffix) for name in names}
     if len(found) != 1 or None in found:
-        raise ValueError(f"data_files={list(data_files)} must be all .parquet or all .tar (webdataset) files.")
+        raise ValueError(f"data_files={names} must be all .parquet or all .tar (webdataset) files.")
     return str(found.pop())
 
 

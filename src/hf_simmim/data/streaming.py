@@ -22,6 +22,7 @@ from datasets import load_dataset_builder
 
 from .sampling import EpochSampler, evenly_spaced, sample_generator
 from .shards import COUNT, NUMBER, ROW, SHARD, BlockCache, Shards, find_shards
+from .sources import shown_url
 
 # Opened blocks of a process, and blocks that a sample of images is taken from.
 NUM_OPENED, NUM_SAMPLED = 64, 16
@@ -143,11 +144,12 @@ class StreamedImages:
     def index_of(self, name: str) -> int | None:
         """Index of the image of a name; None if there is none."""
         url, _, row = name.rpartition(" row ")
-        if url not in self.shards.urls or not row.isdigit():
+        urls = [shown_url(url) for url in self.shards.urls]
+        if url not in urls or not row.isdigit():
             return None
         blocks = self.shards.blocks[self.parts[:, BLOCK]]
         places = int(row) - blocks[:, ROW] - self.parts[:, FIRST]
-        is_here = (blocks[:, SHARD] == self.shards.urls.index(url)) & (places >= 0) & (places < self.parts[:, LENGTH])
+        is_here = (blocks[:, SHARD] == urls.index(url)) & (places >= 0) & (places < self.parts[:, LENGTH])
         found = np.flatnonzero(is_here)
         return int(self.ends[found[0]] - self.parts[found[0], LENGTH] + places[found[0]]) if len(found) else None
 

@@ -17,11 +17,49 @@ MAX_BYTES = 2**30
 # Otherwise three blocks are read of at most so many images, and the size of every file counts.
 NUM_SAMPLED = 20_000
 BLOCK = 4096
+# Files that are listed with a run at most, and changed ones that are named.
+MAX_FILES, NUM_NAMED = 200_000, 3
 # Images of a table that are read at once.
 NUM_ROWS = 256
 
 
-def digest(images: Dataset | StreamedImages) -> dict[str, Any]:
+class Fingerprint(dict[str, Any]):
+    """Fingerprint of images: `number`, `names` and `content`, JSON-serializable.
+
+    Args:
+        facts: These three.
+        files: Fingerprint of each file by its name, if the images are files and not too many of them.
+    """
+
+    def __init__(self, facts: dict[str, Any], files: dict[str, str] | None = None):
+        super().__init__(facts)
+        self.files = files or {}
+
+    def changes(self, before: dict[str, str]) -> str:
+        """Name the files that differ from those of another time.
+
+        Args:
+            before: `files` of that time.
+
+        Returns:
+            A sentence with a space before it; empty if nothing can be named.
+        """
+        if not before or not self.files:
+            return ""
+        groups = {
+            "changed": [name for name, content in self.files.items() if before.get(name, content) != content],
+            "missing": [name for name in before if name not in self.files],
+            "new": [name for name in self.files if name not in before],
+        }
+        parts = [
+            f"{len(names):,} {kind} ({', '.join(names[:NUM_NAMED])}{', ...' if len(names) > NUM_NAMED else ''})"
+            for kind, names in groups.items()
+            if names
+        ]
+        return f" Files: {'; '.join(parts)}." if parts else ""
+
+
+def digest(images: Dataset | StreamedImages) -> Fingerprint:
     """Fingerprint of images: their number, names in order, and contents.
 
     Names are relative to the folder that holds all images, so the folder may be moved or be named in another way. Of
@@ -31,22 +69,23 @@ def digest(images: Dataset | StreamedImages) -> dict[str, Any]:
         images: Rows of `name` and undecoded `image`.
 
     Returns:
-        `number`, `names` and `content`, JSON-serializable.
+        The fingerprint.
     """
     if isinstance(images, StreamedImages):
-        return images.digest()
+        return Fingerprint(images.digest())
     rows = images.select_columns("image")
-    paths = _paths(rows)
+    paths, files = _paths(rows), list[str]()
     if paths:
         folder = os.path.commonpath([os.path.abspath(path) for path in paths])
         names = [os.path.relpath(path, folder) for path in paths]
-        content = _file_contents(paths)
+        content, files = _file_contents(paths)
     else:
         # The name of a table may be the way to it.
         names = [name.rpartition(" row ")[2] for name in images.select_columns("name")["name"]]
         content = _table_content(rows)
     digest = hashlib.blake2b("\n".join(names).encode(), digest_size=6)
-    return {"number": len(names), "names": digest.hexdigest(), "content": content}
+    facts = {"number": len(names), "names": digest.hexdigest(), "content": content}
+    return Fingerprint(facts, dict(zip(names, files, strict=True)) if len(files) <= MAX_FILES else None)
 
 
 def _paths(rows: Dataset) -> list[str]:
@@ -59,16 +98,19 @@ def _paths(rows: Dataset) -> list[str]:
     return [str(path) for path in column.field("path").to_pylist()]
 
 
-def _file_contents(paths: list[str]) -> str:
-    """Fingerprint of images that are files."""
+def _file_contents(paths: list[str]) -> tuple[str, list[str]]:
+    """Fingerprint of images that are files, and of each of them: of those that are not read, the size."""
     content = hashlib.blake2b(digest_size=6)
     versions = [_version(path) for path in paths]
     sizes = [size for size, _ in versions]
     content.update(repr(sizes).encode())
     is_small = sum(sizes) <= MAX_BYTES
+    files = [str(size) for size in sizes]
     for index in range(len(paths)) if is_small else evenly_spaced(len(paths), NUM_SAMPLED):
-        content.update(_file_content(paths[index], *versions[index], is_small))
-    return content.hexdigest()
+        part = _file_content(paths[index], *versions[index], is_small)
+        content.update(part)
+        files[index] = part.hex()[:12]
+    return content.hexdigest(), files
 
 
 def _table_content(rows: Dataset) -> str:

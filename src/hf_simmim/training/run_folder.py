@@ -1,5 +1,6 @@
 """Folders of runs: settings that must not change, checkpoints to resume from, and records of finished runs."""
 
+import gzip
 import json
 import shutil
 from collections.abc import Sequence
@@ -13,12 +14,15 @@ from ..hub.snapshots import RESULTS
 from .agreement import check_agreement, fail_together
 from .arguments import SimMIMTrainingArguments
 from .checkpoints import STAGING, UNFINISHED, automatic_checkpoint, checkpoint_folders, named_checkpoint
+from .fingerprints import Fingerprint
 from .optimization import images_per_step
 from .run_lock import lock_run
 
 logger = logging.get_logger(__name__)
 
 RUN_FILE = "run.json"
+# What the files of the images were, to name those that change.
+FILES_FILE = "images.json.gz"
 # Config keys that saving rewrites; ignored when runs are compared.
 VOLATILE_KEYS = ("architectures", "dtype", "transformers_version", "_name_or_path")
 # Options of training that a resumed run must not change: the checkpoint holds their effects. The learning rate is that
@@ -40,6 +44,7 @@ def check_same_run(settings: dict[str, Any], output_dir: Path, resuming: bool) -
     Raises:
         ValueError: If a setting differs.
     """
+    fingerprints = {key: value for key, value in settings.items() if isinstance(value, Fingerprint)}
     settings = json.loads(json.dumps(settings))
     before = settings_before(output_dir) if resuming else {}
     for key, value in settings.items():
@@ -49,9 +54,10 @@ def check_same_run(settings: dict[str, Any], output_dir: Path, resuming: bool) -
             if isinstance(then, dict) and isinstance(now, dict):
                 changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
                 then, now = ({name: values.get(name) for name in changed} for values in (then, now))
+            named = fingerprints[key].changes(files_before(output_dir).get(key, {})) if key in fingerprints else ""
             raise ValueError(
-                f"{output_dir} holds a run with another {key}: {then} before, {now} now. Set another --output_dir, or"
-                " add --restart to delete that run and start again."
+                f"{output_dir} holds a run with another {key}: {then} before, {now} now.{named} Set another"
+                " --output_dir, or add --restart to delete that run and start again."
             )
 
 
@@ -134,11 +140,25 @@ def begin_run(arguments: SimMIMTrainingArguments, settings: dict[str, Any], pict
         # Without run.json these files are not from a run.
         if path.exists():
             folders += [output_dir / name for name in pictures]
+            (output_dir / FILES_FILE).unlink(missing_ok=True)
             for name in RESULTS:
                 (output_dir / name).unlink(missing_ok=True)
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
     _replace(path, json.dumps(settings, indent=2))
+    files = {key: value.files for key, value in settings.items() if isinstance(value, Fingerprint)}
+    if any(files.values()) and not (output_dir / FILES_FILE).exists():
+        part = output_dir / f"{FILES_FILE}.part"
+        part.write_bytes(gzip.compress(json.dumps(files).encode(), mtime=0))
+        part.replace(output_dir / FILES_FILE)
+
+
+def files_before(output_dir: Path) -> dict[str, dict[str, str]]:
+    """Fingerprints of the files that the run in a folder started with, by kind of images; empty if unknown."""
+    try:
+        return json.loads(gzip.decompress((output_dir / FILES_FILE).read_bytes()))
+    except (OSError, EOFError, ValueError):
+        return {}
 
 
 def _replace(path: Path, text: str) -> None:

@@ -134,8 +134,8 @@ class SkippedSteps(TrainerCallback):
         return TrainingStoppedError(
             f"{len(self.steps)} steps were skipped because a loss or a gradient was not finite, the last at step {step}"
             f" (--max_skipped_steps {self.limit}); {self.trainer.kept_checkpoint()}. `hf-simmim replay {folder}` tells"
-            " which images, and where. A resumed run keeps its learning rate: for a lower one start a new run in another"
-            " --output_dir."
+            " which images, and where. A resumed run keeps its learning rate: for a lower one start a new run in"
+            " another --output_dir."
         )
 
     def _write(self, folder: Path, step: int, batches: list[dict[str, Any]]) -> None:

@@ -21,6 +21,7 @@ from ...data.sources import (
     image_rows,
     load_images,
     load_table,
+    shown_url,
 )
 from ...data.streaming import StreamedImages, stream_images
 from ...data.value_range import check_value_range
@@ -184,7 +185,7 @@ class ImageArguments:
             return load_images(self.image_dir), None
         split = self.split or "train"
         table = load_table(self.dataset_name, self.dataset_config, self.data_files, split)
-        name = f"{self.dataset_name or ', '.join(self.data_files or ())}, {split}"
+        name = f"{self.dataset_name or ', '.join(map(shown_url, self.data_files or ()))}, {split}"
         return image_rows(table, find_image_column(table, self.image_column), name), table
 
     def chosen(self, rows: Dataset) -> list[int]:

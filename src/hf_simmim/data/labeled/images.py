@@ -25,6 +25,7 @@ from ..sources import (
     indicators,
     load_table,
     read_labels,
+    shown_url,
 )
 from ..transforms import Box, as_tensor, center_box, crop_and_resize, normalize, upright_size
 from .augmentation import Augmentation, Augmenter
@@ -161,7 +162,8 @@ def load_labeled_images(
     image_column = find_image_column(dataset, image_column)
     label_column = find_label_column(dataset, image_column, label_column)
     labels, class_names = read_labels(dataset, label_column)
-    rows = image_rows(dataset, image_column, f"{dataset_name or ', '.join(data_files or ())}, {split}")
+    source = dataset_name or ", ".join(map(shown_url, data_files or ()))
+    rows = image_rows(dataset, image_column, f"{source}, {split}")
     kept = [index for index, label in enumerate(labels) if label is not None]
     if len(kept) < len(labels):
         logger.warning(f"{len(labels) - len(kept)} of {len(labels)} images have no label and are left out.")
