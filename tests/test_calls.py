@@ -3,13 +3,16 @@
 import json
 import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from accelerate import debug_launcher
 from accelerate.state import PartialState
+from paths import SUPPORT
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import VIT_SIZES
@@ -18,6 +21,7 @@ from transformers.utils import logging
 import hf_simmim
 from hf_simmim.cli import COMMANDS
 
+HERE = Path(__file__).parent
 ENCODER = {"model_type": "vit", "image_size": 32, "patch_size": 8, **VIT_SIZES}
 QUICK = {"use_cpu": True, "dataloader_num_workers": 0, "disable_tqdm": True, "save_strategy": "no"}
 SHORT = {"max_steps": 3, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 8, **QUICK}
@@ -137,17 +141,33 @@ def test_mistakes_are_errors_of_python(pictures, tmp_path, options, kind, messag
         hf_simmim.pretrain(**{"train_dir": pictures, "output_dir": tmp_path, **SHORT} | options)
 
 
-def _pretrain_in_a_process(pictures, output_dir):
-    pretrain(pictures, output_dir, per_device_train_batch_size=4)
+LAUNCHING = """
+import json, sys
+import test_calls
+from accelerate import debug_launcher
+
+def main(pictures, output_dir):
+    test_calls.pretrain(pictures, output_dir, per_device_train_batch_size=4)
+
+one = test_calls.pretrain(sys.argv[1], sys.argv[2] + "/one")
+debug_launcher(main, (sys.argv[1], sys.argv[2] + "/two"), num_processes=2)
+print("LOSS", one.metrics["eval_loss"])
+"""
 
 
 def test_calls_work_under_a_launcher_of_accelerate(pictures, tmp_path):
-    """Two processes, after a call in this one: as `notebook_launcher` starts them."""
-    one = pretrain(pictures, tmp_path / "one")
-    debug_launcher(_pretrain_in_a_process, (str(pictures), str(tmp_path / "two")), num_processes=2)
+    """Two processes, after a call in this one: as `notebook_launcher` starts them.
+
+    With one thread: forks of a process hang where it has computed with several.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, (SUPPORT, HERE)))}
+    command = [sys.executable, "-c", LAUNCHING, str(pictures), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("LOSS"))
     log = json.loads((tmp_path / "two" / "trainer_state.json").read_text())["log_history"]
     (two,) = (entry["eval_loss"] for entry in log if "eval_loss" in entry)
-    assert two == pytest.approx(one.metrics["eval_loss"], rel=1e-4)
+    assert two == pytest.approx(float(line.split()[1]), rel=1e-4)
 
 
 def test_every_call_is_a_command():

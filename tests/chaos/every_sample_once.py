@@ -1,11 +1,13 @@
 """Trains on seven uneven shards with three processes, kills them twice in mid-epoch, and resumes with two processes.
 
     python tests/chaos/every_sample_once.py
+    python tests/chaos/every_sample_once.py --processes 1 4 2 --images folder      other numbers, other images
 
 Prints which samples each start trained on. Exit status 1 unless every step trained on the samples of an uninterrupted
 run of one process, none of which comes twice in an epoch; the last images of an epoch that fill no step are left out.
 """
 
+import argparse
 import importlib
 import os
 import shutil
@@ -32,8 +34,8 @@ from kill_and_resume import (
 
 NUM_TRAINED = NUM_PHOTOS - NUM_HELD_OUT
 STEPS = NUM_TRAINED // IMAGES_PER_STEP
-# Calls of `training_step` at which a process dies: steps of the middle of the first and of the second epoch.
-KILLS = (Kill("mid-step", 5, "rank 1"), Kill("mid-step", 7, "rank 2"))
+# Calls of `training_step` at which the last process dies, in order of the starts: in the middle of an epoch.
+CALLS = (5, 7, 6, 5)
 
 
 def samples_of(folder: Path) -> dict[int, list[int]]:
@@ -58,6 +60,12 @@ def trained(study: Study, setup: Setup, output_dir: Path, folder: Path, kill: Ki
 
 def main() -> int:
     """Run everything, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, nargs="+", default=[3, 3, 2], help="processes of each start")
+    parser.add_argument("--images", choices=["shards", "folder"], default="shards")
+    arguments = parser.parse_args()
+    if not 2 <= len(arguments.processes) <= len(CALLS) + 1:
+        parser.error(f"--processes needs 2 to {len(CALLS) + 1} numbers.")
     os.environ.update(ENVIRONMENT | {"CHAOS_SAMPLES": "1"})
     sys.path[:0] = [str(HERE), str(SOURCE)]
     for name in ("moments", "torch", "hf_simmim.__main__", "hf_simmim.cli.pretrain"):
@@ -67,12 +75,13 @@ def main() -> int:
     # Not a TemporaryDirectory, which forks would delete at their end.
     work = Path(tempfile.mkdtemp(prefix="every_sample_once-"))
     study = Study(work, seed=0)
-    setups = {count: Setup("fork", count, 2, 1, "shards") for count in (1, 2, 3)}
+    setups = {count: Setup("fork", count, 2, 1, arguments.images) for count in {1, *arguments.processes}}
     whole = trained(study, setups[1], work / "whole", work / "start of one process", None)
     final: dict[int, list[int]] = {}
     lines: list[tuple[Any, ...]] = []
-    starts = [(3, KILLS[0]), (3, KILLS[1]), (2, None)]
-    for number, (processes, kill) in enumerate(starts):
+    for number, processes in enumerate(arguments.processes):
+        is_last = number == len(arguments.processes) - 1
+        kill = None if is_last else Kill("mid-step", CALLS[number], f"rank {processes - 1}")
         found = trained(study, setups[processes], work / "run", work / f"start-{number}", kill)
         # A step that was cut by the kill is trained again by the next start.
         final |= found

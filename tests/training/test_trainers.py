@@ -28,6 +28,7 @@ from hf_simmim.training.trainers import ClassifierTrainer, RunTrainer, SimMIMTra
 def big_batch() -> dict[str, torch.Tensor]:
     batch = uneven_collate([UnevenImages()[index] for index in range(NUM_IMAGES)])
     batch.pop("unreadable")
+    batch.pop("names")
     processor = SimMIMImageProcessor()
     batch["pixel_values"] = normalize(batch["pixel_values"], processor.image_mean, processor.image_std)
     return batch

@@ -213,6 +213,7 @@ def _named_options(argv: Sequence[str]) -> set[str]:
 
 # What a user does next, by command; a line whose options are unset is left out.
 NEXT = {
+    "pack": ("pre-train on these images: hf-simmim pretrain --train_dir {output_dir}",),
     "pretrain": (
         "evaluate the features: hf-simmim probe --checkpoint {output_dir} --train_dir LABELED_PHOTOS",
         "train a classifier: hf-simmim finetune --checkpoint {output_dir} --train_dir LABELED_PHOTOS",
@@ -224,7 +225,6 @@ NEXT = {
     "embed": ("evaluate the features: hf-simmim probe --checkpoint {checkpoint} --train_dir LABELED_PHOTOS",),
     "reconstruct": ("mask by hand in the browser: hf-simmim app --checkpoint {checkpoint}",),
     "convert": ("see how images are arranged: hf-simmim embed --checkpoint {output_dir} --image_dir PHOTOS",),
-    "export": ("copy {output_dir} to where it shall run; the lines above load it there",),
     "predict": (
         "train with corrected labels: hf-simmim finetune --checkpoint {checkpoint} --train_dir LABELED_PHOTOS",
     ),

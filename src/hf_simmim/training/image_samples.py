@@ -36,7 +36,7 @@ class ImageSample:
 
     def __init__(self, dataset: ImageDataset, num_images: int, collate: Callable[[list[Any]], Any]):
         self.dataset = dataset
-        self.indices = sample_indices(dataset.images, num_images)
+        self.indices = sample_indices(getattr(dataset, "images", dataset), num_images)
         self.collate = collate
         self.is_kept = len(self) * dataset.num_channels * math.prod(dataset.image_size) <= MAX_KEPT_NUMBERS
         self.kept: list[Any] = []

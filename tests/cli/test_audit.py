@@ -1,0 +1,65 @@
+"""The audit of a folder, run as a user runs it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from photos_for_audits import changed, scene
+
+import hf_simmim
+from hf_simmim.cli import audit
+from hf_simmim.cli.pretrain import without
+from hf_simmim.data.sources import load_images
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six scenes, one of which is there in half its size, too."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for seed in range(6):
+        (photos / f"{seed}.jpg").write_bytes(changed(scene(seed), "same"))
+    (photos / "small.jpg").write_bytes(changed(scene(0), "half"))
+    return photos
+
+
+def test_command_line(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    audit.COMMAND.main(["photos", "--workers", "1"])
+    printed = capsys.readouterr().out
+    assert "1 near duplicate of other images, in 1 group, such as small.jpg of 0.jpg." in printed
+    assert "1 of 7 images are to be left out." in printed
+    assert printed.splitlines()[-1] == (
+        "hf-simmim pretrain --train_dir photos --leave_out runs/audit/exclude.json --image_size 128"
+    )
+    assert Path("runs/audit/audit.html").read_text().count("data:image/jpeg") >= 2
+    # What it writes is what a training takes.
+    left = without(load_images("photos"), Path("runs/audit/exclude.json"))["name"]
+    assert left == [f"photos/{seed}.jpg" for seed in range(6)]
+    assert len(json.loads(Path("runs/audit/groups.json").read_text())) == 7
+
+
+def test_python_call(folder, tmp_path):
+    result = hf_simmim.audit(folder=folder, output_dir=tmp_path / "audit", workers=1, max_images=1)
+    assert len(result.audit.facts) == 1
+    assert result.page.exists()
+    assert result.settings == {"image_size": "128"}
+    assert not result.excluded
+    assert "No broken or blank images and no copies were found." in result.summary
+    assert "--leave_out" not in result.command
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "No folder is named"),
+        (["nowhere"], "The image folder nowhere does not exist"),
+        (["photos", "--against", "photos"], "is the folder itself"),
+        (["photos", "--workers", "0"], "workers=0 must be 1 or more"),
+        (["photos", "--agianst", "photos"], "Did you mean --against?"),
+    ],
+)
+def test_mistakes(folder, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        audit.COMMAND.main(words)
