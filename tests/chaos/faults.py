@@ -57,7 +57,7 @@ def fail(trainer: Any) -> None:
 
 def kill_worker(trainer: Any) -> None:
     """As the kernel does when memory is short."""
-    workers = [child for child in psutil.Process().children() if "python" in child.name()]
+    workers = [child for child in psutil.Process().children() if "resource_tracker" not in " ".join(child.cmdline())]
     workers[0].kill()
 
 

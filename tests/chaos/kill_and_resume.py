@@ -80,7 +80,7 @@ KILLS_PER_RUN = {RANDOM: 3, MIXED: 7}
 # Seconds: torchrun waits as long for its processes; workers of a killed process look for it every five.
 PATIENCE, WORKERS_PATIENCE = 30.0, 20.0
 # Keys of logs that hold times, and the entry at the end of a training, which has only those and the mean of all losses.
-TIMES = re.compile(r"images_per_second|eta_seconds|.*_runtime|.*_per_second")
+TIMES = re.compile(r"images_per_second|data_wait|eta_seconds|.*_runtime|.*_per_second")
 SUMMARY = "train_runtime"
 # Differences of a run that are printed.
 MAX_SHOWN = 5
@@ -118,7 +118,7 @@ class Setup:
             "num_train_epochs": NUM_EPOCHS,
             "learning_rate": 1e-3,
             "compared_images": 16,
-            "logging_steps": 1,
+            "logging_steps": 3,
             "save_strategy": "steps",
             "save_steps": 2,
             "save_total_limit": 2,

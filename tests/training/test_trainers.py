@@ -176,7 +176,8 @@ def test_the_usual_arguments_of_trainer_are_enough(tmp_path):
     trainer = SimMIMTrainer(model(), arguments, train_dataset=train_dataset, eval_dataset=eval_dataset)
     trainer.unreadable_images.max_share = 0.5
     trainer.train()
-    assert {"loss", "masked_l1", "images_per_second"} <= trainer.state.log_history[0].keys()
+    assert {"loss", "masked_l1", "images_per_second", "data_wait"} <= trainer.state.log_history[0].keys()
+    assert 0 <= trainer.state.log_history[0]["data_wait"] <= 1
     assert {"eval_loss", "eval_masked_l1"} <= trainer.evaluate().keys()
     trainer.save_model()
     trainer.create_model_card()

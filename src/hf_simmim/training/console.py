@@ -9,7 +9,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from transformers.trainer_utils import has_length
 
 # Logged for machines; the last is printed as the throughput.
-SILENT = ("epoch", "step", "total_flos", "eta_seconds", "images_per_second", "train_loss")
+SILENT = ("epoch", "step", "total_flos", "eta_seconds", "images_per_second", "data_wait", "train_loss")
 SILENT_ENDINGS = ("_runtime", "_samples_per_second", "_steps_per_second", "_jit_compilation_time")
 SHORT_NAMES = {"learning_rate": "lr", "grad_norm": "gradient norm"}
 

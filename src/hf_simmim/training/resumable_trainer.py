@@ -31,6 +31,7 @@ from .checkpoints import (
     load_model,
     load_optimizer,
 )
+from .log_sums import LogSums
 from .optimization import planned_steps
 from .run_folder import keep_run_folder, run_file_text
 from .skipped_steps import MAX_SKIPPED, SkippedSteps, finite_or
@@ -71,6 +72,8 @@ class ResumableTrainer(Trainer):
         self.add_callback(self._stop_signals)
         self.skipped_steps = SkippedSteps(self, getattr(self.args, "max_skipped_steps", MAX_SKIPPED))
         self.add_callback(self.skipped_steps)
+        self._log_sums = LogSums(self)
+        self.add_callback(self._log_sums)
         leave_before_python_ends()
 
     def _get_train_sampler(self, train_dataset=None):
@@ -112,7 +115,9 @@ class ResumableTrainer(Trainer):
             TrainingStoppedError: If a loss, gradient or weight is not finite, every step was skipped because gradients
                 overflow, a checkpoint cannot be saved, or another run took the folder.
         """
-        finished = self._restored_if_complete(kwargs.get("resume_from_checkpoint", args[0] if args else None))
+        checkpoint = kwargs.get("resume_from_checkpoint", args[0] if args else None)
+        self._log_sums.checkpoint = checkpoint if isinstance(checkpoint, str) else None
+        finished = self._restored_if_complete(checkpoint)
         if finished is not None:
             return finished
         self._is_finite, self._saved_step = True, -1
@@ -273,13 +278,15 @@ class ResumableTrainer(Trainer):
         if trial is not None:
             super()._save_checkpoint(model, trial)
             return
+        # Before anything can fail in one process alone.
+        sums = self._log_sums.gather()
         output_dir, name = Path(str(self.args.output_dir)), checkpoint_name(self.state.global_step)
         staged, error = output_dir / STAGING / name, None
         if self.args.should_save:
             shutil.rmtree(staged.parent, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         try:
-            self._write_checkpoint(model, staged)
+            self._write_checkpoint(model, staged, sums)
         except SAVE_ERRORS as problem:
             error = self._not_saved(name, problem)
         try:
@@ -304,7 +311,7 @@ class ResumableTrainer(Trainer):
         if self.args.should_save:
             delete_old_checkpoints(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
 
-    def _write_checkpoint(self, model: Any, staged: Path) -> None:
+    def _write_checkpoint(self, model: Any, staged: Path, sums: dict[str, Any] | None) -> None:
         """Let Trainer and callbacks write the files of this process."""
         best, self.state.best_global_step = self.state.best_global_step, None
         self._staging = staged.parent
@@ -316,6 +323,7 @@ class ResumableTrainer(Trainer):
             for callback in self.callback_handler.callbacks:
                 if hasattr(callback, "save_with_checkpoint"):
                     callback.save_with_checkpoint(self.args, staged, self.state.global_step)
+            self._log_sums.write(staged, sums)
         finally:
             self._staging = None
             del self._push_from_checkpoint

@@ -46,6 +46,8 @@ logger = logging.get_logger(__name__)
 
 # Share of unreadable images that stops a training, unless it is set.
 MAX_UNREADABLE = 0.05
+# Share of the time that a training may wait for images before it says what helps.
+MAX_DATA_WAIT = 0.1
 
 
 class RunTrainer(ResumableTrainer):
@@ -355,8 +357,8 @@ class SimMIMTrainer(RunTrainer):
 
     Besides the loss it reports `masked_l1`, the mean absolute error of masked pixels on a scale of 0 to 255 (rescaled
     pixels times 255), if the target can be decoded to pixels (in training only if it consists of pixels),
-    `images_per_second` over all processes, and `eta_seconds`. The loss of a step is the mean over its masked pixels,
-    however they are distributed over processes and accumulated batches.
+    `images_per_second` over all processes, `data_wait`, the share of the time that this process waits for images, and
+    `eta_seconds`. The loss of a step is the mean over its masked pixels, however they are distributed.
 
     Evaluations add what an error is worth: `eval_mean_color_l1`, the error of predicting the mean color of each image's
     visible pixels; `eval_gain_over_mean_color` = 1 - masked_l1 / mean_color_l1; `eval_train_masked_l1`
@@ -418,7 +420,7 @@ class SimMIMTrainer(RunTrainer):
         self.unreadable_images = unreadable_images
         # The loss is divided by the number of masked pixels of the whole step, see `_get_num_items_in_batch`.
         self.model_accepts_loss_kwargs = True
-        self._training_error = RunningMean()
+        self.error_sums = RunningMean()
         self._evaluation: list[torch.Tensor] = []
         self._evaluated_model: Any = None
         self._is_compared = False
@@ -427,6 +429,8 @@ class SimMIMTrainer(RunTrainer):
         if num_compared and all(isinstance(dataset, MaskedImageDataset) for dataset in datasets):
             self._compared = ComparedImages(train_dataset, eval_dataset, num_compared)
         self._clock = (time.perf_counter(), 0)
+        # Seconds for batches since the last log entry.
+        self._waited = 0.0
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -435,6 +439,14 @@ class SimMIMTrainer(RunTrainer):
             step, window = images_per_step(self.args), getattr(self.args, "shuffle_window", SHUFFLE_WINDOW)
             return StreamSampler(images, step, window, self._data_seed, self._current_epoch)
         return EpochSampler(len(dataset), self._data_seed, self._current_epoch)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The batches of a step, as Trainer gets them; the time that it takes is logged."""
+        began = time.perf_counter()
+        try:
+            return super().get_batch_samples(*args, **kwargs)
+        finally:
+            self._waited += time.perf_counter() - began
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = dict(inputs)
@@ -471,7 +483,7 @@ class SimMIMTrainer(RunTrainer):
             with torch.no_grad():
                 reconstruction = self._reconstruction(outputs, inputs)
                 if reconstruction is not None:
-                    self._training_error.add(*reconstruction.error_per_image())
+                    self.error_sums.add(*reconstruction.error_per_image())
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
@@ -544,7 +556,7 @@ class SimMIMTrainer(RunTrainer):
         """
         if "loss" in logs:
             if self.model.target.is_pixels:
-                logs["masked_l1"] = self._training_error.drain(self.accelerator)
+                logs["masked_l1"] = self.error_sums.drain(self.accelerator)
             self._add_speed(logs)
             self.unreadable_images.share(self.is_world_process_zero())
         super().log(logs, start_time)
@@ -558,6 +570,15 @@ class SimMIMTrainer(RunTrainer):
         if step > last_step and now > then:
             steps_per_second = (step - last_step) / (now - then)
             logs["images_per_second"] = round(steps_per_second * images_per_step(self.args), 1)
+            logs["data_wait"] = round(min(1.0, self._waited / (now - then)), 3)
+            if logs["data_wait"] > MAX_DATA_WAIT and last_step > self._initial_global_step:
+                # Not at first: workers start then.
+                number = self.args.dataloader_num_workers
+                logger.warning_once(
+                    f"For {logs['data_wait']:.0%} of the time the training waits for images. Use more"
+                    f" --dataloader_num_workers ({number} now), or make the images small once: hf-simmim pack."
+                )
+            self._waited = 0.0
             logs["eta_seconds"] = round((self.state.max_steps - step) / steps_per_second, 1)
 
     def metric_names(self) -> set[str] | None:
