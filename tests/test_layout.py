@@ -18,8 +18,9 @@ BELOW = {
     "hub": {"data", "model"},
     "training": {"data", "evaluation", "hub", "model", "visualization"},
     "planning": {"data", "model", "training"},
+    "curation": {"data", "evaluation", "model", "visualization"},
     "checkpoints": {"data", "hub", "model"},
-    "cli": {"checkpoints", "data", "evaluation", "hub", "model", "planning", "training", "visualization"},
+    "cli": {"checkpoints", "curation", "data", "evaluation", "hub", "model", "planning", "training", "visualization"},
 }
 
 

@@ -14,7 +14,7 @@ from transformers import (
 )
 from transformers.utils import is_torchvision_available
 
-from .calls import compare, embed, finetune, plan, predict, pretrain, probe, reconstruct, replay, segment
+from .calls import audit, compare, embed, finetune, pack, plan, predict, pretrain, probe, reconstruct, replay, segment
 from .model import masking
 from .model.configuration_simmim import ENCODER_PRESETS, SimMIMConfig
 from .model.image_processing_simmim import SimMIMImageProcessor, SimMIMImageProcessorPil
@@ -40,10 +40,12 @@ __all__ = [
     "SimMIMModel",
     "SimMIMModelOutput",
     "SimMIMPreTrainedModel",
+    "audit",
     "compare",
     "embed",
     "finetune",
     "masking",
+    "pack",
     "plan",
     "predict",
     "pretrain",

@@ -12,9 +12,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .cli.audit import AuditResult
     from .cli.compare import ComparisonResult
     from .cli.embed import EmbeddingResult
     from .cli.finetune import FineTuningResult
+    from .cli.pack import PackingResult
     from .cli.plan import PlanResult
     from .cli.predict import PredictionResult
     from .cli.pretrain import PretrainingResult
@@ -27,6 +29,22 @@ if TYPE_CHECKING:
 def _command(name: str) -> Any:
     # Imported when called, so that models and processors need no trainers, plots and data sets.
     return importlib.import_module(f".cli.{name}", __package__).COMMAND
+
+
+def audit(**options: Any) -> "AuditResult":
+    """Look at a folder of images: broken and blank files, copies, test images among them, and what to set.
+
+    Args:
+        **options: Options of `hf-simmim audit`: `folder`, `against`, `output_dir`, `workers`, `max_images`.
+
+    Returns:
+        What was found, in numbers and in sentences, images to leave out, settings that follow, and the page.
+
+    Raises:
+        TypeError: If an option is unknown; the message names the nearest valid one.
+        ValueError: If the options or the images cannot be used; the message says why and what to do.
+    """
+    return _command("audit")(**options)
 
 
 def pretrain(**options: Any) -> "PretrainingResult":
@@ -60,6 +78,22 @@ def plan(**options: Any) -> "PlanResult":
         ValueError: If the options or the images cannot be used; the message says why and what to do.
     """
     return _command("plan")(**options)
+
+
+def pack(**options: Any) -> "PackingResult":
+    """Shrink images to the size that training needs, and write them to shards.
+
+    Args:
+        **options: Options of `hf-simmim pack`: `image_dir`, `output_dir`, `size` (pixels), `workers`, `part`, ...
+
+    Returns:
+        Shards, number of images, unreadable images, and statistics of the pixels.
+
+    Raises:
+        TypeError: If an option is unknown; the message names the nearest valid one.
+        ValueError: If the options or the images cannot be used; the message says why and what to do.
+    """
+    return _command("pack")(**options)
 
 
 def finetune(**options: Any) -> "FineTuningResult":

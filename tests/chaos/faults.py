@@ -7,6 +7,7 @@ at a step of the second epoch. It prints the seconds from the fault to the end o
 last line, and whether the repeated command finishes the run. Exit status 1 if a run hangs or cannot be finished.
 """
 
+import argparse
 import contextlib
 import errno
 import importlib
@@ -148,12 +149,15 @@ def last_line(text: str) -> str:
 
 def main() -> int:
     """Run everything, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="faults whose names have this in them")
+    chosen = {name: fault for name, fault in FAULTS.items() if parser.parse_args().only in name}
     os.environ.update(ENVIRONMENT)
     sys.path[:0] = [str(HERE), str(SOURCE)]
     work, wrong = Path(tempfile.mkdtemp(prefix="faults-")), 0
     photos = make_photos(work / "photos")
     lines = []
-    for number, (name, (processes, _, _)) in enumerate(FAULTS.items()):
+    for number, (name, (processes, _, _)) in enumerate(chosen.items()):
         setup = Setup("command", processes, 2, 1)
         output_dir = work / f"run-{number}"
         command = setup.command(photos, output_dir)
@@ -165,7 +169,7 @@ def main() -> int:
         code, finished = start.codes[start.pids[0]], not any(again.codes.values())
         wrong += start.is_stuck or again.is_stuck or not finished
         lines.append((name, processes, f"{seconds:.1f}", code, line[:160], "finished" if finished else "NOT finished"))
-        print(f"[{number + 1}/{len(FAULTS)}] {lines[-1]}", file=sys.stderr, flush=True)
+        print(f"[{number + 1}/{len(chosen)}] {lines[-1]}", file=sys.stderr, flush=True)
     print(table(("fault", "processes", "seconds to the end", "exit status", "last line", "the command again"), lines))
     for module in ("torch", "transformers", "safetensors"):
         importlib.import_module(module)

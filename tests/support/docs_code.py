@@ -59,6 +59,8 @@ STEP = {
 UNLESS_CHECKPOINT = {"encoder": json.dumps(ENCODER)}
 # Options behind those of the page. A function gets the options of the page.
 SMALL: dict[str, Callable[[list[str]], dict[str, Any]]] = {
+    "audit": lambda words: {"workers": 1},
+    "pack": lambda words: {"workers": 1},
     "pretrain": lambda words: STEP | no_encoder(words) | {"num_clusters": 4, "head_options": small_head(words)},
     "finetune": lambda words: STEP | {"weight_average": None},
     "segment": lambda words: STEP | {"decoder_channels": 16, "crop_size": 64, "per_device_eval_batch_size": 1},

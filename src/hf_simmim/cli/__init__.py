@@ -2,7 +2,9 @@
 
 # ADD A COMMAND: a module of its name in this folder that ends in `COMMAND`, and a line here.
 COMMANDS = {
+    "audit": "look at a folder of images: broken and blank files, copies, leaks, and what to set",
     "plan": "look at images and machine, propose settings, and forecast time, memory and energy",
+    "pack": "shrink images once, and write them to shards that are fast to read",
     "pretrain": "pre-train an encoder on images without labels",
     "finetune": "train a classifier on labeled images, from a checkpoint or from scratch",
     "segment": "train a segmentation model on annotated images",

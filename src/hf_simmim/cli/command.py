@@ -25,6 +25,7 @@ from transformers.utils import logging
 
 from hf_simmim_cli import nearest
 
+from ..data.reading import NoReadableImageError
 from ..hub.provenance import safe_command
 from ..training.agreement import num_processes
 from ..training.arguments import SimMIMTrainingArguments
@@ -288,17 +289,23 @@ def one_run() -> Iterator[None]:
     """Unlock the folder of a run at its end, and turn what ended it into a `CommandError`.
 
     Raises:
-        CommandError: If a number is not finite, results cannot be written, or another process of the run is gone.
+        CommandError: If a number is not finite, images cannot be read, results cannot be written, or another process
+            of the run or a worker is gone.
     """
     try:
         yield
-    except TrainingStoppedError as error:
-        raise CommandError(str(error)) from error
+    except (TrainingStoppedError, NoReadableImageError) as error:
+        raise CommandError(_of_worker(error)) from error
     except (OSError, SafetensorError) as error:
         raise CommandError(
-            f"{error}. Mend this, and repeat the command to resume from the newest checkpoint."
+            f"{_of_worker(error).rstrip('.')}. Mend this, and repeat the command to resume from the newest checkpoint."
         ) from error
     except RuntimeError as error:
+        if "DataLoader worker" in str(error):
+            raise CommandError(
+                f"{_of_worker(error).rstrip('.')}. Memory may be short: use fewer --dataloader_num_workers, and repeat"
+                " the command to resume from the newest checkpoint."
+            ) from error
         if num_processes() == 1 or not any(sign in str(error) for sign in ("gloo", "NCCL", "Connection", "Timed out")):
             raise
         reason = " ".join(str(error).split())[:200]
@@ -308,6 +315,14 @@ def one_run() -> Iterator[None]:
         ) from error
     finally:
         unlock_runs()
+
+
+def _of_worker(error: BaseException) -> str:
+    """Message of an error in one line; of one that comes from a worker, without the traceback there."""
+    text = str(error).strip()
+    if text.startswith("Caught "):
+        text = text.splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())
 
 
 @contextlib.contextmanager

@@ -186,8 +186,7 @@ class Shards:
             Rows of `name` and undecoded `image`, indexable by numbers from 0.
 
         Raises:
-            OSError: If the shard cannot be read any more.
-            ValueError: If it is damaged.
+            OSError: If the shard cannot be read any more, or is damaged.
         """
         url = self.urls[block[SHARD]]
         name = hashlib.blake2b(
@@ -345,9 +344,8 @@ def _write_row_group(url: str, number: int, features: Any, path: Path) -> None:
         try:
             _tried(write, url)
         except pyarrow.ArrowException as error:
-            raise ValueError(
-                f"Row group {number} of {shown_url(url)} is damaged ({error}). Download or write it again, and repeat"
-                " the command."
+            raise OSError(
+                f"Row group {number} of {shown_url(url)} is damaged ({error}). Download or write it again"
             ) from error
 
 
@@ -370,9 +368,7 @@ class _ArchiveRows:
         else:
             content = _bytes_at(Path(self.url), offset, size)
         if len(content) < size:
-            raise ValueError(
-                f"{shown_url(self.url)} was cut after the training started. Restore it, and repeat the command."
-            )
+            raise OSError(f"{shown_url(self.url)} was cut after the training started. Restore it.")
         image = {"bytes": content, "path": None}
         return {"image": image, "name": f"{shown_url(self.url)} row {int(self.block[ROW]) + index}"}
 

@@ -5,6 +5,7 @@
 
 import glob
 import os
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,9 @@ logger = logging.get_logger(__name__)
 # Columns of an archive of images.
 TAR_FEATURES = Features({"__key__": Value("string"), "image": ImageFeature(decode=False)})
 EMBEDDED_NAME = "fashion_mnist_7k"
+# What `hf-simmim pack` leaves in a folder: shards, facts about them, and notes of each shard.
+SHARD_SUFFIXES = {"parquet": ".parquet", "webdataset": ".tar"}
+PACK_FILE, NOTES_FOLDER = "pack.json", ".shards"
 
 
 def embedded_data(option: str = "--train_dir") -> str:
@@ -72,7 +76,8 @@ def load_images(
     """Load images from a folder, the Hub, or parquet and webdataset shards, undecoded.
 
     Args:
-        folder: Folder of image and `.npy` files, nested or not; names and sub-folders are ignored.
+        folder: Folder of image and `.npy` files, nested or not, whose names and sub-folders are ignored; or one that
+            `hf-simmim pack` wrote.
         dataset_name: Dataset on the Hub, or a local one that `datasets.load_dataset` reads.
         dataset_config: Configuration of that dataset.
         data_files: Paths, patterns or URLs of `.parquet` or webdataset `.tar` shards.
@@ -89,6 +94,9 @@ def load_images(
     """
     check_one_source(folder, dataset_name, data_files)
     if folder is not None:
+        packed = packed_files(folder)
+        if packed:
+            return packed_rows(load_table(None, None, packed, "train"), folder)
         return folder_rows(image_paths(Path(folder), [Path(path) for path in exclude]))
     dataset = load_table(dataset_name, dataset_config, data_files, split)
     name = f"{dataset_name or ', '.join(map(shown_url, data_files or ()))}, {split}"
@@ -156,6 +164,52 @@ def image_rows(dataset: Dataset, column: str, name: str, first: int = 0) -> Data
         # Without a format the rows would be nested lists of Python numbers.
         return dataset.with_format("numpy", columns=["image"], output_all_columns=True, dtype=dtype)
     return dataset
+
+
+def packed_files(folder: str | Path) -> list[str]:
+    """Shards of a folder that `hf-simmim pack` wrote.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Sorted paths; none if it is another kind of folder, or holds image files itself.
+
+    Raises:
+        ValueError: If shards are missing.
+    """
+    folder = Path(folder)
+    facts, begun = folder / PACK_FILE, (folder / NOTES_FOLDER / "settings.json").is_file()
+    if not (facts.is_file() or begun):
+        return []
+    entries = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+    if any(Path(name).suffix.lower() in image_suffixes() for name in entries):
+        return []
+    files = [name for name in entries if re.fullmatch(r"train-\d+-of-\d+\.(parquet|tar)", name)]
+    expected = int(re.split(r"[-.]", files[0])[3]) if files else 0
+    if (files or begun) and not (facts.is_file() and len(files) == expected):
+        raise ValueError(
+            f"{folder} is not packed to its end: it holds {len(files)} of {expected or 'the'} shards. Repeat the"
+            " `hf-simmim pack` command that began it."
+        )
+    return [str(folder / name) for name in files]
+
+
+def packed_rows(table: Dataset, folder: str | Path) -> Dataset:
+    """Create rows of `name` and undecoded `image` of a packed folder.
+
+    Args:
+        table: All of its columns.
+        folder: The folder.
+
+    Returns:
+        As many rows; their names are the folder and the path of the original below its own folder.
+    """
+    rows = image_rows(table, find_image_column(table, None), f"{folder}, train")
+    if "name" not in table.column_names:
+        return rows
+    names = [f"{folder}/{name}" for name in table.select_columns("name")["name"][:]]
+    return rows.remove_columns("name").add_column("name", names)
 
 
 def image_paths(folder: Path, exclude: Sequence[Path] = ()) -> list[str]:

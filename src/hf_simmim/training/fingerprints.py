@@ -80,12 +80,15 @@ def digest(images: Dataset | StreamedImages) -> Fingerprint:
         names = [os.path.relpath(path, folder) for path in paths]
         content, files = _file_contents(paths)
     else:
-        # The name of a table may be the way to it.
-        names = [name.rpartition(" row ")[2] for name in images.select_columns("name")["name"]]
+        names = list(images.select_columns("name")["name"])
+        # The name of a table may be the way to it; packed images have names of files in its folder.
+        named = " row " in names[0] if names else True
+        folder = "" if named else os.path.commonpath([os.path.dirname(name) or "." for name in names])
+        names = [name.rpartition(" row ")[2] if named else os.path.relpath(name, folder) for name in names]
         content = _table_content(rows)
     digest = hashlib.blake2b("\n".join(names).encode(), digest_size=6)
     facts = {"number": len(names), "names": digest.hexdigest(), "content": content}
-    return Fingerprint(facts, dict(zip(names, files, strict=True)) if len(files) <= MAX_FILES else None)
+    return Fingerprint(facts, dict(zip(names, files, strict=True)) if 0 < len(files) <= MAX_FILES else None)
 
 
 def _paths(rows: Dataset) -> list[str]:

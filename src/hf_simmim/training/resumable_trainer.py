@@ -166,7 +166,7 @@ class ResumableTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
         control = self.control
-        if control.should_save or control.should_evaluate or control.should_training_stop:
+        if control.should_log or control.should_save or control.should_evaluate or control.should_training_stop:
             self._keep_run_folder()
         try:
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)

@@ -21,6 +21,7 @@ from ...data.sources import (
     image_rows,
     load_images,
     load_table,
+    packed_files,
     shown_url,
 )
 from ...data.streaming import StreamedImages, stream_images
@@ -124,8 +125,8 @@ class StreamingArguments:
     streaming: bool = field(
         default=False,
         metadata={
-            "help": "Read the shards of --data_files or --dataset_name while training, wherever they are (local, hf://,"
-            " s3://, https://), instead of copying them to this disk first."
+            "help": "Read the shards of --data_files, --dataset_name or a packed --train_dir while training, wherever"
+            " they are (local, hf://, s3://, https://), instead of copying them to this disk first."
         },
     )
     stream_cache: str | None = field(
@@ -136,7 +137,10 @@ class StreamingArguments:
 
     def open_split(self, arguments: SourceArguments, split: str) -> StreamedImages:
         """Open a split of the shards that the options name."""
-        source = {name: value for name, value in arguments.source().items() if name != "folder"}
+        source = arguments.source()
+        folder = source.pop("folder")
+        if folder is not None:
+            source["data_files"] = packed_files(folder)
         size = int(self.stream_cache_gb * 1e9)
         return stream_images(**source, split=split, cache_folder=self.stream_cache, cache_bytes=size)
 
@@ -284,8 +288,12 @@ def stream_splits(arguments: Any, streaming: StreamingArguments) -> tuple[Stream
     Raises:
         ValueError, OSError: If the shards cannot be used; the message says why and what to do.
     """
-    if arguments.dataset_name is None and arguments.data_files is None:
-        raise ValueError("streaming=True needs shards. Name them with --data_files or --dataset_name.")
+    is_packed = arguments.train_dir is not None and bool(packed_files(arguments.train_dir))
+    if arguments.dataset_name is None and arguments.data_files is None and not is_packed:
+        raise ValueError(
+            "streaming=True needs shards. Name them with --data_files or --dataset_name, or pack the folder first:"
+            " hf-simmim pack FOLDER OUT, and --train_dir OUT."
+        )
     for name in ("leave_out", "max_train_samples"):
         if getattr(arguments, name, None) is not None:
             raise ValueError(

@@ -24,6 +24,8 @@ from ..sources import (
     image_rows,
     indicators,
     load_table,
+    packed_files,
+    packed_rows,
     read_labels,
     shown_url,
 )
@@ -137,7 +139,7 @@ def load_labeled_images(
     one for each class. Images without a label are left out.
 
     Args:
-        folder: Folder of such sub-folders.
+        folder: Folder of such sub-folders, or one that `hf-simmim pack` wrote with labels.
         dataset_name: Dataset on the Hub, or a local one.
         dataset_config: Configuration of that dataset.
         data_files: Paths, patterns or URLs of `.parquet` or webdataset `.tar` shards.
@@ -157,13 +159,21 @@ def load_labeled_images(
     if folder is not None:
         if label_column is not None:
             raise ValueError(f"label_column={label_column!r} does nothing in a folder, whose sub-folders are classes.")
-        return _load_folder(Path(folder))
+        data_files = packed_files(folder)
+        if not data_files:
+            return _load_folder(Path(folder))
+        split = "train"
     dataset = load_table(dataset_name, dataset_config, data_files, split)
+    if folder is not None:
+        label_column = _packed_labels(dataset, folder)
     image_column = find_image_column(dataset, image_column)
     label_column = find_label_column(dataset, image_column, label_column)
     labels, class_names = read_labels(dataset, label_column)
     source = dataset_name or ", ".join(map(shown_url, data_files or ()))
-    rows = image_rows(dataset, image_column, f"{source}, {split}")
+    if folder is not None:
+        rows = packed_rows(dataset, folder)
+    else:
+        rows = image_rows(dataset, image_column, f"{source}, {split}")
     kept = [index for index, label in enumerate(labels) if label is not None]
     if len(kept) < len(labels):
         logger.warning(f"{len(labels) - len(kept)} of {len(labels)} images have no label and are left out.")
@@ -171,6 +181,16 @@ def load_labeled_images(
         raise ValueError(f"None of {len(labels)} images has a label in column {label_column!r}. Name another column.")
     rows = _with_labels(rows, labels)
     return LabeledImages(rows if len(kept) == len(labels) else rows.select(kept), class_names)
+
+
+def _packed_labels(dataset: Dataset, folder: str | Path) -> str:
+    """Label column of a folder that `hf-simmim pack` wrote."""
+    found = [name for name in ("label", "cls") if name in dataset.column_names]
+    if not found:
+        raise ValueError(
+            f"The packed images in {folder} have no labels. Pack them again with --labels folder, or --label_column."
+        )
+    return found[0]
 
 
 def _load_folder(folder: Path) -> LabeledImages:
