@@ -137,7 +137,7 @@ def test_long_chains_are_cut(found, monkeypatch):
     """Each picture is like the next one, and all would be one group."""
     readable = [one for one in found.facts if one.is_readable and not one.is_blank]
     chain = [(index, index + 1, 0.99) for index in range(len(readable) - 2)]
-    monkeypatch.setattr("hf_simmim.curation.audit.similar_pairs", lambda *_: chain)
+    monkeypatch.setattr("hf_simmim.curation.audit.similar_pairs", lambda *_: (chain, 0))
     monkeypatch.setattr("hf_simmim.curation.audit.LEAST_LARGEST", 4)
     one = type(found)(found.folder, [], found.facts)
     compare(one, [], Thumbnails.empty(len(found.facts)))
@@ -145,6 +145,16 @@ def test_long_chains_are_cut(found, monkeypatch):
     sizes = np.bincount(list(one.groups.values()))
     assert sizes.max() <= 4
     assert any("chains" in line for line in one.summary())
+
+
+def test_where_most_images_are_alike_near_duplicates_are_only_listed(found, monkeypatch):
+    readable = [one for one in found.facts if one.is_readable and not one.is_blank]
+    monkeypatch.setattr("hf_simmim.curation.audit.similar_pairs", lambda *_: ([(0, 1, 0.99)], 7))
+    one = type(found)(found.folder, [], readable)
+    compare(one, [], Thumbnails.empty(len(readable)))
+    assert len(one.near) == 1
+    assert not any(reason.startswith("near") for reason in one.excluded().values())
+    assert any("listed, but not left out. The 7 least likely" in line for line in one.summary())
 
 
 def save(path, array):

@@ -23,7 +23,7 @@ def thumbnails_of(tmp_path, contents) -> Thumbnails:
 def test_changed_copies_are_found_and_nothing_else(tmp_path, kind):
     scenes = [scene(seed) for seed in range(24)]
     contents = [changed(picture, "same") for picture in scenes] + [changed(picture, kind) for picture in scenes]
-    found = similar_pairs(*thumbnails_of(tmp_path, contents))
+    found, _ = similar_pairs(*thumbnails_of(tmp_path, contents))
     pairs = {(one, other) for one, other, _ in found}
     wanted = {(index, index + 24) for index in range(24)}
     assert not pairs - wanted
@@ -35,7 +35,7 @@ def test_a_crop_of_a_quarter_is_another_picture(tmp_path):
     picture = scene(1)
     width, height = picture.size
     part = picture.crop((0, 0, int(0.75 * width), int(0.75 * height)))
-    assert not similar_pairs(*thumbnails_of(tmp_path, [changed(picture, "same"), changed(part, "same")]))
+    assert not similar_pairs(*thumbnails_of(tmp_path, [changed(picture, "same"), changed(part, "same")]))[0]
 
 
 def test_equal_shapes_of_other_colors_are_other_pictures(tmp_path):
@@ -43,7 +43,7 @@ def test_equal_shapes_of_other_colors_are_other_pictures(tmp_path):
     contents = [changed(Image.fromarray(pixels), "same") for pixels in (picture, picture[..., ::-1].copy())]
     thumbnails = thumbnails_of(tmp_path, contents)
     assert np.abs(thumbnails.colors[0].astype(int) - thumbnails.colors[1]).mean() > 8
-    assert not similar_pairs(*thumbnails)
+    assert not similar_pairs(*thumbnails)[0]
 
 
 def test_pairs_of_the_first_ones_only():
@@ -51,9 +51,9 @@ def test_pairs_of_the_first_ones_only():
     gray[3] = gray[1]
     gray[5] = gray[4]
     colors = Thumbnails.empty(6).colors
-    assert [pair[:2] for pair in similar_pairs(gray, colors)] == [(1, 3), (4, 5)]
-    assert [pair[:2] for pair in similar_pairs(gray, colors, num_first=2)] == [(1, 3)]
-    assert similar_pairs(gray[:0], colors[:0]) == []
+    assert [pair[:2] for pair in similar_pairs(gray, colors)[0]] == [(1, 3), (4, 5)]
+    assert [pair[:2] for pair in similar_pairs(gray, colors, num_first=2)[0]] == [(1, 3)]
+    assert similar_pairs(gray[:0], colors[:0]) == ([], 0)
 
 
 def test_blocks_miss_no_pair(monkeypatch):
@@ -62,7 +62,7 @@ def test_blocks_miss_no_pair(monkeypatch):
     monkeypatch.setattr("hf_simmim.curation.likeness.BLOCK", 7)
     found = {
         (*pair, flag)
-        for pairs, mirrored in candidates(gray)
+        for pairs, mirrored, _ in candidates(gray)
         for pair, flag in zip(pairs.tolist(), mirrored.tolist(), strict=True)
     }
     assert {(0, 29, False), (9, 17, True)} <= found

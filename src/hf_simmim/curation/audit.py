@@ -54,6 +54,7 @@ class Audit:
         leaks: Images that are (nearly) in the other folders.
         groups: Number of the group of each readable image, by path.
         num_cut: Number of groups that were cut, because chains of likeness joined too many images.
+        num_unchecked: Number of pairs that were not compared closely, because most images are alike.
         advice: What to set.
     """
 
@@ -66,6 +67,7 @@ class Audit:
     leaks: list[Leak] = field(default_factory=list)
     groups: dict[str, int] = field(default_factory=dict)
     num_cut: int = 0
+    num_unchecked: int = 0
     advice: Advice = field(default_factory=Advice)
 
     @property
@@ -79,12 +81,13 @@ class Audit:
         return [found for found in self.facts if found.is_readable and found.is_blank]
 
     def excluded(self) -> dict[str, str]:
-        """Images to leave out, with reasons, by path."""
+        """Images to leave out, with reasons, by path; near duplicates only where likeness is rare."""
         reasons: dict[str, str] = {}
-        for groups, reason in ((self.near, "near duplicate of"), (self.exact, "copy of")):
+        near = [] if self.num_unchecked else self.near
+        for groups, reason in ((near, "near duplicate of"), (self.exact, "copy of")):
             for kept, *others in groups:
                 reasons |= dict.fromkeys(others, f"{reason} {kept}")
-        reasons |= {leak.path: f"also {leak.found}" for leak in self.leaks}
+        reasons |= {leak.path: f"also {leak.found}" for leak in self.leaks if leak.is_exact or not self.num_unchecked}
         # Copies of an image that is left out as nearly another.
         for kept, *others in self.exact:
             if kept in reasons:
@@ -137,6 +140,11 @@ class Audit:
             lines.append(f"No image is in {', '.join(self.against)} too.")
         if not (self.unreadable or self.blank or self.exact or self.near or self.leaks):
             lines.append("No broken or blank images and no copies were found.")
+        if self.num_unchecked:
+            lines.append(
+                "Most images look alike, as pictures of one kind of thing do: near duplicates are listed, but not left"
+                f" out. The {self.num_unchecked:,} least likely pairs were not compared."
+            )
         if self.num_cut:
             lines.append(
                 f"{_many(self.num_cut, 'group')} in {GROUPS_FILE} would have held more than {LARGEST_GROUP:.0%} of the"
@@ -247,7 +255,7 @@ def compare(audit: Audit, others: Sequence[Facts], thumbnails: Thumbnails) -> No
     firsts = [indices[0] for indices in equal.values() if not facts[indices[0]].is_blank]
     firsts.sort()
     num_first = sum(index < num_own for index in firsts)
-    pairs = similar_pairs(thumbnails.gray[firsts], thumbnails.colors[firsts], num_first)
+    pairs, audit.num_unchecked = similar_pairs(thumbnails.gray[firsts], thumbnails.colors[firsts], num_first)
     inner = [(one, other) for one, other, _ in pairs if other < num_first]
     groups = stars(num_first, inner, [facts[index].num_pixels for index in firsts[:num_first]])
     audit.near = [[facts[firsts[item]].path for item in group] for group in groups]
@@ -313,6 +321,7 @@ def write_audit(audit: Audit, output_dir: Path) -> None:
         "folder": audit.folder,
         "against_folders": audit.against,
         "num_images": len(audit.facts),
+        "num_unchecked_pairs": audit.num_unchecked,
         "summary": audit.summary(),
         "settings": audit.advice.settings,
         "command": audit.command(output_dir / EXCLUDE_FILE),

@@ -53,7 +53,7 @@ def spectra(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(found[:, ~is_odd]), np.ascontiguousarray(found[:, is_odd])
 
 
-def candidates(thumbnails: np.ndarray, num_first: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def candidates(thumbnails: np.ndarray, num_first: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """Pairs of thumbnails that are alike in their low frequencies, directly or mirrored.
 
     Args:
@@ -61,7 +61,8 @@ def candidates(thumbnails: np.ndarray, num_first: int | None = None) -> Iterator
         num_first: Pairs have one of so many first thumbnails; all if None.
 
     Yields:
-        Pairs (P, 2) of indices, the smaller one first, and whether each is alike mirrored, bool of shape (P,).
+        Pairs (P, 2) of indices, the smaller one first; whether each is alike mirrored, bool of shape (P,); and the
+        number of less likely pairs that are left out, because too many are alike.
     """
     even, odd = spectra(thumbnails)
     for row in range(0, len(thumbnails) if num_first is None else num_first, BLOCK):
@@ -74,12 +75,14 @@ def candidates(thumbnails: np.ndarray, num_first: int | None = None) -> Iterator
             if num_first is not None:
                 is_wanted &= first + row < num_first
             first, second = first[is_wanted], second[is_wanted]
-            if len(first) > LARGEST_BLOCK:
+            num_left_out = max(0, len(first) - LARGEST_BLOCK)
+            if num_left_out:
                 # Such as small pictures of clothes, most of which are alike: the most likely ones.
                 likely = np.argpartition(-total[first, second], LARGEST_BLOCK)[:LARGEST_BLOCK]
                 first, second = first[likely], second[likely]
             if len(first):
-                yield np.stack([first + row, second + column], axis=1), product[first, second] < 0
+                pairs = np.stack([first + row, second + column], axis=1)
+                yield pairs, product[first, second] < 0, num_left_out
 
 
 def correlations(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -150,8 +153,8 @@ def _standardized(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
 
 def similar_pairs(
     thumbnails: np.ndarray, colors: np.ndarray, num_first: int | None = None
-) -> list[tuple[int, int, float]]:
-    """Pairs of images that are the same but for size, compression, small crops and mirroring.
+) -> tuple[list[tuple[int, int, float]], int]:
+    """Find pairs of images that are the same but for size, compression, small crops and mirroring.
 
     Args:
         thumbnails: uint8 of shape (N, S, S).
@@ -159,10 +162,13 @@ def similar_pairs(
         num_first: Pairs have one of so many first thumbnails; all if None.
 
     Returns:
-        Two indices, the smaller one first, and the correlation of the aligned thumbnails, between -1 and 1.
+        Pairs: two indices, the smaller one first, and the correlation of the aligned thumbnails, between -1 and 1. And
+        the number of pairs that were not compared closely, because too many images are alike.
     """
     pairs: list[tuple[int, int, float]] = []
-    for both, is_mirrored in candidates(thumbnails, num_first):
+    num_unchecked = 0
+    for both, is_mirrored, num_left_out in candidates(thumbnails, num_first):
+        num_unchecked += num_left_out
         for start in range(0, len(both), CHUNK):
             part, mirrored = both[start : start + CHUNK], is_mirrored[start : start + CHUNK]
             ours, theirs = (colors[part[:, place]].astype(np.float32) for place in (0, 1))
@@ -179,7 +185,7 @@ def similar_pairs(
                 (int(one), int(other), float(value))
                 for (one, other), value in zip(part[alike], coarse[alike], strict=True)
             ]
-    return pairs
+    return pairs, num_unchecked
 
 
 def is_alike(coarse: np.ndarray, fine: np.ndarray) -> np.ndarray:
