@@ -187,8 +187,12 @@ class ResumableTrainer(Trainer):
                 error = self._not_saved(f"Step {self.state.global_step}", problem)
         fail_together(error, TrainingStoppedError)
 
-    def training_step(self, *args, **kwargs) -> torch.Tensor:
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Train on a batch as Trainer does, and note whether the loss is finite.
+
+        Args:
+            *args: Passed to Trainer.
+            **kwargs: Passed to Trainer.
 
         Returns:
             The loss; where it is not finite the mean of those since the last log entry, as Trainer's own filter has it.

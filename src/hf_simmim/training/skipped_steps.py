@@ -85,11 +85,7 @@ class SkippedSteps(TrainerCallback):
                 parameter.grad = None
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Write the batches of steps that were skipped.
-
-        Raises:
-            TrainingStoppedError: If too many steps were skipped.
-        """
+        """Write the batches of steps that were skipped; a `TrainingStoppedError` if there are too many of them."""
         if self._judged is not None:
             self._waiting.append((state.global_step, self._batches, self._judged))
         self._batches, self._is_finite, self._judged = [], True, None
