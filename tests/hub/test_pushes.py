@@ -102,7 +102,7 @@ def assert_whole(hub, output_dir: Path, name: str = REPOSITORY) -> None:
     mine = {
         path: content
         for path, content in on_disk(output_dir).items()
-        if not path.startswith("checkpoint-") and path != "unreadable_images.txt"
+        if not path.startswith("checkpoint-") and path not in ("unreadable_images.txt", "images.json.gz")
     }
     pushed = {path: content for path, content in hub.files(name).items() if not re.match("(last-)?checkpoint", path)}
     del pushed[".gitattributes"]
@@ -184,6 +184,44 @@ def test_two_processes_push_and_a_third_without_the_package_loads(hub, photos, t
         for tensor, expected in zip(pushed[revision], (outputs.loss, outputs.reconstruction, features), strict=True):
             torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-6)
     assert not torch.equal(pushed[revisions[0]][0], pushed["main"][0])
+
+
+DYING = """
+import os, signal, sys
+from huggingface_hub import HfApi
+create_commit, calls = HfApi.create_commit, []
+
+def dying(self, *args, **kwargs):
+    calls.append(1)
+    result = None if len(calls) == 2 and {before} else create_commit(self, *args, **kwargs)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+HfApi.create_commit = dying
+from hf_simmim.__main__ import main
+main(["pretrain", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", [True, False])
+def test_a_kill_during_a_push_loses_nothing(hub, photos, tmp_path, before):
+    """Before or after the files of the second save are there; the repeated command pushes everything."""
+    environment = hub.environment(tmp_path / "home", PYTHONPATH=str(ROOT / "src"), OMP_NUM_THREADS="1")
+    codes = []
+    for program in (["-c", DYING.replace("{before}", str(before))], PROGRAM):
+        command = [sys.executable, *program, *options(photos, tmp_path / "run", max_steps=3)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        codes.append(done.returncode)
+    assert codes == [-signal.SIGKILL, 0], done.stderr[-3000:]
+    assert "Weights" in done.stdout
+    assert_whole(hub, tmp_path / "run")
+    quiet = [*options(photos, tmp_path / "whole", max_steps=3), "--push_to_hub", "False"]
+    done = subprocess.run([sys.executable, *PROGRAM, *quiet], env=environment, capture_output=True, check=False)
+    assert done.returncode == 0
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("run", "whole")]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
