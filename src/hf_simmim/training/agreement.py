@@ -1,9 +1,13 @@
 """Agreement of the processes of a run: what each of them found is compared before any of them trains."""
 
 import atexit
+import contextlib
 import functools
 import json
+import os
+import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -37,6 +41,28 @@ def _leave() -> None:
         leaving = threading.Thread(target=torch.distributed.destroy_process_group, daemon=True)
         leaving.start()
         leaving.join(timeout=SECONDS_TO_LEAVE)
+
+
+@contextlib.contextmanager
+def ending_with_launcher(seconds: float = 1.0) -> Iterator[None]:
+    """End this process within if the one that started it ends: whom it waits for will never come.
+
+    Args:
+        seconds: Seconds between two looks.
+    """
+    parent, is_over = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(seconds):
+            if os.getppid() != parent:
+                print("error: the launcher ended before the processes of this run met.", file=sys.stderr, flush=True)
+                os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
 
 
 def everyones(value: Any) -> list[Any]:

@@ -15,6 +15,7 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from .agreement import ending_with_launcher
 from .optimization import SIMMIM_SCHEDULES, images_per_step
 from .skipped_steps import MAX_SKIPPED
 
@@ -222,4 +223,12 @@ class SimMIMTrainingArguments(TrainingArguments):
             and self.ddp_backend in (None, "gloo")
             and not distributed.is_mpi_available()
         ):
-            distributed.init_process_group("gloo", timeout=timedelta(seconds=self.ddp_timeout))
+            try:
+                with ending_with_launcher():
+                    distributed.init_process_group("gloo", timeout=timedelta(seconds=self.ddp_timeout))
+            except RuntimeError as error:
+                raise ValueError(
+                    f"The {os.environ['WORLD_SIZE']} processes of this run did not meet at"
+                    f" {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({' '.join(str(error).split())[:200]})."
+                    " See what the others and the launcher printed."
+                ) from error
