@@ -343,7 +343,7 @@ def without(images: Dataset, path: Path) -> Dataset:
         raise ValueError(f"leave_out={str(path)!r} must contain a JSON list of names of images.")
     # The same file may have several paths.
     left_out = {os.path.realpath(name) for name in listed}
-    kept = [index for index, name in enumerate(images["name"]) if os.path.realpath(name) not in left_out]
+    kept = [index for index, name in enumerate(images["name"][:]) if os.path.realpath(name) not in left_out]
     if not kept:
         raise ValueError(f"leave_out={str(path)!r} lists all {len(images)} images. Add training images.")
     return images if len(kept) == len(images) else images.select(kept)

@@ -184,7 +184,7 @@ def _named(images: Any, names: set[str]) -> list[int]:
     """Indices of the images of some names, which are in one line each."""
     if hasattr(images, "index_of"):
         return sorted(index for index in map(images.index_of, names) if index is not None)
-    return [index for index, name in enumerate(images["name"]) if _in_one_line(name) in names]
+    return [index for index, name in enumerate(images["name"][:]) if _in_one_line(name) in names]
 
 
 def _flaw(dataset: ImageDataset, index: int) -> list[tuple[str, str]]:

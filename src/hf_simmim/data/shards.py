@@ -34,6 +34,8 @@ logger = logging.get_logger(__name__)
 Read = TypeVar("Read")
 # Rows of a parquet file that are in memory at once, and files and bytes of an archive that are a block.
 NUM_ROWS, NUM_FILES, MAX_BYTES = 32, 256, 2**24
+# Shares of a cache: that a process writes before it looks for files to delete, and that it then leaves free for others.
+SHARE_TO_LOOK, SHARE_TO_LEAVE = 0.01, 0.1
 # Bytes that are read ahead of a remote file, and files whose index is read at once.
 READ_AHEAD, NUM_THREADS = 2**22, 16
 # Errors of a disk that is full or read-only.
@@ -58,6 +60,8 @@ class BlockCache:
     def __init__(self, folder: Path, max_bytes: int):
         self.folder = folder
         self.max_bytes = max_bytes
+        # Bytes that this process has written since it last looked at all files.
+        self._num_new = max_bytes
 
     def read(self, name: str, write: Callable[[Path], Any], load: Callable[[Path], Read]) -> Read:
         """Read a file, which is written first if it is not there.
@@ -102,7 +106,10 @@ class BlockCache:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
-        self._evict(path)
+        self._num_new += path.stat().st_size
+        if self._num_new > SHARE_TO_LOOK * self.max_bytes:
+            self._num_new = 0
+            self._evict(path)
 
     def _evict(self, newest: Path) -> None:
         files = []
@@ -113,7 +120,7 @@ class BlockCache:
                     files.append((status.st_mtime, status.st_size, entry.path))
         total = sum(size for _, size, _ in files)
         for _, size, path in sorted(files):
-            if total <= self.max_bytes:
+            if total <= (1 - SHARE_TO_LEAVE) * self.max_bytes:
                 break
             if path != str(newest):
                 with contextlib.suppress(OSError):

@@ -25,7 +25,7 @@ from .shards import COUNT, NUMBER, ROW, SHARD, BlockCache, Shards, find_shards
 from .sources import shown_url
 
 # Opened blocks of a process, and blocks that a sample of images is taken from.
-NUM_OPENED, NUM_SAMPLED = 64, 16
+NUM_OPENED, NUM_SAMPLED = 256, 16
 # Images that are shuffled with each other, if nothing says how many.
 SHUFFLE_WINDOW = 8192
 # Largest number of lanes: processes that read different blocks.

@@ -113,7 +113,7 @@ def survey(images: Dataset | StreamedImages, num_sampled: int = 128) -> Survey:
         channels[number] += 1
         depths[depth] += 1
     # Names of streamed images are numbers.
-    names = [] if isinstance(images, StreamedImages) else images["name"]
+    names = [] if isinstance(images, StreamedImages) else images["name"][:]
     closed = Counter(
         reader for name in names for suffix, reader in UNREAD.items() if str(name).lower().endswith(suffix)
     )

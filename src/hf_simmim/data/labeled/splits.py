@@ -41,7 +41,7 @@ def readable_images(
     logger.warning(
         f"{len(unreadable)} of {len(images)} images cannot be read and are left out; the first is {first} ({reason})."
     )
-    return images.select([index for index, name in enumerate(images.rows["name"]) if name not in unreadable])
+    return images.select([index for index, name in enumerate(images.rows["name"][:]) if name not in unreadable])
 
 
 def few_labels(
