@@ -28,6 +28,7 @@ def test_a_run_that_is_killed_at_five_moments_ends_like_one_that_was_not():
     assert NOTHING_DIFFERS in printed
 
 
+@pytest.mark.slow
 def test_shards_of_a_run_whose_processes_die_and_change_in_number_are_trained_on_once():
     script = SCRIPT.with_name("every_sample_once.py")
     result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
