@@ -212,7 +212,7 @@ def replay(**options: Any) -> "ReplayResult":
     """Run a skipped training step again, and tell which images were not finite, and where.
 
     Args:
-        **options: Options of `hf-simmim replay`: `file`, `checkpoint`.
+        **options: Options of `hf-simmim replay`: `file`, `checkpoint`, `precision`, `device`.
 
     Returns:
         Losses, gradients and layers of each image, and the conclusion.

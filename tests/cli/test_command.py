@@ -36,7 +36,7 @@ def test_the_help_is_one_screen(capsys):
 def test_each_command_shows_a_dozen_options_and_all_on_request(capsys, name):
     short, full = help_of(capsys, name, "--help"), help_of(capsys, name, "--help-all")
     options = [line.split()[0] for line in short.split("\noptions:\n")[1].splitlines() if line.startswith("  --")]
-    assert 2 <= len(options) <= 15
+    assert 4 <= len(options) <= 15
     assert short.startswith(f"usage: hf-simmim {name} ")
     assert len(short.splitlines()) <= 50
     assert all(f"{option} " in full for option in options)

@@ -697,6 +697,9 @@ def test_two_processes_equal_one_of_the_same_global_batch(photos, tmp_path):
             per_device_eval_batch_size=3,
             num_train_epochs=4,
             encoder=json.dumps(ENCODER | {"drop_path_rate": 0.0}),
+            # Rounding flips signs in the gradient of l1, and each flip is a step elsewhere: a small one, so that
+            # what is compared is the same training.
+            learning_rate=1e-4,
         )
         command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
         command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -721,8 +724,5 @@ def test_two_processes_equal_one_of_the_same_global_batch(photos, tmp_path):
     for key, steps in (("loss", 20), ("masked_l1", 20), *((f"eval_{name}", 4) for name in evaluated)):
         one, two = ([entry[key] for entry in logs[processes] if key in entry] for processes in (1, 2))
         assert len(one) == steps
-        # Rounding flips signs in the gradient of l1, and each flip is a small step elsewhere; the logarithms of small
-        # shares amplify it.
-        assert two == pytest.approx(one, rel=1e-2 if key == "eval_rankme" else 1e-3), key
-        if key == "loss":
-            assert two[:4] == pytest.approx(one[:4], rel=2e-5)
+        # The logarithms of small shares amplify how the weights are rounded.
+        assert two == pytest.approx(one, rel=1e-2 if key == "eval_rankme" else 1e-4), key

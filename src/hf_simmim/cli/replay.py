@@ -51,7 +51,18 @@ class ReplayArguments:
         },
     )
 
+    precision: str | None = field(
+        default=None,
+        metadata={
+            "help": "Precision beside float32 (that of the training if unset).",
+            "choices": ["float32", "bf16", "fp16"],
+        },
+    )
+    device: str | None = field(default=None, metadata={"help": "Device to compute on (a GPU if there is one)."})
+
     def __post_init__(self):
+        if self.device is None:
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.file is None:
             raise ValueError(
                 "No step is named. Give the folder of a skipped step, such as runs/x/skipped_steps/step-7."
@@ -173,7 +184,8 @@ def run_alone(
     """Loss, norm of the gradient, and the first layer that is not finite, of a batch of one image."""
     model.zero_grad()
     torch.manual_seed(0)
-    autocast = contextlib.nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype)
+    device = next(model.parameters()).device.type
+    autocast = contextlib.nullcontext() if dtype is None else torch.autocast(device, dtype=dtype)
     with first_not_finite(model) as found, autocast:
         loss = model(**inputs).loss
     loss.backward()
@@ -223,16 +235,16 @@ def replay(arguments: ReplayArguments) -> ReplayResult:
     with safe_open(files[0], "pt") as file:
         step = int((file.metadata() or {}).get("step", -1))
     weights = find_weights(folder, arguments.checkpoint, step)
-    model = SimMIMForMaskedImageModeling.from_pretrained(weights, dtype=torch.float32).train()
+    model = SimMIMForMaskedImageModeling.from_pretrained(weights, dtype=torch.float32).train().to(str(arguments.device))
     processor = SimMIMImageProcessor.from_pretrained(weights)
-    precision = settings_before(folder.parents[1]).get("precision", "float32")
+    precision = arguments.precision or settings_before(folder.parents[1]).get("precision", "float32")
     images = []
     for path in files:
         with safe_open(path, "pt") as file:
             batch = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             names = [name for name in (file.metadata() or {}).get("names", "").split("\n") if name]
         for index in range(len(batch["pixel_values"])):
-            inputs = {key: value[index : index + 1] for key, value in batch.items()}
+            inputs = {key: value[index : index + 1].to(str(arguments.device)) for key, value in batch.items()}
             inputs["pixel_values"] = normalize(
                 inputs["pixel_values"], processor.image_mean, processor.image_std, processor.rescale_factor
             )
@@ -284,6 +296,6 @@ COMMAND = Command(
     description=__doc__,
     kinds=(ReplayArguments,),
     run=run,
-    common=("file", "checkpoint"),
+    common=("file", "checkpoint", "precision", "device"),
     positional=("file",),
 )

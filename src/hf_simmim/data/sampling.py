@@ -3,7 +3,7 @@
 import hashlib
 import struct
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch.utils.data import Sampler
@@ -69,6 +69,24 @@ class IndexSampler(EpochSampler):
             self.dataset.set_epoch(epoch)
         generator = torch.Generator().manual_seed(self.seed + epoch)
         return torch.randperm(self.num_samples, generator=generator).tolist()
+
+
+def sampled_checksum(file: BinaryIO, size: int, block: int = 4096) -> bytes:
+    """Checksum of the first, middle and last bytes of a file.
+
+    Args:
+        file: The file.
+        size: Its size in bytes.
+        block: Bytes that are read at each place.
+
+    Returns:
+        The checksum, 64 bytes.
+    """
+    content = hashlib.blake2b()
+    for start in (0, max(0, size // 2), max(0, size - block)):
+        file.seek(start)
+        content.update(file.read(block))
+    return content.digest()
 
 
 def sample_indices(images: Any, count: int) -> list[int]:

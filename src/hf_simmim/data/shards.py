@@ -27,6 +27,7 @@ from datasets.utils import tqdm
 from filelock import FileLock
 from transformers.utils import logging
 
+from .sampling import sampled_checksum
 from .sources import find_image_column, image_rows, image_suffixes, shard_format, shown_url
 
 logger = logging.get_logger(__name__)
@@ -457,12 +458,8 @@ def archive_blocks(members: np.ndarray) -> list[tuple[int, int]]:
     return runs
 
 
-def _sampled_content(path: str, size: int = 4096) -> bytes:
+def _sampled_content(path: str) -> bytes:
     """Checksum of the size of a file and of its first, middle and last bytes."""
-    content, length = hashlib.blake2b(), os.path.getsize(path)
-    content.update(str(length).encode())
+    size = os.path.getsize(path)
     with open(path, "rb") as file:
-        for start in (0, max(0, length // 2), max(0, length - size)):
-            file.seek(start)
-            content.update(file.read(size))
-    return content.digest()
+        return str(size).encode() + sampled_checksum(file, size)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..data.sources import EMBEDDED_NAME
+from ..data.sources import EMBEDDED_NAME, shown_url
 
 # An absolute path in a longer text such as JSON: it starts with a slash or drive that is not part of a word or URL.
 ABSOLUTE_PATH = re.compile(r"""(?<![\w.:/\\~])(?:~|[A-Za-z]:)?[\\/](?:[^\s"'\\/]+[\\/]+)*([^\s"'\\/]*)""")
@@ -240,8 +240,7 @@ def _without_paths(part: str) -> str:
     """An argument in which the last part of each path replaces the path."""
     option, equals, value = part.partition("=") if part.startswith("--") else ("", "", part)
     if "://" in value:
-        pieces = urlsplit(value)
-        value = f"{pieces.scheme}://{pieces.netloc.rpartition('@')[2]}{pieces.path}"
+        value = shown_url(value)
     elif re.match(r"[\\/~]|[A-Za-z]:[\\/]", value) or ".." in re.split(r"[\\/]", value):
         # As a whole: it may contain spaces.
         value = last_part(value)

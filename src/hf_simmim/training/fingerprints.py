@@ -9,14 +9,13 @@ from typing import Any
 from datasets import Dataset
 from datasets import Image as ImageFeature
 
-from ..data.sampling import evenly_spaced
+from ..data.sampling import evenly_spaced, sampled_checksum
 from ..data.streaming import StreamedImages
 
 # Files are read as a whole if all of them have at most this many bytes, else in parts.
 MAX_BYTES = 2**30
 # Otherwise three blocks are read of at most so many images, and the size of every file counts.
 NUM_SAMPLED = 20_000
-BLOCK = 4096
 # Files that are listed with a run at most, and changed ones that are named.
 MAX_FILES, NUM_NAMED = 200_000, 3
 # Images of a table that are read at once.
@@ -147,11 +146,7 @@ def _file_content(path: str, size: int, modified: int, whole: bool) -> bytes:
         with open(path, "rb") as file:
             if whole:
                 return hashlib.file_digest(file, "blake2b").digest()
-            content = hashlib.blake2b()
-            for start in (0, max(0, size // 2), max(0, size - BLOCK)):
-                file.seek(start)
-                content.update(file.read(BLOCK))
-            return content.digest()
+            return sampled_checksum(file, size)
     except OSError:
         return b"unreadable"
 
