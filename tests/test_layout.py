@@ -13,14 +13,18 @@ from paths import PACKAGE
 BELOW = {
     "model": set(),
     "visualization": set(),
-    "data": {"model"},
+    "formats": {"model"},
+    "data": {"formats", "model"},
     "evaluation": {"data", "model", "visualization"},
     "hub": {"data", "model"},
     "training": {"data", "evaluation", "hub", "model", "visualization"},
     "planning": {"data", "model", "training"},
-    "curation": {"data", "evaluation", "model", "visualization"},
+    "curation": {"data", "evaluation", "formats", "model", "visualization"},
     "checkpoints": {"data", "hub", "model"},
-    "cli": {"checkpoints", "curation", "data", "evaluation", "hub", "model", "planning", "training", "visualization"},
+    "cli": {
+        *("checkpoints", "curation", "data", "evaluation", "formats", "hub", "model", "planning", "training"),
+        "visualization",
+    },
 }
 
 

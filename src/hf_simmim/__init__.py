@@ -15,6 +15,7 @@ from transformers import (
 from transformers.utils import is_torchvision_available
 
 from .calls import audit, compare, embed, finetune, pack, plan, predict, pretrain, probe, reconstruct, replay, segment
+from .formats.readers import register_readers
 from .model import masking
 from .model.configuration_simmim import ENCODER_PRESETS, SimMIMConfig
 from .model.image_processing_simmim import SimMIMImageProcessor, SimMIMImageProcessorPil
@@ -54,6 +55,8 @@ __all__ = [
     "replay",
     "segment",
 ]
+
+register_readers()
 
 _processors: dict[str, type] = {"pil": SimMIMImageProcessorPil}
 if is_torchvision_available():

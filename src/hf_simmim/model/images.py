@@ -466,6 +466,10 @@ def read_stored(source: Source, wanted: Wanted) -> Stored:
     Raises:
         ValueError, OSError: If the file cannot be read, and whatever else the readers raise.
     """
+    for other in OTHER_READERS:
+        stored = other(source, wanted)
+        if stored is not None:
+            return stored
     with opened(source) as file:
         head = file.read(256)
     for matches, reader in FORMATS.values():
@@ -638,6 +642,8 @@ def _read_jpeg(source: Source, wanted: Wanted) -> Stored:
         return _by_imagecodecs("JPEG", content, frame[1][0], channels)
 
 
+# What the installed package adds (see formats/); each returns None for a file that is not its own.
+OTHER_READERS: list[Callable[[Source, Wanted], Stored | None]] = []
 FORMATS: dict[str, tuple[Callable[[bytes], bool], Callable[[Source, Wanted], Stored]]] = {
     "NumPy": (lambda head: head.startswith(b"\x93NUMPY"), _read_npy),
     "TIFF": (lambda head: head.startswith(TIFF_MAGICS), read_tiff),

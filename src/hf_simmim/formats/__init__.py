@@ -1,0 +1,1 @@
+"""File formats that other libraries read: volumes, series, arrays and large images; each library is optional."""
