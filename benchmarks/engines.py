@@ -5,13 +5,15 @@ end; the checkpoint in the middle is resumed by the same engine, and by one proc
 
 accelerate applies its settings of FSDP on accelerators only: `AcceleratorState` ignores them where the processes talk
 through gloo, and trains with DDP. To run FSDP2 on processors, `shard_on_processors` lifts that one restriction;
-everything after it is what runs on GPUs.
+everything after it is what runs on GPUs. DeepSpeed runs on processors by itself, where it is installed.
 
     python benchmarks/engines.py                            all that this machine allows, some minutes on two cores
     python benchmarks/engines.py --encoders swin --engines ddp fsdp_shards
+    python benchmarks/engines.py --combine                  with accumulation, bf16, checkpointing and compilation, too
 """
 
 import argparse
+import contextlib
 import functools
 import importlib.util
 import json
@@ -23,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hf_simmim import SimMIMForMaskedImageModeling
-from hf_simmim.cli import pretrain
+from hf_simmim.cli import finetune, pretrain
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "examples" / "accelerate_configs"
@@ -78,6 +80,10 @@ ENCODERS: dict[str, dict[str, Any]] = {
 }
 
 
+# Names and addresses of two machines that are network namespaces of this one.
+NAMESPACE, CABLE, NETWORK = f"simmim{os.getpid()}-", "simmim", "10.77.0"
+
+
 @dataclass
 class Engine:
     """A way to start a pre-training.
@@ -86,11 +92,13 @@ class Engine:
         title: What it is, for the table.
         processes: Number of processes.
         launchers: Makes the command line of each launcher, up to the name of the command.
+        resumed_by_one: Whether a process without the engine resumes from its checkpoints.
     """
 
     title: str
     processes: int
     launchers: Callable[[], list[list[str]]]
+    resumed_by_one: bool = True
 
 
 @dataclass
@@ -112,11 +120,47 @@ def accelerate_launch(config: str, *options: str) -> list[str]:
 
 
 def two_machines() -> list[list[str]]:
-    """Launchers of two machines, which meet at an address of this one."""
-    port = str(free_port())
-    options = ("--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", port)
-    ranks = [["--machine_rank", str(rank), "-m", "hf_simmim"] for rank in range(2)]
-    return [[*accelerate_launch("several_machines.yaml", *options), *rank] for rank in ranks]
+    """Launchers of two machines: network namespaces with a cable between them, or this machine where it has none."""
+    address, port = (f"{NETWORK}.1", "29500") if HAS_NAMESPACES else ("127.0.0.1", str(free_port()))
+    options = ("--num_processes", "2", "--main_process_ip", address, "--main_process_port", port)
+    lines = []
+    for rank in range(2):
+        inside = ["ip", "netns", "exec", f"{NAMESPACE}{rank}", "env", f"GLOO_SOCKET_IFNAME={CABLE}{rank}"]
+        launcher = [*accelerate_launch("several_machines.yaml", *options), "--machine_rank", str(rank)]
+        lines.append([*(inside if HAS_NAMESPACES else []), *launcher, "-m", "hf_simmim"])
+    return lines
+
+
+@contextlib.contextmanager
+def namespaces() -> Iterator[None]:
+    """Make two network namespaces, each with an address of its own at one end of a virtual cable."""
+    if not HAS_NAMESPACES:
+        yield
+        return
+    commands = [f"netns add {NAMESPACE}{rank}" for rank in range(2)]
+    commands.append(
+        f"link add {CABLE}0 netns {NAMESPACE}0 type veth peer name {CABLE}1 netns {NAMESPACE}1",
+    )
+    for rank in range(2):
+        inside = f"-n {NAMESPACE}{rank}"
+        commands += [f"{inside} addr add {NETWORK}.{rank + 1}/24 dev {CABLE}{rank}", f"{inside} link set lo up"]
+        commands += [f"{inside} link set {CABLE}{rank} up"]
+    try:
+        for command in commands:
+            subprocess.run(["ip", *command.split()], check=True)
+        yield
+    finally:
+        for rank in range(2):
+            subprocess.run(["ip", "netns", "del", f"{NAMESPACE}{rank}"], check=False)
+
+
+def allows_namespaces() -> bool:
+    """Whether network namespaces can be made here, which needs Linux, its `ip` and the rights of root."""
+    if shutil.which("ip") is None:
+        return False
+    name = f"{NAMESPACE}-tried"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode == 0
+    return made and subprocess.run(["ip", "netns", "del", name], check=False).returncode == 0
 
 
 def fsdp2(layout: str) -> list[list[str]]:
@@ -125,6 +169,14 @@ def fsdp2(layout: str) -> list[list[str]]:
     return [[*accelerate_launch("fsdp2.yaml", *options), str(Path(__file__).resolve())]]
 
 
+def zero(stage: int) -> list[list[str]]:
+    """Launcher of two processes with DeepSpeed."""
+    options = ("--num_processes", "2", "--main_process_port", str(free_port()))
+    return [[*accelerate_launch(f"deepspeed_zero{stage}.yaml", *options), "-m", "hf_simmim"]]
+
+
+HAS_NAMESPACES = allows_namespaces()
+_MACHINES = "two network namespaces" if HAS_NAMESPACES else "two launchers that meet on 127.0.0.1"
 ENGINES: dict[str, Engine] = {
     "one": Engine("one process", 1, lambda: [[sys.executable, "-m", "hf_simmim"]]),
     "ddp": Engine(
@@ -138,8 +190,29 @@ ENGINES: dict[str, Engine] = {
     "fsdp_whole": Engine(
         "FSDP2 (gloo), `fsdp2.yaml`, whole checkpoints", 2, functools.partial(fsdp2, "FULL_STATE_DICT")
     ),
-    "machines": Engine("two launchers that meet on 127.0.0.1 (gloo), `several_machines.yaml`", 2, two_machines),
+    "machines": Engine(f"{_MACHINES} (gloo), `several_machines.yaml`", 2, two_machines),
 }
+if importlib.util.find_spec("deepspeed") is not None:
+    ENGINES |= {
+        f"zero{stage}": Engine(
+            f"DeepSpeed ZeRO-{stage} (gloo), `deepspeed_zero{stage}.yaml`", 2, functools.partial(zero, stage), False
+        )
+        for stage in (2, 3)
+    }
+# Options that combine with the engines, and the engines that they are tried with.
+COMBINED: dict[str, dict[str, Any]] = {
+    "accumulation of 2": {"gradient_accumulation_steps": 2},
+    "bf16": {"bf16": True},
+    "gradient checkpointing": {"gradient_checkpointing": True},
+    "compilation": {"torch_compile": True},
+    "all four": {
+        "gradient_accumulation_steps": 2,
+        "bf16": True,
+        "gradient_checkpointing": True,
+        "torch_compile": True,
+    },
+}
+COMBINED_ENGINES = [name for name in ("ddp", "fsdp_shards", "zero2", "zero3") if name in ENGINES]
 
 
 def shard_on_processors() -> None:
@@ -176,16 +249,19 @@ def write_photos(folder: Path) -> None:
         Image.fromarray(pixels).save(folder / f"{index:02d}.png")
 
 
-def options(encoder: str, photos: Path, output_dir: Path, processes: int) -> list[str]:
+def options(
+    encoder: str, photos: Path, output_dir: Path, processes: int, more: dict[str, Any] | None = None
+) -> list[str]:
     """Options of the pre-training."""
+    batch, more = GLOBAL_BATCH // processes, more or {}
     settings = {
         "train_dir": photos,
         "output_dir": output_dir,
         "encoder": json.dumps(ENCODERS[encoder]),
         "mask_patch_size": 8,
         "holdout": 8 / 48,
-        "per_device_train_batch_size": GLOBAL_BATCH // processes,
-        "per_device_eval_batch_size": GLOBAL_BATCH // processes,
+        "per_device_train_batch_size": batch // more.get("gradient_accumulation_steps", 1),
+        "per_device_eval_batch_size": batch,
         "max_steps": LAST_STEP,
         "learning_rate": 1e-3,
         "bf16": False,
@@ -194,24 +270,41 @@ def options(encoder: str, photos: Path, output_dir: Path, processes: int) -> lis
         "logging_steps": 1,
         "dataloader_num_workers": 0,
         "use_cpu": True,
+        **more,
     }
-    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    given = {name: value for name, value in settings.items() if value is not None}
+    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
 
 
-def run(engine: Engine, encoder: str, photos: Path, output_dir: Path) -> str | None:
-    """Pre-train with an engine; a folder with a checkpoint is resumed.
+def run(
+    engine: Engine,
+    encoder: str,
+    photos: Path,
+    output_dir: Path,
+    more: dict[str, Any] | None = None,
+    command: str = "pretrain",
+) -> str | None:
+    """Train with an engine; a folder with a checkpoint is resumed.
 
     Args:
         engine: The engine.
         encoder: Name of the encoder.
         photos: Folder of the images.
         output_dir: Folder of the run.
+        more: Further options, None for those that are to be left out.
+        command: Name of the command.
 
     Returns:
         None, or what went wrong.
     """
-    arguments = ["pretrain", *options(encoder, photos, output_dir, engine.processes)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
+    arguments = [command, *options(encoder, photos, output_dir, engine.processes, more)]
+    paths = os.pathsep.join([str(ROOT / "src"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": paths,
+        "HF_HUB_OFFLINE": "1",
+        "DS_ACCELERATOR": "cpu",
+    }
     logs = [output_dir.with_name(f"{output_dir.name}-{rank}.log") for rank in range(2)]
     started = []
     for launcher, log in zip(engine.launchers(), logs, strict=False):
@@ -281,6 +374,8 @@ def compare(name: str, encoder: str, photos: Path, folder: Path, outcome: Outcom
     checkpoint = output_dir / f"checkpoint-{SAVED_STEP}"
     outcome.loaded.append((checkpoint / "config.json").is_file() and bool(weights(checkpoint)))
     for kind, resuming in (("by_itself", engine), ("by_one", ENGINES["one"])):
+        if kind == "by_one" and not engine.resumed_by_one:
+            continue
         copied, problem = resumed(resuming, encoder, photos, output_dir, kind)
         difference = float("inf")
         if problem is None:
@@ -315,21 +410,97 @@ def table(outcomes: dict[str, Outcome]) -> str:
     for name, outcome in outcomes.items():
         engine = ENGINES[name]
         cells = [number(getattr(outcome, key)) for key in ("losses", "weights", "by_itself", "by_one")]
+        if not engine.resumed_by_one:
+            cells[-1] = "no"
         if not outcome.loaded:
             cells, loaded = ["fails"] * 4, "fails"
         else:
             loaded = "run and checkpoint" if all(outcome.loaded) else "run"
         lines.append(f"| {engine.title} | {engine.processes} | {' | '.join(cells)} | {loaded} |")
-    has_cuda, has_deepspeed = torch.cuda.is_available(), importlib.util.find_spec("deepspeed") is not None
-    lacking = [name for name, is_there in (("CUDA", has_cuda), ("deepspeed", has_deepspeed)) if not is_there]
-    for name, needed in (
-        ("NCCL on GPUs, `ddp.yaml`", lacking[: not has_cuda]),
-        ("DeepSpeed ZeRO-2, `deepspeed_zero2.yaml`", lacking),
-        ("DeepSpeed ZeRO-3, `deepspeed_zero3.yaml`", lacking),
-    ):
-        why = f"needs {' and '.join(needed)}" if needed else "is not part of this script"
-        lines.append(f"| {name} | | not run: {why} | | | | |")
+    missing = ["NCCL on GPUs, `ddp.yaml`"]
+    if importlib.util.find_spec("deepspeed") is None:
+        missing += [f"DeepSpeed ZeRO-{stage}, `deepspeed_zero{stage}.yaml`" for stage in (2, 3)]
+    for name in missing:
+        needed = "deepspeed" if "DeepSpeed" in name else "CUDA"
+        lines.append(f"| {name} | | not run: needs {needed} | | | | |")
     return "\n".join(lines)
+
+
+def finetuned(encoder: str, photos: Path, folder: Path) -> tuple[str, list[str]]:
+    """Fine-tune with the engines, with a learning rate for each layer.
+
+    Args:
+        encoder: Name of the encoder, of which one process has pre-trained a model.
+        photos: Folder of the images.
+        folder: Folder of the runs.
+
+    Returns:
+        Table in Markdown: greatest relative difference of losses and weights to one process, and problems.
+    """
+    labeled = folder / "labeled"
+    for index, path in enumerate(sorted(photos.iterdir())):
+        (labeled / f"class{index % 4}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, labeled / f"class{index % 4}")
+    more = {
+        "train_dir": labeled,
+        "checkpoint": folder / f"{encoder}-one",
+        "encoder": None,
+        "mask_patch_size": None,
+        "drop_path_rate": 0.0,
+        "mixup": 0.0,
+        "cutmix": 0.0,
+    }
+    lines = ["| engine | losses | weights |", "| --- | ---: | ---: |"]
+    problems = []
+    expected: tuple[dict[Any, Any], dict[Any, Any]] = ({}, {})
+    for name in ("one", *COMBINED_ENGINES):
+        output_dir = folder / f"{encoder}-finetuned-{name}"
+        problem = run(ENGINES[name], encoder, photos, output_dir, more, "finetune")
+        if problem is not None:
+            problems.append(f"finetune, {name}: {problem}")
+            lines.append(f"| {ENGINES[name].title} | fails | fails |")
+            continue
+        found = losses(output_dir), load_file(output_dir / "model.safetensors")
+        if name == "one":
+            expected = found
+        else:
+            differences = [greatest_difference(one, other) for one, other in zip(expected, found, strict=True)]
+            lines.append(f"| {ENGINES[name].title} | {' | '.join(f'{value:.0e}' for value in differences)} |")
+        print(lines[-1], flush=True)
+    return "\n".join(lines), problems
+
+
+def combined(encoder: str, photos: Path, folder: Path) -> tuple[str, list[str]]:
+    """Try the engines with options that change how a step is computed.
+
+    Args:
+        encoder: Name of the encoder.
+        photos: Folder of the images.
+        folder: Folder of the runs.
+
+    Returns:
+        Table in Markdown: greatest relative difference of the losses to one process with the same option, and problems.
+    """
+    lines = [
+        f"| option | {' | '.join(ENGINES[name].title for name in COMBINED_ENGINES)} |",
+        f"| --- | {' | '.join('---:' for _ in COMBINED_ENGINES)} |",
+    ]
+    problems = []
+    for title, more in COMBINED.items():
+        cells, expected = [], {}
+        for name in ("one", *COMBINED_ENGINES):
+            output_dir = folder / f"{encoder}-{title.replace(' ', '_')}-{name}"
+            problem = run(ENGINES[name], encoder, photos, output_dir, more)
+            if problem is not None:
+                problems.append(f"{title}, {name}: {problem}")
+            if name == "one":
+                expected = losses(output_dir) if problem is None else {}
+            else:
+                difference = greatest_difference(expected, losses(output_dir)) if problem is None else float("inf")
+                cells.append("fails" if difference == float("inf") else f"{difference:.0e}")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    return "\n".join(lines), problems
 
 
 def processor() -> str:
@@ -343,6 +514,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=["swin", "vit"])
     parser.add_argument("--engines", nargs="+", choices=[*ENGINES][1:], default=[*ENGINES][1:])
+    parser.add_argument("--combine", action="store_true", help="try the engines with other options, too")
     parser.add_argument("--folder", type=Path, help="new folder of all runs (a temporary one if unset)")
     args = parser.parse_args(argv)
 
@@ -356,7 +528,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if problem is not None:
             raise SystemExit(f"One process fails with {encoder}: {problem}")
         for name, outcome in outcomes.items():
-            compare(name, encoder, photos, folder, outcome)
+            with namespaces() if name == "machines" else contextlib.nullcontext():
+                compare(name, encoder, photos, folder, outcome)
             print(f"{time.monotonic() - started:4.0f} s  {encoder}, {name}: {outcome}", flush=True)
     by_itself = without_our_change(args.encoders[0], photos, folder)
     print(
@@ -366,7 +539,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         f" {SAVED_STEP}. Greatest relative difference to one process.\n\n{table(outcomes)}\n\n"
         f"`fsdp2.yaml` on processors without the change of this script: accelerate {by_itself}."
     )
-    problems = [f"{name}, {problem}" for name, outcome in outcomes.items() for problem in outcome.problems]
+    others: list[str] = []
+    if args.combine:
+        text, others = combined(args.encoders[0], photos, folder)
+        print(f"\nGreatest relative difference of losses to one process with the same option:\n\n{text}")
+        text, more = finetuned(args.encoders[0], photos, folder)
+        print(f"\nGreatest relative difference of a fine-tuning to one process:\n\n{text}")
+        others += more
+    problems = others + [f"{name}, {problem}" for name, outcome in outcomes.items() for problem in outcome.problems]
     worst = max(
         max(outcome.losses, outcome.weights, outcome.by_itself, outcome.by_one) for outcome in outcomes.values()
     )
@@ -381,5 +561,8 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["pretrain"]:
         shard_on_processors()
         pretrain.COMMAND.main(sys.argv[2:])
+    elif sys.argv[1:2] == ["finetune"]:
+        shard_on_processors()
+        finetune.COMMAND.main(sys.argv[2:])
     else:
         main()

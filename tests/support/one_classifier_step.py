@@ -12,7 +12,7 @@ from torch.utils.data import Subset
 from transformers import Trainer, TrainingArguments
 
 from hf_simmim import SimMIMConfig, SimMIMForImageClassification
-from hf_simmim.training.trainers import ClassifierTrainer
+from hf_simmim.training.labeled_trainers import ClassifierTrainer
 
 NUM_IMAGES = 8
 NUM_CLASSES = 3

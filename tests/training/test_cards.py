@@ -32,7 +32,8 @@ from hf_simmim.training.arguments import SimMIMTrainingArguments
 from hf_simmim.training.callbacks import ProbeCallback
 from hf_simmim.training.cards.classification import classification_card
 from hf_simmim.training.cards.pretraining import pretraining_card
-from hf_simmim.training.trainers import ClassifierTrainer, SimMIMTrainer
+from hf_simmim.training.labeled_trainers import ClassifierTrainer
+from hf_simmim.training.trainers import SimMIMTrainer
 from hf_simmim.visualization.grids import DRAWN_COLUMNS
 
 LOG = [

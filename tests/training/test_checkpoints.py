@@ -7,7 +7,14 @@ import torch
 from safetensors.torch import save_file
 
 from hf_simmim.training.arguments import SimMIMTrainingArguments
-from hf_simmim.training.checkpoints import MANIFEST, STAGING, finish_checkpoint, newest_whole_checkpoint
+from hf_simmim.training.checkpoints import (
+    MANIFEST,
+    STAGING,
+    TrainingStoppedError,
+    check_deepspeed,
+    finish_checkpoint,
+    newest_whole_checkpoint,
+)
 from hf_simmim.training.run_folder import prepare_output_dir
 
 
@@ -98,6 +105,24 @@ def test_layouts_of_other_frameworks(tmp_path, files):
     assert newest_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-7"
     (tmp_path / "checkpoint-7" / files[0]).unlink()
     assert newest_whole_checkpoint(tmp_path) is None
+
+
+def test_deepspeed_and_other_engines_refuse_each_others_checkpoints(tmp_path):
+    """The optimizer would begin anew without a word."""
+    own, other = tmp_path / "checkpoint-1", tmp_path / "checkpoint-2"
+    write_checkpoint(other, 2)
+    (own / "global_step1").mkdir(parents=True)
+    (own / "latest").write_text("global_step1")
+    for rank in range(2):
+        (own / "global_step1" / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+    check_deepspeed(own, True, 2)
+    check_deepspeed(other, False, 4)
+    with pytest.raises(TrainingStoppedError, match="was saved with DeepSpeed.*--checkpoint"):
+        check_deepspeed(own, False, 2)
+    with pytest.raises(TrainingStoppedError, match="was saved without DeepSpeed"):
+        check_deepspeed(other, True, 2)
+    with pytest.raises(TrainingStoppedError, match="by 2 processes, and this run has 4"):
+        check_deepspeed(own, True, 4)
 
 
 def test_no_checkpoint(tmp_path):

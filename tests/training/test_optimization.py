@@ -13,7 +13,9 @@ from transformers import PvtConfig, ResNetConfig, Trainer, TrainingArguments, Vi
 from hf_simmim import SimMIMConfig, SimMIMForImageClassification, SimMIMForMaskedImageModeling
 from hf_simmim.model.encoder_stages import encoder_layers
 from hf_simmim.training.arguments import SimMIMTrainingArguments
+from hf_simmim.training.labeled_trainers import ClassifierTrainer
 from hf_simmim.training.optimization import (
+    SimMIMSchedule,
     create_optimizers,
     create_schedule,
     decay_parameter_names,
@@ -256,6 +258,21 @@ def test_unmodified_trainer_takes_them(tmp_path, accumulation, drop_last):
     # Its card asks the schedule for its value.
     trainer.create_model_card()
     assert "simmim_cosine" in (tmp_path / "README.md").read_text()
+
+
+def test_the_trainer_of_classifiers_has_a_rate_for_each_layer(tmp_path):
+    """It makes the optimizer itself, when the training begins: FSDP refuses one that is made before."""
+    arguments = training_arguments(tmp_path, max_steps=2, per_device_train_batch_size=3)
+    arguments.layer_decay = 0.8
+    model = SimMIMForImageClassification(SimMIMConfig(encoder_config=swin_config(), num_labels=2))
+    trainer = ClassifierTrainer(model=model, args=arguments, train_dataset=LabeledNoise())
+    trainer.train()
+    groups = parameter_groups(model, arguments.learning_rate, arguments.weight_decay, 0.8)
+    assert len(groups) == 14
+    for ours, expected in zip(trainer.optimizer.param_groups, groups, strict=True):
+        assert [id(one) for one in ours["params"]] == [id(one) for one in expected["params"]]
+        assert (ours["lr_scale"], ours["weight_decay"]) == (expected["lr_scale"], expected["weight_decay"])
+    assert type(trainer.lr_scheduler) is SimMIMSchedule
 
 
 def test_a_longer_run_goes_on_with_its_own_shape():

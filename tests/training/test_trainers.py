@@ -22,7 +22,8 @@ from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImagePro
 from hf_simmim.data.masked_images import MaskedImageDataset, collate
 from hf_simmim.data.reading import NoReadableImageError, UnreadableImages
 from hf_simmim.data.transforms import normalize
-from hf_simmim.training.trainers import ClassifierTrainer, RunTrainer, SimMIMTrainer
+from hf_simmim.training.labeled_trainers import ClassifierTrainer
+from hf_simmim.training.trainers import RunTrainer, SimMIMTrainer
 
 
 def big_batch() -> dict[str, torch.Tensor]:

@@ -40,7 +40,8 @@ from ..training.arguments import SimMIMTrainingArguments
 from ..training.callbacks import EpochCallback
 from ..training.cards.facts import training_line
 from ..training.fingerprints import digest, initial_weights
-from ..training.optimization import SIMMIM_SCHEDULES, create_optimizers, images_per_step, planned_steps
+from ..training.labeled_trainers import ClassifierTrainer
+from ..training.optimization import SIMMIM_SCHEDULES, images_per_step, parameter_groups, planned_steps
 from ..training.run_folder import (
     begin_run,
     describe_resuming,
@@ -49,7 +50,6 @@ from ..training.run_folder import (
     settle_settings,
     stable_settings,
 )
-from ..training.trainers import ClassifierTrainer
 from ..training.weight_average import WeightAverageCallback
 from ..visualization.plots import plot_confusion
 from .command import Command, existing, in_words, one_run, print_files, print_titled
@@ -461,13 +461,6 @@ def build_trainer(options: FineTuningOptions, run: FineTuningRun) -> tuple[Class
             **statistics,
         ),
         compute_metrics=classification_metrics(run.train.class_names or ["value"], str(config.problem_type)),
-        optimizers=create_optimizers(  # type: ignore[arg-type]
-            model,
-            arguments,
-            planned_steps(arguments, len(train_dataset)),
-            arguments.layer_decay,
-            arguments.official,
-        ),
         callbacks=callbacks,
         hub_pushes=hub_pushes,
     )
@@ -485,7 +478,8 @@ def print_plan(
     height, width = model.config.image_size
     evaluated = f", {len(run.evaluation):,} for validation" if run.evaluation is not None else ""
     kind = str(model.config.problem_type).removesuffix("_classification").replace("_", " ")
-    lowest = min(group["lr_scale"] for group in trainer.optimizer.param_groups) * arguments.learning_rate
+    groups = parameter_groups(model, arguments.learning_rate, 0.0, arguments.layer_decay, arguments.official)
+    lowest = min(group["lr"] for group in groups)
     lines = {
         "Encoder": f"{model.config.encoder_config.model_type}, {model.num_parameters() / 1e6:.1f} M parameters,"
         f" {model.config.num_channels} x {height} x {width} px",

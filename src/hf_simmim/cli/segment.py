@@ -51,7 +51,8 @@ from ..training.arguments import SCHEDULES, SimMIMTrainingArguments
 from ..training.callbacks import EpochCallback
 from ..training.cards.facts import training_line
 from ..training.fingerprints import digest, initial_weights
-from ..training.optimization import create_optimizers, images_per_step, planned_steps, warmup_updates
+from ..training.labeled_trainers import SegmentationTrainer
+from ..training.optimization import images_per_step, planned_steps, warmup_updates
 from ..training.run_folder import (
     begin_run,
     describe_resuming,
@@ -60,7 +61,6 @@ from ..training.run_folder import (
     settle_settings,
     stable_settings,
 )
-from ..training.trainers import SegmentationTrainer
 from ..visualization.grids import draw_segmentations
 from ..visualization.pictures import to_pictures
 from .command import Command, existing, in_words, one_run, print_files, print_titled
@@ -447,7 +447,6 @@ def build_trainer(
         preprocess_logits_for_metrics=classes_of_annotations,  # type: ignore[arg-type]
         callbacks=[EpochCallback()],
         hub_pushes=hub_pushes,
-        optimizers=create_optimizers(model, arguments, steps, arguments.layer_decay, arguments.official),  # type: ignore[arg-type]
     )
     return trainer, checkpoint
 

@@ -299,6 +299,42 @@ def fsdp_layout(folder: str | Path) -> str | None:
     return "FULL_STATE_DICT" if (Path(folder) / WHOLE["model"]).is_file() else None
 
 
+def check_deepspeed(folder: str | Path, is_enabled: bool, num_processes: int) -> None:
+    """Refuse a checkpoint from which the optimizer cannot be restored, because DeepSpeed saved it, or did not.
+
+    Args:
+        folder: Folder of the checkpoint.
+        is_enabled: Whether the run that resumes is one of DeepSpeed.
+        num_processes: Number of its processes.
+
+    Raises:
+        TrainingStoppedError: If the checkpoint is of the other kind, or DeepSpeed saved it from another number of
+            processes.
+    """
+    path = Path(folder)
+    latest = path / "latest"
+    is_saved = latest.is_file() and not (path / "optimizer.pt").is_file()
+    remedy = "or begin a new run from its weights (--checkpoint)"
+    if is_saved and not is_enabled:
+        raise TrainingStoppedError(
+            f"{path} was saved with DeepSpeed, whose optimizer no other engine reads. Resume with the same config of"
+            f" accelerate and number of processes, {remedy}."
+        )
+    if is_enabled and not is_saved:
+        raise TrainingStoppedError(
+            f"{path} was saved without DeepSpeed, which cannot read its optimizer. Resume without DeepSpeed, {remedy}."
+        )
+    if is_saved:
+        # One file of the optimizer for each process.
+        states = latest.read_text(encoding="utf-8").strip()
+        number = len(list((path / states).glob("*zero_pp_rank_*_optim_states.pt")))
+        if number and number != num_processes:
+            raise TrainingStoppedError(
+                f"{path} was saved with DeepSpeed by {number} processes, and this run has {num_processes}. Resume with"
+                f" {number}, {remedy}."
+            )
+
+
 def load_model(folder: str | Path, model: nn.Module) -> None:
     """Load the weights of a checkpoint of any engine but DeepSpeed; all processes must call it.
 

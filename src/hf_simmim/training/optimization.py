@@ -42,10 +42,31 @@ def create_optimizers(
     Raises:
         ValueError: If `layer_decay` or an option of the schedule is out of range.
     """
-    optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)  # type: ignore[arg-type]
-    groups = parameter_groups(model, options["lr"], arguments.weight_decay, layer_decay, official)
-    optimizer = optimizer_class(groups, **options)
+    optimizer = create_optimizer(model, arguments, layer_decay, official)
     return optimizer, create_schedule(optimizer, arguments, num_training_steps)
+
+
+def create_optimizer(
+    model: nn.Module, arguments: TrainingArguments, layer_decay: float = 1.0, official: bool = True
+) -> torch.optim.Optimizer:
+    """Create the optimizer of `create_optimizers`.
+
+    Args:
+        model: The model.
+        arguments: Training arguments: optimizer, learning rate and weight decay are used.
+        layer_decay: As in `parameter_groups`.
+        official: As in `parameter_groups`.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ValueError: If `layer_decay` is out of range.
+    """
+    optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)  # type: ignore[arg-type]
+    return optimizer_class(
+        parameter_groups(model, options["lr"], arguments.weight_decay, layer_decay, official), **options
+    )
 
 
 def parameter_groups(

@@ -23,6 +23,7 @@ from .checkpoints import (
     SAVE_ERRORS,
     STAGING,
     TrainingStoppedError,
+    check_deepspeed,
     checkpoint_folders,
     checkpoint_name,
     delete_old_checkpoints,
@@ -113,9 +114,12 @@ class ResumableTrainer(Trainer):
         Raises:
             TrainingInterrupted: If a signal ended the training; a checkpoint was saved.
             TrainingStoppedError: If a loss, gradient or weight is not finite, every step was skipped because gradients
-                overflow, a checkpoint cannot be saved, or another run took the folder.
+                overflow, a checkpoint cannot be saved, another run took the folder, or `check_deepspeed` refuses the
+                checkpoint.
         """
         checkpoint = kwargs.get("resume_from_checkpoint", args[0] if args else None)
+        if isinstance(checkpoint, str):
+            check_deepspeed(checkpoint, self.is_deepspeed_enabled, self.args.world_size)
         self._log_sums.checkpoint = checkpoint if isinstance(checkpoint, str) else None
         finished = self._restored_if_complete(checkpoint)
         if finished is not None:

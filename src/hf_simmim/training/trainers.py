@@ -1,4 +1,4 @@
-"""Trainers: a common base class, and one class each for pre-training, classification and segmentation."""
+"""Trainers: the base class of all, and that of pre-training."""
 
 import contextlib
 import copy
@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from huggingface_hub import CommitInfo
 from torch import nn
@@ -28,14 +27,11 @@ from ..hub.provenance import RunOrigin
 from ..hub.pushes import HubPushes
 from ..hub.snapshots import Push
 from ..model.image_processing_simmim import SimMIMImageProcessor
-from ..model.losses import classification_loss
 from ..model.masking import MASK_STRATEGIES, patch_mask
 from ..model.modeling_simmim import SimMIMForMaskedImageModeling
 from ..model.remote_code import without_code
 from .agreement import fail_together
-from .cards.classification import classification_card
 from .cards.pretraining import pretraining_card
-from .cards.segmentation import segmentation_card
 from .checkpoints import SAVE_ERRORS, TrainingStoppedError, share_weights
 from .console import print_readably
 from .image_samples import COMPARED_IMAGES, ComparedImages, RunningMean, mean_figures
@@ -112,6 +108,14 @@ class RunTrainer(ResumableTrainer):
                 return None
             measured.append(names)
         return {"loss"}.union(*measured)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """Create the schedule that the arguments name, which may be an official one."""
+        if self.lr_scheduler is None:
+            optimizer = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = create_schedule(optimizer, self.args, num_training_steps)  # type: ignore[assignment, arg-type]
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Create the repository; if the Hub cannot be reached, a later push creates it.
@@ -530,14 +534,6 @@ class SimMIMTrainer(RunTrainer):
         """Names of the parameters with weight decay, see `decay_parameter_names`."""
         return decay_parameter_names(model, getattr(self.args, "official", True))
 
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
-        """Create the schedule that the arguments name, which may be an official one."""
-        if self.lr_scheduler is None:
-            optimizer = self.optimizer if optimizer is None else optimizer
-            self.lr_scheduler = create_schedule(optimizer, self.args, num_training_steps)  # type: ignore[assignment, arg-type]
-            self._created_lr_scheduler = True
-        return self.lr_scheduler
-
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as Trainer does, and measure throughput."""
         self._clock = (time.perf_counter(), -1)
@@ -628,33 +624,3 @@ class SimMIMTrainer(RunTrainer):
         self.unreadable_images.share(self.is_world_process_zero())
         named = {f"{prefix}_{name}": value for name, value in metrics.items()}
         return output._replace(metrics={**(output.metrics or {}), **named})
-
-
-class ClassifierTrainer(RunTrainer):
-    """`RunTrainer` for classifiers, whose evaluation loss is the mean over images.
-
-    Set `final_metrics` to the metrics measured after training, and `final_per_class` to those of each class
-    (`per_class` of `PerClassScores`), for the card.
-    """
-
-    card = staticmethod(classification_card)
-    final_metrics: dict[str, float] | None = None
-    final_per_class: dict[str, dict[str, float]] | None = None
-
-    def evaluation_loop(self, *args, **kwargs):
-        """Run Trainer's loop, with a loss that is the exact mean over images for any number of processes."""
-        output = super().evaluation_loop(*args, **kwargs)
-        if isinstance(output.predictions, np.ndarray) and isinstance(output.label_ids, np.ndarray):
-            # Trainer averages over batches, some of which repeat images to have the same size in all processes.
-            model: Any = self.model
-            logits, labels = torch.from_numpy(output.predictions), torch.from_numpy(output.label_ids)
-            loss = classification_loss(logits, labels, model.config.problem_type, model.config.class_weights)
-            name = f"{kwargs.get('metric_key_prefix', 'eval')}_loss"
-            output = output._replace(metrics={**(output.metrics or {}), name: loss.item()})
-        return output
-
-
-class SegmentationTrainer(RunTrainer):
-    """`RunTrainer` for segmentation models."""
-
-    card = staticmethod(segmentation_card)
