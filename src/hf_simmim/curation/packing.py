@@ -21,6 +21,7 @@ from datasets.utils import tqdm
 from ..data.reading import NoReadableImageError, UnreadableImages
 from ..data.sources import NOTES_FOLDER, PACK_FILE
 from .parallel import shrunk_images
+from .parts import parse_part
 from .shard_files import Moments, PackSettings, PackSource, ShardFolder, write_json
 
 SETTINGS_FILE, UNREADABLE_FILE = "settings.json", "unreadable_images.txt"
@@ -45,24 +46,6 @@ class Packed:
     num_images: int
     unreadable: dict[str, str]
     facts: dict[str, Any] | None
-
-
-def parse_part(text: str | None) -> tuple[int, int]:
-    """Number of a part and of all parts, from a text such as `3/16`.
-
-    Args:
-        text: The text; None for everything.
-
-    Returns:
-        Both numbers; the first part is 1.
-
-    Raises:
-        ValueError: If it is no such text.
-    """
-    number, _, count = (text or "1/1").partition("/")
-    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
-        raise ValueError(f"part={text!r} must be a number of all, from 1/16 to 16/16 for sixteen parts.")
-    return int(number), int(count)
 
 
 def pack_images(
