@@ -466,6 +466,8 @@ def test_every_process_loads_whole_weights(teacher, monkeypatch):
     deepspeed.set_hf_deepspeed_config(config)
     try:
         assert torch.equal(target(normalized(colors(32, 32))), expected)
+        # An encoder that was not measured before; the shapes of a sharded one are gone.
+        assert SimMIMConfig(encoder_config=vit_config(image_size=56, patch_size=7)).grid_size == (8, 8)
         assert deepspeed.is_deepspeed_zero3_enabled()
     finally:
         deepspeed.unset_hf_deepspeed_config()

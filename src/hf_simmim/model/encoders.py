@@ -1,11 +1,12 @@
 """Builds the encoder of a config, and runs it on masked images to a feature map."""
 
+import contextlib
 import copy
 import inspect
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.integrations import deepspeed
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.beit.modeling_beit import BeitRelativePositionBias
 from transformers.models.data2vec.modeling_data2vec_vision import Data2VecVisionRelativePositionBias
@@ -89,15 +91,7 @@ def encoder_geometry(encoder_config: Any) -> EncoderGeometry:
     """
     if encoder_config.model_type in OWN_ENCODERS:
         return _swin_geometry(encoder_config)
-    key = cache_key(encoder_config)
-    with MEASURING:
-        if key not in _measured:
-            # Attention kernels for GPUs do not run on the meta device; the shapes are the same with eager attention.
-            plain = copy.deepcopy(encoder_config)
-            plain._attn_implementation = "eager"
-            with torch.inference_mode(False):
-                _measured[key] = _measure(plain)
-        return _measured[key]
+    return measured_once(_measured, encoder_config, _measure)
 
 
 def cache_key(encoder_config: Any) -> str:
@@ -111,21 +105,32 @@ def measured_once(measured: dict[str, Any], config: Any, measure: Callable[[Any]
 
     Args:
         measured: Cached results; a new one is added.
-        config: The SimMIM config.
+        config: The SimMIM config, or that of an encoder.
         measure: Takes a copy of the config whose attention runs on the meta device.
 
     Returns:
         The result of `measure`.
     """
-    key = cache_key(config.encoder_config)
+    key = cache_key(getattr(config, "encoder_config", config))
     with MEASURING:
         if key not in measured:
             # Attention kernels for GPUs do not run on the meta device; the shapes are the same with eager attention.
             plain = copy.deepcopy(config)
-            plain.encoder_config._attn_implementation = "eager"
+            getattr(plain, "encoder_config", plain)._attn_implementation = "eager"
             with torch.inference_mode(False), torch.no_grad():
                 measured[key] = measure(plain)
         return measured[key]
+
+
+@contextlib.contextmanager
+def whole_weights() -> Iterator[None]:
+    """Keep transformers from sharding a network that every process needs, as it does for DeepSpeed ZeRO-3."""
+    config = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = config
 
 
 def transformers_class(encoder_config: PreTrainedConfig) -> type[PreTrainedModel] | None:
@@ -151,10 +156,8 @@ def make_transformers_encoder(
     """
     model_class: Any = transformers_class(encoder_config)
     options = inspect.signature(model_class.__init__).parameters
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = {"add_pooling_layer": False} if "add_pooling_layer" in options else {}
     changes: dict[str, Any] = {}
-    if "add_pooling_layer" in options:
-        arguments["add_pooling_layer"] = False
     if "use_mask_token" in options:
         arguments["use_mask_token"] = use_mask_token
     elif getattr(encoder_config, "use_mask_token", use_mask_token) != use_mask_token:
@@ -167,17 +170,15 @@ def make_transformers_encoder(
         encoder_config = copy.deepcopy(encoder_config)
         for name, value in changes.items():
             setattr(encoder_config, name, value)
-    return model_class._from_config(encoder_config, **arguments)
+    with whole_weights():
+        return model_class._from_config(encoder_config, **arguments)
 
 
 def _timm_arguments(encoder_config: Any, built_size: int | tuple[int, int] | None) -> dict[str, Any]:
     """Geometry arguments of timm's `create_model`, which a timm config does not store."""
-    arguments = dict(encoder_config.model_args or {})
-    if built_size is not None:
-        arguments["img_size"] = _pair(built_size)
-    if hasattr(encoder_config, "num_channels"):
-        arguments["in_chans"] = encoder_config.num_channels
-    return arguments
+    size = {} if built_size is None else {"img_size": _pair(built_size)}
+    channels = {"in_chans": encoder_config.num_channels} if hasattr(encoder_config, "num_channels") else {}
+    return {**(encoder_config.model_args or {}), **size, **channels}
 
 
 def takes(encoder: nn.Module | type[nn.Module], argument: str) -> bool:

@@ -1,10 +1,8 @@
 """Targets that a frozen network computes from the unmasked images: codebook tokens and teacher features."""
 
-import contextlib
 import copy
 import math
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,10 +11,9 @@ from torch import nn
 from transformers import AutoConfig, FlavaImageCodebook, FlavaImageCodebookConfig, PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from transformers.integrations import deepspeed
 from transformers.utils import logging
 
-from .encoders import build_encoder, encode, encoder_geometry, transformers_class
+from .encoders import build_encoder, encode, encoder_geometry, transformers_class, whole_weights
 from .masking import patch_grid
 from .options import Option, each, is_finite, is_index, is_positive, optional
 from .targets import Target, TargetSpec, to_colors, to_pixel_values
@@ -117,7 +114,7 @@ class FrozenNetworkTarget(Target):
                 return
             try:
                 # Loading draws random weights before it replaces them, which must not change training.
-                with torch.random.fork_rng(devices=[]), torch.device("cpu"), _whole_weights():
+                with torch.random.fork_rng(devices=[]), torch.device("cpu"), whole_weights():
                     network = self.load_network()
             except OSError as error:
                 others = [
@@ -201,17 +198,6 @@ class FrozenNetworkTarget(Target):
 def one_line(error: Exception) -> str:
     """An error's message on one line, without the period."""
     return " ".join(str(error).split()).rstrip(".")
-
-
-@contextlib.contextmanager
-def _whole_weights() -> Iterator[None]:
-    """Keep transformers from sharding a network that every process needs, as it does for DeepSpeed ZeRO-3."""
-    config = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = config
 
 
 CODEBOOK_STRIDE = 8  # three poolings by 2
