@@ -17,7 +17,7 @@ BELOW = {
     "data": {"formats", "model"},
     "evaluation": {"data", "model", "visualization"},
     "hub": {"data", "model"},
-    "training": {"data", "evaluation", "hub", "model", "visualization"},
+    "training": {"data", "evaluation", "formats", "hub", "model", "visualization"},
     "planning": {"data", "model", "training"},
     "curation": {"data", "evaluation", "formats", "model", "visualization"},
     "checkpoints": {"data", "hub", "model"},

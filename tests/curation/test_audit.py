@@ -68,7 +68,7 @@ def test_broken_and_blank_files(found):
     reasons = {os.path.basename(one.path): one.error for one in found.unreadable}
     assert reasons.keys() == {"broken.jpg", "unread.dcm"}
     assert "truncated" in reasons["broken.jpg"]
-    assert "pydicom" in reasons["unread.dcm"]
+    assert "DICOM" in reasons["unread.dcm"]
     assert names(one.path for one in found.blank) == {"blank.jpg"}
 
 

@@ -110,7 +110,7 @@ def test_a_file_where_a_folder_is_needed(tmp_path):
 
 
 def test_what_counts_as_an_image(tmp_path, caplog):
-    """Formats that are not read count, and are unreadable; tables, pipes and what Pillow cannot load do not."""
+    """Images that cannot be read count; tables, pipes and what Pillow cannot load do not."""
     frames = [Image.new("RGB", (40, 40), (index, 9, 9)) for index in range(2)]
     frames[0].save(tmp_path / "a.mpo", save_all=True, append_images=frames[1:])
     frames[0].save(tmp_path / "b.png")
@@ -120,9 +120,9 @@ def test_what_counts_as_an_image(tmp_path, caplog):
     (tmp_path / "e.nii.gz").write_bytes(b"\x1f\x8b")
     os.mkfifo(tmp_path / "camera.jpg")
     images = load_images(tmp_path)
-    assert [os.path.basename(name) for name in images["name"]] == ["a.mpo", "b.png", "d.dcm", "e.nii.gz"]
+    assert [os.path.basename(name) for name in images["name"]] == ["a.mpo", "b.png", "c.h5", "d.dcm", "e.nii.gz"]
     assert open_row(images[0], 3, 1 / 255).size == (40, 40)
-    for row, reason in ((images[2], "DICOM files are not read.*pydicom"), (images[3], "nii.gz files .*nibabel")):
+    for row, reason in ((images[2], "HDF5"), (images[3], "DICOM"), (images[4], "NIfTI")):
         with pytest.raises(ValueError, match=reason):
             open_row(row, 3, 1 / 255)
 

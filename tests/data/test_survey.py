@@ -5,6 +5,7 @@ from PIL import Image
 
 from hf_simmim.data.sources import load_images
 from hf_simmim.data.survey import survey
+from hf_simmim.formats import readers
 
 
 def folder_of(tmp_path, pictures):
@@ -67,10 +68,13 @@ def test_copies_are_found_by_content(tmp_path):
     assert seen.lines()["Copies"] == "2 exact copies of other images, such as a.png and b.png"
 
 
-def test_what_is_not_read_is_named_with_its_reader(tmp_path):
-    seen = folder_of(tmp_path, {"a.png": noise("L", 30, 30), "b.heic": b"x", "c.HEIC": b"x", "d.dcm": b"x"})
-    assert seen.closed == {"pillow-heif": 2, "pydicom": 1}
-    assert seen.lines()["Not read"] == "2 to open with pillow-heif; 1 to open with pydicom: convert them"
+def test_what_is_not_read_is_named_with_its_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "_is_installed", lambda library: False)
+    files = {"a.png": noise("L", 30, 30), "b.heic": b"x", "c.HEIC": b"x", "d.dcm": b"x", "e.mrc": b"x"}
+    seen = folder_of(tmp_path, files)
+    photos, medical = (f'read after pip install "hf-simmim[{extra}]"' for extra in ("photos", "medical"))
+    assert seen.closed == {photos: 2, medical: 1, "open with mrcfile: convert it": 1}
+    assert seen.lines()["Not read"] == f"2 to {photos}; 1 to {medical}; 1 to open with mrcfile: convert it"
 
 
 def test_folders_that_look_like_a_test_set_are_named(tmp_path):

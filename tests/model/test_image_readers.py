@@ -388,10 +388,7 @@ def test_a_codec_that_is_missing_is_named(tmp_path, capfd):
 def test_what_is_no_image_is_not_opened(tmp_path, monkeypatch):
     files = {
         "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n",
-        "HDF5": b"\x89HDF\r\n\x1a\n" + b"\0" * 512,
         "GRIB": b"GRIB" + b"\0" * 512,
-        "DICOM": b"\0" * 128 + b"DICM",
-        "HEIF": b"\0\0\0\x18ftypheic" + b"\0" * 64,
     }
     for name, content in files.items():
         (tmp_path / "a.jpg").write_bytes(content)
@@ -400,6 +397,25 @@ def test_what_is_no_image_is_not_opened(tmp_path, monkeypatch):
                 processed(source)
     with pytest.raises(ValueError, match="is no file, no address .* Check the path"):
         processed("no such file.jpg")
+
+
+def test_files_of_fields_are_read_by_the_package(tmp_path, monkeypatch):
+    """Where the code of a checkpoint is used without the package, it says what reads them."""
+    files = {
+        ("HDF5", "arrays"): b"\x89HDF\r\n\x1a\n" + b"\0" * 512,
+        ("DICOM", "medical"): b"\0" * 128 + b"DICM",
+        ("HEIF", "photos"): b"\0\0\0\x18ftypheic" + b"\0" * 64,
+    }
+    monkeypatch.setattr(images, "OTHER_READERS", [])
+    monkeypatch.setattr(images, "FORMATS", {"PNG": images.FORMATS["PNG"]})
+    for (name, extra), content in files.items():
+        (tmp_path / "a.jpg").write_bytes(content)
+        for source in (str(tmp_path / "a.jpg"), content):
+            with pytest.raises(ValueError, match=rf'{name} files are read by .*pip install "hf-simmim\[{extra}\]"'):
+                images.read_stored(source, images.Wanted(3, True))
+    (tmp_path / "a.nii.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(ValueError, match=r'nii.gz files are read by .*pip install "hf-simmim\[medical\]"'):
+        images.read_stored(str(tmp_path / "a.nii.gz"), images.Wanted(3, True))
 
 
 def test_large_images_are_refused_with_a_remedy(tmp_path, monkeypatch):

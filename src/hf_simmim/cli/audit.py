@@ -17,6 +17,7 @@ from pathlib import Path
 from ..curation.audit import AUDIT_FILE, EXCLUDE_FILE, GROUPS_FILE, Audit, audit_folder, write_audit
 from ..curation.audit_page import audit_page
 from .command import Command, in_words, make_folder, print_files
+from .options.slices import SliceArguments
 
 PAGE_FILE = "audit.html"
 FILES = {
@@ -28,7 +29,7 @@ FILES = {
 
 
 @dataclass
-class AuditArguments:
+class AuditArguments(SliceArguments):
     """Options of an audit."""
 
     _argument_group_name = "audit"
@@ -90,6 +91,7 @@ def run(arguments: AuditArguments) -> AuditResult:
             folder,
             arguments.workers or num_cores(),
             arguments.max_images,
+            slicing=arguments.slicing,
         )
         write_audit(audit, folder)
         command = audit.command(folder / EXCLUDE_FILE)

@@ -15,7 +15,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from ..training.run_folder import RunRecord
 from ..visualization.plots import plot_comparison
 from .command import Command, existing, in_words, make_folder
 from .options.images import LabeledSourceArguments
+from .options.slices import SliceArguments
 from .recipes import options_of
 
 # Of a run: images per class, and whether it is of a cross-validation.
@@ -142,15 +143,17 @@ class CompareArguments(LabeledSourceArguments):
     def unlabeled_source(self) -> dict[str, Any]:
         """Options of `hf-simmim pretrain` that name the images; it never gets the test set, and holds out its own."""
         if self.unlabeled_dir is not None:
-            return {"train_dir": self.unlabeled_dir}
+            slices = {name: value for name, value in self.labeled_source().items() if name in SLICE_OPTIONS}
+            return {"train_dir": self.unlabeled_dir, **slices}
         left_out = ("label_column", "holdout", "holdout_seed", "validation_dir", "validation_split", "max_eval_samples")
         return {name: value for name, value in self.labeled_source().items() if name not in left_out}
 
 
+SLICE_OPTIONS = tuple(option.name for option in fields(SliceArguments))
 _LABELED = (
     *("train_dir", "validation_dir", "dataset_name", "dataset_config", "data_files", "train_split"),
     *("validation_split", "image_column", "label_column", "holdout", "holdout_seed", "max_train_samples"),
-    *("max_eval_samples", "max_unreadable"),
+    *("max_eval_samples", "max_unreadable", *SLICE_OPTIONS),
 )
 
 

@@ -8,6 +8,12 @@ features.parquet has a row for each image: its name, its label if there is one (
 the file), and its features. neighbours.png shows some images and their nearest neighbors, by cosine similarity of
 centered features; map.png shows images at their t-SNE coordinates, in the colors of their labels, and map.html is the
 same map to explore in a browser.
+
+With --image_window all windows of a regular grid over large images (whole slides, scenes, mosaics) are embedded;
+features.parquet has their places as well, and heatmaps/ shows each image with the first principal components of its
+windows on it:
+
+    hf-simmim embed --checkpoint runs/slides --image_dir slides --image_window 512 --min_tissue 0.5
 """
 
 import importlib.metadata
@@ -24,18 +30,22 @@ from ..data.labeled.images import WholeImageDataset
 from ..data.sampling import evenly_spaced
 from ..data.sources import is_missing_label
 from ..data.value_range import check_dataset_range
-from ..evaluation.features import nearest_rows, project, read_features, write_features
+from ..data.windows import grid_rows, level_size, overview_picture, place_columns, short_name
+from ..evaluation.features import nearest_rows, principal_components, project, read_features, write_features
 from ..evaluation.probing import POOLINGS, check_layers
+from ..formats.address import parse_address
 from ..visualization.feature_plots import draw_map, draw_neighbors
+from ..visualization.heat_maps import draw_heat_map
 from ..visualization.map_page import map_page
 from ..visualization.pictures import to_pictures
 from .command import Command, existing, in_words, make_folder
 from .options.images import ImageArguments
 from .options.models import ComputeArguments
+from .options.windows import GridArguments
 
 
 @dataclass
-class FeatureImageArguments(ImageArguments):
+class FeatureImageArguments(ImageArguments, GridArguments):
     """Source of the images, and their labels; the embedded ones if none are named."""
 
     _argument_group_name = "images"
@@ -79,6 +89,14 @@ class FeatureArguments(ComputeArguments):
     num_queries: int = field(default=10, metadata={"help": "Number of images in neighbours.png, 0 for no picture."})
     num_neighbors: int = field(default=8, metadata={"help": "Number of nearest neighbors of each image."})
     map: str = field(default="tsne", metadata={"help": "Method of the 2-D map.", "choices": ["tsne", "pca", "none"]})
+    heatmap: str = field(
+        default="pca",
+        metadata={
+            "help": "Heat maps of large images with --image_window: pca for the first principal component of the"
+            " features, rgb for the first three as colors.",
+            "choices": ["pca", "rgb", "none"],
+        },
+    )
     map_images: int = field(default=1000, metadata={"help": "Largest number of images on the map, spread evenly."})
     seed: int = field(default=0, metadata={"help": "Random seed of t-SNE."})
 
@@ -140,6 +158,39 @@ def pictures(dataset: WholeImageDataset, indices: list[int]) -> list[np.ndarray]
     return [to_pictures(dataset[index]["pixel_values"][None], mean, std)[0] for index in indices]
 
 
+def draw_heat_maps(
+    path: Path, names: list[str], method: str, nodata: float | None = None, num_shown: int = 100
+) -> list[Path]:
+    """Draw the principal components of the features of windows over their large images.
+
+    Args:
+        path: File of the features.
+        names: Addresses of the windows, row by row.
+        method: "pca" for the first component, "rgb" for the first three as colors.
+        nodata: Value of missing pixels.
+        num_shown: Largest number of large images that are drawn.
+
+    Returns:
+        The pictures, `heatmaps/NAME.png`.
+    """
+    places = place_columns(names)
+    values = principal_components(path, 1 if method == "pca" else 3)
+    folder = make_folder(path.parent / "heatmaps")
+    files = list(dict.fromkeys(places["path"]))[:num_shown]
+    pictures: list[Path] = []
+    for file in files:
+        rows = [row for row, one in enumerate(places["path"]) if one == file]
+        height, width = level_size(file, places["level"][rows[0]])
+        # Shares of the image, of any level.
+        sides = {"top": height, "left": width, "height": height, "width": width}
+        boxes = np.array([[places[key][row] / side for key, side in sides.items()] for row in rows])
+        stem = Path(parse_address(file).path).stem
+        number = sum(one.stem == stem or one.stem.startswith(f"{stem}_") for one in pictures)
+        pictures.append(folder / (f"{stem}_{number}.png" if number else f"{stem}.png"))
+        draw_heat_map(overview_picture(file, nodata=nodata), boxes, values[rows], pictures[-1], Path(file).name)
+    return pictures
+
+
 def draw(
     path: Path, dataset: WholeImageDataset, rows: list[int], labels: list[str] | None, arguments: FeatureArguments
 ):
@@ -158,7 +209,7 @@ def draw(
         found, similarities = nearest_rows(path, queries, arguments.num_neighbors)
         lines = [[rows[row] for row in (query, *line)] for query, line in zip(queries, found.tolist(), strict=True)]
         classes = None if labels is None else [[labels[index] for index in line] for line in lines]
-        names = [dataset.images.select_columns("name")[line]["name"] for line in lines]
+        names = [list(map(short_name, dataset.images.select_columns("name")[line]["name"])) for line in lines]
         grid = draw_neighbors([pictures(dataset, line) for line in lines], similarities, names, classes)
         grid.save(output_dir / "neighbours.png")
         print(f"{output_dir / 'neighbours.png'}  images and their nearest neighbors")
@@ -187,6 +238,7 @@ class EmbeddingResult:
         output_dir: Folder of features and pictures.
         pictures: Paths of `neighbours` and `map`, those that were drawn.
         map_page: Path of the map as an HTML page, if it was drawn.
+        heat_maps: Paths of the heat maps of large images, if they were drawn.
     """
 
     path: Path
@@ -195,6 +247,7 @@ class EmbeddingResult:
     output_dir: Path
     pictures: dict[str, Path]
     map_page: Path | None = None
+    heat_maps: list[Path] = field(default_factory=list)
 
     def features(self) -> torch.Tensor:
         """Read all features, as a float32 tensor of shape (N, D)."""
@@ -219,9 +272,17 @@ def embed_all(images: FeatureImageArguments, arguments: FeatureArguments) -> Emb
     geometry = {} if size is None else {"image_size": (size[0], size[-1])}
     model = load_encoder(checkpoint, **geometry)
     check_layers(model.config, [arguments.layer], arguments.pooling)
-    rows, labels = load_rows(images)
     config = model.config
     settings = pixel_settings(checkpoint, config.num_channels)
+    windows = images.window_settings(settings.get("nodata"))
+    rows, labels = load_rows(images)
+    columns = None
+    if windows is not None:
+        rows, owners, without = grid_rows(rows, windows)
+        labels = None if labels is None else [labels[owner] for owner in owners]
+        columns = place_columns(rows["name"][:])
+        for name, reason in without[:5]:
+            print(f"no windows: {name} ({reason})")
     dataset = WholeImageDataset(rows, config.image_size, config.num_channels, crop_ratio=1, **settings)
     check_dataset_range(dataset)
     path = output_dir / "features.parquet"
@@ -238,16 +299,22 @@ def embed_all(images: FeatureImageArguments, arguments: FeatureArguments) -> Emb
         dtype=arguments.compute_dtype,
         half=arguments.half,
         description=description,
+        columns=columns,
     )
     for name, reason in unreadable[:5]:
         print(f"left out: {name} ({reason})")
     if unreadable:
         print(f"{len(unreadable)} of {len(dataset)} images cannot be read and are left out.")
-    print(f"{path}  features of {len(written):,} images: columns name, {'label, ' if labels else ''}features")
+    kind, others = ("images", "") if columns is None else ("windows", f"{', '.join(columns)}, ")
+    print(f"{path}  features of {len(written):,} {kind}: columns name, {'label, ' if labels else ''}{others}features")
     draw(path, dataset, written, labels, arguments)
     names = [rows[row]["name"] for row in written]
+    heat_maps: list[Path] = []
+    if columns is not None and arguments.heatmap != "none" and len(names) > 2:
+        heat_maps = draw_heat_maps(path, names, arguments.heatmap, settings.get("nodata"))
+        print(f"{output_dir / 'heatmaps'}  principal components of the windows over each image")
     drawn, page = existing(output_dir, "neighbours.png", "map.png"), existing(output_dir, "map.html").get("map")
-    return EmbeddingResult(path, names, dict(unreadable), output_dir, drawn, page)
+    return EmbeddingResult(path, names, dict(unreadable), output_dir, drawn, page, heat_maps)
 
 
 def run(images: FeatureImageArguments, arguments: FeatureArguments) -> EmbeddingResult:
@@ -264,6 +331,6 @@ COMMAND = Command(
     run=run,
     common=(
         *("checkpoint", "image_dir", "dataset_name", "split", "label_column", "max_images", "output_dir"),
-        *("image_size", "layer", "pooling", "precision", "batch_size", "map"),
+        *("image_size", "layer", "pooling", "precision", "batch_size", "map", "image_window", "min_tissue"),
     ),
 )

@@ -11,7 +11,8 @@ killed is repeated, and continues.
 """
 
 import os
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ from ..curation.packing import Packed, pack_images
 from ..curation.shard_files import PackSettings, PackSource, lengths
 from ..curation.shrinking import FORMATS, ShrinkSettings
 from ..data.labeled.images import load_labeled_images
-from ..data.sources import SHARD_SUFFIXES, image_paths, packed_files
+from ..data.labeled.segmentation import stem_of
+from ..data.sources import SHARD_SUFFIXES, image_addresses, packed_files
+from ..formats.address import parse_address
+from ..formats.slicing import Slicing
 from .command import Command, in_words, make_folder
 from .options.images import ImageArguments
 from .pretrain import without
@@ -144,9 +148,9 @@ def find_source(images: PackedImageArguments) -> PackSource:
         folder = Path(str(images.image_dir))
         short = [Path(name).relative_to(folder).as_posix() for name in names]
         if not packed_files(folder):
-            sizes = [os.path.getsize(name) if os.path.exists(name) else 0 for name in names]
+            sizes = _sizes(names)
         if images.labels is not None:
-            labeled = load_labeled_images(folder)
+            labeled = load_labeled_images(folder, slicing=images.slicing)
             found = dict(zip(labeled.rows["name"], labeled.labels, strict=True))
             labels, feature = [found.get(name, -1) for name in names], ClassLabel(names=labeled.class_names)
     else:
@@ -166,7 +170,8 @@ def find_source(images: PackedImageArguments) -> PackSource:
         chosen = [index for index in chosen if names[index] in kept]
     annotations = None
     if images.annotation_dir is not None:
-        annotations = _annotations([short[index] for index in chosen], Path(images.annotation_dir))
+        single = replace(images.slicing, slice_neighbors=0, gray_window=None)
+        annotations = _annotations([short[index] for index in chosen], Path(images.annotation_dir), single)
     rows = rows if len(chosen) == len(rows) else rows.select(chosen)
     return PackSource(
         rows,
@@ -176,6 +181,13 @@ def find_source(images: PackedImageArguments) -> PackSource:
         annotations,
         None if sizes is None else [sizes[index] for index in chosen],
     )
+
+
+def _sizes(names: list[str]) -> list[int]:
+    """Bytes of each file, shared by its images."""
+    paths = [parse_address(name).path for name in names]
+    shares = Counter(paths)
+    return [os.path.getsize(path) // shares[path] if os.path.exists(path) else 0 for path in paths]
 
 
 def _row_names(table: Dataset) -> list[str]:
@@ -188,16 +200,17 @@ def _row_names(table: Dataset) -> list[str]:
     return [f"row {row}" for row in range(len(table))]
 
 
-def _annotations(names: list[str], folder: Path) -> list[str]:
+def _annotations(names: list[str], folder: Path, slicing: Slicing) -> list[str]:
     """Path of the map of class ids of each image."""
-    paths = {Path(path).relative_to(folder).with_suffix("").as_posix(): path for path in image_paths(folder)}
-    lacking = [name for name in names if Path(name).with_suffix("").as_posix() not in paths]
+    paths = {stem_of(path, folder): path for path in image_addresses(folder, slicing=slicing)}
+    stems = [stem_of(name, Path()) for name in names]
+    lacking = [name for name, stem in zip(names, stems, strict=True) if stem not in paths]
     if lacking:
         raise ValueError(
             f"{len(lacking)} of {len(names)} images have no map in annotation_dir={str(folder)!r}; the first is"
             f" {lacking[0]}. Add maps of the same names, or list the images in --leave_out."
         )
-    return [paths[Path(name).with_suffix("").as_posix()] for name in names]
+    return [paths[stem] for stem in stems]
 
 
 def _print_packed(packed: Packed, num_images: int) -> None:

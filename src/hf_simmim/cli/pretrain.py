@@ -28,9 +28,11 @@ from ..data.image_statistics import fit_color_clusters
 from ..data.masked_images import MaskedImageDataset, collate
 from ..data.reading import UnreadableImages, check_images, check_listed
 from ..data.sampling import evenly_spaced
-from ..data.sources import load_images
+from ..data.sources import hold_out, load_images
 from ..data.streaming import SHUFFLE_WINDOW
 from ..data.survey import survey
+from ..data.windows import WindowRows, images_in_words, window_splits
+from ..formats.address import parse_address
 from ..hub.card import check_license, normalization
 from ..hub.provenance import RunOrigin, held_out
 from ..hub.pushes import open_hub
@@ -62,6 +64,7 @@ from .command import Command, existing, in_words, one_run, print_files, print_ti
 from .options.images import PixelArguments, StreamingArguments, stream_splits
 from .options.models import EncoderArguments
 from .options.probes import ProbeArguments, add_probe, load_probe, probe_source
+from .options.windows import WindowArguments
 
 logger = logging.get_logger(__name__)
 
@@ -86,7 +89,7 @@ PRETRAINING_FILES = {
 
 
 @dataclass
-class PretrainingDataArguments(ProbeArguments, PixelArguments, StreamingArguments):
+class PretrainingDataArguments(ProbeArguments, PixelArguments, StreamingArguments, WindowArguments):
     """Source of the images; labels are not needed."""
 
     _argument_group_name = "images"
@@ -290,13 +293,16 @@ def build_processor(
     )
 
 
-def load_splits(arguments: PretrainingDataArguments, output_dir: str):
-    """Load training images, and validation images or None."""
+def load_splits(arguments: PretrainingDataArguments, output_dir: str, checkpoint: str | None = None):
+    """Load training images, and validation images or None; `checkpoint` may name the value of missing pixels."""
     arguments.check_source()
     source, validation_split = arguments.source(), arguments.validation_split
     if not arguments.names_images:
         validation_split = validation_split or "test"
+    windows = arguments.window_settings(arguments.known_nodata(checkpoint))
     if arguments.streaming:
+        if windows is not None:
+            raise ValueError("image_window needs image files, and --streaming reads shards. Leave one of them out.")
         return stream_splits(arguments, arguments)
     # Results of the run inside its training folder, and validation images, are not trained on.
     exclude = [path for path in (arguments.validation_dir, output_dir) if path is not None]
@@ -305,23 +311,26 @@ def load_splits(arguments: PretrainingDataArguments, output_dir: str):
     train = load_images(**source, split=arguments.train_split, exclude=exclude)
     if arguments.leave_out is not None:
         train = without(train, Path(arguments.leave_out))
+    # Of too few large images to hold out one, the lower end of each is held out.
+    lower_share = arguments.holdout if windows and round(len(train) * arguments.holdout) < 1 else 0.0
     validation = None
     if arguments.validation_dir is not None:
-        validation = load_images(arguments.validation_dir)
+        validation = load_images(arguments.validation_dir, slicing=arguments.slicing)
     elif validation_split is not None:
         validation = load_images(**source, split=validation_split)
-    elif arguments.holdout:
+    elif arguments.holdout and not lower_share > 0:
         if not 0 < arguments.holdout < 1 or round(len(train) * arguments.holdout) < 1:
             raise ValueError(
                 f"holdout={arguments.holdout} of {len(train)} images leaves none. Use a share in (0, 1) of at least"
                 f" {1 / len(train):.2g}, or 0 to hold out none."
             )
-        parts = train.train_test_split(test_size=arguments.holdout, seed=arguments.holdout_seed)
-        train, validation = parts["train"], parts["test"]
+        train, validation = hold_out(train, arguments.holdout, arguments.holdout_seed)
     if arguments.max_train_samples is not None:
         train = train.select(evenly_spaced(len(train), arguments.max_train_samples))
     if validation is not None and arguments.max_eval_samples is not None:
         validation = validation.select(evenly_spaced(len(validation), arguments.max_eval_samples))
+    if windows is not None:
+        return window_splits(train, validation, windows, arguments.windows_per_image, max(lower_share, 0.0))
     return train, validation
 
 
@@ -343,7 +352,12 @@ def without(images: Dataset, path: Path) -> Dataset:
         raise ValueError(f"leave_out={str(path)!r} must contain a JSON list of names of images.")
     # The same file may have several paths.
     left_out = {os.path.realpath(name) for name in listed}
-    kept = [index for index, name in enumerate(images["name"][:]) if os.path.realpath(name) not in left_out]
+    kept = [
+        index
+        for index, name in enumerate(images["name"][:])
+        # A file of many images leaves with all of them.
+        if left_out.isdisjoint({os.path.realpath(name), os.path.realpath(parse_address(name).path)})
+    ]
     if not kept:
         raise ValueError(f"leave_out={str(path)!r} lists all {len(images)} images. Add training images.")
     return images if len(kept) == len(images) else images.select(kept)
@@ -397,7 +411,7 @@ def build_trainer(
     checkpoint = prepare_output_dir(arguments)
     # One process reads first; the others use its cache.
     with arguments.main_process_first(desc="loading images"):
-        train_images, validation_images = load_splits(data_arguments, arguments.output_dir)
+        train_images, validation_images = load_splits(data_arguments, arguments.output_dir, model_arguments.checkpoint)
         probe = load_probe(data_arguments)
     seen, machine = survey(train_images), find_machine(arguments)
     if not arguments.restart:
@@ -428,6 +442,7 @@ def build_trainer(
         **statistics,
         "seed": arguments.seed,
         "initial weights": initial_weights(model_arguments.checkpoint),
+        "windows": train_images.facts() if isinstance(train_images, WindowRows) else None,
         "training images": digest(train_images),
         "evaluation images": digest(validation_images) if validation_images is not None else None,
     }
@@ -460,7 +475,9 @@ def build_trainer(
     settings |= {"chosen": automatic.values, "forecast": expected and expected.as_dict()}
     begin_run(arguments, settings, ("reconstructions",))
     path = Path(arguments.output_dir) / "unreadable_images.txt"
-    unreadable_images = UnreadableImages(path, sum(len(dataset) for dataset in datasets), share)
+    # Large images count, not their windows.
+    counts = [len(getattr(dataset.images, "files", dataset.images)) for dataset in datasets]
+    unreadable_images = UnreadableImages(path, sum(counts), share)
     unreadable_images.record(already_unreadable)
     if checkpoint is not None:
         unreadable_images.record(check_listed(datasets, path))
@@ -511,7 +528,7 @@ def print_plan(trainer: SimMIMTrainer, checkpoint: Path | None, weights: str | N
         "Objective": describe_prediction(config, trainer.model.target.stride),
         "Masking": f"{processor.mask_strategy}, {span(dataset.num_masked_units)} of {dataset.num_units} mask patches of"
         f" {dataset.unit_size * config.patch_size} px",
-        "Images": f"{len(dataset):,} for training{evaluated}",
+        "Images": f"{images_in_words(dataset.images)} for training{evaluated}",
         "Normalization": normalization(processor) + nodata,
         "Training": training_line(arguments, planned_steps(arguments, len(dataset))),
         **(plan.lines(arguments, len(dataset)) if plan else {}),
@@ -583,7 +600,8 @@ def run(
         data_arguments,
         checkpoint_name,
         arguments.command,
-        held_out(data_arguments, data_arguments.holdout, default_split="test"),
+        getattr(trainer.train_dataset.images, "held_out", None)
+        or held_out(data_arguments, data_arguments.holdout, default_split="test"),
         probe_source(data_arguments),
     )
     if arguments.should_log:

@@ -27,19 +27,23 @@ from transformers.utils import logging
 
 from ..data.reading import describe, open_row
 from ..data.sampling import evenly_spaced
-from ..data.sources import embedded_data, folder_rows, image_paths, load_images
+from ..data.sources import embedded_data, folder_rows, image_paths, image_suffixes, load_images
 from ..data.transforms import center_box, crop_and_resize, upright_size
 from ..data.value_range import check_value_range
 from ..evaluation.reconstruction import RECONSTRUCTION_COLUMNS as COLUMNS
 from ..evaluation.reconstruction import Reconstruction, Reconstructor, mask_from_painting
+from ..formats.address import parse_address
+from ..formats.parts import expand
+from ..formats.slicing import Slicing
 from ..model.image_readers import open_with_pillow
 from ..model.masking import MASK_STRATEGIES, ratio_range, to_pixels
 from ..visualization.grids import reconstruction_grid
 from .command import Command, in_words
+from .options.slices import SliceArguments
 
 
 @dataclass
-class PictureArguments:
+class PictureArguments(SliceArguments):
     """Options of masks, images and the picture."""
 
     _argument_group_name = "pictures"
@@ -138,11 +142,13 @@ def check_output(path: Path) -> None:
         raise ValueError(f"output={str(path)!r} is not the name of a picture. Use one such as reconstruction.png.")
 
 
-def find_images(sources: Sequence[str] | None) -> Dataset:
+def find_images(sources: Sequence[str] | None, slicing: Slicing | None = None) -> Dataset:
     """Find images by files, folders and patterns.
 
     Args:
-        sources: The files, folders and patterns; None for the embedded test images.
+        sources: The files, folders and patterns, and addresses of images inside files; None for the embedded test
+            images.
+        slicing: How volumes, series, stacks and arrays become images, see `load_images`.
 
     Returns:
         Rows of `name` and undecoded `image`.
@@ -157,11 +163,12 @@ def find_images(sources: Sequence[str] | None) -> Dataset:
         if Path(source).is_dir():
             paths += image_paths(Path(source))
             continue
-        found = [source] if Path(source).is_file() else sorted(filter(is_file, glob.glob(source, recursive=True)))
+        is_one = Path(parse_address(source).path).is_file()
+        found = [source] if is_one else sorted(filter(is_file, glob.glob(source, recursive=True)))
         if not found:
             raise ValueError(f"images={source!r} is neither a file nor a folder nor a pattern that matches a file.")
         paths += found
-    return folder_rows(paths)
+    return folder_rows(expand(paths, slicing, frozenset(image_suffixes())))
 
 
 def is_file(path: str) -> bool:
@@ -380,7 +387,7 @@ def reconstruct_all(arguments: PictureArguments) -> ReconstructionResult:
     """
     models = load_models(arguments)
     first, *others = models.values()
-    rows = find_images(arguments.images)
+    rows = find_images(arguments.images, arguments.slicing)
     rows = readable(rows.select(evenly_spaced(len(rows), arguments.num_images)), first, arguments.whole_images)
     processor = first.processor
     check_value_range(

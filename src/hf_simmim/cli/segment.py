@@ -221,9 +221,10 @@ def load_splits(arguments: SegmentationDataArguments) -> tuple[SegmentationPairs
             split=split,
         )
 
-    train = load_folder(arguments.train_dir) if arguments.train_dir else columns(arguments.train_split)
+    slicing = arguments.slicing
+    train = load_folder(arguments.train_dir, slicing) if arguments.train_dir else columns(arguments.train_split)
     if arguments.validation_dir is not None:
-        validation = load_folder(arguments.validation_dir)
+        validation = load_folder(arguments.validation_dir, slicing)
     elif arguments.validation_split is not None:
         validation = columns(arguments.validation_split)
     else:

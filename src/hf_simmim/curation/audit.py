@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..data.sources import image_paths
+from ..data.sources import image_addresses
+from ..formats.slicing import Slicing
 from .advice import Advice, advise
 from .facts import Facts, Thumbnails, gather
 from .likeness import components, similar_pairs, stars
@@ -196,6 +197,7 @@ def audit_folder(
     workers: int = 1,
     max_images: int | None = None,
     progress: bool = True,
+    slicing: Slicing | None = None,
 ) -> Audit:
     """Look at the images of a folder.
 
@@ -206,6 +208,7 @@ def audit_folder(
         workers: Number of processes.
         max_images: Largest number of images of each folder, spread evenly; all if None.
         progress: Whether to show a progress bar.
+        slicing: How volumes, series, stacks and arrays become images, see `load_images`.
 
     Returns:
         What was found.
@@ -219,8 +222,8 @@ def audit_folder(
     for other in others:
         if other.resolve() == own.resolve():
             raise ValueError(f"against={str(other)!r} is the folder itself. Name a folder of other images.")
-    paths = [_spread(image_paths(own, others), max_images)]
-    paths += [_spread(image_paths(other, [own]), max_images) for other in others]
+    paths = [_spread(image_addresses(own, others, slicing), max_images)]
+    paths += [_spread(image_addresses(other, [own], slicing), max_images) for other in others]
     unique = dict.fromkeys(os.path.abspath(path) for part in paths for path in part)
     with tqdm(total=len(unique), desc="looking at images", unit="image", disable=not progress) as bar:
         facts, thumbnails = gather(unique, Path(output_dir) / FACTS_FILE, workers, bar.update)

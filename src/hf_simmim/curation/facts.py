@@ -1,6 +1,7 @@
 """What each image file is: format, size, channels, depth, values and a thumbnail, kept in a file while it is found."""
 
 import base64
+import functools
 import hashlib
 import json
 import os
@@ -17,6 +18,8 @@ from transformers.utils import logging
 from ..data.reading import describe
 from ..data.survey import glance
 from ..data.transforms import upright_size
+from ..formats.address import parse_address
+from ..formats.readers import format_inside
 from ..model.image_readers import Wanted, upright
 from ..model.images import convert_channels, is_deep, read_stored
 
@@ -132,32 +135,51 @@ class Thumbnails(NamedTuple):
 
 
 def look(path: str) -> tuple[Facts, Thumbnail | None]:
-    """Look at a file.
+    """Look at a file, or at an image inside a file.
 
     Args:
-        path: Its path.
+        path: Its path or address.
 
     Returns:
         What it is, and its thumbnail; None if it cannot be read.
     """
     path = os.path.abspath(path)
     key: dict[str, Any] = {"path": path, "size": 0, "mtime": 0}
+    address, wanted = parse_address(path), Wanted(num_channels=3, keeps_depth=True)
     try:
-        status = os.stat(path)
+        status = os.stat(address.path)
         key |= {"size": status.st_size, "mtime": status.st_mtime_ns}
-        content = Path(path).read_bytes()
-        key["digest"] = hashlib.blake2b(content, digest_size=16).hexdigest()
-        try:
-            stored = read_stored(content, Wanted(num_channels=3, keeps_depth=True))
-        except Exception:
-            # The name of a file tells which library would read it.
-            stored = read_stored(path, Wanted(num_channels=3, keeps_depth=True))
+        own = format_inside(address.path)
+        is_plain = not address.part and (own is None or own.only_parts)
+        if is_plain and not os.path.isdir(path):
+            content = Path(path).read_bytes()
+            key["digest"] = hashlib.blake2b(content, digest_size=16).hexdigest()
+            try:
+                stored = read_stored(content, wanted)
+            except Exception:
+                # The name of a file tells which library would read it.
+                stored = read_stored(path, wanted)
+        else:
+            file = _file_digest(address.path, status.st_size, status.st_mtime_ns)
+            part = str(sorted(address.part.items())) if address.part else ""
+            key["digest"] = hashlib.blake2b(file + part.encode(), digest_size=16).hexdigest()
+            stored = read_stored(path, wanted)
         found, thumbnail = _look_inside(stored.image, stored.kind, stored.nodata)
         if not found["format"]:
-            found["format"] = Path(path).suffix[1:].upper()
+            is_own = own is not None and not own.only_parts
+            found["format"] = own.name if is_own else Path(address.path).suffix[1:].upper()
     except Exception as error:  # readers raise anything on a broken file
         return Facts(**key, error=describe(error)), None
     return Facts(**key, **found), thumbnail
+
+
+@functools.lru_cache(maxsize=1024)
+def _file_digest(path: str, size: int, modified: int) -> bytes:
+    """Hash of a file of many images, which is read once; of a folder, its path and time."""
+    if os.path.isdir(path):
+        return f"{path} {modified}".encode()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").digest()
 
 
 def _look_inside(image: Any, kind: str, nodata: float | None) -> tuple[dict[str, Any], Thumbnail]:
@@ -325,7 +347,7 @@ def gather(
 
 def _key(path: str) -> tuple[int, int]:
     try:
-        status = os.stat(path)
+        status = os.stat(parse_address(path).path)
     except OSError:
         return 0, 0
     return status.st_size, status.st_mtime_ns

@@ -19,13 +19,14 @@ from ..model.masking import MASK_STRATEGIES, mask_units, num_masked_units, patch
 from .reading import ImageDataset
 from .sampling import sample_generator
 from .transforms import as_tensor, center_box, crop_and_resize, random_box, upright_size
+from .windows import WindowRows
 
 
 class MaskedImageDataset(ImageDataset):
     """Images with one mask each, not normalized: that is done on the device.
 
     Args:
-        images: Rows of `name` and undecoded `image`, from `load_images`.
+        images: Rows of `name` and undecoded `image`, from `load_images`, or `WindowRows` of large images.
         image_size: (height, width) to crop and resize to, in pixels.
         num_channels: Channels C that the model takes.
         patch_size: Side of the model's patches, in pixels.
@@ -50,7 +51,7 @@ class MaskedImageDataset(ImageDataset):
 
     def __init__(
         self,
-        images: Dataset,
+        images: Dataset | WindowRows,
         image_size: tuple[int, int],
         num_channels: int,
         patch_size: int,
@@ -121,6 +122,14 @@ class MaskedImageDataset(ImageDataset):
         other = copy.copy(self)
         other.crop_scale, other.seed = None, seed
         return other
+
+    def open_sample(
+        self, row: dict[str, Any], index: int, generator: torch.Generator
+    ) -> tuple[dict[str, Any], Image.Image | np.ndarray]:
+        """Open the image of a sample; of large images, for training, a window that is drawn."""
+        if self.crop_scale is None or not isinstance(self.images, WindowRows):
+            return super().open_sample(row, index, generator)
+        return self.images.draw(index, generator, self.open)
 
     def _decode(self, image: Image.Image | np.ndarray, generator: torch.Generator) -> torch.Tensor:
         size = upright_size(image)

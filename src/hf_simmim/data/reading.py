@@ -61,6 +61,21 @@ class ImageDataset(torch.utils.data.Dataset):
         """Open the image of a row: `open_row` with the settings of this dataset."""
         return open_row(row, self.num_channels, self.rescale_factor, self.nodata)
 
+    def open_sample(
+        self, row: dict[str, Any], index: int, generator: torch.Generator
+    ) -> tuple[dict[str, Any], Image.Image | np.ndarray]:
+        """Open the image of a sample.
+
+        Args:
+            row: Its row.
+            index: Index of the sample.
+            generator: Random generator, for a dataset that draws what it opens.
+
+        Returns:
+            The row of what is opened, and the image.
+        """
+        return row, self.open(row)
+
     def read(
         self, index: int, generator: torch.Generator, decode: Callable[[Image.Image | np.ndarray], Decoded]
     ) -> tuple[Decoded, dict[str, Any], list[tuple[str, str]]]:
@@ -81,9 +96,11 @@ class ImageDataset(torch.utils.data.Dataset):
         for _ in range(NUM_TRIES):
             row = self.images[index]
             try:
-                return decode(self.open(row)), row, unreadable
+                row, image = self.open_sample(row, index, generator)
+                return decode(image), row, unreadable
             except Exception as error:  # readers raise anything on a broken file
-                unreadable.append((row["name"], describe(error)))
+                # Of windows, the large image is named: its windows are other ones each time.
+                unreadable.append((row.get("file", row["name"]), describe(error)))
             # At random, because broken files come in runs.
             near = getattr(self.images, "near", None)
             index = near(index, generator) if near else int(torch.randint(len(self), (), generator=generator))
@@ -112,7 +129,7 @@ def open_row(
     """
     source = row["image"]
     if source is None:
-        raise ValueError("The row holds no image.")
+        raise ValueError(row.get("reason", "The row holds no image."))
     if isinstance(source, dict):
         content = source["bytes"] if source["bytes"] is not None else source["path"]
         image = open_image(content, num_channels, rescale_factor, nodata)
@@ -194,7 +211,7 @@ def _flaw(dataset: ImageDataset, index: int) -> list[tuple[str, str]]:
         image = dataset.open(row)
         crop_and_resize(image, (0, 0, *upright_size(image)[::-1]), (8, 8), dataset.num_channels)
     except Exception as error:  # readers raise anything on a broken file
-        return [(row["name"], describe(error))]
+        return [(row.get("file", row["name"]), describe(error))]
     return []
 
 

@@ -7,7 +7,7 @@ import glob
 import os
 import re
 import tarfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -31,6 +31,11 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from transformers.utils import logging
 
+from ..formats.address import SEPARATOR, parse_address
+from ..formats.dicom import is_dicom
+from ..formats.parts import expand
+from ..formats.readers import FILE_ENDS, FOLDER_ENDS, is_zarr, unread_because
+from ..formats.slicing import Slicing
 from ..model.image_readers import NOT_BY_PILLOW, SUFFIXES, UNREAD
 
 logger = logging.get_logger(__name__)
@@ -38,6 +43,7 @@ logger = logging.get_logger(__name__)
 # Columns of an archive of images.
 TAR_FEATURES = Features({"__key__": Value("string"), "image": ImageFeature(decode=False)})
 EMBEDDED_NAME = "fashion_mnist_7k"
+SINGLE_ENDS = {end for end in FILE_ENDS if end.count(".") == 1}
 # What `hf-simmim pack` leaves in a folder: shards, facts about them, and notes of each shard.
 SHARD_SUFFIXES = {"parquet": ".parquet", "webdataset": ".tar"}
 PACK_FILE, NOTES_FOLDER = "pack.json", ".shards"
@@ -72,6 +78,7 @@ def load_images(
     split: str = "train",
     image_column: str | None = None,
     exclude: Sequence[str | Path] = (),
+    slicing: Slicing | None = None,
 ) -> Dataset:
     """Load images from a folder, the Hub, or parquet and webdataset shards, undecoded.
 
@@ -84,6 +91,7 @@ def load_images(
         split: Split of the dataset.
         image_column: Column of the images, files or numeric arrays; if None found by its type, files before arrays.
         exclude: Folders inside `folder` to leave out.
+        slicing: How volumes, series, stacks and arrays in the folder become images; found in their headers if None.
 
     Returns:
         Rows of `name`, which tells where an image comes from, and `image`, an undecoded file or an array.
@@ -97,7 +105,7 @@ def load_images(
         packed = packed_files(folder)
         if packed:
             return packed_rows(load_table(None, None, packed, "train"), folder)
-        return folder_rows(image_paths(Path(folder), [Path(path) for path in exclude]))
+        return folder_rows(image_addresses(Path(folder), [Path(path) for path in exclude], slicing))
     dataset = load_table(dataset_name, dataset_config, data_files, split)
     name = f"{dataset_name or ', '.join(map(shown_url, data_files or ()))}, {split}"
     return image_rows(dataset, find_image_column(dataset, image_column), name)
@@ -212,11 +220,37 @@ def packed_rows(table: Dataset, folder: str | Path) -> Dataset:
     return rows.remove_columns("name").add_column("name", names)
 
 
-def image_paths(folder: Path, exclude: Sequence[Path] = ()) -> list[str]:
-    """Sorted paths of the image and `.npy` files in a folder, nested or not.
+def image_addresses(folder: Path, exclude: Sequence[Path] = (), slicing: Slicing | None = None) -> list[str]:
+    """Paths of the images in a folder, and addresses of those inside files of many, such as slices of volumes.
 
-    Images of formats that are not read, such as DICOM, are among them: they count as unreadable, and the reason names
-    the library that opens them. Other files, and what is no regular file, are ignored.
+    Args:
+        folder: The folder.
+        exclude: Folders inside `folder` to leave out.
+        slicing: How files of many images become images; found in their headers if None.
+
+    Returns:
+        The paths and addresses, sorted by path.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If it is a file, holds no images, all of them need a library that is not installed, or the order of
+            slices is unknown.
+    """
+    paths = image_paths(folder, exclude)
+    # Before anything else complains about too few images.
+    if unread_because(paths[0]) and all(map(unread_because, paths)):
+        raise ValueError(
+            f"None of the {len(paths)} files in {folder} can be read without another library:"
+            f" {unread_because(paths[0])}."
+        )
+    return expand(paths, slicing, frozenset(image_suffixes()))
+
+
+def image_paths(folder: Path, exclude: Sequence[Path] = ()) -> list[str]:
+    """Sorted paths of the image files in a folder, nested or not, of volumes and of files and folders of arrays.
+
+    Images of formats that are not read are among them: they count as unreadable, and the reason names the library that
+    opens them. Other files, and what is no regular file, are ignored.
 
     Args:
         folder: The folder.
@@ -233,13 +267,13 @@ def image_paths(folder: Path, exclude: Sequence[Path] = ()) -> list[str]:
         raise ValueError(f"{folder} is a file, and a folder of images is needed. Unpack it, or name its folder.")
     if not folder.is_dir():
         raise FileNotFoundError(f"The image folder {folder} does not exist. Check the path.")
-    suffixes = image_suffixes()
+    suffixes, ends = image_suffixes(), (*UNREAD, *FILE_ENDS)
     paths, ignored, closed = [], Counter[str](), list[str]()
     for path in _walk(folder, {path.resolve() for path in exclude}, closed):
         suffix = path.suffix.lower()
         if not _is_utf8(path):
             ignored["names that are not UTF-8"] += 1
-        elif suffix in suffixes or any(path.name.lower().endswith(end) for end in UNREAD):
+        elif suffix in suffixes or path.name.lower().endswith(ends) or _is_unnamed_dicom(path, suffix):
             paths.append(str(path))
         else:
             ignored[suffix or "no suffix"] += 1
@@ -258,11 +292,23 @@ def image_paths(folder: Path, exclude: Sequence[Path] = ()) -> list[str]:
     return sorted(paths)
 
 
+def _is_unnamed_dicom(path: Path, suffix: str) -> bool:
+    """Whether a file without a suffix, or named by a number, is an image of DICOM; a DICOMDIR is a list of them."""
+    if (suffix and not suffix[1:].isdigit()) or path.name.upper().startswith("DICOMDIR"):
+        return False
+    try:
+        with open(path, "rb") as file:
+            return is_dicom(file.read(132))
+    except OSError:
+        return False
+
+
 def image_suffixes() -> set[str]:
     """Suffixes of the files that are read as images."""
     Image.init()
     readable = Image.OPEN.keys() - NOT_BY_PILLOW
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in readable} | SUFFIXES
+    by_pillow = {suffix for suffix, kind in Image.registered_extensions().items() if kind in readable}
+    return by_pillow | SUFFIXES | SINGLE_ENDS
 
 
 def _plain_tars(data_files: Sequence[str]) -> list[tuple[str, int, int]] | None:
@@ -303,6 +349,45 @@ def folder_rows(paths: Sequence[str]) -> Dataset:
     return Dataset.from_dict(rows, features=Features({"image": ImageFeature(decode=False), "name": Value("string")}))
 
 
+def hold_out(rows: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Hold out a share of the images: whole files where several images come from one, such as slices of a volume.
+
+    Args:
+        rows: Rows of `load_images`.
+        share: Share to hold out, in (0, 1).
+        seed: Seed of the choice.
+
+    Returns:
+        The other images, and those that are held out.
+    """
+    names = rows["name"][:]
+    files = files_of(names)
+    is_inside = any(SEPARATOR in name for name in names) and len(files) < len(rows)
+    if not is_inside or len(files) == 1:
+        if is_inside:
+            logger.warning(
+                "All images come from one file, so those that are held out are like those that are trained on. Name"
+                " other files with --validation_dir."
+            )
+        parts = rows.train_test_split(test_size=share, seed=seed)
+        return parts["train"], parts["test"]
+    held: list[int] = []
+    order = list(files)
+    for index in np.random.default_rng(seed).permutation(len(order))[:-1]:
+        held += files[order[index]]
+        if len(held) >= round(share * len(rows)):
+            break
+    return rows.select(sorted(set(range(len(rows))) - set(held))), rows.select(sorted(held))
+
+
+def files_of(names: Sequence[str]) -> dict[str, list[int]]:
+    """Indices of the images of each file."""
+    files: dict[str, list[int]] = defaultdict(list)
+    for index, name in enumerate(names):
+        files[parse_address(name).path if SEPARATOR in name else name].append(index)
+    return files
+
+
 def _is_utf8(path: Path) -> bool:
     try:
         str(path).encode()
@@ -333,7 +418,9 @@ def _walk(folder: Path, exclude: set[Path], closed: list[str]) -> Iterator[Path]
             closed.append(f"{parent} ({error.strerror})")
             continue
         for entry in found:
-            if entry.is_dir():
+            if entry.is_dir() and entry.name.lower().endswith(FOLDER_ENDS) and is_zarr(entry.path):
+                yield Path(entry.path)
+            elif entry.is_dir():
                 waiting.append(Path(entry.path))
             elif not entry.name.startswith(".") and (entry.is_file() or not os.path.exists(entry.path)):
                 yield Path(entry.path)

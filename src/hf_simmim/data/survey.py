@@ -12,6 +12,8 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image
 
+from ..formats.address import parse_address
+from ..formats.readers import unread_because
 from ..model.image_readers import UNREAD, Wanted
 from ..model.images import is_deep, read_stored
 from .sampling import sample_indices
@@ -36,7 +38,7 @@ class Survey:
         channels: How many images of the sample have a number of channels, without transparency; gray pictures that are
             stored as RGB count as one.
         depths: How many images of the sample have a bit depth, such as "8 bits" or "float32".
-        closed: Number of files by the reader that would open them.
+        closed: Number of files by what would make them readable.
         num_copies: Number of images that are exact copies of another one.
         copies: Names of two images that are equal, if there are any.
         split_folders: Sub-folders that look like a test or validation set, with their numbers of images.
@@ -80,8 +82,7 @@ class Survey:
                 share = f"{small / len(self.sizes):.0%} of the images"
                 lines["Upscaled"] = f"{share} are smaller than {image_size[1]} x {image_size[0]} px"
         if self.closed:
-            files = (f"{count:,} to open with {reader}" for reader, count in self.closed.items())
-            lines["Not read"] = f"{'; '.join(files)}: convert them"
+            lines["Not read"] = "; ".join(f"{count:,} to {opener}" for opener, count in self.closed.items())
         if self.num_copies and self.copies:
             lines["Copies"] = f"{self.num_copies:,} exact copies of other images, such as {' and '.join(self.copies)}"
         for folder, count in self.split_folders.items():
@@ -113,14 +114,20 @@ def survey(images: Dataset | StreamedImages, num_sampled: int = 128) -> Survey:
         channels[number] += 1
         depths[depth] += 1
     # Names of streamed images are numbers.
-    names = [] if isinstance(images, StreamedImages) else images["name"][:]
-    closed = Counter(
-        reader for name in names for suffix, reader in UNREAD.items() if str(name).lower().endswith(suffix)
-    )
+    # Of windows, their files.
+    names = [] if isinstance(images, StreamedImages) else getattr(images, "files", images)["name"][:]
+    closed = Counter(filter(None, map(_opener, names)))
     num_copies, copies = find_copies(names)
     return Survey(
         len(images), sizes, dict(channels), dict(depths), dict(closed), num_copies, copies, split_folders(names)
     )
+
+
+def _opener(name: str) -> str:
+    """What would open a file that is not read; empty for others."""
+    ends = (f"open with {reader}: convert it" for suffix, reader in UNREAD.items() if name.lower().endswith(suffix))
+    missing = unread_because(name)
+    return next(ends, f"read after {missing}" if missing else "")
 
 
 def glance(source: Any) -> tuple[tuple[int, int], int, str]:
@@ -176,7 +183,8 @@ def find_copies(names: Sequence[str]) -> tuple[int, tuple[str, str] | None]:
         How many images are copies of another one, and the names of the first two that are equal.
     """
     by_size: dict[int, list[str]] = defaultdict(list)
-    for name in names:
+    # A file of many images counts once.
+    for name in dict.fromkeys(parse_address(name).path for name in names):
         try:
             by_size[os.path.getsize(name)].append(name)
         except OSError:  # a row of a table

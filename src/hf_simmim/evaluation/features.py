@@ -5,7 +5,7 @@ The file is written and searched one group of rows at a time, so that features n
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..data.labeled.images import WholeImageDataset
 from ..data.reading import NoReadableImageError
+from ..data.sampling import evenly_spaced
 from ..data.whole_images import CollateReadable, none_readable
 from ..model.modeling_base import SimMIMPreTrainedModel
 from .probing import extract_features
@@ -41,10 +42,12 @@ def write_features(
     dtype: torch.dtype | None = None,
     half: bool = False,
     description: dict[str, Any] | None = None,
+    columns: Mapping[str, Sequence[Any]] | None = None,
 ) -> tuple[list[int], list[tuple[str, str]]]:
     """Compute features and write them to a parquet file, one group of rows at a time.
 
-    The file has the columns `name`, `label` if there are labels, and `features`, a list of D numbers. It gets its name
+    The file has the columns `name`, `label` if there are labels, further ones if they are given, and `features`, a list
+    of D numbers. It gets its name
     only when it is complete.
 
     Args:
@@ -60,6 +63,7 @@ def write_features(
         dtype: Dtype of autocast; None disables it.
         half: Whether numbers are stored as float16.
         description: Metadata of the file, stored as JSON under the key `hf_simmim`.
+        columns: Further columns by name, with a value for each image, such as where a window lies.
 
     Returns:
         Indices of the images in the order of the rows, and (name, reason) of the unreadable images.
@@ -85,7 +89,8 @@ def write_features(
         for first in batches:
             group = itertools.chain([first], itertools.islice(batches, max(0, GROUP_SIZE // batch_size - 1)))
             features = extract_features(model, group, layer, pooling, device, dtype, progress=False)
-            table = _table(dataset.images, indices[num_written:], labels, features.half() if half else features)
+            numbers = features.half() if half else features
+            table = _table(dataset.images, indices[num_written:], labels, columns or {}, numbers)
             file.write(table.replace_schema_metadata(metadata))
             num_written = len(indices)
         if not num_written:
@@ -147,11 +152,18 @@ def nearest_rows(path: Path, queries: Sequence[int], k: int) -> tuple[torch.Tens
     return found[:, :k], best[:, :k]
 
 
-def _table(images: Dataset, indices: list[int], labels: Sequence[str] | None, features: torch.Tensor) -> pyarrow.Table:
+def _table(
+    images: Dataset,
+    indices: list[int],
+    labels: Sequence[str] | None,
+    others: Mapping[str, Sequence[Any]],
+    features: torch.Tensor,
+) -> pyarrow.Table:
     """Rows of the file."""
     columns: dict[str, Any] = {"name": images.select_columns("name")[indices]["name"]}
     if labels is not None:
         columns["label"] = [labels[index] for index in indices]
+    columns |= {name: [values[index] for index in indices] for name, values in others.items()}
     numbers = pyarrow.array(features.numpy().reshape(-1))
     columns["features"] = pyarrow.FixedSizeListArray.from_arrays(numbers, features.shape[1])
     return pyarrow.table(columns)
@@ -166,6 +178,31 @@ def _groups(path: Path) -> Iterator[tuple[int, torch.Tensor]]:
             numbers = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
             yield start, torch.from_numpy(numbers).view(len(column), -1)
             start += len(column)
+
+
+def principal_components(path: Path, count: int, max_fitted: int = 50_000) -> np.ndarray:
+    """Project the features of a file to their first principal components, in units of their standard deviations.
+
+    Args:
+        path: A file of `write_features`.
+        count: Number of components K.
+        max_fitted: Largest number of rows that the components are found by, spread evenly.
+
+    Returns:
+        float64 array (N, K); components that do not vary, or do not exist, are 0.
+    """
+    from sklearn.decomposition import PCA
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        total = file.metadata.num_rows
+    fitted = read_features(path, evenly_spaced(total, max_fitted)).double().numpy()
+    kept = min(count, *fitted.shape)
+    components = PCA(kept, random_state=0).fit(fitted)
+    values = np.zeros((total, count))
+    for start, features in _groups(path):
+        values[start : start + len(features), :kept] = components.transform(features.double().numpy())
+    spread = values.std(axis=0)
+    return values / np.where(spread > 1e-9, spread, np.inf)
 
 
 def project(features: torch.Tensor, method: str = "tsne", seed: int = 0) -> np.ndarray:

@@ -34,7 +34,7 @@ class Address:
         """A part of this part, such as a window of a slice.
 
         Args:
-            values: Names and values that are added.
+            **values: Names and values that are added.
 
         Returns:
             The other address.

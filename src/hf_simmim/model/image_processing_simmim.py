@@ -127,7 +127,7 @@ class _SimMIMProcessing(CarriesCode, BaseImageProcessor):
             return [self.fetch_images(image, num_channels, rescale_factor, nodata) for image in image_url_or_urls]
         if isinstance(image_url_or_urls, (str, os.PathLike)):
             num_channels = num_channels or self.num_channels
-            source = image_url_or_urls if os.path.isfile(image_url_or_urls) else _download(str(image_url_or_urls))
+            source = image_url_or_urls if _is_file(image_url_or_urls) else _download(str(image_url_or_urls))
             nodata = self.nodata if nodata is None else nodata
             image = open_image(source, num_channels, rescale_factor or self.rescale_factor, nodata)
             pixels = pixels_of(image, num_channels)
@@ -330,6 +330,12 @@ def _is_rescaled(image) -> bool:
     if floating and has_missing(image):
         image = image[image == image]
     return floating and bool(image.min() >= 0) and bool(image.max() <= 1)
+
+
+def _is_file(path: str | os.PathLike) -> bool:
+    """Whether a text is the path of a file, or names an image inside one, such as `scan.nii::axis=2,slice=9`."""
+    whole, separator, _ = os.fspath(path).rpartition("::")
+    return os.path.isfile(path) or (bool(separator) and os.path.exists(whole))
 
 
 def _download(address: str) -> bytes:

@@ -5,9 +5,6 @@ what they are not; there the format has a reader of its own, another library rea
 the library that would.
 """
 
-# ADD A FILE FORMAT: a reader that returns `Stored`, and its line in `FORMATS` at the end of this module. A suffix that
-# Pillow does not know goes to `SUFFIXES`, that of a format which is not read to `UNREAD`.
-
 import contextlib
 import importlib
 import io
@@ -33,20 +30,16 @@ Source = str | os.PathLike | bytes
 # Pillow's openers that run other programs, that can never load an image, or whose numbers are not the file's.
 NOT_BY_PILLOW = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}
 # Suffixes of images that Pillow has no opener of its own for.
-SUFFIXES = {".fit", ".fits", ".fts", ".mpo", ".npy"}
+SUFFIXES = {".fit", ".fits", ".fts", ".mpo", ".npy", ".svs"}
 # Images that are not read, and what opens them.
-READERS = {
-    "imagecodecs": ".jxl",
-    "mrcfile": ".mrc",
-    "nibabel": ".nii .nii.gz",
-    "openslide-python": ".mrxs .svs .vsi",
-    "OpenEXR": ".exr",
-    "pillow-heif": ".heic .heif",
-    "pydicom": ".dcm",
-    "rawpy": ".arw .cr2 .cr3 .dng .nef .orf .raf .rw2",
-    "the reader of the microscope, such as czifile, nd2 or readlif": ".czi .lif .nd2",
+UNREAD = {".mrc": "mrcfile", **dict.fromkeys((".mrxs", ".vsi"), "openslide-python")}
+UNREAD |= dict.fromkeys((".czi", ".lif", ".nd2"), "the reader of the microscope, such as czifile, nd2 or readlif")
+# Images that are read where the package is installed with one of its extras.
+EXTRAS = {
+    "arrays": ".h5 .hdf5",
+    "medical": ".dcm .nii .nii.gz",
+    "photos": ".arw .cr2 .cr3 .dng .exr .heic .heif .jxl .nef .orf .raf .rw2",
 }
-UNREAD = {suffix: reader for reader, suffixes in READERS.items() for suffix in suffixes.split()}
 
 # Numbers of one image, over all channels: six times the pixels that Pillow opens, 4 GiB as float32.
 NUMBERS_PER_PIXEL = 6
@@ -133,30 +126,35 @@ def open_with_pillow(source: Source) -> Image.Image:
         pixels = re.search(r"\d+", str(error))
         raise ValueError(_too_large(int(pixels[0]) if pixels else 0, 3)) from error
     except UnidentifiedImageError as error:
-        reader = _reader_of(source)
-        if reader:
-            raise ValueError(f"{reader[0]} files are not read. Convert them, for example with {reader[1]}.") from error
+        reason = _unread_reason(source)
+        if reason:
+            raise ValueError(reason) from error
         raise
 
 
-def _reader_of(source: Source) -> tuple[str, str] | None:
-    """Name and reader of a format that is not read."""
+def _unread_reason(source: Source) -> str:
+    """Why an image is not read; empty if its format is unknown."""
     with opened(source) as file:
         head = file.read(132)
-    signatures = (
-        (head[128:] == b"DICM", "DICOM", "pydicom"),
-        (head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"mif1", b"hevc", b"msf1"), "HEIF", "pillow-heif"),
-        (head[:2] == b"\xff\x0a" or head[:12] == b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL", "imagecodecs"),
-        (head[:4] == b"v/1\x01", "OpenEXR", "OpenEXR"),
-        (head[:4] == b"\x89HDF", "HDF5", "h5py"),
-        (head[:4] in (b"GRIB", b"BUFR"), head[:4].decode("ascii", "replace"), "eccodes"),
-        (head[:4] in (b"%!PS", b"\xc5\xd0\xd3\xc6"), "PostScript", "Ghostscript"),
-    )
-    for matches, name, reader in signatures:
-        if matches:
-            return name, reader
     name = "" if isinstance(source, bytes) else str(source).lower()
-    return next(((suffix, reader) for suffix, reader in UNREAD.items() if name.endswith(suffix)), None)
+    found = [(name.endswith(suffix), suffix, extra) for extra in EXTRAS for suffix in EXTRAS[extra].split()]
+    found += [
+        (head[128:] == b"DICM", "DICOM", "medical"),
+        (head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"mif1", b"hevc", b"msf1"), "HEIF", "photos"),
+        (head[:2] == b"\xff\x0a" or head[:12] == b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL", "photos"),
+        (head[:4] == b"v/1\x01", "OpenEXR", "photos"),
+        (head[:4] == b"\x89HDF", "HDF5", "arrays"),
+    ]
+    for matches, kind, extra in reversed(found):
+        if matches:
+            return f'{kind} files are read by the installed package alone: pip install "hf-simmim[{extra}]".'
+    others = [(name.endswith(suffix), suffix, reader) for suffix, reader in UNREAD.items()]
+    others += [(head[:4] == kind, kind.decode(), "eccodes") for kind in (b"GRIB", b"BUFR")]
+    others += [(head[:4] in (b"%!PS", b"\xc5\xd0\xd3\xc6"), "PostScript", "Ghostscript")]
+    for matches, kind, reader in others:
+        if matches:
+            return f"{kind} files are not read. Convert them, for example with {reader}."
+    return ""
 
 
 def _too_large(pixels: int, channels: int) -> str:
@@ -164,8 +162,8 @@ def _too_large(pixels: int, channels: int) -> str:
     return (
         f"The image has {pixels / 1e6:.0f} million pixels in {channels} channels, more than the limit of"
         f" {limit / 1e6:.0f} million pixels ({limit * NUMBERS_PER_PIXEL / 1e6:.0f} million numbers), and takes"
-        f" {pixels * channels / 2**30:.1f} to {pixels * channels / 2**28:.1f} GiB of memory in every worker. Cut it"
-        " into tiles, or raise the limit with the environment variable"
+        f" {pixels * channels / 2**30:.1f} to {pixels * channels / 2**28:.1f} GiB of memory in every worker. Read"
+        " windows (pretrain, embed: --image_window), cut it into tiles, or raise the limit by the environment variable"
         f" HF_SIMMIM_MAX_MEGAPIXELS={math.ceil(pixels * max(channels / NUMBERS_PER_PIXEL, 1) / 1e6)}."
     )
 
@@ -317,14 +315,14 @@ def _tags(file: BinaryIO, entries: bytes, order: str, wide: str, length: int) ->
     return tags
 
 
-def _first(page: Directory, tag: int, default: int) -> int:
+def first_value(page: Directory, tag: int, default: int) -> int:
     values = page.get(tag) or (default,)
     return default if isinstance(values, str) else values[0]
 
 
-def _is_part(page: Directory) -> bool:
+def is_part(page: Directory) -> bool:
     """Whether a page is a smaller copy of another, such as an overview, or a mask."""
-    return bool(_first(page, 254, 0) & 0b101) or _first(page, 255, 1) == 2 or _first(page, 262, 1) == 4
+    return bool(first_value(page, 254, 0) & 0b101) or first_value(page, 255, 1) == 2 or first_value(page, 262, 1) == 4
 
 
 def _described_axes(text: str) -> dict[str, int] | None:
@@ -340,19 +338,18 @@ def _described_axes(text: str) -> dict[str, int] | None:
             described = json.loads(text)
             return dict(zip(described["axes"], described["shape"], strict=True))
     return None
-    return None
 
 
 def read_tiff(source: Source, wanted: Wanted) -> Stored:
     with opened(source) as file:
         pages = tiff_directories(file, wanted.num_channels + MAX_OTHER_PAGES)
-    whole = [index for index, page in enumerate(pages) if not _is_part(page)] or [0]
+    whole = [index for index, page in enumerate(pages) if not is_part(page)] or [0]
     if not pages or not {256, 257} <= pages[whole[0]].keys():
         return Stored(open_with_pillow(source))
     page = pages[whole[0]]
     form = [page.get(tag) for tag in (256, 257, 258, 339, 277)]
     planes = [index for index in whole if [pages[index].get(tag) for tag in (256, 257, 258, 339, 277)] == form]
-    samples, meaning = _first(page, 277, 1), _first(page, 262, 1)
+    samples, meaning = first_value(page, 277, 1), first_value(page, 262, 1)
     check_size(page[257][0], page[256][0], samples)
     if meaning in TIFF_REFUSED or meaning not in TIFF_KINDS:
         raise ValueError(
@@ -362,7 +359,7 @@ def read_tiff(source: Source, wanted: Wanted) -> Stored:
     if samples == 1 and meaning in (0, 1):
         bands = _read_bands(source, wanted, page, planes)
         if bands is not None:
-            return _with_meaning(page, bands, wanted)
+            return with_meaning(page, bands, wanted)
     elif len(whole) > 1:
         _warn_of_pages(page)
     return _read_page(source, wanted, page, whole[0])
@@ -416,7 +413,7 @@ def _read_bands(source: Source, wanted: Wanted, page: Directory, planes: list[in
         return np.stack([tiff.pages[index].asarray() for index in planes])
 
     bands = _by_tifffile(source, read)
-    return bands if is_last else _turned(bands, _first(page, 274, 1), rows=bands.ndim - 2)
+    return bands if is_last else _turned(bands, first_value(page, 274, 1), rows=bands.ndim - 2)
 
 
 class MissingCodecError(ValueError):
@@ -444,30 +441,32 @@ def _by_tifffile(source: Source, read: Callable[[Any], np.ndarray]) -> np.ndarra
 
 def _read_page(source: Source, wanted: Wanted, page: Directory, index: int) -> Stored:
     """Read one page of a TIFF file: by Pillow if its numbers are those of the file, else by tifffile."""
-    bits, formats, meaning = page.get(258, (1,)), set(page.get(339, (1,))), _first(page, 262, 1)
-    is_unsigned, samples = formats <= {1, 4}, _first(page, 277, 1)
-    compression = _first(page, 259, 1)
+    bits, formats, meaning = page.get(258, (1,)), set(page.get(339, (1,))), first_value(page, 262, 1)
+    is_unsigned, samples = formats <= {1, 4}, first_value(page, 277, 1)
+    compression = first_value(page, 259, 1)
     image = None
     # Pillow reads YCbCr as if it were RGB, and divides by an alpha of 0.
-    is_wrong = compression in (1, 8, 32773, 32946) and (meaning == 6 or _picture_kind(page) == "RGBa")
-    has_parts = _is_part(page) and 330 in page
+    is_wrong = compression in (1, 8, 32773, 32946) and (meaning == 6 or picture_kind(page) == "RGBa")
+    has_parts = is_part(page) and 330 in page
     if index == 0 and compression in PILLOW_COMPRESSIONS and not is_wrong and not has_parts:
         image = _tiff_by_pillow(source, page)
     # Pillow opens files with more bands than it has a mode for, and drops the last ones.
     if image is not None and len(image.getbands()) == samples:
         if is_unsigned and max(bits) <= 8:
-            return _tiff_picture(page, image, wanted)
+            return tiff_picture(page, image, wanted)
         is_exact = image.mode.startswith("I;16") or image.mode == "F" or (image.mode == "I" and max(bits) == 16)
         # Pillow reads compressed files that tifffile needs another package for.
         if is_exact and meaning == 1:
-            return _with_meaning(page, np.asarray(upright(image)), wanted)
+            return with_meaning(page, np.asarray(upright(image)), wanted)
 
     def read(tiff: Any) -> np.ndarray:
         found = tiff.pages[index]
         if has_parts and found.pages:
             # Cameras put the image below its thumbnail.
             found = next((part for part in found.pages if not int(part.subfiletype) & 0b101), found)
-        is_few = found.dtype in (np.uint8, np.uint16) and not _picture_kind(page)
+            if int(found.photometric) in TIFF_REFUSED:
+                raise ValueError(f"The TIFF file holds {TIFF_REFUSED[int(found.photometric)]}, not colors. Convert it.")
+        is_few = found.dtype in (np.uint8, np.uint16) and not picture_kind(page)
         marks = is_few and (wanted.has_nodata or GDAL_NODATA in page)
         check_size(found.imagelength, found.imagewidth, found.samplesperpixel)
         if marks and not found.is_contiguous:
@@ -483,19 +482,19 @@ def _read_page(source: Source, wanted: Wanted, page: Directory, index: int) -> S
         else:
             array = found.asarray()
         is_planar = found.axes.startswith("S")
-        if is_planar and _picture_kind(page):
+        if is_planar and picture_kind(page):
             array, is_planar = np.moveaxis(array, 0, -1), False
-        return _turned(array, _first(page, 274, 1), rows=1 if is_planar else 0)
+        return _turned(array, first_value(page, 274, 1), rows=1 if is_planar else 0)
 
     try:
-        return _with_meaning(page, _by_tifffile(source, read), wanted)
+        return with_meaning(page, _by_tifffile(source, read), wanted)
     except (MissingCodecError, ImportError) as error:
         image = _tiff_by_pillow(source, page) if index == 0 else None
         if image is None or len(image.getbands()) != samples or not is_unsigned:
             raise
         if max(bits) > 8 and re.fullmatch("(RGB|RGBA|CMYK);16[BLN]", _raw_mode(image)):
             numbers = both_bytes(source, image, *(("16L", "16B") if _is_little(image) else ("16B", "16L")))
-            return _with_meaning(page, numbers, wanted)
+            return with_meaning(page, numbers, wanted)
         if max(bits) > 8 or compression in UNKNOWN_COMPRESSIONS:
             raise
         try:
@@ -503,7 +502,7 @@ def _read_page(source: Source, wanted: Wanted, page: Directory, index: int) -> S
         except Exception:
             UNKNOWN_COMPRESSIONS.add(compression)
             raise error from None
-        return _tiff_picture(page, image, wanted)
+        return tiff_picture(page, image, wanted)
 
 
 # Compressions that Pillow failed at: its libtiff prints several lines for each try.
@@ -513,7 +512,7 @@ UNKNOWN_COMPRESSIONS: set[int] = set()
 def _tiff_by_pillow(source: Source, page: Directory) -> Any:
     """Open a TIFF file with Pillow; None if it has no mode for it."""
     # Pillow memory-maps files of some modes, with the wrong width if they are rotated.
-    source = content_of(source) if _first(page, 274, 1) > 4 else source
+    source = content_of(source) if first_value(page, 274, 1) > 4 else source
     try:
         return open_with_pillow(source)
     except UnidentifiedImageError:
@@ -529,24 +528,24 @@ def _is_little(image: Any) -> bool:
     return order == "L" or (order == "N" and sys.byteorder == "little")
 
 
-def _picture_kind(page: Directory) -> str:
+def picture_kind(page: Directory) -> str:
     """What the samples of a page of unsigned integers are, as in `Stored.kind`, or P; empty if they are just bands."""
-    bits, samples = page.get(258, (1,)), _first(page, 277, 1)
-    kind = TIFF_KINDS[_first(page, 262, 1)]
+    bits, samples = page.get(258, (1,)), first_value(page, 277, 1)
+    kind = TIFF_KINDS[first_value(page, 262, 1)]
     if not set(page.get(339, (1,))) <= {1, 4} or len(set(bits)) > 1 or max(bits) > 16:
         return ""
     colors = {"L": 1, "P": 1, "CMYK": 4}.get(kind, 3)
     if samples == colors:
         return kind
-    extra = _first(page, 338, 2 if kind == "RGB" else 0)
+    extra = first_value(page, 338, 2 if kind == "RGB" else 0)
     return kind + {1: "a", 2: "A"}[extra] if samples == colors + 1 and extra in (1, 2) and kind in ("L", "RGB") else ""
 
 
-def _with_meaning(page: Directory, array: np.ndarray, wanted: Wanted) -> Stored:
+def with_meaning(page: Directory, array: np.ndarray, wanted: Wanted) -> Stored:
     """Turn the numbers of a page into what its photometric interpretation says that they are."""
-    meaning, bits, nodata = _first(page, 262, 1), max(page.get(258, (1,))), gdal_nodata(page.get(GDAL_NODATA))
+    meaning, bits, nodata = first_value(page, 262, 1), max(page.get(258, (1,))), gdal_nodata(page.get(GDAL_NODATA))
     # Pages that are channels are bands.
-    kind = _picture_kind(page) if array.ndim == 2 or _first(page, 277, 1) > 1 else ""
+    kind = picture_kind(page) if array.ndim == 2 or first_value(page, 277, 1) > 1 else ""
     largest, scale, offset = 2**bits - 1, 1, 0
     if meaning == 0:
         if not set(page.get(339, (1,))) <= {1, 4}:
@@ -580,9 +579,9 @@ def _palette(page: Directory) -> np.ndarray:
     return colors * np.uint16(257) if colors.max() < 256 else colors
 
 
-def _tiff_picture(page: Directory, image: Any, wanted: Wanted) -> Stored:
+def tiff_picture(page: Directory, image: Any, wanted: Wanted) -> Stored:
     """A picture of up to 8 bits that Pillow has opened."""
-    meaning, bits, nodata = _first(page, 262, 1), max(page.get(258, (1,))), gdal_nodata(page.get(GDAL_NODATA))
+    meaning, bits, nodata = first_value(page, 262, 1), max(page.get(258, (1,))), gdal_nodata(page.get(GDAL_NODATA))
     if image.mode == "L" and bits in (2, 4):
         return few_bits(image, bits, wanted, meaning == 0)._replace(nodata=nodata)
     if image.mode == "1" or (image.mode == "L" and meaning == 0):

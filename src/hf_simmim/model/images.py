@@ -14,8 +14,9 @@ Pixels of which all channels are `nodata` in the file are missing; TIFF files ma
 image with missing pixels is a float32 array in which they are NaN.
 """
 
-# ADD A FILE FORMAT: a reader that returns `Stored`, and its line in `FORMATS` at the end of this module. A suffix that
-# Pillow does not know goes to `SUFFIXES` in `image_readers.py`, that of a format which is not read to `UNREAD`.
+# ADD A FILE FORMAT: one that another library reads goes to `formats/readers.py`. Here it is a reader that returns
+# `Stored`, and its line in `FORMATS` at the end; a suffix that Pillow does not know goes to `SUFFIXES` in
+# `image_readers.py`, that of a format which is not read to `UNREAD`.
 
 import io
 import math
@@ -471,7 +472,7 @@ def read_stored(source: Source, wanted: Wanted) -> Stored:
         if stored is not None:
             return stored
     with opened(source) as file:
-        head = file.read(256)
+        head = file.read(352)
     for matches, reader in FORMATS.values():
         if matches(head):
             return reader(source, wanted)

@@ -11,6 +11,8 @@ from datasets import Image as ImageFeature
 
 from ..data.sampling import evenly_spaced, sampled_checksum
 from ..data.streaming import StreamedImages
+from ..data.windows import WindowRows
+from ..formats.address import parse_address
 
 # Files are read as a whole if all of them have at most this many bytes, else in parts.
 MAX_BYTES = 2**30
@@ -58,7 +60,7 @@ class Fingerprint(dict[str, Any]):
         return f" Files: {'; '.join(parts)}." if parts else ""
 
 
-def digest(images: Dataset | StreamedImages) -> Fingerprint:
+def digest(images: Dataset | StreamedImages | WindowRows) -> Fingerprint:
     """Fingerprint of images: their number, names in order, and contents.
 
     Names are relative to the folder that holds all images, so the folder may be moved or be named in another way. Of
@@ -72,6 +74,9 @@ def digest(images: Dataset | StreamedImages) -> Fingerprint:
     """
     if isinstance(images, StreamedImages):
         return Fingerprint(images.digest())
+    if isinstance(images, WindowRows):
+        # Which windows are drawn is a setting of the run.
+        images = images.files
     rows = images.select_columns("image")
     paths, files = _paths(rows), list[str]()
     if paths:
@@ -101,7 +106,12 @@ def _paths(rows: Dataset) -> list[str]:
 
 
 def _file_contents(paths: list[str]) -> tuple[str, list[str]]:
-    """Fingerprint of images that are files, and of each of them: of those that are not read, the size."""
+    """Fingerprint of images that are files, and of each of them: of those that are not read, the size.
+
+    Images inside a file have that of the file.
+    """
+    places = [parse_address(path).path for path in paths]
+    paths = list(dict.fromkeys(places))
     content = hashlib.blake2b(digest_size=6)
     versions = [_version(path) for path in paths]
     sizes = [size for size, _ in versions]
@@ -112,7 +122,8 @@ def _file_contents(paths: list[str]) -> tuple[str, list[str]]:
         part = _file_content(paths[index], *versions[index], is_small)
         content.update(part)
         files[index] = part.hex()[:12]
-    return content.hexdigest(), files
+    found = dict(zip(paths, files, strict=True))
+    return content.hexdigest(), [found[place] for place in places]
 
 
 def _table_content(rows: Dataset) -> str:
@@ -141,7 +152,14 @@ def _version(path: str) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=200_000)
 def _file_content(path: str, size: int, modified: int, whole: bool) -> bytes:
-    """Checksum of a file or of three blocks of it; the same file is read once, as long as it is not modified."""
+    """Checksum of a file or of three blocks of it; the same file is read once, as long as it is not modified.
+
+    Of a folder that takes the place of a file, names and sizes count.
+    """
+    if os.path.isdir(path):
+        inner = sorted(str(file.relative_to(path)) for file in Path(path).rglob("*") if file.is_file())
+        sizes = [(name, os.path.getsize(os.path.join(path, name))) for name in inner]
+        return hashlib.blake2b(repr(sizes).encode()).digest()
     try:
         with open(path, "rb") as file:
             if whole:

@@ -17,6 +17,7 @@ from ...data.sampling import evenly_spaced
 from ...data.sources import (
     check_one_source,
     embedded_data,
+    files_of,
     find_image_column,
     image_rows,
     load_images,
@@ -25,14 +26,16 @@ from ...data.sources import (
     shown_url,
 )
 from ...data.streaming import StreamedImages, stream_images
-from ...data.value_range import check_value_range
+from ...data.value_range import check_value_range, sample_range
+from ...formats.readers import holds_numbers
 from ...model.images import keeps_deep_pictures
+from .slices import SliceArguments
 
 logger = logging.get_logger(__name__)
 
 
 @dataclass
-class SourceArguments:
+class SourceArguments(SliceArguments):
     """Source of the images."""
 
     train_dir: str | None = field(
@@ -91,6 +94,7 @@ class SourceArguments:
             "dataset_config": self.dataset_config,
             "data_files": self.data_files,
             "image_column": self.image_column,
+            "slicing": self.slicing,
         }
 
     def check_source(self) -> None:
@@ -139,6 +143,8 @@ class StreamingArguments:
         """Open a split of the shards that the options name."""
         source = arguments.source()
         folder = source.pop("folder")
+        # Shards hold images alone.
+        del source["slicing"]
         if folder is not None:
             source["data_files"] = packed_files(folder)
         size = int(self.stream_cache_gb * 1e9)
@@ -146,7 +152,7 @@ class StreamingArguments:
 
 
 @dataclass
-class ImageArguments:
+class ImageArguments(SliceArguments):
     """Source of images without labels; the embedded ones if none are named."""
 
     _argument_group_name = "images"
@@ -186,7 +192,7 @@ class ImageArguments:
             ValueError, OSError: If the images cannot be used; the message says why and what to do.
         """
         if self.image_dir is not None:
-            return load_images(self.image_dir), None
+            return load_images(self.image_dir, slicing=self.slicing), None
         split = self.split or "train"
         table = load_table(self.dataset_name, self.dataset_config, self.data_files, split)
         name = f"{self.dataset_name or ', '.join(map(shown_url, self.data_files or ()))}, {split}"
@@ -243,6 +249,12 @@ class PixelArguments:
         if self.rescale <= 0:
             raise ValueError(f"rescale_factor={self.rescale_factor} must be a positive number, such as 1/65535.")
 
+    def known_nodata(self, checkpoint: str | None) -> float | None:
+        """Value of missing pixels before `settle`: that of the option, or else of the checkpoint."""
+        inherited = {} if self.nodata is not None else inherited_pixels(checkpoint)
+        is_same = self.rescale_factor is None or inherited.get("rescale_factor") == self.rescale
+        return inherited.get("nodata") if is_same and self.nodata is None else self.nodata
+
     def settle(
         self, checkpoint: str | None, num_channels: int, images: Dataset, before: dict[str, Any]
     ) -> dict[str, list[float]]:
@@ -269,10 +281,22 @@ class PixelArguments:
         if self.nodata is not None and not math.isfinite(self.nodata):
             # Such pixels are always missing, and NaN does not equal itself.
             self.nodata = None
-        statistics = image_statistics(self, num_channels, images, before, inherited)
         is_default = self.rescale_factor is None and "rescale_factor" not in inherited
+        if is_default and isinstance(images, Dataset) and holds_numbers(images["name"][:]):
+            self._fit_factor(images, num_channels)
+        statistics = image_statistics(self, num_channels, images, before, inherited)
         check_value_range(images, num_channels, self.rescale, **statistics, nodata=self.nodata, is_default=is_default)
         return statistics
+
+    def _fit_factor(self, images: Dataset, num_channels: int) -> None:
+        """Choose the factor of numbers that have no range of their own, such as Hounsfield units."""
+        found = sample_range(images, num_channels, self.rescale, self.nodata)
+        if found is not None and not found.is_bytes and max(abs(found.low), abs(found.high)) > 2 * 255:
+            self.rescale = float(Fraction(found.fitting_factor))
+            logger.warning(
+                f"The numbers of the images range from {found.low:g} to {found.high:g} and are multiplied by"
+                f" {found.fitting_factor}. Another --rescale_factor may be chosen."
+            )
 
 
 def stream_splits(arguments: Any, streaming: StreamingArguments) -> tuple[StreamedImages, Any]:
@@ -305,7 +329,7 @@ def stream_splits(arguments: Any, streaming: StreamingArguments) -> tuple[Stream
     train = streaming.open_split(arguments, arguments.train_split)
     limit = arguments.max_eval_samples
     if arguments.validation_dir is not None:
-        validation = load_images(arguments.validation_dir)
+        validation = load_images(arguments.validation_dir, slicing=arguments.slicing)
         return train, validation if limit is None else validation.select(evenly_spaced(len(validation), limit))
     if arguments.validation_split is not None:
         validation = streaming.open_split(arguments, arguments.validation_split)
@@ -414,7 +438,12 @@ def load_labeled_splits(
     train = load_labeled_images(**source, split=arguments.train_split)
     validation = None
     if arguments.validation_dir is not None:
-        validation = load_labeled_images(arguments.validation_dir)
+        validation = load_labeled_images(arguments.validation_dir, slicing=arguments.slicing)
     elif validation_split is not None:
         validation = load_labeled_images(**source, split=validation_split)
+    elif arguments.train_dir is not None and len(files_of(train.rows["name"][:])) < len(train.rows):
+        logger.warning(
+            "Several images come from one file, such as slices of a volume: those that are held out are like those that"
+            " are trained on, which makes results look better than they are. Name other files with --validation_dir."
+        )
     return train, None if validation is None else validation.with_classes(train.class_names)

@@ -67,7 +67,7 @@ def load_probe(arguments: ProbeArguments) -> list[LabeledImages] | None:
         raise ValueError("probe_dir and probe_label_column both name labels. Leave one out.")
     test = None
     if arguments.probe_dir is not None:
-        images = load_labeled_images(arguments.probe_dir)
+        images = load_labeled_images(arguments.probe_dir, slicing=arguments.slicing)
     elif arguments.train_dir is not None:
         raise ValueError(
             f"probe_label_column={arguments.probe_label_column!r} needs a data set; a folder has no columns. Use"

@@ -12,6 +12,7 @@ from datasets import Dataset, List, Value
 from PIL import Image
 from transformers.utils import logging
 
+from ...formats.slicing import Slicing
 from ...model.images import fill_missing, has_missing, real_pixels
 from ..reading import ImageDataset, NoReadableImageError, describe
 from ..sampling import sample_generator
@@ -20,7 +21,7 @@ from ..sources import (
     find_image_column,
     find_label_column,
     folder_rows,
-    image_paths,
+    image_addresses,
     image_rows,
     indicators,
     load_table,
@@ -130,6 +131,7 @@ def load_labeled_images(
     split: str = "train",
     image_column: str | None = None,
     label_column: str | None = None,
+    slicing: Slicing | None = None,
 ) -> LabeledImages:
     """Load images and their labels from a folder, the Hub, or parquet and webdataset shards, images undecoded.
 
@@ -147,6 +149,7 @@ def load_labeled_images(
         image_column: Column of the images; found by its type if None.
         label_column: Column of the labels; if None, the only one of `ClassLabel`, or the only one of integers, strings,
             or lists of those.
+        slicing: How volumes, series, stacks and arrays in a folder become images, see `load_images`.
 
     Returns:
         The labeled images.
@@ -161,7 +164,7 @@ def load_labeled_images(
             raise ValueError(f"label_column={label_column!r} does nothing in a folder, whose sub-folders are classes.")
         data_files = packed_files(folder)
         if not data_files:
-            return _load_folder(Path(folder))
+            return _load_folder(Path(folder), slicing)
         split = "train"
     dataset = load_table(dataset_name, dataset_config, data_files, split)
     if folder is not None:
@@ -193,8 +196,8 @@ def _packed_labels(dataset: Dataset, folder: str | Path) -> str:
     return found[0]
 
 
-def _load_folder(folder: Path) -> LabeledImages:
-    paths = image_paths(folder)
+def _load_folder(folder: Path, slicing: Slicing | None) -> LabeledImages:
+    paths = image_addresses(folder, slicing=slicing)
     places = [Path(path).relative_to(folder).parts for path in paths]
     loose = ["/".join(parts) for parts in places if len(parts) == 1]
     if loose:

@@ -6,7 +6,7 @@ Images are read as for pre-training, with any number of channels and any dtype; 
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import cpu_count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,8 @@ from datasets.utils import tqdm
 from PIL import Image
 from transformers.utils import logging
 
+from ...formats.address import Address, parse_address
+from ...formats.slicing import Slicing
 from ...model.images import fill_missing, has_missing, open_image, real_pixels, upright
 from ..reading import NUM_TRIES, NoReadableImageError, describe, open_row
 from ..sampling import sample_generator
@@ -39,11 +41,14 @@ class SegmentationPairs(NamedTuple):
         return SegmentationPairs(self.images.select(indices), self.annotations.select(indices))
 
 
-def load_folder(folder: str | Path) -> SegmentationPairs:
+def load_folder(folder: str | Path, slicing: Slicing | None = None) -> SegmentationPairs:
     """Load pairs from a folder with `images` and `masks`, nested or not, whose file names differ only in the suffix.
+
+    A slice of a volume and the same slice of the mask's volume are a pair.
 
     Args:
         folder: The folder.
+        slicing: How volumes, series, stacks and arrays become images, see `load_images`. Masks have no neighbors.
 
     Returns:
         The pairs, sorted by name.
@@ -53,7 +58,8 @@ def load_folder(folder: str | Path) -> SegmentationPairs:
         FileNotFoundError: If a folder does not exist.
     """
     folders = [Path(folder) / name for name in ("images", "masks")]
-    images, masks = (load_images(path) for path in folders)
+    single = None if slicing is None else replace(slicing, slice_neighbors=0, gray_window=None)
+    images, masks = (load_images(path, slicing=each) for path, each in zip(folders, (slicing, single), strict=True))
     rows = [_by_stem(dataset, path) for dataset, path in zip((images, masks), folders, strict=True)]
     lacking = sorted(rows[0].keys() - rows[1].keys())
     if lacking:
@@ -73,11 +79,29 @@ def load_folder(folder: str | Path) -> SegmentationPairs:
 def _by_stem(dataset: Dataset, folder: Path) -> dict[str, int]:
     rows: dict[str, int] = {}
     for index, name in enumerate(dataset["name"]):
-        stem = Path(name).relative_to(folder).with_suffix("").as_posix()
+        stem = stem_of(name, folder)
         if stem in rows:
             raise ValueError(f"{folder} holds {stem!r} twice, with different suffixes. Remove one of them.")
         rows[stem] = index
     return rows
+
+
+def stem_of(name: str, folder: Path) -> str:
+    """What an image and its mask have in common.
+
+    Args:
+        name: Path, or address of an image inside a file.
+        folder: Folder of the images, or of the masks.
+
+    Returns:
+        The path below the folder without its suffix, and which image of the file it is.
+    """
+    address = parse_address(name)
+    path = Path(address.path).relative_to(folder)
+    if path.name.lower().endswith(".nii.gz"):
+        path = path.with_suffix("")
+    part = {key: value for key, value in address.part.items() if key not in ("neighbors", "of", "series", "window")}
+    return str(Address(path.with_suffix("").as_posix(), part))
 
 
 def load_columns(image_column: str, annotation_column: str, **source: Any) -> SegmentationPairs:

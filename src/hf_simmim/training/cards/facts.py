@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments
 
+from ...data.windows import WindowRows, images_in_words
 from ...hub.card import (
     Table,
     card_metadata,
@@ -85,6 +86,8 @@ def render_training(trainer: Any, config: Any, facts: CardFacts) -> ModelCard:
     """
     arguments, origin, num_steps = trainer.args, trainer.origin, total_steps(trainer)
     repository = trainer.hub_model_id or arguments.hub_model_id
+    windows = getattr(trainer.train_dataset, "images", None)
+    images = windows if isinstance(windows, WindowRows) else trainer.train_dataset
     title, location = title_and_location(repository, str(arguments.output_dir))
     card_data = card_metadata(
         title,
@@ -109,7 +112,7 @@ def render_training(trainer: Any, config: Any, facts: CardFacts) -> ModelCard:
         num_parameters=millions(facts.num_parameters),
         progress=progress(trainer, num_steps),
         family=family(config),
-        num_images=f"{len(trainer.train_dataset):,}",
+        num_images=f"{len(getattr(images, 'files', images)):,}",
         num_channels=config.num_channels,
         image_height=config.image_size[0],
         image_width=config.image_size[1],
@@ -118,7 +121,7 @@ def render_training(trainer: Any, config: Any, facts: CardFacts) -> ModelCard:
         model_rows=facts.model_rows,
         data_rows={
             "data set": str(origin.images) if origin.images else None,
-            "training images": f"{len(trainer.train_dataset):,}",
+            "training images": images_in_words(images),
             **facts.data_rows,
         },
         training_rows={

@@ -1,0 +1,79 @@
+"""Options of commands that say how volumes, series, stacks and arrays become images."""
+
+from dataclasses import dataclass, field
+
+from ...formats.slicing import Slicing
+
+
+@dataclass
+class SliceArguments:
+    """Images inside files of many; other files are images themselves."""
+
+    slice_axis: int | None = field(
+        default=None,
+        metadata={
+            "help": "Axis of NIfTI volumes that slices are counted along, 0, 1 or 2 (that of the largest voxel spacing"
+            " if unset, the last one if they are equal)."
+        },
+    )
+    slice_neighbors: int = field(
+        default=0,
+        metadata={
+            "help": "Slices before and after each one that are channels, too, in volumes, series and stacks: 1 makes"
+            " three channels. At the ends the last slice is repeated."
+        },
+    )
+    volume_series: str = field(
+        default="images",
+        metadata={
+            "help": "What the fourth axis of NIfTI volumes holds: images, such as times, or channels, such as kinds of"
+            " MR images.",
+            "choices": ["images", "channels"],
+        },
+    )
+    stacks: str = field(
+        default="channels",
+        metadata={
+            "help": "What pages of TIFF files are: channels; slices, each of which is an image, by the axes that the"
+            " file names; or the axes of files that name none, slowest first, of T (times), Z (slices) and C"
+            " (channels), such as ZC."
+        },
+    )
+    array_name: str | None = field(
+        default=None, metadata={"help": "Array in HDF5 and zarr files (the only one of an image's shape if unset)."}
+    )
+    array_axes: str | None = field(
+        default=None,
+        metadata={"help": "Axes of that array, of N (images), H, W and C, such as NHWC (by its shape if unset)."},
+    )
+    gray_window: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Center and width of the range of DICOM images that becomes 0 to 255, such as 40 400 (their numbers"
+            " if unset, such as Hounsfield units)."
+        },
+    )
+
+    bands: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Bands of TIFF, FITS and other images that are channels, numbered from 1 on, such as 3 2 1 (all if"
+            " unset)."
+        },
+    )
+
+    @property
+    def slicing(self) -> Slicing:
+        """The options.
+
+        Raises:
+            ValueError: If one is out of its range.
+        """
+        window = self.gray_window
+        if window is not None and len(window) != 2:
+            raise ValueError(f"gray_window={window} must be two numbers, a center and a width, such as 40 400.")
+        return Slicing(
+            *(self.slice_axis, self.slice_neighbors, self.volume_series, self.stacks, self.array_name, self.array_axes),
+            None if window is None else (window[0], window[1]),
+            None if self.bands is None else tuple(self.bands),
+        )

@@ -1,0 +1,80 @@
+"""Some of the bands of an image, in another order, such as those of a satellite that are red, green and blue."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from ..model.image_readers import (
+    TIFF_MAGICS,
+    Source,
+    Stored,
+    Wanted,
+    first_value,
+    is_part,
+    opened,
+    tiff_directories,
+    upright,
+)
+from .address import Address
+
+# Pages of a TIFF file that may be bands.
+MAX_PAGES = 1024
+
+
+def bands_part(bands: Sequence[int]) -> str:
+    """The value `bands` of a part."""
+    return "|".join(map(str, bands))
+
+
+def _num_bands(path: str) -> int:
+    """Bands of a TIFF file, as samples or pages; 3 of other files, which says nothing."""
+    with opened(path) as file:
+        if not file.read(4).startswith(TIFF_MAGICS):
+            return 3
+        file.seek(0)
+        pages = [page for page in tiff_directories(file, MAX_PAGES) if not is_part(page)]
+    return max(first_value(pages[0], 277, 1), len(pages)) if pages else 3
+
+
+def read_bands(read: Callable[[Source, Wanted], Stored], address: Address, wanted: Wanted) -> Stored:
+    """Read an image, and choose bands of it.
+
+    Args:
+        read: Reader of all bands.
+        address: Address of the image, with `bands`, their numbers from 1 on.
+        wanted: What it is read for.
+
+    Returns:
+        One or three bands of 8 bits, or three of a deeper picture, as a picture, all else as numbers (C, H, W).
+
+    Raises:
+        ValueError: If there is no such band, or which axis holds them is unknown.
+    """
+    inner = Address(address.path, {name: value for name, value in address.part.items() if name != "bands"})
+    chosen = [int(band) - 1 for band in address.part["bands"].split("|")]
+    stored = read(str(inner), wanted._replace(num_channels=_num_bands(address.path), keeps_depth=True))
+    image = stored.image
+    if isinstance(image, Image.Image):
+        image = upright(image)
+        if image.mode not in ("L", "LA", "RGB", "RGBA", "CMYK", "F") and image.mode[0] != "I":
+            raise ValueError(f"{address}: a picture with a palette, or in black and white, has no bands. Leave it out.")
+    array = np.atleast_3d(np.asarray(image))
+    if not stored.kind and not isinstance(image, Image.Image) and array.shape[0] < array.shape[-1]:
+        array = np.moveaxis(array, 0, -1)
+    if min(chosen) < 0 or max(chosen) >= array.shape[-1]:
+        raise ValueError(
+            f"{address}: the image has {array.shape[-1]} bands, numbered from 1 on. Choose some of them with --bands."
+        )
+    array = array[..., chosen]
+    if array.dtype == np.uint8 and len(chosen) in (1, 3):
+        return stored._replace(
+            image=Image.fromarray(np.ascontiguousarray(np.squeeze(array, -1) if len(chosen) == 1 else array)),
+            kind="",
+            largest=0,
+        )
+    if stored.kind in ("L", "RGB", "RGBA") and len(chosen) in (1, 3):
+        return stored._replace(
+            image=array if len(chosen) == 3 else array[..., 0], kind="RGB" if len(chosen) == 3 else "L"
+        )
+    return stored._replace(image=np.ascontiguousarray(np.moveaxis(array, -1, 0)), kind="", largest=0)

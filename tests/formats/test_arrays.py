@@ -1,0 +1,93 @@
+"""HDF5 files and zarr stores: images along the axis that is named or certain."""
+
+import numpy as np
+import pytest
+from fields import RGB, noise, numbers, stored
+
+from hf_simmim.formats.parts import expand
+from hf_simmim.formats.slicing import Slicing
+
+COLORS = noise(6, 24, 32, 3, high=256, dtype=np.uint8)
+VOLUME = noise(24, 32, 7)
+
+
+def write_hdf5(path, **arrays):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            file[name.replace("__", "/")] = array
+
+
+def write_zarr(path, array, name=None):
+    zarr = pytest.importorskip("zarr")
+    if path.suffix == ".zip":
+        with zarr.storage.ZipStore(path, mode="w") as store:
+            zarr.save_array(store, array)
+    elif name is None:
+        zarr.save_array(path, array)
+    else:
+        zarr.open_group(path, mode="w").create_array(name, data=array)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["a.h5", "a.zarr", "group.zarr", "a.zarr.zip"])
+def test_images_are_rows(tmp_path, name):
+    path = tmp_path / name
+    if name == "a.h5":
+        write_hdf5(path, x=COLORS, y=np.zeros((6, 1, 1, 1)))
+    else:
+        write_zarr(path, COLORS, "images" if name == "group.zarr" else None)
+    addresses = expand([str(path)])
+    assert [address.rpartition("::")[2] for address in addresses] == [f"row={row}" for row in range(6)]
+    for row, address in enumerate(addresses):
+        assert stored(address).image.mode == "RGB"
+        np.testing.assert_array_equal(numbers(address), COLORS[row])
+    with pytest.raises(ValueError, match="holds 6 images. Name the folder"):
+        stored(path)
+    with pytest.raises(ValueError, match=r"row=6 is not in the array of shape \(6, 24, 32, 3\)"):
+        stored(f"{path}::row=6")
+
+
+def test_one_of_several_arrays(tmp_path):
+    path = str(tmp_path / "a.h5")
+    write_hdf5(path, g__volume=VOLUME, g__other=VOLUME)
+    with pytest.raises(ValueError, match=r"2 arrays of an image's shape \(g/other .*--array_name"):
+        stored(expand([path])[0])
+    addresses = expand([path], Slicing(array_name="g/volume", array_axes="HWN"))
+    assert len(addresses) == 7
+    assert "/" not in addresses[0].rpartition("::")[2]
+    np.testing.assert_array_equal(numbers(addresses[3]), VOLUME[..., 3])
+    # An array that a file lacks is not another one.
+    write_hdf5(path, only=VOLUME)
+    with pytest.raises(ValueError, match="array_name='g/volume' is not in the file. Its arrays are: only"):
+        stored(expand([path], Slicing(array_name="g/volume"))[0])
+
+
+def test_axes_are_not_guessed(tmp_path):
+    path = str(tmp_path / "a.h5")
+    write_hdf5(path, x=RGB)
+    with pytest.raises(ValueError, match=r"shape \(24, 32, 3\), whose axes may be images or channels.*HWC"):
+        stored(expand([path])[0])
+    (address,) = expand([path], Slicing(array_axes="HWC"))
+    np.testing.assert_array_equal(numbers(address), RGB)
+    with pytest.raises(
+        ValueError, match=r"array_axes='NHWC' names 4 axes, and The array x has the shape \(24, 32, 3\)"
+    ):
+        stored(expand([path], Slicing(array_axes="NHWC"))[0])
+    write_hdf5(path, x=noise(6, 13, 24, 32))
+    with pytest.raises(ValueError, match="NHWC or NCHW"):
+        stored(expand([path])[0])
+    assert numbers(expand([path], Slicing(array_axes="NCHW"))[0], 13).shape == (13, 24, 32)
+    write_hdf5(path, x=VOLUME[..., 0])
+    assert expand([path]) == [path]
+    np.testing.assert_array_equal(numbers(path), VOLUME[..., 0])
+
+
+def test_no_array_of_images(tmp_path):
+    write_hdf5(tmp_path / "a.h5", weights=np.zeros(9), names=np.array([b"a", b"b"]))
+    with pytest.raises(ValueError, match=r"has 0 arrays of an image's shape \(none\)"):
+        stored(tmp_path / "a.h5")
+    pytest.importorskip("h5py")
+    (tmp_path / "b.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 100)
+    with pytest.raises(ValueError, match="The HDF5 file cannot be opened"):
+        stored(tmp_path / "b.h5")

@@ -1,0 +1,114 @@
+"""NIfTI against nibabel: scaled slices along the right axis, volumes of several, and what is refused."""
+
+import gzip
+
+import numpy as np
+import pytest
+from fields import noise, numbers, stored, write_nifti
+
+from hf_simmim.formats import nifti
+from hf_simmim.formats.nifti import slice_axis
+from hf_simmim.formats.parts import expand
+from hf_simmim.formats.slicing import Slicing
+
+nibabel = pytest.importorskip("nibabel")
+ARRAY = noise(12, 10, 5, low=-900, high=2000, dtype=np.int16)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_slices_are_those_of_nibabel(tmp_path, suffix):
+    path = tmp_path / f"scan{suffix}"
+    write_nifti(path, ARRAY, slope=0.5, intercept=-3)
+    expected = nibabel.load(path).get_fdata()
+    addresses = expand([str(path)])
+    assert [address.rpartition("::")[2] for address in addresses] == [f"axis=2,slice={index}" for index in range(5)]
+    for index, address in enumerate(addresses):
+        np.testing.assert_array_equal(numbers(address), expected[:, :, index])
+    for axis in range(3):
+        addresses = expand([str(path)], Slicing(slice_axis=axis))
+        assert len(addresses) == ARRAY.shape[axis]
+        np.testing.assert_array_equal(numbers(addresses[3]), np.take(expected, 3, axis))
+
+
+def test_the_axis_of_the_largest_spacing():
+    assert slice_axis((12, 10, 5), (1, 1, 3)) == 2
+    assert slice_axis((12, 10, 5), (4, 1, 1)) == 0
+    assert slice_axis((12, 10, 5), (1, 1, 1)) == 2
+    assert slice_axis((12, 1, 5), (1, 1, 9)) == 1
+
+
+def test_four_axes(tmp_path):
+    array = noise(12, 10, 5, 3, high=900)
+    write_nifti(tmp_path / "a.nii", array)
+    addresses = expand([str(tmp_path / "a.nii")])
+    assert len(addresses) == 15
+    assert addresses[7].endswith("::axis=2,slice=2,volume=1")
+    np.testing.assert_array_equal(numbers(addresses[7]), array[:, :, 2, 1])
+    addresses = expand([str(tmp_path / "a.nii")], Slicing(volume_series="channels"))
+    assert len(addresses) == 5
+    np.testing.assert_array_equal(numbers(addresses[2]), np.moveaxis(array[:, :, 2], -1, 0))
+    write_nifti(tmp_path / "b.nii", noise(12, 10, 5, 1, 3))
+    with pytest.raises(ValueError, match=r"shape \(12, 10, 5, 1, 3\), whose fifth axis holds vectors"):
+        stored(expand([str(tmp_path / "b.nii")])[0])
+
+
+def test_a_volume_is_no_image(tmp_path):
+    write_nifti(tmp_path / "a.nii", ARRAY)
+    with pytest.raises(ValueError, match=r"a volume of shape \(12, 10, 5\). Name its folder.*FILE::axis=2,slice=2"):
+        stored(tmp_path / "a.nii")
+    with pytest.raises(ValueError, match="axis=2, slice=5, volume=0 is not in the NIfTI file"):
+        stored(f"{tmp_path / 'a.nii'}::axis=2,slice=5")
+    write_nifti(tmp_path / "flat.nii", ARRAY[..., :1])
+    np.testing.assert_array_equal(numbers((tmp_path / "flat.nii").read_bytes()), ARRAY[..., 0])
+    write_nifti(tmp_path / "c.nii", ARRAY.astype(np.complex64))
+    with pytest.raises(ValueError, match="complex numbers. Save their magnitude"):
+        stored(f"{tmp_path / 'c.nii'}::axis=2,slice=0")
+    (tmp_path / "d.nii.gz").write_bytes(gzip.compress(b"nothing"))
+    with pytest.raises(ValueError, match="The NIfTI file cannot be read"):
+        stored(expand([str(tmp_path / "d.nii.gz")])[0])
+
+
+def test_the_byte_order_is_that_of_the_machine(tmp_path):
+    header = nibabel.Nifti1Header(endianness=">")
+    for name in ("a.nii", "a.nii.gz"):
+        nibabel.save(nibabel.Nifti1Image(ARRAY.astype(">i2"), np.eye(4), header), tmp_path / name)
+        found = numbers(f"{tmp_path / name}::axis=2,slice=3")
+        assert found.dtype.isnative
+        np.testing.assert_array_equal(found, ARRAY[..., 3])
+
+
+def test_colors(tmp_path):
+    colors = noise(12, 10, 5, 3, high=256, dtype=np.uint8)
+    packed = colors.view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
+    nibabel.save(nibabel.Nifti1Image(packed, np.eye(4)), tmp_path / "a.nii")
+    image = stored(f"{tmp_path / 'a.nii'}::axis=2,slice=3").image
+    assert image.mode == "RGB"
+    np.testing.assert_array_equal(image, colors[:, :, 3])
+
+
+def test_neighbors_are_channels_and_repeated_at_the_ends(tmp_path):
+    write_nifti(tmp_path / "a.nii", ARRAY)
+    addresses = expand([str(tmp_path / "a.nii")], Slicing(slice_neighbors=2))
+    for index, address in enumerate(addresses):
+        places = np.clip(np.arange(index - 2, index + 3), 0, 4)
+        np.testing.assert_array_equal(numbers(address, 5), np.moveaxis(ARRAY[:, :, places], -1, 0))
+
+
+def test_a_compressed_volume_is_decompressed_once(tmp_path, monkeypatch):
+    for name in "ab":
+        write_nifti(tmp_path / f"{name}.nii.gz", ARRAY)
+    opened = []
+    monkeypatch.setattr(nifti.gzip, "open", lambda *given: opened.append(given) or gzip.GzipFile(*given))
+    addresses = expand([str(tmp_path / "a.nii.gz")])
+    opened.clear()
+    for address in addresses:
+        numbers(address)
+    assert len(opened) == 1
+    # The kept bytes are bounded, down to one volume.
+    monkeypatch.setattr(nifti, "MAX_KEPT", 1)
+    for name in "abab":
+        numbers(f"{tmp_path / name}.nii.gz::axis=2,slice=0")
+    assert len(nifti._kept) == 1
+    # A file that is written anew is read anew.
+    write_nifti(tmp_path / "b.nii.gz", ARRAY + 1000)
+    np.testing.assert_array_equal(numbers(f"{tmp_path / 'b.nii.gz'}::axis=2,slice=0"), ARRAY[..., 0] + 1000)
