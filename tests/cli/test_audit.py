@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from photos_for_audits import changed, scene
 
@@ -63,3 +64,35 @@ def test_mistakes(folder, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=message):
         audit.COMMAND.main(words)
+
+
+def test_the_command_repeats_how_files_are_cut(tmp_path):
+    """A training without it would read other images."""
+    (tmp_path / "scans").mkdir()
+    np.save(tmp_path / "scans" / "a.npy", np.arange(48 * 40, dtype=np.uint16).reshape(48, 40))
+    result = hf_simmim.audit(
+        folder=tmp_path / "scans", output_dir=tmp_path / "out", workers=1, stacks="ZC", gray_window=[40, 400.5]
+    )
+    assert "--stacks ZC --gray_window 40 400.5 " in result.command
+
+
+def test_parts_join_to_what_one_machine_finds(folder, tmp_path, capsys):
+    (folder / "broken.jpg").write_bytes(b"no image")
+    whole = hf_simmim.audit(folder=folder, output_dir=tmp_path / "whole", workers=1)
+    joined = {"folder": folder, "output_dir": tmp_path / "joined", "workers": 1}
+    for part in ("2/3", "1/3", "3/3"):
+        result = hf_simmim.audit(**joined, part=part)
+        assert len(result.audit.facts) in (2, 3)
+        assert result.page is None
+    assert "Part 3/3: 2 images were looked at." in capsys.readouterr().out
+    assert not (tmp_path / "joined" / "audit.json").exists()
+    hf_simmim.audit(**joined)
+    # Nothing is looked at again.
+    assert not (tmp_path / "joined" / "facts.jsonl").read_text()
+    contents = [json.loads((tmp_path / name / "audit.json").read_text()) for name in ("whole", "joined")]
+    for content in contents:
+        del content["command"]
+    assert contents[0] == contents[1]
+    assert whole.audit.unreadable
+    with pytest.raises(ValueError, match="part='4/3' must be a number of all, from 1/16 to 16/16"):
+        hf_simmim.audit(**joined, part="4/3")

@@ -16,6 +16,7 @@ from transformers import ViTModel
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor, SimMIMModel
 from hf_simmim.cli import embed
 from hf_simmim.data.sources import load_table
+from hf_simmim.evaluation import feature_parts
 from hf_simmim.evaluation import features as features_module
 from hf_simmim.evaluation.features import nearest_rows, read_features
 
@@ -177,3 +178,38 @@ def test_errors(script, checkpoint, photos, tmp_path, settings, message):
         script.COMMAND.main(
             command_line({"checkpoint": checkpoint, "output_dir": tmp_path / "out", "image_dir": photos} | settings)
         )
+
+
+def test_parts_join_to_the_same_file(script, checkpoint, photos, tmp_path, monkeypatch):
+    """With an unreadable image, more parts than batches, and groups of rows over the ends of parts."""
+    monkeypatch.setattr(features_module, "GROUP_SIZE", 6)
+    monkeypatch.setattr(feature_parts, "GROUP_SIZE", 6)
+    (photos / "south" / "3.png").write_bytes(b"no image")
+    settings = {"image_dir": photos, "batch_size": 2, "map": "none", "num_queries": 0}
+    run(script, checkpoint, tmp_path / "whole", **settings)
+    joined = tmp_path / "joined"
+    for number in (2, 1, 5, 4):
+        script.COMMAND.main(command_line(settings | rest(checkpoint, joined, f"{number}/5")))
+    with pytest.raises(SystemExit, match="lacks 1 of 5 parts: run --part 3/5, or delete"):
+        run(script, checkpoint, joined, **settings)
+    script.COMMAND.main(command_line(settings | rest(checkpoint, joined, "3/5")))
+    result = run(script, checkpoint, joined, **settings)
+    assert result.num_rows == 7
+    files = [pyarrow.parquet.ParquetFile(tmp_path / name / "features.parquet") for name in ("whole", "joined")]
+    groups = [[file.read_row_group(group) for group in range(file.num_row_groups)] for file in files]
+    assert groups[0] == groups[1]
+    assert [len(group) for group in groups[0]] == [5, 2]
+    assert files[0].schema_arrow.equals(files[1].schema_arrow, check_metadata=True)
+    assert [path.name for path in joined.iterdir()] == ["features.parquet"]
+
+
+def test_parts_of_other_settings_are_refused(script, checkpoint, photos, tmp_path):
+    settings = {"image_dir": photos, "batch_size": 4, "map": "none", "num_queries": 0}
+    script.COMMAND.main(command_line(settings | rest(checkpoint, tmp_path / "out", "1/1")))
+    for changed, message in (({"layer": 1}, "is a part with layer=None, and now it is 1"), ({"max_images": 4}, "of 4")):
+        with pytest.raises(SystemExit, match=message):
+            run(script, checkpoint, tmp_path / "out", **settings | changed)
+
+
+def rest(checkpoint, output_dir, part: str) -> dict:
+    return {"checkpoint": checkpoint, "output_dir": output_dir, "num_workers": 0, "device": "cpu", "part": part}

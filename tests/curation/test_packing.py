@@ -20,7 +20,8 @@ from image_folders import gradient_image
 from PIL import Image
 
 from hf_simmim.curation import shard_files
-from hf_simmim.curation.packing import pack_images, parse_part
+from hf_simmim.curation.packing import pack_images
+from hf_simmim.curation.parts import parse_part
 from hf_simmim.curation.shard_files import Moments, PackSettings, PackSource
 from hf_simmim.curation.shrinking import ShrinkSettings, shrink, shrink_channels, shrunk_size
 from hf_simmim.data.image_statistics import channel_statistics

@@ -17,6 +17,7 @@ from pathlib import Path
 from ..curation.audit import AUDIT_FILE, EXCLUDE_FILE, GROUPS_FILE, Audit, audit_folder, write_audit
 from ..curation.audit_page import audit_page
 from .command import Command, in_words, make_folder, print_files
+from .options.parts import PartArguments, run_parts
 from .options.slices import SliceArguments
 
 PAGE_FILE = "audit.html"
@@ -29,7 +30,7 @@ FILES = {
 
 
 @dataclass
-class AuditArguments(SliceArguments):
+class AuditArguments(PartArguments, SliceArguments):
     """Options of an audit."""
 
     _argument_group_name = "audit"
@@ -45,6 +46,7 @@ class AuditArguments(SliceArguments):
     )
 
     def __post_init__(self):
+        self.check_part()
         if self.folder is None:
             raise ValueError("No folder is named. Give a folder of images: hf-simmim audit photos.")
         for name in ("workers", "max_images"):
@@ -64,7 +66,7 @@ class AuditResult:
         excluded: Images to leave out, with reasons, by path.
         command: The command of a pre-training that follows.
         output_dir: Folder of the results.
-        page: Path of the HTML page.
+        page: Path of the HTML page; None of a part.
     """
 
     audit: Audit
@@ -73,7 +75,7 @@ class AuditResult:
     excluded: dict[str, str]
     command: str
     output_dir: Path
-    page: Path
+    page: Path | None
 
 
 def num_cores() -> int:
@@ -85,6 +87,7 @@ def run(arguments: AuditArguments) -> AuditResult:
     """Look at the images, print and write what was found."""
     with in_words():
         folder = make_folder(arguments.output_dir)
+        run_parts(arguments, run)
         audit = audit_folder(
             str(arguments.folder),
             arguments.against or (),
@@ -92,7 +95,14 @@ def run(arguments: AuditArguments) -> AuditResult:
             arguments.workers or num_cores(),
             arguments.max_images,
             slicing=arguments.slicing,
+            part=arguments.part,
         )
+        if arguments.part is not None:
+            print(
+                f"Part {arguments.part}: {len(audit.facts):,} images were looked at. After all parts, run the command"
+                " without --part."
+            )
+            return AuditResult(audit, [], {}, {}, "", folder, None)
         write_audit(audit, folder)
         command = audit.command(folder / EXCLUDE_FILE)
         (folder / PAGE_FILE).write_text(audit_page(audit, command), encoding="utf-8")

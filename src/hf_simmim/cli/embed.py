@@ -16,8 +16,10 @@ windows on it:
     hf-simmim embed --checkpoint runs/slides --image_dir slides --image_window 512 --min_tissue 0.5
 """
 
+import copy
 import importlib.metadata
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,17 @@ import torch
 from datasets import ClassLabel, Dataset
 
 from ..checkpoints.loading import load_encoder, pixel_settings
+from ..curation.parts import parse_part, part_name
 from ..data.labeled.images import WholeImageDataset
 from ..data.sampling import evenly_spaced
 from ..data.sources import is_missing_label
 from ..data.value_range import check_dataset_range
 from ..data.windows import grid_rows, level_size, overview_picture, place_columns, short_name
+from ..evaluation.feature_parts import ROW, finish_part, finished_parts, join_parts, rows_of_part
 from ..evaluation.features import nearest_rows, principal_components, project, read_features, write_features
 from ..evaluation.probing import POOLINGS, check_layers
 from ..formats.address import parse_address
+from ..model.modeling_base import SimMIMModel
 from ..visualization.feature_plots import draw_map, draw_neighbors
 from ..visualization.heat_maps import draw_heat_map
 from ..visualization.map_page import map_page
@@ -41,7 +46,10 @@ from ..visualization.pictures import to_pictures
 from .command import Command, existing, in_words, make_folder
 from .options.images import ImageArguments
 from .options.models import ComputeArguments
+from .options.parts import PartArguments, run_parts
 from .options.windows import GridArguments
+
+FEATURES_FILE = "features.parquet"
 
 
 @dataclass
@@ -60,7 +68,7 @@ class FeatureImageArguments(ImageArguments, GridArguments):
 
 
 @dataclass
-class FeatureArguments(ComputeArguments):
+class FeatureArguments(PartArguments, ComputeArguments):
     """Options of features and pictures."""
 
     _argument_group_name = "features"
@@ -101,6 +109,7 @@ class FeatureArguments(ComputeArguments):
     seed: int = field(default=0, metadata={"help": "Random seed of t-SNE."})
 
     def __post_init__(self):
+        self.check_part()
         if self.checkpoint is None:
             raise ValueError("No checkpoint is named. Give --checkpoint, the output folder of a pre-training.")
         super().__post_init__()
@@ -254,6 +263,74 @@ class EmbeddingResult:
         return read_features(self.path)
 
 
+def describe_features(model: SimMIMModel, arguments: FeatureArguments) -> dict[str, Any]:
+    """What the file of the features says about them."""
+    return {
+        **{name: getattr(arguments, name) for name in ("checkpoint", "layer", "pooling", "precision")},
+        "image_size": list(model.config.image_size),
+        "version": importlib.metadata.version("hf-simmim"),
+    }
+
+
+def compute_features(
+    model: SimMIMModel,
+    dataset: WholeImageDataset,
+    path: Path,
+    labels: list[str] | None,
+    columns: dict[str, list[Any]] | None,
+    arguments: FeatureArguments,
+    description: dict[str, Any],
+) -> tuple[list[int], list[tuple[str, str]]]:
+    """Compute and write features; arguments and result as of `write_features`."""
+    return write_features(
+        *(model, dataset, path, labels, arguments.layer, arguments.pooling),
+        batch_size=arguments.batch_size,
+        num_workers=arguments.num_workers,
+        device=arguments.compute_device,
+        dtype=arguments.compute_dtype,
+        half=arguments.half,
+        description=description,
+        columns=columns,
+    )
+
+
+def embed_part(
+    model: SimMIMModel,
+    dataset: WholeImageDataset,
+    path: Path,
+    labels: list[str] | None,
+    columns: dict[str, list[Any]] | None,
+    arguments: FeatureArguments,
+) -> EmbeddingResult:
+    """Compute the features of a part of the images.
+
+    Args:
+        model: The model.
+        dataset: All images.
+        path: File of the features of all images.
+        labels: Label of each image.
+        columns: Further columns.
+        arguments: The options.
+
+    Returns:
+        The result: a file of its own.
+    """
+    part = str(arguments.part)
+    rows = rows_of_part(len(dataset), arguments.batch_size, *parse_part(part))
+    own = path.with_name(part_name(path.stem, path.suffix, part))
+    values = {**(columns or {}), ROW: list(range(len(dataset)))}
+    chosen = copy.copy(dataset)
+    chosen.images = dataset.images.select(rows)
+    description, unreadable, written = describe_features(model, arguments), list[tuple[str, str]](), list[int]()
+    if rows:
+        given = {name: [column[row] for row in rows] for name, column in values.items()}
+        of_rows = None if labels is None else [labels[row] for row in rows]
+        written, unreadable = compute_features(model, chosen, own, of_rows, given, arguments, description)
+    finish_part(own, {**description, "batch_size": arguments.batch_size}, rows, unreadable)
+    print(f"{own}  features of {len(written):,} images. After all parts, run the command without --part.")
+    return EmbeddingResult(own, chosen.images[written]["name"], dict(unreadable), path.parent, {})
+
+
 def embed_all(images: FeatureImageArguments, arguments: FeatureArguments) -> EmbeddingResult:
     """Compute and write features, and draw pictures.
 
@@ -285,22 +362,15 @@ def embed_all(images: FeatureImageArguments, arguments: FeatureArguments) -> Emb
             print(f"no windows: {name} ({reason})")
     dataset = WholeImageDataset(rows, config.image_size, config.num_channels, crop_ratio=1, **settings)
     check_dataset_range(dataset)
-    path = output_dir / "features.parquet"
-    description: dict[str, Any] = {
-        **{name: getattr(arguments, name) for name in ("checkpoint", "layer", "pooling", "precision")},
-        "image_size": list(config.image_size),
-        "version": importlib.metadata.version("hf-simmim"),
-    }
-    written, unreadable = write_features(
-        *(model, dataset, path, labels, arguments.layer, arguments.pooling),
-        batch_size=arguments.batch_size,
-        num_workers=arguments.num_workers,
-        device=arguments.compute_device,
-        dtype=arguments.compute_dtype,
-        half=arguments.half,
-        description=description,
-        columns=columns,
-    )
+    path = output_dir / FEATURES_FILE
+    if arguments.part is not None:
+        return embed_part(model, dataset, path, labels, columns, arguments)
+    description = describe_features(model, arguments)
+    parts = finished_parts(output_dir, path.stem, description, len(dataset), arguments.batch_size)
+    if parts:
+        written, unreadable = join_parts(parts, path, arguments.batch_size, description)
+    else:
+        written, unreadable = compute_features(model, dataset, path, labels, columns, arguments, description)
     for name, reason in unreadable[:5]:
         print(f"left out: {name} ({reason})")
     if unreadable:
@@ -320,6 +390,7 @@ def embed_all(images: FeatureImageArguments, arguments: FeatureArguments) -> Emb
 def run(images: FeatureImageArguments, arguments: FeatureArguments) -> EmbeddingResult:
     """Compute the features of all images."""
     with in_words(arguments.checkpoint):
+        run_parts(arguments, partial(run, images), num_gpus=1)
         return embed_all(images, arguments)
 
 

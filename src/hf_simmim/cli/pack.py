@@ -13,6 +13,7 @@ killed is repeated, and continues.
 import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from ..formats.address import parse_address
 from ..formats.slicing import Slicing
 from .command import Command, in_words, make_folder
 from .options.images import ImageArguments
+from .options.parts import PartArguments, run_parts
 from .pretrain import without
 
 # Columns that tell where a row comes from: that of packed images, and that of webdataset archives.
@@ -72,7 +74,7 @@ class PackedImageArguments(ImageArguments):
 
 
 @dataclass
-class PackArguments:
+class PackArguments(PartArguments):
     """How images are packed."""
 
     _argument_group_name = "packing"
@@ -94,14 +96,12 @@ class PackArguments:
     shards: str = field(default="parquet", metadata={"help": "Kind of shards.", "choices": list(SHARD_SUFFIXES)})
     shard_images: int = field(default=1000, metadata={"help": "Images of a shard."})
     workers: int = field(default_factory=_cores, metadata={"help": "Processes."})
-    part: str | None = field(
-        default=None, metadata={"help": "Part of the shards to pack, such as 3/16 (all if unset)."}
-    )
     max_unreadable: float = field(
         default=0.05, metadata={"help": "Largest share of unreadable images (0 to 1) before packing stops."}
     )
 
     def __post_init__(self):
+        self.check_part()
         if self.output_dir is None:
             raise ValueError("No output folder is named. Give --output_dir, the folder of the shards.")
         self.settings = PackSettings(
@@ -240,6 +240,7 @@ def run(images: PackedImageArguments, arguments: PackArguments) -> PackingResult
         output_dir = make_folder(str(arguments.output_dir))
         if images.image_dir is not None and Path(images.image_dir).resolve() == output_dir.resolve():
             raise ValueError(f"output_dir={str(output_dir)!r} is image_dir. Name a folder of its own for the shards.")
+        run_parts(arguments, partial(run, images))
         source = find_source(images)
         packed = pack_images(
             source, output_dir, arguments.settings, arguments.workers, arguments.part, arguments.max_unreadable

@@ -17,6 +17,7 @@ from ..formats.slicing import Slicing
 from .advice import Advice, advise
 from .facts import Facts, Thumbnails, gather
 from .likeness import components, similar_pairs, stars
+from .parts import part_name, share_of
 
 FACTS_FILE, AUDIT_FILE, EXCLUDE_FILE, GROUPS_FILE = "facts.jsonl", "audit.json", "exclude.json", "groups.json"
 # Largest group, as a share of the images and at least, before it is taken for a chain and cut.
@@ -57,6 +58,7 @@ class Audit:
         num_cut: Number of groups that were cut, because chains of likeness joined too many images.
         num_unchecked: Number of pairs that were not compared closely, because most images are alike.
         advice: What to set.
+        slicing: How volumes, series, stacks and arrays became images.
     """
 
     folder: str
@@ -70,6 +72,7 @@ class Audit:
     num_cut: int = 0
     num_unchecked: int = 0
     advice: Advice = field(default_factory=Advice)
+    slicing: Slicing = field(default_factory=Slicing)
 
     @property
     def unreadable(self) -> list[Facts]:
@@ -109,6 +112,8 @@ class Audit:
         words = ["hf-simmim", "pretrain", "--train_dir", self.folder]
         if self.excluded():
             words += ["--leave_out", str(exclude)]
+        for name, values in self.slicing.options().items():
+            words += [f"--{name}", *values]
         for name, value in self.advice.settings.items():
             words += [f"--{name}", value]
         return shlex.join(words)
@@ -198,6 +203,7 @@ def audit_folder(
     max_images: int | None = None,
     progress: bool = True,
     slicing: Slicing | None = None,
+    part: str | None = None,
 ) -> Audit:
     """Look at the images of a folder.
 
@@ -209,12 +215,14 @@ def audit_folder(
         max_images: Largest number of images of each folder, spread evenly; all if None.
         progress: Whether to show a progress bar.
         slicing: How volumes, series, stacks and arrays become images, see `load_images`.
+        part: Part of the images to look at, such as `3/16`. Nothing is compared then; a call without it continues with
+            the facts of all parts.
 
     Returns:
-        What was found.
+        What was found; the facts alone of a part.
 
     Raises:
-        ValueError: If a folder is compared with itself, or holds no images.
+        ValueError: If a folder is compared with itself, or holds no images, or the part is none.
         FileNotFoundError: If a folder does not exist.
     """
     own = Path(folder)
@@ -224,10 +232,18 @@ def audit_folder(
             raise ValueError(f"against={str(other)!r} is the folder itself. Name a folder of other images.")
     paths = [_spread(image_addresses(own, others, slicing), max_images)]
     paths += [_spread(image_addresses(other, [own], slicing), max_images) for other in others]
-    unique = dict.fromkeys(os.path.abspath(path) for part in paths for path in part)
-    with tqdm(total=len(unique), desc="looking at images", unit="image", disable=not progress) as bar:
-        facts, thumbnails = gather(unique, Path(output_dir) / FACTS_FILE, workers, bar.update)
-    audit = Audit(str(folder), [str(other) for other in against], facts[: len(paths[0])])
+    unique = list(dict.fromkeys(os.path.abspath(path) for group in paths for path in group))
+    stem, suffix = os.path.splitext(FACTS_FILE)
+    file, found = Path(output_dir) / FACTS_FILE, sorted(Path(output_dir).glob(f"{stem}-*-of-*{suffix}"))
+    if part is not None:
+        file, found = file.with_name(part_name(stem, suffix, part)), []
+    chosen = share_of(unique, part)
+    with tqdm(total=len(chosen), desc="looking at images", unit="image", disable=not progress) as bar:
+        facts, thumbnails = gather(chosen, file, workers, bar.update, found)
+    if part is not None:
+        return Audit(str(folder), [str(other) for other in against], facts)
+    names = [str(other) for other in against]
+    audit = Audit(str(folder), names, facts[: len(paths[0])], slicing=slicing or Slicing())
     compare(audit, facts[len(paths[0]) :], thumbnails)
     left_out = audit.excluded()
     audit.advice = advise([found for found in audit.facts if found.path not in left_out] or audit.facts)

@@ -305,7 +305,11 @@ class _Files(torch.utils.data.Dataset):
 
 
 def gather(
-    paths: Iterable[str], file: Path, workers: int = 1, progress: Callable[[int], Any] | None = None
+    paths: Iterable[str],
+    file: Path,
+    workers: int = 1,
+    progress: Callable[[int], Any] | None = None,
+    others: Sequence[Path] = (),
 ) -> tuple[list[Facts], Thumbnails]:
     """Look at files in several processes, and append what is found to a file, with which a later call continues.
 
@@ -314,6 +318,7 @@ def gather(
         file: JSON lines of facts. Files whose size and time are those in there are not looked at again.
         workers: Number of processes; 1 for this one.
         progress: Called with the number of files that were looked at, or known already.
+        others: Further files of facts, which are only read.
 
     Returns:
         The facts in the order of the paths, and their thumbnails, empty for unreadable files.
@@ -322,7 +327,7 @@ def gather(
         ValueError: If a process ended, such as for lack of memory.
     """
     paths = [os.path.abspath(path) for path in paths]
-    known = _known_keys(file)
+    known = {path: key for one in (file, *others) for path, key in _known_keys(one).items()}
     waiting = [path for path in paths if known.get(path) != _key(path)]
     if progress is not None:
         progress(len(paths) - len(waiting))
@@ -342,7 +347,7 @@ def gather(
                 f"A process ended while it looked at images ({' '.join(str(error).split())[:120]}). Repeat the command"
                 " with fewer --workers: it continues."
             ) from error
-    return _read(file, paths)
+    return _read([*others, file], paths)
 
 
 def _key(path: str) -> tuple[int, int]:
@@ -376,11 +381,11 @@ def _known_keys(file: Path) -> dict[str, tuple[int, int]]:
     return {entry["path"]: (entry["size"], entry["mtime"]) for entry in _lines(file)}
 
 
-def _read(file: Path, paths: Sequence[str]) -> tuple[list[Facts], Thumbnails]:
+def _read(files: Sequence[Path], paths: Sequence[str]) -> tuple[list[Facts], Thumbnails]:
     places = {path: index for index, path in enumerate(paths)}
     facts: list[Facts | None] = [None] * len(paths)
     thumbnails = Thumbnails.empty(len(paths))
-    for entry in _lines(file):
+    for entry in (entry for file in files for entry in _lines(file)):
         place = places.get(entry["path"])
         if place is None:
             continue

@@ -1,10 +1,11 @@
 """Parts of a job over many images, for several machines: tasks of a SLURM array, or of Ray.
 
-The parts share a folder, in which each writes files of its own. The job without a part then finds all of them, and joins
-them into what one machine would have written.
+The parts share a folder, in which each writes files of its own. The job without a part then finds all of them, and
+joins them into what one machine would have written.
 """
 
 import importlib
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -77,7 +78,7 @@ def run_on_ray(task: Callable[[str], Any], address: str, num_gpus: int = 0) -> i
         Number of parts.
 
     Raises:
-        ValueError: If Ray is not installed, or there is no such cluster.
+        ValueError: If Ray is not installed, there is no such cluster, or a part failed.
     """
     try:
         ray, data = importlib.import_module("ray"), importlib.import_module("ray.data")
@@ -95,6 +96,9 @@ def run_on_ray(task: Callable[[str], Any], address: str, num_gpus: int = 0) -> i
             " start --head`, name its address, or use local."
         ) from error
     try:
+        # Progress is that of the parts, which a bar of blocks does not tell.
+        data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0)) if num_gpus else 0
         count = gpus or int(resources.get("CPU", 1))
@@ -102,24 +106,17 @@ def run_on_ray(task: Callable[[str], Any], address: str, num_gpus: int = 0) -> i
         needed: dict[str, Any] = {"num_gpus": num_gpus} if gpus else {"num_cpus": 1}
 
         def run(row: dict[str, Any]) -> dict[str, Any]:
-            task(row["part"])
-            return row
+            try:
+                task(row["part"])
+            except (ValueError, OSError) as error:
+                # Ray would wrap it in tracebacks of its own.
+                return {**row, "error": str(error)}
+            return {**row, "error": ""}
 
-        try:
-            rows.repartition(count).map(run, **needed).materialize()
-        except Exception as error:
-            raise _own_error(error) from error
-        return count
+        failed = [row for row in rows.repartition(count).map(run, **needed).take_all() if row["error"]]
     finally:
         if is_own:
             ray.shutdown()
-
-
-def _own_error(error: BaseException) -> BaseException:
-    """What a part raised, out of what Ray wrapped it in."""
-    seen: list[BaseException] = []
-    inner: BaseException | None = error
-    while inner is not None and inner not in seen:
-        seen.append(inner)
-        inner = getattr(inner, "cause", None) or inner.__cause__
-    return next((one for one in reversed(seen) if type(one) in (ValueError, OSError, FileNotFoundError)), error)
+    if failed:
+        raise ValueError(f"Part {failed[0]['part']} failed: {failed[0]['error']}")
+    return count

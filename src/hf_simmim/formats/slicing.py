@@ -1,7 +1,7 @@
 """Which images a file of many images holds, and how they are cut: one set of options for volumes, series and stacks."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 # Axes of stacks whose files do not name them.
 STACK_AXES = "TZC"
@@ -32,6 +32,15 @@ class Slicing:
     gray_window: tuple[float, float] | None = None
     bands: tuple[int, ...] | None = None
 
+    def options(self) -> dict[str, list[str]]:
+        """Settings that differ from the defaults, as words of a command line by the names of the options."""
+        words: dict[str, list[str]] = {}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value != one.default:
+                words[one.name] = [f"{item:g}" if isinstance(item, float) else str(item) for item in _as_tuple(value)]
+        return words
+
     def __post_init__(self):
         if self.slice_axis not in (None, 0, 1, 2):
             raise ValueError(f"slice_axis={self.slice_axis} must be 0, 1 or 2; unset, the voxel spacing decides.")
@@ -52,6 +61,10 @@ class Slicing:
             raise ValueError(f"bands={self.bands} are numbered from 1 on, such as 3 2 1.")
         if self.gray_window is not None and not self.gray_window[1] >= 1:
             raise ValueError(f"gray_window={self.gray_window} is a center and a width of 1 or more, such as 40 400.")
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 class Cut(NamedTuple):
