@@ -258,7 +258,8 @@ def test_images_that_decide_can_all_be_read(script, pictures, tmp_path, monkeypa
 def test_images_that_decide_do_not_choose_among_pre_trainings(script, pictures):
     """The pre-training is not evaluated on them, and so no weights are chosen by them."""
     (arguments,) = script.COMMAND.parse(options(pictures, "run", validation_dir=pictures, max_eval_samples=4))
-    assert set(arguments.unlabeled_source()) == {"train_dir", "train_split", "max_unreadable"}
+    cut = {"slice_neighbors", "stacks", "volume_series"}
+    assert set(arguments.unlabeled_source()) == {"train_dir", "train_split", "max_unreadable", *cut}
 
 
 @pytest.mark.parametrize(

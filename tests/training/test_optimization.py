@@ -261,7 +261,7 @@ def test_unmodified_trainer_takes_them(tmp_path, accumulation, drop_last):
 
 
 def test_the_trainer_of_classifiers_has_a_rate_for_each_layer(tmp_path):
-    """It makes the optimizer itself, when the training begins: FSDP refuses one that is made before."""
+    """It makes the optimizer itself: with FSDP, Trainer refuses one that it is given."""
     arguments = training_arguments(tmp_path, max_steps=2, per_device_train_batch_size=3)
     arguments.layer_decay = 0.8
     model = SimMIMForImageClassification(SimMIMConfig(encoder_config=swin_config(), num_labels=2))

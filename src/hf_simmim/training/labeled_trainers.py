@@ -9,15 +9,22 @@ from torch import nn
 from ..model.losses import classification_loss
 from .cards.classification import classification_card
 from .cards.segmentation import segmentation_card
-from .optimization import create_optimizer
+from .optimization import create_optimizer, planned_steps
 from .trainers import RunTrainer
 
 
 class LabeledTrainer(RunTrainer):
     """`RunTrainer` with a learning rate for each layer, by the arguments `layer_decay` and `official`.
 
-    The optimizer is made when a training begins, which FSDP needs.
+    Optimizer and schedule are made at once, so that mistakes in their options are found; with FSDP when a training
+    begins.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        dataset: Any = self.train_dataset
+        if dataset is not None and not self.is_fsdp_enabled:
+            self.create_optimizer_and_scheduler(planned_steps(self.args, len(dataset)))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the optimizer, unless there is one.
