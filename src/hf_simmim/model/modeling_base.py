@@ -15,7 +15,15 @@ from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_simmim import SimMIMConfig
-from .encoders import build_encoder, encode, encoder_geometry, freeze_unused, init_as_official, layers_to_wrap
+from .encoders import (
+    build_encoder,
+    encode,
+    encoder_geometry,
+    freeze_unused,
+    init_as_official,
+    layers_to_wrap,
+    whole_weights,
+)
 from .heads import LinearHead
 from .masking import patch_mask
 from .swinv2 import init_swinv2_weights
@@ -134,7 +142,9 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: If weights cannot be converted to the geometry.
         """
-        result = cls._load(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        # DeepSpeed would shard what a constructor measures, too. It shards the model when a training begins.
+        with whole_weights():
+            result = cls._load(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         model = result[0] if isinstance(result, tuple) else result
         model.base_model.freeze_unused()
         return result
