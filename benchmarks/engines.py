@@ -121,20 +121,21 @@ def accelerate_launch(config: str, *options: str) -> list[str]:
 
 def two_machines() -> list[list[str]]:
     """Launchers of two machines: network namespaces with a cable between them, or this machine where it has none."""
-    address, port = (f"{NETWORK}.1", "29500") if HAS_NAMESPACES else ("127.0.0.1", str(free_port()))
+    is_inside = allows_namespaces()
+    address, port = (f"{NETWORK}.1", "29500") if is_inside else ("127.0.0.1", str(free_port()))
     options = ("--num_processes", "2", "--main_process_ip", address, "--main_process_port", port)
     lines = []
     for rank in range(2):
         inside = ["ip", "netns", "exec", f"{NAMESPACE}{rank}", "env", f"GLOO_SOCKET_IFNAME={CABLE}{rank}"]
         launcher = [*accelerate_launch("several_machines.yaml", *options), "--machine_rank", str(rank)]
-        lines.append([*(inside if HAS_NAMESPACES else []), *launcher, "-m", "hf_simmim"])
+        lines.append([*(inside if is_inside else []), *launcher, "-m", "hf_simmim"])
     return lines
 
 
 @contextlib.contextmanager
 def namespaces() -> Iterator[None]:
     """Make two network namespaces, each with an address of its own at one end of a virtual cable."""
-    if not HAS_NAMESPACES:
+    if not allows_namespaces():
         yield
         return
     commands = [f"netns add {NAMESPACE}{rank}" for rank in range(2)]
@@ -154,6 +155,7 @@ def namespaces() -> Iterator[None]:
             subprocess.run(["ip", "netns", "del", f"{NAMESPACE}{rank}"], check=False)
 
 
+@functools.cache
 def allows_namespaces() -> bool:
     """Whether network namespaces can be made here, which needs Linux, its `ip` and the rights of root."""
     if shutil.which("ip") is None:
@@ -175,8 +177,6 @@ def zero(stage: int) -> list[list[str]]:
     return [[*accelerate_launch(f"deepspeed_zero{stage}.yaml", *options), "-m", "hf_simmim"]]
 
 
-HAS_NAMESPACES = allows_namespaces()
-_MACHINES = "two network namespaces" if HAS_NAMESPACES else "two launchers that meet on 127.0.0.1"
 ENGINES: dict[str, Engine] = {
     "one": Engine("one process", 1, lambda: [[sys.executable, "-m", "hf_simmim"]]),
     "ddp": Engine(
@@ -190,7 +190,7 @@ ENGINES: dict[str, Engine] = {
     "fsdp_whole": Engine(
         "FSDP2 (gloo), `fsdp2.yaml`, whole checkpoints", 2, functools.partial(fsdp2, "FULL_STATE_DICT")
     ),
-    "machines": Engine(f"{_MACHINES} (gloo), `several_machines.yaml`", 2, two_machines),
+    "machines": Engine("two machines (gloo), `several_machines.yaml`", 2, two_machines),
 }
 if importlib.util.find_spec("deepspeed") is not None:
     ENGINES |= {
@@ -533,6 +533,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             with namespaces() if name == "machines" else contextlib.nullcontext():
                 compare(name, encoder, photos, folder, outcome)
             print(f"{time.monotonic() - started:4.0f} s  {encoder}, {name}: {outcome}", flush=True)
+    machines = "two network namespaces" if allows_namespaces() else "two launchers that meet on 127.0.0.1"
+    ENGINES["machines"].title = ENGINES["machines"].title.replace("two machines", machines)
     by_itself = without_our_change(args.encoders[0], photos, folder)
     print(
         f"\n{processor()}, {len(os.sched_getaffinity(0))} cores, float32, one thread a process,"

@@ -10,18 +10,22 @@ weights, optimizer, schedule, random states, logged losses and metrics, pictures
 that of its step; nothing else may be left in the folder, and no process. Exit status 1 if anything differs.
 
 Engines: `fork` starts a run in a fork of this process, which has imported everything (with several processes it does
-what torchrun does); `command` is `python -m hf_simmim`, under torchrun if there are several processes. With several
-processes a kill hits one of them, or from outside also all of them, or torchrun.
+what torchrun does); `command` is `python -m hf_simmim`, under torchrun if there are several processes; `fsdp2`,
+`fsdp2_async` (which writes checkpoints in the background) and `zero2` (where DeepSpeed is installed) are the same under
+torchrun with the settings of accelerate's launcher, on processors. With several processes a kill hits one of them, or
+from outside also all of them, or torchrun.
 """
 
 import argparse
 import atexit
 import contextlib
 import importlib
+import importlib.util
 import itertools
 import json
 import math
 import os
+import pickle
 import platform
 import random
 import re
@@ -44,15 +48,39 @@ import psutil
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
+# What accelerate's launcher sets for its configs in examples/accelerate_configs; `moments.py` lets them apply to
+# processors.
+SHARDED = {
+    "fsdp2": {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_RESHARD_AFTER_FORWARD": "true",
+        "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+        "FSDP_OFFLOAD_PARAMS": "false",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+        "ACCELERATE_MIXED_PRECISION": "no",
+    },
+    "zero2": {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
+        "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
+        "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+        "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+        "ACCELERATE_MIXED_PRECISION": "no",
+        "DS_ACCELERATOR": "cpu",
+    },
+}
 SOURCE = HERE.parents[1] / "src"
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
     "MPLBACKEND": "Agg",
     "TOKENIZERS_PARALLELISM": "false",
-    "PYTHONPATH": str(SOURCE),
+    "PYTHONPATH": os.pathsep.join([str(SOURCE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]),
     "PYTHONUNBUFFERED": "1",
 }
+SHARDED["fsdp2_async"] = SHARDED["fsdp2"]
 
 # No whole number of steps, so batches are dropped, or the last step of an epoch accumulates fewer of them. More images
 # than are checked before the training, so some of the unreadable ones are found later.
@@ -75,6 +103,9 @@ LAST_CALLS = {"mid-step": 7, "optimizer step": 7, "evaluation": 4, "rotation": 2
 LAST_CALL_OF_SAVING = 3
 ONCE = ("run.json", "loading", "final weights", "torn final weights", "model card")
 FINAL = ("last rotation", "final weights", "torn final weights", "model card")
+# Moments of engines that write other files than Trainer alone.
+OF_SHARDED = ("mid-step", "optimizer step", "evaluation", "random states", "before manifest", "before rename")
+OF_SHARDED += ("after rename", "rotation", "last rotation", "run.json", "final weights", "model card")
 # Kills of a run; the default is two.
 KILLS_PER_RUN = {RANDOM: 3, MIXED: 7}
 # Seconds: torchrun waits as long for its processes; workers of a killed process look for it every five.
@@ -128,6 +159,8 @@ class Setup:
             "use_cpu": True,
             "disable_tqdm": True,
         }
+        if self.engine == "fsdp2_async":
+            settings["async_save"] = True
         return ["pretrain", *itertools.chain(*((f"--{name}", str(value)) for name, value in settings.items()))]
 
 
@@ -231,6 +264,7 @@ class Start:
         self.setup, self.kill, self.note = setup, kill, folder / "killed.txt"
         self.log = folder / "output.txt"
         self.environment = {"CHAOS_BATCHES": str(folder / "batches"), "CHAOS_START": str(folder)}
+        self.environment |= SHARDED.get(setup.engine, {})
         if kill is not None:
             self.environment |= kill.environment(self.note)
         self._program = list(program)
@@ -253,7 +287,7 @@ class Start:
 
     def _execute(self, command: list[str]) -> list[int]:
         # Without a patch it is the very command.
-        plain = self.kill is not None and self.kill.moment == RANDOM
+        plain = self.kill is not None and self.kill.moment == RANDOM and self.setup.engine not in SHARDED
         program = self._program or (["-m", "hf_simmim"] if plain else [str(HERE / "moments.py")])
         if self.setup.processes > 1:
             count = str(self.setup.processes)
@@ -357,7 +391,7 @@ class Start:
     def hit(self, target: str) -> None:
         """Kill processes from outside."""
         ranks = self.pids
-        if self.setup.engine == "command" and self.setup.processes > 1:
+        if self.setup.engine != "fork" and self.setup.processes > 1:
             found = []
             with contextlib.suppress(psutil.Error):
                 for process in psutil.Process(self.pids[0]).children():
@@ -396,7 +430,7 @@ def pause(seconds: float = 0.3) -> Iterator[None]:
 def living(starts: Sequence[Start]) -> list[str]:
     """Processes of starts that still run."""
     sessions = {pid for start in starts for pid in start.pids}
-    marks = {start.environment["CHAOS_START"] for start in starts if start.setup.engine == "command"}
+    marks = {start.environment["CHAOS_START"] for start in starts if start.setup.engine != "fork"}
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -451,6 +485,10 @@ def read(path: Path) -> Any:
         return torch.load(path, weights_only=False)
     if path.suffix == ".safetensors":
         return importlib.import_module("safetensors.numpy").load_file(path)
+    if path.name == ".metadata":
+        # Of a checkpoint in shards; it also holds the folder in which it was written.
+        content = vars(pickle.loads(path.read_bytes()))
+        return {name: str(value) for name, value in content.items() if name != "storage_meta"}
     return path.read_bytes()
 
 
@@ -549,7 +587,8 @@ class Study:
             names = ["mid-step", *names][: max(2, number)]
         if row.moment == MIXED:
             beginning = ("run.json", "mid-step")
-            middle = [name for name in self.moments.MOMENTS if name not in (*beginning, *FINAL)]
+            possible = OF_SHARDED if row.setup.engine in SHARDED else self.moments.MOMENTS
+            middle = [name for name in possible if name not in (*beginning, *FINAL)]
             names = [*beginning, *generator.sample(middle, max(0, number - 3)), generator.choice(FINAL)][:number]
         return [self._kill(name, row, generator) for name in names]
 
@@ -559,9 +598,9 @@ class Study:
         if name == RANDOM:
             targets = ranks
             if setup.processes > 1:
-                targets = [*ranks, "all", *(["launcher"] if setup.engine == "command" else [])]
+                targets = [*ranks, "all", *(["launcher"] if setup.engine != "fork" else [])]
             # Importing, which nothing can go wrong in, takes most of the time of a command.
-            share = generator.uniform(0.5 if setup.engine == "command" else 0.05, 0.95)
+            share = generator.uniform(0.05 if setup.engine == "fork" else 0.5, 0.95)
             return Kill(name, target=generator.choice(targets), delay=share * self.seconds[setup])
         last = 1 if name in ONCE else LAST_CALLS.get(name, LAST_CALL_OF_SAVING)
         if row.moment == MIXED:
@@ -643,10 +682,11 @@ class Study:
 
     def compare_setups(self) -> list[str]:
         """Engines and numbers of workers must not change an uninterrupted run."""
-        first: dict[tuple[int, int, str], Setup] = {}
+        first: dict[tuple[str, int, int, str], Setup] = {}
         result = []
         for setup in self.seconds:
-            other = first.setdefault((setup.processes, setup.accumulation, setup.images), setup)
+            kind = setup.engine if setup.engine in SHARDED else ""
+            other = first.setdefault((kind, setup.processes, setup.accumulation, setup.images), setup)
             if other != setup:
                 found = differences(self.whole_folder(other) / "run", self.whole_folder(setup) / "run")
                 result += [f"{setup} against {other}, both uninterrupted: {text}" for text in found]
@@ -687,6 +727,9 @@ def plan(num_kills: int, seed: int, moments: Sequence[str], only: dict[str, set[
     forks = [Setup("fork", *counts) for counts in itertools.product((1, 2), (0, 2), (1, 4))]
     forks += [Setup("fork", processes, workers, 1, "shards") for processes, workers in ((1, 0), (1, 2), (2, 2))]
     commands = [Setup("command", 1, 0, 1), Setup("command", 2, 2, 4), Setup("command", 2, 2, 1, "shards")]
+    sharded = [Setup("fsdp2", 2, 0, 1), Setup("fsdp2_async", 2, 2, 4, "shards")]
+    if importlib.util.find_spec("deepspeed") is not None:
+        sharded.append(Setup("zero2", 2, 0, 1))
     generator.shuffle(forks)
     # Whatever the seed, the random times come among the first.
     names = [RANDOM, MIXED, *generator.sample(moments, len(moments))]
@@ -695,10 +738,12 @@ def plan(num_kills: int, seed: int, moments: Sequence[str], only: dict[str, set[
         # No common divisor, so that every moment meets every setup.
         names.append(RANDOM)
     pairs = [(setup, moment) for setup, other in zip(commands, names[2:5], strict=True) for moment in (RANDOM, other)]
+    pairs += [(setup, moment) for setup in sharded for moment in (RANDOM, MIXED)]
     pairs += [(forks[index % len(forks)], names[index % len(names)]) for index in range(len(forks) * len(names))]
     if only:
         # What is asked for may be none of those pairs.
         pairs = list(itertools.product([*forks, *commands], dict.fromkeys(names)))
+        pairs += itertools.product(sharded, (RANDOM, MIXED, *OF_SHARDED))
     rows, left = [], num_kills
     for setup, moment in pairs:
         if left > 0 and is_allowed(moment=moment, **vars(setup)):

@@ -8,6 +8,7 @@ is not changed on the disk: what a moment needs is patched in the process that i
 
 import ctypes
 import functools
+import importlib
 import os
 import resource
 import runpy
@@ -267,6 +268,9 @@ def record_samples(path: str | Path) -> None:
 def prepare(environment: Mapping[str, str]) -> None:
     """Patch this process as the environment of the start says."""
     rank = environment.get("RANK", "0")
+    if "ACCELERATE_USE_FSDP" in environment:
+        sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+        importlib.import_module("engines").shard_on_processors()
     if "CHAOS_BATCHES" in environment:
         record_batches(f"{environment['CHAOS_BATCHES']}-{rank}.txt")
     if "CHAOS_SAMPLES" in environment:

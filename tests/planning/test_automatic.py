@@ -86,6 +86,11 @@ def test_on_a_gpu_the_same_command_takes_a_larger_encoder(monkeypatch, tmp_path,
     chosen = Automatic(arguments)
     chosen.choose_precision(arguments, LARGE_GPU)
     assert (arguments.bf16, arguments.mixed_precision) == (True, "bf16")
+    # Its config decides.
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    launched = types.SimpleNamespace(**vars(arguments) | {"mixed_precision": "no", "bf16": False})
+    Automatic(launched).choose_precision(launched, LARGE_GPU)
+    assert (launched.bf16, launched.mixed_precision) == (False, "no")
 
 
 def test_options_win(monkeypatch, tmp_path, gray, rehearsed):

@@ -157,6 +157,14 @@ def test_a_kill_while_saving_leaves_no_checkpoint_of_that_name(tmp_path, monkeyp
     assert flaw(tmp_path / "checkpoint-5") is None
 
 
+def test_writing_beside_the_training_is_refused_before_it_begins_without_shards(tmp_path):
+    trainer = make_trainer("fine-tuning", tmp_path)
+    trainer.args.async_save = True
+    trainer.add_callback(AtStep(1, lambda model: pytest.fail("It began.")))
+    with pytest.raises(TrainingStoppedError, match="async_save=True writes shards of FSDP2 only"):
+        trainer.train()
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
 def test_a_signal_saves_and_ends_with_its_code(tmp_path, name, capfd):
     number = getattr(signal, name)

@@ -1,6 +1,7 @@
 """Fills in the settings of a pre-training that nobody gave, and tells which and why."""
 
 import math
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +108,9 @@ class Automatic:
             arguments: Training arguments.
             machine: What the machine offers.
         """
-        is_plain = not (arguments.fsdp or arguments.deepspeed) and arguments.mixed_precision == "no"
+        # DeepSpeed has the precision in its config, which accelerate's launcher names in the environment only.
+        has_deepspeed = arguments.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true")
+        is_plain = not (arguments.fsdp or has_deepspeed) and arguments.mixed_precision == "no"
         if not (self.is_open("bf16", "fp16", "bf16_full_eval", "fp16_full_eval") and machine.has_bf16 and is_plain):
             return
         self.set(arguments, "bf16", Choice(True, f"{machine.device.upper()} with bfloat16 instructions"))

@@ -156,6 +156,10 @@ class SimMIMTrainingArguments(TrainingArguments):
         default=MAX_SKIPPED,
         metadata={"help": "Steps whose loss or gradient is not finite that are skipped before the run stops."},
     )
+    async_save: bool = field(
+        default=False,
+        metadata={"help": "Write the shards of FSDP2's checkpoints while the training goes on, from copies in memory."},
+    )
     save_code: bool = field(
         default=False,
         metadata={

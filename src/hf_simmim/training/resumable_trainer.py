@@ -19,6 +19,7 @@ from ..data.sampling import IndexSampler
 from ..model.modeling_base import SimMIMPreTrainedModel
 from .agreement import fail_together, leave_before_python_ends
 from .arguments import without_paths
+from .background_writes import BackgroundWrites
 from .checkpoints import (
     SAVE_ERRORS,
     STAGING,
@@ -64,6 +65,9 @@ class ResumableTrainer(Trainer):
         self._is_finite: torch.Tensor | bool = True
         # Folder in which a checkpoint is being written.
         self._staging: Path | None = None
+        # A checkpoint that is still being written, after the step that it is of.
+        self._background = BackgroundWrites()
+        self._unfinished: Path | None = None
         # Step of the newest checkpoint of this training, the same in all processes.
         self._saved_step = -1
         self._stop_signals = StopSignals()
@@ -120,6 +124,7 @@ class ResumableTrainer(Trainer):
         checkpoint = kwargs.get("resume_from_checkpoint", args[0] if args else None)
         if isinstance(checkpoint, str):
             check_deepspeed(checkpoint, self.is_deepspeed_enabled, self.args.world_size)
+        self._check_saving()
         self._log_sums.checkpoint = checkpoint if isinstance(checkpoint, str) else None
         finished = self._restored_if_complete(checkpoint)
         if finished is not None:
@@ -128,12 +133,14 @@ class ResumableTrainer(Trainer):
         self._run_file = run_file_text(Path(str(self.args.output_dir)))
         with self._stop_signals.handled():
             output = super().train(*args, **kwargs)
+            self._finish_writing()
             number = self._stop_signals.finish()
             self._stop_unless_finite(with_weights=True)
             step = self.state.global_step
             if number and not self._stop_signals.stopped_by and self._saved_step != step:
                 # It came after the last step.
                 self._save_checkpoint(self.model, None)
+                self._finish_writing()
         if number:
             if self.is_world_process_zero():
                 left = f"after step {step} of {self.state.max_steps}"
@@ -172,6 +179,7 @@ class ResumableTrainer(Trainer):
         control = self.control
         if control.should_log or control.should_save or control.should_evaluate or control.should_training_stop:
             self._keep_run_folder()
+            self._finish_writing(only_if_done=True)
         try:
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         except EvaluationStoppedError:
@@ -280,7 +288,23 @@ class ResumableTrainer(Trainer):
     def _get_output_dir(self, trial=None):
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
 
+    @property
+    def _writes_in_background(self) -> bool:
+        """Whether checkpoints are written while the training goes on."""
+        return getattr(self.args, "async_save", False)
+
+    def _check_saving(self) -> None:
+        if not self._writes_in_background:
+            return
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if plugin is None or plugin.fsdp_version != 2 or plugin.state_dict_type.name != "SHARDED_STATE_DICT":
+            raise TrainingStoppedError(
+                "async_save=True writes shards of FSDP2 only. Start with examples/accelerate_configs/fsdp2.yaml, or"
+                " leave --async_save out."
+            )
+
     def _save_checkpoint(self, model, trial):
+        self._finish_writing()
         # Before older, intact checkpoints are deleted.
         self._stop_unless_finite(with_weights=True)
         if trial is not None:
@@ -295,14 +319,51 @@ class ResumableTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         try:
             self._write_checkpoint(model, staged, sums)
+            if self.args.should_save:
+                self._save_state_without_paths(staged / TRAINER_STATE_NAME)
         except SAVE_ERRORS as problem:
             error = self._not_saved(name, problem)
+        self._saved_step, self._unfinished = self.state.global_step, staged
+        if not self._writes_in_background:
+            self._finish_writing(error)
+            return
         try:
+            # Afterwards all processes write, or none.
+            fail_together(error, TrainingStoppedError)
+        except TrainingStoppedError:
+            self._unfinished = None
+            if self.args.should_save:
+                shutil.rmtree(staged.parent, ignore_errors=True)
+            raise
+        self._background.begin(staged, self.model, self.optimizer)  # type: ignore[arg-type]
+
+    def _finish_writing(self, error: Exception | None = None, only_if_done: bool = False) -> None:
+        """Give a checkpoint its name, as soon as all processes have written their files.
+
+        Args:
+            error: Why this process could not write its files.
+            only_if_done: Whether nothing happens while files are being written.
+
+        Raises:
+            TrainingStoppedError: If a process could not write its files.
+        """
+        if self._unfinished is None:
+            return
+        if only_if_done:
+            done = torch.tensor(float(self._background.are_done()), device=self.accelerator.device)
+            if self.accelerator.reduce(done, reduction="sum").item() < self.accelerator.num_processes:
+                return
+        staged, self._unfinished = self._unfinished, None
+        output_dir, name = Path(str(self.args.output_dir)), staged.name
+        try:
+            try:
+                self._background.wait()
+            except Exception as problem:  # of the threads that wrote
+                error = error or self._not_saved(name, problem)
             # After this, all processes have written their files.
             fail_together(error, TrainingStoppedError)
             if self.args.should_save:
                 try:
-                    self._save_state_without_paths(staged / TRAINER_STATE_NAME)
                     finish_checkpoint(staged, output_dir / name)
                 except SAVE_ERRORS as problem:
                     error = self._not_saved(name, problem)
@@ -310,7 +371,6 @@ class ResumableTrainer(Trainer):
         finally:
             if self.args.should_save:
                 shutil.rmtree(staged.parent, ignore_errors=True)
-        self._saved_step = self.state.global_step
         best = output_dir / checkpoint_name(self.state.best_global_step or 0)
         if self.state.best_global_step and best.is_dir():
             self.state.best_model_checkpoint = str(best)
@@ -336,6 +396,14 @@ class ResumableTrainer(Trainer):
             self._staging = None
             del self._push_from_checkpoint
             self.state.best_global_step = best
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self._writes_in_background:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _not_saved(self, what: str, problem: Exception) -> TrainingStoppedError:
         saved = checkpoint_folders(str(self.args.output_dir))
@@ -366,6 +434,13 @@ class ResumableTrainer(Trainer):
             self.state.best_model_checkpoint = best
 
     def _prepare_for_training(self, *args, **kwargs):
+        if self.is_deepspeed_enabled:
+            try:
+                return super()._prepare_for_training(*args, **kwargs)
+            except ValueError as error:
+                # Such as a precision that is another in its config.
+                message = " ".join(str(error).split())
+                raise TrainingStoppedError(f"{message} Or give the command the same options.") from error
         if not self.is_fsdp_enabled:
             return super()._prepare_for_training(*args, **kwargs)
         # Two lines a step: units return views, which nothing changes in place.
@@ -388,6 +463,7 @@ class ResumableTrainer(Trainer):
             load_model(resume_from_checkpoint, self.model if model is None else model)  # type: ignore[arg-type]
 
     def _load_best_model(self) -> None:
+        self._finish_writing()
         best = str(self.state.best_model_checkpoint)
         if self._is_of_this_engine(best):
             super()._load_best_model()
