@@ -49,6 +49,7 @@ OTHER_NAMES = {
     "images": ("image_dir", "train_dir"),
     "image_dir": ("images", "train_dir"),
     "train_dir": ("image_dir", "images"),
+    "window_size": ("image_window",),
     "val_dir": ("validation_dir",),
     "test_dir": ("validation_dir",),
     "out": ("output_dir", "output"),

@@ -128,3 +128,9 @@ def test_options_without_effect_are_refused(run_mim, slides, tmp_path, settings,
         arguments += ["--image_window", *str(settings["image_window"]).split()]
     with pytest.raises(SystemExit, match=message):
         run_mim.COMMAND.main(arguments)
+
+
+def test_the_other_option_of_that_name_is_told_apart(run_mim, tmp_path):
+    """Swin's attention has windows, too."""
+    with pytest.raises(SystemExit, match="windows_per_image=8 has no effect without --image_window.*Swin's attention"):
+        run_mim.COMMAND.main(["--train_dir", str(tmp_path), "--window_size", "512", "--windows_per_image", "8"])

@@ -31,7 +31,7 @@ from ..data.sampling import evenly_spaced
 from ..data.sources import hold_out, load_images
 from ..data.streaming import SHUFFLE_WINDOW
 from ..data.survey import survey
-from ..data.windows import WindowRows, images_in_words, window_splits
+from ..data.windows import WINDOWS_PER_IMAGE, WindowRows, images_in_words, window_splits
 from ..formats.address import parse_address
 from ..hub.card import check_license, normalization
 from ..hub.provenance import RunOrigin, held_out
@@ -330,7 +330,8 @@ def load_splits(arguments: PretrainingDataArguments, output_dir: str, checkpoint
     if validation is not None and arguments.max_eval_samples is not None:
         validation = validation.select(evenly_spaced(len(validation), arguments.max_eval_samples))
     if windows is not None:
-        return window_splits(train, validation, windows, arguments.windows_per_image, max(lower_share, 0.0))
+        per_image = WINDOWS_PER_IMAGE if arguments.windows_per_image is None else arguments.windows_per_image
+        return window_splits(train, validation, windows, per_image, max(lower_share, 0.0))
     return train, validation
 
 

@@ -24,6 +24,9 @@ logger = logging.get_logger(__name__)
 NUM_DRAWS = 8
 PLACE_COLUMNS = ("path", "level", "top", "left", "height", "width")
 
+# Windows of each file in an epoch, unless another number is set.
+WINDOWS_PER_IMAGE = 64
+
 
 class WindowRows:
     """Rows of windows of large images: some of each file.

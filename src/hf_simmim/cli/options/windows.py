@@ -85,9 +85,29 @@ class GridArguments:
 class WindowArguments(GridArguments):
     """Windows of large images that are drawn for training."""
 
-    windows_per_image: int = field(
-        default=64,
+    windows_per_image: int | None = field(
+        default=None,
         metadata={
-            "help": "Windows of each large image in an epoch, at other places each time; --image_window cuts them."
+            "help": "Windows of each large image in an epoch, at other places each time (64 if unset); --image_window"
+            " cuts them."
         },
     )
+
+    def window_settings(self, nodata: float | None = None) -> WindowSettings | None:
+        """Settings of the windows, as in `GridArguments`.
+
+        Args:
+            nodata: Value of missing pixels.
+
+        Returns:
+            The settings; None if no windows are wanted.
+
+        Raises:
+            ValueError: If a value is out of range, or has no effect.
+        """
+        if self.image_window is None and self.windows_per_image is not None:
+            raise ValueError(
+                f"windows_per_image={self.windows_per_image} has no effect without --image_window, the size of the"
+                " windows in pixels. Set that too. (--window_size is the window of Swin's attention.)"
+            )
+        return super().window_settings(nodata)
