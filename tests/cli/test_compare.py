@@ -227,10 +227,10 @@ def test_runs_know_the_images_and_the_weights(script, pictures, tmp_path):
     images = tmp_path / "images"
     shutil.copytree(pictures, images)
     (arguments,) = script.COMMAND.parse(options(images, tmp_path / "run"))
-    names, before = script.check_runs(arguments)
-    assert len(names) == 8
+    before = script.check_runs(arguments)
+    assert len(before.names) == 8
     shutil.copy(images / "red" / "00.png", images / "red" / "again.png")
-    assert script.check_runs(arguments)[1] != before
+    assert script.check_runs(arguments).images != before.images
     model = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=swin_config()))
     digests = []
     for change in (0, 1):
@@ -248,7 +248,7 @@ def test_images_that_decide_can_all_be_read(script, pictures, tmp_path, monkeypa
     images = tmp_path / "images"
     shutil.copytree(pictures, images)
     run = options(images, tmp_path / "run")
-    names, _ = script.check_runs(*script.COMMAND.parse(run))
+    names = script.check_runs(*script.COMMAND.parse(run)).names
     Path(names[5]).write_bytes(b"none")
     monkeypatch.setattr(script, "_pretrain", None)
     with pytest.raises(SystemExit, match=f"1 of 8 images.*{Path(names[5]).name}"):

@@ -1,10 +1,11 @@
 """What the accuracies of two arms say, in numbers, words and a picture."""
 
+import numpy as np
 import pytest
 from PIL import Image
 from scipy.stats import ttest_rel
 
-from hf_simmim.evaluation.comparison import conclusion, judge, table
+from hf_simmim.evaluation.comparison import ARMS, conclusion, judge, table
 from hf_simmim.visualization.plots import plot_comparison
 
 
@@ -46,7 +47,10 @@ def test_coarse_accuracies_agree_by_chance():
     same = scores([0.55, 0.65], [0.5, 0.6])
     assert judge(10, same, num_images=20).answer == "cannot tell"
     assert judge(10, same, num_images=100_000).answer == "yes"
-    assert judge(10, scores([0.5, 0.6, 0.7], [0.5, 0.6, 0.7]), num_images=1000).answer == "no"
+    # The same images are right, which only their answers can tell.
+    agreed, kept = scores([0.5, 0.6, 0.7], [0.5, 0.6, 0.7]), {arm: np.full(100, 0.6) for arm in ARMS}
+    assert judge(10, agreed, 1000, resampled=kept).answer == "no"
+    assert judge(10, agreed, 1000).answer == "cannot tell"
 
 
 def test_only_seeds_with_both_arms_count():
