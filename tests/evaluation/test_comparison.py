@@ -139,12 +139,14 @@ def test_interval_covers_the_truth(monkeypatch, num_pretrainings):
         of_seed, of_pretraining = generator.normal(0, 0.03, num_seeds), generator.normal(0, 0.03, num_pretrainings)
         answers, values = {arm: [] for arm in ARMS}, {arm: {} for arm in ARMS}
         for arm in ARMS:
+            # Runs of an arm mostly err in the same images.
+            drawn = generator.uniform(size=num_images)
             for one, seed in product(range(num_pretrainings if arm == ARMS[0] else 1), range(num_seeds)):
                 chance = 0.5 + image
                 if arm == ARMS[0]:
                     known = of_pretraining[one] if num_pretrainings > 1 else 0.0
                     chance = chance + truth + favor + of_seed[seed] + known
-                right = (generator.uniform(size=num_images) < chance).astype(int)
+                right = (drawn < chance).astype(int)
                 answers[arm].append(right)
                 values[arm][one, seed] = right.mean()
         if num_pretrainings == 1:
@@ -155,7 +157,7 @@ def test_interval_covers_the_truth(monkeypatch, num_pretrainings):
         is_covered += verdict.low < truth < verdict.high
         by_seeds += abs(verdict.difference - truth) < verdict.widths["seeds"]
     assert 0.94 < is_covered / number <= 1
-    assert by_seeds < is_covered
+    assert by_seeds / number < 0.8
 
 
 def test_too_little_gives_no_verdict():
