@@ -245,6 +245,8 @@ def test_which_arms_run(script, pictures, public, checkpoint, tmp_path):
     asked = script.pretraining_options(both, "continued", 4)
     assert asked["checkpoint"] == str(public)
     assert asked["seed"] == 4
+    # The nearest multiple of its patches of 8 px.
+    assert script.fitting_mask_patch({"checkpoint": public, "mask_patch_size": 13}) == 16
     assert asked["output_dir"] == str(tmp_path / "continued-seed-4")
 
 

@@ -80,6 +80,8 @@ def test_the_metric_fits_the_labels(kind, labels, name):
 def test_metrics_of_other_labels_are_refused():
     with pytest.raises(ValueError, match="metric='r2' is not one of single-label images. Use one of: accuracy"):
         choose_metric("single_label_classification", "r2", [0, 1])
+    with pytest.raises(ValueError, match="up to 200 classes, and there are 300"):
+        choose_metric("single_label_classification", "average_precision", [0, 1], 300)
 
 
 def test_answers_are_kept(tmp_path):

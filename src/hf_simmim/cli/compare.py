@@ -18,14 +18,13 @@ import logging as python_logging
 import shutil
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from datasets import disable_progress_bars, enable_progress_bars
 from transformers.utils import logging
@@ -40,11 +39,11 @@ from ..evaluation.cost import training_cost as logged_cost
 from ..evaluation.deciding_metric import DecidingMetric, choose_metric
 from ..evaluation.labels_saved import LabelsSaved
 from ..evaluation.run_progress import RunProgress
-from ..model.modeling_base import SimMIMModel
 from ..training.fingerprints import digest, model_digest
 from ..training.run_folder import RunRecord
 from .command import Command, existing, in_words, make_folder
 from .options.comparing import ARM_NAMES, CompareArguments
+from .options.models import describe_models
 from .recipes import CommandError, options_of
 
 PACKAGE = __name__.partition(".")[0]
@@ -145,7 +144,7 @@ def check_runs(arguments: CompareArguments) -> TestSet:
         dataset = ImageDataset(test_set.rows, (8, 8), channels)
         check_images([dataset], 0.0, len(dataset))
     labels = test_set.labels
-    metric, why = choose_metric(test_set.problem_type, arguments.metric, labels)
+    metric, why = choose_metric(test_set.problem_type, arguments.metric, labels, len(test_set.class_names or ()))
     refusals = []
     if test_set.class_names is not None:
         counts = np.bincount(labels) if np.ndim(labels) == 1 else np.asarray(labels).sum(axis=0)
@@ -165,31 +164,14 @@ def known_configs(arguments: CompareArguments) -> dict[str, Any]:
         if arm == "scratch":
             continue
         if arguments.pretrains(arm):
-            _, model, _ = pretrain.COMMAND.parse(options_of(pretraining_options(arguments, arm)))
+            data, model, _ = pretrain.COMMAND.parse(options_of(pretraining_options(arguments, arm)))
         else:
-            model = pretrain.PretrainingModelArguments(checkpoint=given[arm])
+            data, model = None, pretrain.PretrainingModelArguments(checkpoint=given[arm])
         configs[arm] = pretrain.build_config(model)
+        if arm == "continued" and data is not None:
+            # Masks and sizes are checked now, not after the pre-training of another arm.
+            pretrain.dataset_settings(configs[arm], data, model)
     return configs
-
-
-def describe_models(configs: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
-    """Describe the architectures of the compared models.
-
-    Args:
-        configs: Their configs.
-
-    Returns:
-        Of each a description, and the shapes of its weights without those of positions, which depend on the image size.
-    """
-    texts, shapes = {}, {}
-    for arm, config in configs.items():
-        with torch.device("meta"):
-            parameters = dict(SimMIMModel(config).named_parameters())
-        count, (height, width) = sum(part.numel() for part in parameters.values()), config.image_size
-        kind = config.encoder_config.model_type
-        texts[arm] = f"{kind}, {count / 1e6:.1f} M parameters, {height} x {width} px"
-        shapes[arm] = kind, sorted(tuple(part.shape) for name, part in parameters.items() if "position" not in name)
-    return texts, shapes
 
 
 def differing_architectures(arguments: CompareArguments) -> list[str]:
@@ -232,9 +214,25 @@ def pretraining_options(
         # The weights bring their architecture.
         options.pop("encoder", None)
         options |= {"checkpoint": arguments.public} | _options(arguments.continued_options)
+        if "mask_patch_size" not in _options(arguments.continued_options):
+            options["mask_patch_size"] = fitting_mask_patch(options)
     if seed is not None:
         options["seed"] = seed
     return options | {"output_dir": str(Path(arguments.output_dir, arm + _suffix(seed)))}
+
+
+def fitting_mask_patch(options: dict[str, Any]) -> int:
+    """Side of mask patches in pixels: that of the options, or the nearest multiple of the patches of the checkpoint.
+
+    Args:
+        options: Options of `hf-simmim pretrain`.
+
+    Returns:
+        The side.
+    """
+    _, model, _ = pretrain.COMMAND.parse(options_of(options))
+    patch = pretrain.build_config(model).patch_size
+    return max(1, round(model.mask_patch_size / patch)) * patch
 
 
 def pretrained_checkpoint(
@@ -638,9 +636,9 @@ COMMAND = Command(
     kinds=(CompareArguments,),
     run=run,
     common=(
-        *("train_dir", "validation_dir", "unlabeled_dir", "checkpoint", "public", "arms", "output_dir", "recipe"),
+        *("train_dir", "validation_dir", "unlabeled_dir", "checkpoint", "public", "arms", "output_dir"),
         *("labels_per_class", "seeds", "pretrain_seeds", "metric", "learning_rates", "layer_decays"),
-        *("pretrain_recipe", "pretrain_options", "finetune_recipe", "finetune_options"),
+        *("pretrain_options", "finetune_options"),
     ),
     demo=True,
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .metrics import log_softmax
+from .metrics import MAX_RANKED_CLASSES, log_softmax
 
 # A test set is imbalanced if its largest class has more than so many times the images of its smallest.
 IMBALANCE = 3.0
@@ -80,7 +80,9 @@ METRICS: dict[str, dict[str, DecidingMetric]] = {
 METRIC_NAMES = tuple(dict.fromkeys(name for metrics in METRICS.values() for name in metrics))
 
 
-def choose_metric(problem_type: str, name: str | None, labels: Sequence[Any]) -> tuple[DecidingMetric, str]:
+def choose_metric(
+    problem_type: str, name: str | None, labels: Sequence[Any], num_classes: int = 0
+) -> tuple[DecidingMetric, str]:
     """Choose the metric that decides.
 
     Args:
@@ -88,6 +90,7 @@ def choose_metric(problem_type: str, name: str | None, labels: Sequence[Any]) ->
         name: Name of the metric; None for accuracy, or balanced accuracy if the test set is imbalanced, for images of
             one class each; average precision for those of several; R² for numbers.
         labels: Labels of the test images.
+        num_classes: Number of classes.
 
     Returns:
         The metric, and a sentence that says why it is not accuracy; empty if it was asked for.
@@ -100,6 +103,11 @@ def choose_metric(problem_type: str, name: str | None, labels: Sequence[Any]) ->
         if name not in metrics:
             kind = problem_type.removesuffix("_classification").replace("_", "-")
             raise ValueError(f"metric={name!r} is not one of {kind} images. Use one of: {', '.join(metrics)}.")
+        if metrics[name].key == "macro_average_precision" and num_classes > MAX_RANKED_CLASSES:
+            raise ValueError(
+                f"metric={name!r} is computed for up to {MAX_RANKED_CLASSES} classes, and there are {num_classes}. Use"
+                " macro_f1."
+            )
         return metrics[name], ""
     if problem_type != "single_label_classification":
         metric = next(iter(metrics.values()))
