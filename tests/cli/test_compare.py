@@ -149,6 +149,7 @@ def test_four_arms_and_two_pre_trainings(script, pictures, public, tmp_path, cap
     assert "The architectures differ (pre-trained and from scratch: swin" in printed
     assert "public and continued: vit" in printed
     assert "Energy not measured" in printed or "kWh" in printed
+    assert len(re.findall(r"^  Cost: \d+\.\d min against \d+\.\d min", printed, re.M)) == 6
     # What is kept of a run is what it reports.
     folder = tmp_path / "4-labels" / "public" / "seed-1"
     predictions, labels = read_answers(folder)

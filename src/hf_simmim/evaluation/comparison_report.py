@@ -22,7 +22,7 @@ from .comparison import (
     recommend,
     table,
 )
-from .cost import Cost, cost_sentences, cost_table
+from .cost import Cost, cost_sentences, cost_table, total_cost
 from .deciding_metric import DecidingMetric, resample_images
 from .labels_saved import LabelsSaved, labels_saved
 
@@ -81,6 +81,7 @@ class Report:
         recommendation: Which arm to use, or that one cannot tell, in a sentence.
         metric: The metric.
         notes: Sentences on what is compared.
+        costs: Total cost by arm.
     """
 
     verdicts: dict[Pair, list[Verdict]]
@@ -89,6 +90,7 @@ class Report:
     recommendation: str
     metric: DecidingMetric
     notes: list[str]
+    costs: dict[str, Cost] = field(default_factory=dict)
 
     @property
     def conclusion(self) -> str:
@@ -97,12 +99,20 @@ class Report:
 
     @property
     def blocks(self) -> dict[str, list[str]]:
-        """Sentences of each pair, by its title: verdicts, conclusion, labels saved."""
+        """Sentences of each pair, by its title: verdicts, conclusion, labels saved, cost."""
         parts = zip(self.verdicts.items(), self.conclusions, self.labels_saved, strict=True)
         return {
-            " against ".join(pair).capitalize(): [*map(str, verdicts), text, str(saved)]
+            " against ".join(pair).capitalize(): [*map(str, verdicts), text, str(saved), self._cost(pair)]
             for (pair, verdicts), text, saved in parts
         }
+
+    def _cost(self, pair: Pair) -> str:
+        """What the gain cost, next to it."""
+        first, second = (self.costs.get(arm, Cost()) for arm in pair)
+        parts = [f"{first.minutes()} against {second.minutes()}"]
+        if first.energy() and second.energy():
+            parts.append(f"{first.energy()} against {second.energy()}")
+        return f"Cost: {', '.join(parts)}."
 
 
 def conclude(
@@ -139,6 +149,7 @@ def conclude(
         recommend(arms, verdicts),
         metric,
         list(notes),
+        {arm: total_cost(steps) for arm, steps in results.costs.items()},
     )
 
 

@@ -223,7 +223,7 @@ def cost_table(costs: Mapping[str, Mapping[str, Cost]]) -> str:
     lines = [f"| minutes | {' | '.join(steps)} | total | energy |", f"| --- |{' ---: |' * (len(steps) + 2)}"]
     for arm, parts in costs.items():
         cells = [_minutes(parts[step]) if step in parts else "none" for step in steps]
-        total = _total(parts)
+        total = total_cost(parts)
         lines.append(f"| {arm} | {' | '.join(cells)} | {_minutes(total)} | {total.energy() or 'not measured'} |")
     return "\n".join(lines)
 
@@ -239,17 +239,25 @@ def cost_sentences(costs: Mapping[str, Mapping[str, Cost]]) -> list[str]:
     """
     lines = []
     for arm, parts in costs.items():
-        total = _total(parts)
+        total = total_cost(parts)
         steps = ", ".join(f"{step} {cost.minutes()}" for step, cost in parts.items())
         energy = f", {total.energy()}" if total.energy() else ""
         lines.append(f"Cost, {arm}: {total.minutes()}{energy} ({steps}).")
-    totals: list[Any] = [_total(parts) for parts in costs.values()]
+    totals: list[Any] = [total_cost(parts) for parts in costs.values()]
     if not all(total.energy() for total in totals):
         lines.append("Energy not measured: that needs counters that may be read (RAPL of processors, NVML of GPUs).")
     return lines
 
 
-def _total(parts: Mapping[str, Cost]) -> Cost:
+def total_cost(parts: Mapping[str, Cost]) -> Cost:
+    """Sum of the costs of all steps of an arm; unknown if a part is, or there are none.
+
+    Args:
+        parts: Cost by step.
+
+    Returns:
+        The sum.
+    """
     total = Cost(0.0, dict.fromkeys(next(iter(parts.values())).joules, 0.0)) if parts else Cost()
     for cost in parts.values():
         total += cost
