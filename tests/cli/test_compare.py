@@ -10,6 +10,7 @@ import pytest
 import torch
 from command_lines import command_line
 from datasets import Dataset
+from matplotlib.figure import Figure
 from PIL import Image
 from tiny import VIT_SIZES, swin_config
 from transformers import EvalPrediction, ViTConfig, ViTModel
@@ -115,6 +116,8 @@ def checkpoint(tmp_path_factory):
 
 
 def test_four_arms_and_two_pre_trainings(script, pictures, public, tmp_path, capsys, monkeypatch):
+    # Pictures are tested elsewhere, and take most of the time of so short runs.
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **kwargs: Path(path).touch())
     run = options(pictures, tmp_path, public=public, arms=list(script.ARM_NAMES), pretrain_seeds=[0, 1], holdout=0.8)
     run += ["--labels_per_class", "4", "--pretrain_options", json.dumps(PRETRAINING | {"holdout": 0})]
     result = script.COMMAND.main(run)
