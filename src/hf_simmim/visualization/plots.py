@@ -50,10 +50,14 @@ def plot_comparison(
         axes.errorbar(shifted, means[arm], yerr=spreads, capsize=4, linewidth=2, markersize=6, label=arm, **style)
         for place, column in zip(shifted, columns[arm], strict=True):
             axes.scatter([place] * len(column), column, s=22, alpha=0.35, linewidths=0, **style)
+    axes.margins(y=0.15)
+    if is_share:
+        # Bars of few runs may leave what is possible.
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -5), min(high, 112))
     _write_means(axes, places, means, is_share)
     axes.set_xticks(places, [f"{budget:,}" for budget in budgets])
     axes.set_xlim(-0.08, 1.16 if len(budgets) > 1 else 1.08)
-    axes.margins(y=0.15)
     is_logarithmic = np.allclose(places, _logarithmic(budgets))
     axes.set_xlabel("labeled images" + (" (logarithmic scale)" if is_logarithmic and len(budgets) > 2 else ""))
     axes.set_ylabel(f"test {metric}" + (" (%)" if is_share else ""))
