@@ -164,10 +164,12 @@ def compare(**options: Any) -> "ComparisonResult":
     """Evaluate the benefit of pre-training on labeled images.
 
     Args:
-        **options: Options of `hf-simmim compare`: `train_dir`, `unlabeled_dir`, `checkpoint`, `labels_per_class`, ...
+        **options: Options of `hf-simmim compare`: `train_dir`, `unlabeled_dir`, `checkpoint`, `public`, `arms`,
+            `labels_per_class`, ...
 
     Returns:
-        The conclusion, verdicts and accuracies at each label budget, folder and picture.
+        The conclusion and recommendation, verdicts and values at each label budget, labels saved, costs, folder and
+        picture.
 
     Raises:
         TypeError: If an option is unknown; the message names the nearest valid one.

@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 import torch
 from command_lines import command_line
+from datasets import Dataset
+from matplotlib.figure import Figure
 from PIL import Image
-from tiny import swin_config
+from tiny import VIT_SIZES, swin_config
+from transformers import EvalPrediction, ViTConfig, ViTModel
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
 from hf_simmim.cli import compare
+from hf_simmim.evaluation.answers import ANSWERS_FILE, read_answers, write_answers
+from hf_simmim.evaluation.metrics import classification_metrics
 from hf_simmim.training.fingerprints import model_digest
 
 ENCODER = swin_config().to_dict() | {"image_size": 32}
@@ -91,6 +96,162 @@ def test_from_pictures_to_a_verdict(script, pictures, tmp_path, capsys, monkeypa
     assert json.loads((tmp_path / "comparison.json").read_text()) == results
     with pytest.raises(TypeError):
         script.COMMAND.main([*run, "--finetune_options", json.dumps(FINE_TUNING | {"num_train_epochs": 2})])
+
+
+@pytest.fixture(scope="module")
+def public(tmp_path_factory):
+    """Weights of another architecture than ours."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("public")
+    ViTModel(ViTConfig(**VIT_SIZES)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=swin_config())).save_pretrained(folder)
+    return folder
+
+
+def test_four_arms_and_two_pre_trainings(script, pictures, public, tmp_path, capsys, monkeypatch):
+    # Pictures are tested elsewhere, and take most of the time of so short runs.
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **kwargs: Path(path).touch())
+    run = options(pictures, tmp_path, public=public, arms=list(script.ARM_NAMES), pretrain_seeds=[0, 1], holdout=0.8)
+    run += ["--labels_per_class", "4", "--pretrain_options", json.dumps(PRETRAINING | {"holdout": 0})]
+    result = script.COMMAND.main(run)
+    results = json.loads((tmp_path / "comparison.json").read_text())
+    ours, names = ("pre-trained", "continued"), set(script.ARM_NAMES.values())
+    assert set(results["accuracies"]["8"]) == names == set(results["costs"])
+    found = {(entry["arm"], entry["pretraining"], entry["seed"]) for entry in results["runs"]}
+    assert found == {
+        (arm, number, seed) for arm in names for number in ((0, 1) if arm in ours else (None,)) for seed in (0, 1)
+    }
+    # Of both pre-trainings, each with weights and a seed of its own.
+    assert {path.name for path in (tmp_path / "4-labels").iterdir()} == {
+        *("pre-trained-seed-0", "pre-trained-seed-1", "from-scratch", "public"),
+        *("continued-seed-0", "continued-seed-1"),
+    }
+    for seed in (0, 1):
+        settings = json.loads((tmp_path / f"continued-seed-{seed}" / "run.json").read_text())
+        assert settings["initial weights"] == model_digest(str(public), with_weights=True)
+        assert (settings["seed"], settings["encoder"]["model_type"]) == (seed, "vit")
+    # Every pair, and what each step cost.
+    assert len(results["verdicts"]) == len(result.verdicts) == 6
+    assert all(verdict["widths"].keys() >= {"seeds", "test images"} for verdict in results["verdicts"])
+    spreads = {(entry["first"], entry["second"]): set(entry["widths"]) for entry in results["verdicts"]}
+    assert "pre-trainings" in spreads["continued", "public"]
+    assert "pre-trainings" not in spreads["public", "from scratch"]
+    for arm, steps in results["costs"].items():
+        assert set(steps) == {"pre-training", "fine-tuning"} if arm in ours else {"fine-tuning"}
+        assert all(cost["seconds"] > 0 for cost in steps.values())
+    printed = capsys.readouterr().out
+    assert result.recommendation == results["recommendation"] == results["conclusion"]
+    assert printed.count(result.recommendation) == 1
+    assert "The architectures differ (pre-trained and from scratch: swin" in printed
+    assert "public and continued: vit" in printed
+    assert "Energy not measured" in printed or "kWh" in printed
+    assert len(re.findall(r"^  Cost: \d+\.\d min against \d+\.\d min", printed, re.M)) == 6
+    # What is kept of a run is what it reports.
+    folder = tmp_path / "4-labels" / "public" / "seed-1"
+    predictions, labels = read_answers(folder)
+    accuracy = (predictions.argmax(axis=1) == labels).mean()
+    assert results["accuracies"]["8"]["public"]["1"] == pytest.approx(accuracy)
+    assert len(labels) == 32
+
+    # Started again it does nothing but report, also where older runs kept no answers.
+    monkeypatch.setattr(script, "_pretrain", None)
+    monkeypatch.setattr(script, "_finetune", None)
+    script.COMMAND.main(run)
+    assert json.loads((tmp_path / "comparison.json").read_text()) == results
+    (folder / ANSWERS_FILE).unlink()
+    script.COMMAND.main(run)
+    again = json.loads((tmp_path / "comparison.json").read_text())
+    assert again["runs"] == results["runs"]
+    wider = zip(again["verdicts"], results["verdicts"], strict=True)
+    assert all(new["widths"]["test images"] >= old["widths"]["test images"] for new, old in wider)
+    script.COMMAND.main([*run, "--metric", "macro_f1"])
+    again = json.loads((tmp_path / "comparison.json").read_text())
+    assert {verdict["answer"] for verdict in again["verdicts"]} == {"cannot tell"}
+    assert "did not keep their answers" in again["verdicts"][0]["text"]
+
+
+@pytest.mark.parametrize(("column", "name"), [("several", "average_precision"), ("numbers", "r2")])
+def test_several_labels_and_numbers(script, checkpoint, tmp_path, monkeypatch, column, name):
+    """Answers as `test_finetune.py` finds them: those of the pre-trained arm have less noise."""
+
+    def answer(argv, on_run):
+        parsed = script.finetune.FineTuningOptions(*script.finetune.COMMAND.parse(argv))
+        runs = []
+        for run in script.finetune.plan_runs(parsed):
+            labels = np.array(run.evaluation.labels, dtype=np.float64).reshape(len(run.evaluation), -1)
+            generator = np.random.default_rng([run.seed, parsed.model.from_scratch])
+            noise = generator.normal(size=labels.shape) * (1.0 if parsed.model.from_scratch else 0.1)
+            names = run.evaluation.class_names or ["value"]
+            given = EvalPrediction(predictions=labels + noise, label_ids=labels)
+            metrics = classification_metrics(names, run.evaluation.problem_type)(given)
+            write_answers(run.output_dir, labels + noise, labels)
+            counts = {"num_train_images": len(run.train), "num_eval_images": len(run.evaluation)}
+            runs.append({"seed": run.seed, "metrics": metrics} | counts)
+        return {"runs": runs}
+
+    monkeypatch.setattr(script, "_finetune", answer)
+    images = [Image.fromarray(np.full((32, 32, 3), value, np.uint8)) for value in range(0, 240, 3)]
+    several = [[index % 2, 2] if index % 3 else [index % 2] for index in range(len(images))]
+    numbers = [index / len(images) for index in range(len(images))]
+    Dataset.from_dict({"image": images, "several": several, "numbers": numbers}).to_parquet(tmp_path / "data.parquet")
+    source = {"train_dir": None, "data_files": tmp_path / "data.parquet", "label_column": column, "holdout": 0.75}
+    run = options(None, tmp_path / "run", checkpoint=checkpoint, pretrain_options=None, **source)
+    result = script.COMMAND.main([*run, "--labels_per_class", "0", "--seeds", "0", "1", "2", "3"])
+    results = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    assert result.metric == results["metric"] == name
+    assert {arm: len(runs) for arm, runs in results["values"]["20"].items()} == {"pre-trained": 4, "from scratch": 4}
+    (verdict,) = result.verdicts
+    assert f"{verdict.metric.title} decides" in results["notes"][0]
+    assert verdict.widths["test images"] > 0
+    assert verdict.answer == "yes"
+    assert result.recommendation == "Recommendation: pre-train on these images."
+
+
+def test_imbalanced_classes_and_missing_ones(script, pictures, tmp_path):
+    images = tmp_path / "images"
+    shutil.copytree(pictures, images)
+    for path in sorted((images / "red").iterdir())[6:]:
+        path.unlink()
+    run = [*options(images, tmp_path / "run", holdout=0.5), "--labels_per_class", "0"]
+    test_set = script.check_runs(*script.COMMAND.parse(run))
+    assert test_set.metric.name == "balanced_accuracy"
+    assert "imbalanced (classes of 3 to 10 images)" in test_set.why
+    assert script.check_runs(*script.COMMAND.parse([*run, "--metric", "accuracy"])).metric.name == "accuracy"
+    assert test_set.refusals == []
+    shutil.copytree(pictures / "blue", tmp_path / "test" / "blue")
+    run = [*options(images, tmp_path / "run", validation_dir=tmp_path / "test"), "--labels_per_class", "0"]
+    ((why, _),) = script.check_runs(*script.COMMAND.parse(run)).refusals
+    assert why == "since the test set has no image of red"
+
+
+def test_which_arms_run(script, pictures, public, checkpoint, tmp_path):
+    def arms(**kwargs):
+        given = {"pretrain_options": None} if "checkpoint" in kwargs else {}
+        (arguments,) = script.COMMAND.parse(options(pictures, tmp_path, **given | kwargs))
+        return arguments
+
+    assert arms().arm_keys == ["pretrained", "scratch"]
+    assert arms(public=public).arm_keys == ["pretrained", "scratch", "public"]
+    assert arms(continued=public).arm_keys == ["pretrained", "scratch", "continued"]
+    assert arms(public=public, arms=["continued", "public"]).scratch_model == "public"
+    assert arms(public=public, scratch_like="public").scratch_model == "public"
+    assert arms(public=public, checkpoint=checkpoint).seeds_of("pretrained") == [None]
+    both = arms(public=public, checkpoint=checkpoint, arms=["pretrained", "continued"], pretrain_seeds=[3, 4])
+    assert (both.seeds_of("pretrained"), both.seeds_of("continued")) == ([None], [3, 4])
+    assert script.planned_runs(both) == {(4, False): 6, (0, False): 6}
+    asked = script.pretraining_options(both, "continued", 4)
+    assert asked["checkpoint"] == str(public)
+    assert asked["seed"] == 4
+    # The nearest multiple of its patches of 8 px.
+    assert script.fitting_mask_patch({"checkpoint": public, "mask_patch_size": 13}) == 16
+    assert asked["output_dir"] == str(tmp_path / "continued-seed-4")
 
 
 def test_runs_of_the_cross_validation_count(script, pictures, tmp_path):
@@ -227,10 +388,10 @@ def test_runs_know_the_images_and_the_weights(script, pictures, tmp_path):
     images = tmp_path / "images"
     shutil.copytree(pictures, images)
     (arguments,) = script.COMMAND.parse(options(images, tmp_path / "run"))
-    names, before = script.check_runs(arguments)
-    assert len(names) == 8
+    before = script.check_runs(arguments)
+    assert len(before.names) == 8
     shutil.copy(images / "red" / "00.png", images / "red" / "again.png")
-    assert script.check_runs(arguments)[1] != before
+    assert script.check_runs(arguments).images != before.images
     model = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=swin_config()))
     digests = []
     for change in (0, 1):
@@ -248,7 +409,7 @@ def test_images_that_decide_can_all_be_read(script, pictures, tmp_path, monkeypa
     images = tmp_path / "images"
     shutil.copytree(pictures, images)
     run = options(images, tmp_path / "run")
-    names, _ = script.check_runs(*script.COMMAND.parse(run))
+    names = script.check_runs(*script.COMMAND.parse(run)).names
     Path(names[5]).write_bytes(b"none")
     monkeypatch.setattr(script, "_pretrain", None)
     with pytest.raises(SystemExit, match=f"1 of 8 images.*{Path(names[5]).name}"):
@@ -277,6 +438,15 @@ def test_images_that_decide_do_not_choose_among_pre_trainings(script, pictures):
         ({"output_dir": Path(__file__, "x")}, "cannot be written .* Name another folder"),
         ({"holdout": 0}, "leaves no images for the test set"),
         ({"train_dir": "nowhere"}, "does not exist"),
+        ({"arms": "scratch"}, r"arms=\['scratch'\] must be two or more"),
+        ({"arms": ["scratch", "public"]}, "has public, but no weights are named"),
+        ({"arms": ["scratch", "continued"]}, "Set --public to the weights to start from"),
+        ({"arms": ["scratch", "pretrained"], "public": "somewhere"}, "public='somewhere' is of no arm"),
+        ({"arms": ["scratch", "public"], "public": "somewhere"}, "pretrain_options=.* has no effect"),
+        ({"public": "nowhere/to/be/found"}, "neither the folder of a model nor a model on the Hub"),
+        ({"pretrain_seeds": [1, 1]}, "contains duplicates"),
+        ({"scratch_like": "public"}, "scratch_like='public' is not one of the arms"),
+        ({"continued_options": "{}", "metric": "r2"}, "metric='r2' is not one of single-label images"),
     ],
 )
 def test_mistakes_are_refused(script, pictures, tmp_path, change, message, monkeypatch):

@@ -15,13 +15,15 @@ from original_files import save, swin_weights
 from paths import FIXTURES, PACKAGE
 from PIL import Image
 from tiny import beit_config, swin_config
-from transformers import AutoModelForImageClassification, SwinModel, TrainerCallback
+from transformers import AutoModelForImageClassification, EvalPrediction, SwinModel, TrainerCallback
 
 from hf_simmim import ENCODER_PRESETS, SimMIMConfig, SimMIMForImageClassification, SimMIMForMaskedImageModeling
 from hf_simmim.checkpoints.convert import convert_checkpoint
 from hf_simmim.cli import convert, finetune
 from hf_simmim.cli import pretrain as run_mim
 from hf_simmim.cli.recipes import recipe_names
+from hf_simmim.evaluation.answers import read_answers
+from hf_simmim.evaluation.metrics import classification_metrics
 from hf_simmim.model.encoder_stages import encoder_layers
 
 RECIPES = PACKAGE / "cli" / "recipe_files"
@@ -265,6 +267,12 @@ def test_several_labels_and_numbers(script, checkpoint, tmp_path):
         run = options(None, tmp_path / column, checkpoint=checkpoint, data_files=tmp_path / "data.parquet", max_steps=2)
         results = train([*run, "--label_column", column])
         assert np.isfinite(results["summary"][metric]["mean"])
+        # What is kept of every image gives the same metrics.
+        predictions, labels = read_answers(tmp_path / column)
+        kind = "multi_label_classification" if column == "several" else "regression"
+        given = EvalPrediction(predictions=predictions, label_ids=labels)
+        again = classification_metrics(list("abc"), kind)(given)
+        assert again[metric] == pytest.approx(results["summary"][metric]["mean"], abs=1e-5)
     config = AutoModelForImageClassification.from_pretrained(tmp_path / "several").config
     assert (config.problem_type, config.num_labels) == ("multi_label_classification", 3)
     config = AutoModelForImageClassification.from_pretrained(tmp_path / "numbers").config

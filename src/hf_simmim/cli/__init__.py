@@ -9,7 +9,7 @@ COMMANDS = {
     "finetune": "train a classifier on labeled images, from a checkpoint or from scratch",
     "segment": "train a segmentation model on annotated images",
     "predict": "predict on new images with a trained classifier or segmentation model",
-    "compare": "evaluate the benefit of pre-training: pre-trained against from scratch",
+    "compare": "is pre-training worth it: from scratch, public weights, ours",
     "probe": "evaluate a frozen encoder's features: linear probe and k-NN",
     "embed": "write features of images to a parquet file, plot nearest neighbors and a 2-D map",
     "reconstruct": "draw what a checkpoint predicts for masked patches",

@@ -2,20 +2,25 @@
 
     hf-simmim compare --train_dir labeled_photos --unlabeled_dir all_photos
     hf-simmim compare --checkpoint runs/photos --train_dir labeled_photos --labels_per_class 5 20 0
+    hf-simmim compare --train_dir labeled_photos --public facebook/dinov2-base --arms public pretrained continued
     accelerate launch -m hf_simmim compare --checkpoint runs/demo           on the demo's images, in a checkout
 
-Both models get the same images, steps and settings. Each chooses among the same learning rates and layer-wise decays by
-cross-validation on its labeled images; the test set is used only once, at the end. An interrupted comparison resumes
+All models get the same images, steps and settings. Each chooses among the same learning rates and layer-wise decays by
+cross-validation on its labeled images; the test set is used only once, at the end. The answer is yes, no or cannot
+tell, with the labels that the better model saves and what each of them costs. An interrupted comparison resumes
 automatically.
 """
 
 import contextlib
-import itertools
+import functools
 import json
+import logging as python_logging
 import shutil
+import statistics
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,145 +31,89 @@ from transformers.utils import logging
 
 from ..cli import finetune, pretrain
 from ..data.reading import ImageDataset, check_images
-from ..evaluation.comparison import ARMS, Verdict, conclusion, judge, table
+from ..evaluation.answers import ANSWERS_FILE
+from ..evaluation.comparison import Verdict
+from ..evaluation.comparison_report import Results, conclude, means_by_seed, write_report
+from ..evaluation.cost import COST_FILE, Cost, CostMeter, cost_sentences, find_counters, read_cost
+from ..evaluation.cost import training_cost as logged_cost
+from ..evaluation.deciding_metric import DecidingMetric, choose_metric
+from ..evaluation.labels_saved import LabelsSaved
 from ..evaluation.run_progress import RunProgress
-from ..training.arguments import json_object
 from ..training.fingerprints import digest, model_digest
 from ..training.run_folder import RunRecord
-from ..visualization.plots import plot_comparison
 from .command import Command, existing, in_words, make_folder
-from .options.images import LabeledSourceArguments
-from .options.slices import SliceArguments
-from .recipes import options_of
+from .options.comparing import ARM_NAMES, CompareArguments
+from .options.models import describe_models
+from .recipes import CommandError, options_of
 
+PACKAGE = __name__.partition(".")[0]
 # Of a run: images per class, and whether it is of a cross-validation.
 Kind = tuple[int, bool]
+# Steps of an arm, whose costs are told.
+STEPS = ("pre-training", "tuning", "fine-tuning")
 
 
-@dataclass
-class CompareArguments(LabeledSourceArguments):
-    """Options of the comparison."""
+@dataclass(frozen=True)
+class TestSet:
+    """The images that decide, and the metric.
 
-    _argument_group_name = "comparison"
+    Args:
+        names: Their names.
+        labels: Their labels.
+        images: Fingerprint of all labeled images.
+        metric: The metric that decides.
+        why: Why it is another one than accuracy; empty if it is accuracy or was asked for.
+        refusals: Why no verdict is possible with this test set, and what to use instead.
+    """
 
-    validation_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the test set, with the same subfolders (--holdout if unset)."}
-    )
-    holdout: float = field(
-        default=0.2, metadata={"help": "Share of the images (0 to 1) held out as test set if none is named."}
-    )
-    unlabeled_dir: str | None = field(
-        default=None, metadata={"help": "Folder of images to pre-train on (the labeled training images if unset)."}
-    )
-    checkpoint: str | None = field(
-        default=None, metadata={"help": "Pre-trained model to evaluate, instead of pre-training one here."}
-    )
-    labels_per_class: list[int] = field(
-        default_factory=lambda: [10, 50], metadata={"help": "Label budgets: labeled images per class, 0 for all."}
-    )
-    seeds: list[int] = field(
-        default_factory=lambda: [0, 1, 2, 3, 4],
-        metadata={"help": "Random seeds of labeled images, head and batches: one run of each model per seed."},
-    )
-    learning_rates: list[float] | None = field(
-        default=None, metadata={"help": "Learning rates to choose from by cross-validation (the recipe's if unset)."}
-    )
-    layer_decays: list[float] | None = field(
-        default=None, metadata={"help": "Layer-wise decays to choose from by cross-validation (the recipe's if unset)."}
-    )
-    tuning_folds: int = field(
-        default=5, metadata={"help": "Folds of the cross-validation, on the labeled images of the first seed."}
-    )
-    pretrain_recipe: str | None = field(
-        default=None, metadata={"help": "Recipe of pretrain: a name or a JSON file (its defaults if unset)."}
-    )
-    pretrain_options: dict | str | None = field(
-        default=None,
-        metadata={"help": 'Further options of pretrain, as JSON, such as {"num_train_epochs": 100}.'},
-    )
-    finetune_recipe: str | None = field(
-        default=None, metadata={"help": "Recipe of finetune: a name or a JSON file (its defaults if unset)."}
-    )
-    finetune_options: dict | str | None = field(
-        default=None, metadata={"help": "Further options of finetune, as JSON."}
-    )
-    output_dir: str = field(default="runs/comparison", metadata={"help": "Folder of all runs, results and the plot."})
+    # Not a test of pytest.
+    __test__ = False
 
-    def __post_init__(self):
-        self.pretrain_options = json_object("pretrain_options", self.pretrain_options)
-        self.finetune_options = json_object("finetune_options", self.finetune_options)
-        if min(self.labels_per_class) < 0 or len(set(self.labels_per_class)) < len(self.labels_per_class):
-            raise ValueError(f"labels_per_class={self.labels_per_class} must be different numbers, 0 for all labels.")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds={self.seeds} contains duplicates. Give each seed once.")
-        if self.checkpoint and (self.unlabeled_dir or self.pretrain_recipe or self.pretrain_options):
-            raise ValueError(
-                f"checkpoint={self.checkpoint!r} is pre-trained already. Leave out --unlabeled_dir,"
-                " --pretrain_recipe and --pretrain_options."
-            )
-        # Checked before pre-training; the runs would refuse them only afterwards.
-        if not all(0 < decay <= 1 for decay in self.layer_decays or ()):
-            raise ValueError(f"layer_decays={self.layer_decays} must be in (0, 1], 1 for none.")
-        if not all(rate > 0 for rate in self.learning_rates or ()):
-            raise ValueError(f"learning_rates={self.learning_rates} must be more than 0.")
-        own = {"seeds", "labels_per_class", "num_folds", "checkpoint", "from_scratch", "output_dir", *_LABELED}
-        for name, value in (self.finetune_options or {}).items():
-            if name in own:
-                raise ValueError(
-                    f"finetune_options has {name!r}, which compare sets itself. Leave it out; compare has options of"
-                    " its own for images and seeds."
-                )
-            if name == "eval_strategy" and value != "no":
-                raise ValueError(
-                    f"finetune_options has eval_strategy={value!r}, but the test set is used only once, at the end."
-                    " Leave it out."
-                )
+    names: list[str]
+    labels: list[Any]
+    images: str
+    metric: DecidingMetric
+    why: str
+    refusals: list[tuple[str, str]]
 
-    def labeled_source(self) -> dict[str, Any]:
-        """Options of `hf-simmim finetune` that name the images."""
-        return {name: value for name, value in asdict(self).items() if name in _LABELED and value is not None}
+
+@dataclass(frozen=True)
+class Model:
+    """A model that is compared.
+
+    Args:
+        arm: Name of its arm in results.
+        checkpoint: Its weights; of the arm from scratch, whose architecture it has.
+        pretraining: Seed of its pre-training if there are several.
+    """
+
+    arm: str
+    checkpoint: str
+    pretraining: int | None = None
 
     @property
-    def choices(self) -> list[dict[str, float]]:
-        """Options of `hf-simmim finetune` that each arm chooses from; a single one is no choice."""
-        given = {"learning_rate": self.learning_rates, "layer_decay": self.layer_decays}
-        grid = {name: values for name, values in given.items() if values}
-        return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    def from_scratch(self) -> bool:
+        """Whether it starts from random weights."""
+        return self.arm == ARM_NAMES["scratch"]
 
-    def tuning_source(self) -> dict[str, Any]:
-        """The same options for a cross-validation without the test set."""
-        source = self.labeled_source()
-        named = [source.pop(name, None) for name in ("validation_dir", "validation_split")]
-        # The embedded data set has a test split, which is used without being named.
-        if any(named) or not self.names_images:
-            source["holdout"] = 0.0
-        return source | {"num_folds": self.tuning_folds}
-
-    def unlabeled_source(self) -> dict[str, Any]:
-        """Options of `hf-simmim pretrain` that name the images; it never gets the test set, and holds out its own."""
-        if self.unlabeled_dir is not None:
-            slices = {name: value for name, value in self.labeled_source().items() if name in SLICE_OPTIONS}
-            return {"train_dir": self.unlabeled_dir, **slices}
-        left_out = ("label_column", "holdout", "holdout_seed", "validation_dir", "validation_split", "max_eval_samples")
-        return {name: value for name, value in self.labeled_source().items() if name not in left_out}
+    @property
+    def folder(self) -> str:
+        """Name of the folder of its runs."""
+        return self.arm.replace(" ", "-") + _suffix(self.pretraining)
 
 
-SLICE_OPTIONS = tuple(option.name for option in fields(SliceArguments))
-_LABELED = (
-    *("train_dir", "validation_dir", "dataset_name", "dataset_config", "data_files", "train_split"),
-    *("validation_split", "image_column", "label_column", "holdout", "holdout_seed", "max_train_samples"),
-    *("max_eval_samples", "max_unreadable", *SLICE_OPTIONS),
-)
+def _suffix(seed: int | None) -> str:
+    return "" if seed is None else f"-seed-{seed}"
 
 
-def check_runs(arguments: CompareArguments) -> tuple[list[str], str]:
+def check_runs(arguments: CompareArguments) -> TestSet:
     """Check that all runs can be made, before a long pre-training.
 
     Args:
         arguments: The options.
 
     Returns:
-        Names of the images of the test set, and a fingerprint of the labeled images.
+        The test set.
 
     Raises:
         ValueError, OSError: If a run cannot be made; the message says why and what to do.
@@ -184,8 +133,6 @@ def check_runs(arguments: CompareArguments) -> tuple[list[str], str]:
             if not images:
                 parts = [part for part in finetune.load_splits(parsed.data) if part is not None]
                 images = "; ".join(json.dumps(digest(part.rows)) for part in parts)
-            if planned.train.problem_type != "single_label_classification":
-                raise ValueError("accuracy is compared, so the labels must be one class for each image.")
             if planned.evaluation is None:
                 raise ValueError(f"holdout={arguments.holdout:g} leaves no images for the test set. Use 0.2.")
             if source is sources[0]:
@@ -193,53 +140,166 @@ def check_runs(arguments: CompareArguments) -> tuple[list[str], str]:
                     raise ValueError("the recipe has num_folds, but a comparison has a single test set. Leave it out.")
                 test_set = planned.evaluation
     # Removing an unreadable image would change which images are held out, and pre-training would have seen some.
-    dataset = ImageDataset(test_set.rows, (8, 8), num_channels(arguments))
-    check_images([dataset], 0.0, len(dataset))
-    return list(test_set.rows["name"]), images
+    for channels in sorted({config.num_channels for config in known_configs(arguments).values()}):
+        dataset = ImageDataset(test_set.rows, (8, 8), channels)
+        check_images([dataset], 0.0, len(dataset))
+    labels = test_set.labels
+    metric, why = choose_metric(test_set.problem_type, arguments.metric, labels, len(test_set.class_names or ()))
+    refusals = []
+    if test_set.class_names is not None:
+        counts = np.bincount(labels) if np.ndim(labels) == 1 else np.asarray(labels).sum(axis=0)
+        counts = np.pad(counts, (0, len(test_set.class_names) - len(counts)))
+        missing = [name for name, count in zip(test_set.class_names, counts, strict=True) if not count]
+        if missing:
+            named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            refusals.append((f"since the test set has no image of {named}", "a test set with all classes"))
+    return TestSet(list(test_set.rows["name"]), labels, images, metric, why, refusals)
 
 
-def num_channels(arguments: CompareArguments) -> int:
-    """Number of channels of the compared models."""
-    if arguments.checkpoint is not None:
-        return pretrain.build_config(pretrain.PretrainingModelArguments(checkpoint=arguments.checkpoint)).num_channels
-    _, model, _ = pretrain.COMMAND.parse(options_of(pretraining_options(arguments)))
-    return pretrain.build_config(model).num_channels
+def known_configs(arguments: CompareArguments) -> dict[str, Any]:
+    """Configs of the compared models, by their names on the command line; from scratch has that of another."""
+    given = {"pretrained": arguments.checkpoint, "public": arguments.public, "continued": arguments.continued}
+    configs = {}
+    for arm in arguments.arm_keys:
+        if arm == "scratch":
+            continue
+        if arguments.pretrains(arm):
+            data, model, _ = pretrain.COMMAND.parse(options_of(pretraining_options(arguments, arm)))
+        else:
+            data, model = None, pretrain.PretrainingModelArguments(checkpoint=given[arm])
+        configs[arm] = pretrain.build_config(model)
+        if arm == "continued" and data is not None:
+            # Masks and sizes are checked now, not after the pre-training of another arm.
+            pretrain.dataset_settings(configs[arm], data, model)
+    return configs
 
 
-def pretraining_options(arguments: CompareArguments) -> dict[str, Any]:
-    """Options of `hf-simmim pretrain`."""
-    options = arguments.unlabeled_source() | _options(arguments.pretrain_options)
-    if arguments.pretrain_recipe is not None:
-        options["recipe"] = arguments.pretrain_recipe
-    return options | {"output_dir": str(Path(arguments.output_dir, "pretrained"))}
+def differing_architectures(arguments: CompareArguments) -> list[str]:
+    """Sentences on architectures that differ, and what the comparison then is about; none if all are the same."""
+    configs = known_configs(arguments)
+    if len(configs) == 1:
+        return []
+    texts, shapes = describe_models(configs)
+    groups: dict[str, list[str]] = {}
+    for arm in arguments.arm_keys:
+        like = arguments.scratch_model if arm == "scratch" else arm
+        first = next(name for name in shapes if shapes[name] == shapes[like])
+        groups.setdefault(first, []).append(ARM_NAMES[arm])
+    if len(groups) == 1:
+        return []
+    named = "; ".join(f"{' and '.join(arms)}: {texts[first]}" for first, arms in groups.items())
+    scratch = ""
+    if "scratch" in arguments.arm_keys:
+        scratch = f" From scratch has that of {ARM_NAMES[arguments.scratch_model]}; --scratch_like changes it."
+    return [f"The architectures differ ({named}): verdicts between these are about the architecture, too.{scratch}"]
 
 
-def pretrained_checkpoint(arguments: CompareArguments, left_out: list[str], images: str) -> str:
-    """Pre-train unless a checkpoint is named.
+def pretraining_options(
+    arguments: CompareArguments, arm: str = "pretrained", seed: int | None = None
+) -> dict[str, Any]:
+    """Options of `hf-simmim pretrain`.
 
     Args:
         arguments: The options.
-        left_out: Names of the test images, which are not trained on.
-        images: Fingerprint of the labeled images.
+        arm: `"pretrained"` or `"continued"`.
+        seed: Seed of the pre-training; that of the options if None.
 
     Returns:
-        Folder or name on the Hub of the checkpoint.
+        The options.
     """
-    if arguments.checkpoint is not None:
-        return arguments.checkpoint
-    options = pretraining_options(arguments)
+    options = arguments.unlabeled_source() | _options(arguments.pretrain_options)
+    if arguments.pretrain_recipe is not None:
+        options["recipe"] = arguments.pretrain_recipe
+    if arm == "continued":
+        # The weights bring their architecture.
+        options.pop("encoder", None)
+        options |= {"checkpoint": arguments.public} | _options(arguments.continued_options)
+        if "mask_patch_size" not in _options(arguments.continued_options):
+            options["mask_patch_size"] = fitting_mask_patch(options)
+    if seed is not None:
+        options["seed"] = seed
+    return options | {"output_dir": str(Path(arguments.output_dir, arm + _suffix(seed)))}
+
+
+def fitting_mask_patch(options: dict[str, Any]) -> int:
+    """Side of mask patches in pixels: that of the options, or the nearest multiple of the patches of the checkpoint.
+
+    Args:
+        options: Options of `hf-simmim pretrain`.
+
+    Returns:
+        The side.
+    """
+    _, model, _ = pretrain.COMMAND.parse(options_of(options))
+    patch = pretrain.build_config(model).patch_size
+    return max(1, round(model.mask_patch_size / patch)) * patch
+
+
+def pretrained_checkpoint(
+    arguments: CompareArguments, test_set: TestSet, arm: str = "pretrained", seed: int | None = None
+) -> str:
+    """Pre-train the model of an arm, unless that is done.
+
+    Args:
+        arguments: The options.
+        test_set: The test set, which is not trained on.
+        arm: `"pretrained"` or `"continued"`.
+        seed: Seed of the pre-training; that of the options if None.
+
+    Returns:
+        Folder of the checkpoint.
+    """
+    options = pretraining_options(arguments, arm, seed)
     folder = Path(options["output_dir"])
     path = Path(arguments.output_dir, "deciding_images.json")
     options["leave_out"] = str(path)
-    record = RunRecord(folder, options, {"images": images})
+    inputs = {"images": test_set.images}
+    if arm == "continued":
+        inputs["model"] = str(model_digest(str(arguments.public), with_weights=True))
+    record = RunRecord(folder, options, inputs)
     if record.results is None:
         with PartialState().main_process_first():
             if PartialState().is_main_process:
-                path.write_text(json.dumps(left_out, indent=2), encoding="utf-8")
-        _pretrain(options_of(options))
+                path.write_text(json.dumps(test_set.names, indent=2), encoding="utf-8")
+        with _metered(folder):
+            _pretrain(options_of(options))
         if PartialState().is_main_process:
             record.note({})
     return str(folder)
+
+
+def prepare_models(arguments: CompareArguments, test_set: TestSet) -> list[Model]:
+    """Pre-train what is not given.
+
+    Args:
+        arguments: The options.
+        test_set: The test set.
+
+    Returns:
+        The models, by arm and pre-training.
+    """
+    given = {"pretrained": arguments.checkpoint, "public": arguments.public, "continued": arguments.continued}
+    found: dict[str, list[Model]] = {}
+    for arm in arguments.arm_keys:
+        if arguments.pretrains(arm):
+            seeds = arguments.seeds_of(arm)
+            checkpoints = [(pretrained_checkpoint(arguments, test_set, arm, seed), seed) for seed in seeds]
+            found[arm] = [Model(ARM_NAMES[arm], checkpoint, seed) for checkpoint, seed in checkpoints]
+        elif arm != "scratch":
+            found[arm] = [Model(ARM_NAMES[arm], str(given[arm]))]
+    if "scratch" in arguments.arm_keys:
+        found["scratch"] = [Model(ARM_NAMES["scratch"], found[arguments.scratch_model][0].checkpoint)]
+    return [model for arm in arguments.arm_keys for model in found[arm]]
+
+
+@functools.cache
+def _counters() -> dict[str, Any]:
+    return find_counters()
+
+
+def _metered(folder: Path) -> AbstractContextManager[Any]:
+    """Measure what a run costs, in the first process."""
+    return CostMeter(folder, _counters()) if PartialState().is_main_process else contextlib.nullcontext()
 
 
 def fine_tune(
@@ -274,18 +334,20 @@ def fine_tune(
         if is_main and not is_begun:
             # Checkpoints of other options, images or weights must not be resumed.
             _delete_checkpoints(folder)
+            (folder / COST_FILE).unlink(missing_ok=True)
             record.note(None)
         PartialState().wait_for_everyone()
         on_run = _announcer(progress)
-        with _quiet(folder / "log.txt"):
+        with _metered(folder), _quiet(folder / "log.txt"):
             # Otherwise Trainer lets the other processes warn, regardless of the verbosity set here.
             done = _finetune(options_of({"log_level_replica": "error"} | options), on_run)
         if is_main:
             record.note(done)
             # Only an interrupted run needs them, and those of a comparison would fill a disk.
             _delete_checkpoints(folder)
-            for path in () if keeps_weights else list(folder.rglob("*.safetensors")):
-                path.unlink()
+            for pattern in () if keeps_weights else ("*.safetensors", ANSWERS_FILE):
+                for path in list(folder.rglob(pattern)):
+                    path.unlink()
     elif progress is not None:
         progress[0].skip(progress[1], len(done["runs"]))
     return done
@@ -310,10 +372,12 @@ def _announcer(progress: tuple[RunProgress[Kind], Kind] | None) -> Callable[[], 
 def planned_runs(arguments: CompareArguments) -> dict[Kind, int]:
     """Number of runs by kind: the label budget, and whether it is a cross-validation."""
     planned: dict[Kind, int] = {}
+    num_arms = len(arguments.arm_keys)
+    num_models = sum(len(arguments.seeds_of(arm)) for arm in arguments.arm_keys)
     for budget in arguments.labels_per_class:
         if len(arguments.choices) > 1:
-            planned[budget, True] = len(ARMS) * len(arguments.choices) * arguments.tuning_folds
-        planned[budget, False] = len(ARMS) * len(arguments.seeds)
+            planned[budget, True] = num_arms * len(arguments.choices) * arguments.tuning_folds
+        planned[budget, False] = num_models * len(arguments.seeds)
     return planned
 
 
@@ -349,14 +413,28 @@ def _default_options(arguments: CompareArguments) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet(path: Path) -> Iterator[None]:
-    """Redirect printed text to a file, and only show errors of what is logged."""
+    """Redirect printed text and our warnings to a file, and only show errors of what is logged."""
     verbosity = logging.get_verbosity()
+    # Not below that of transformers, whose verbosity does not count for it.
+    ours = python_logging.getLogger(PACKAGE)
+    propagates = ours.propagate
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     disable_progress_bars()
     try:
         with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-            yield
+            handlers: list[python_logging.Handler] = [python_logging.StreamHandler(file)]
+            handlers.append(python_logging.StreamHandler())
+            handlers[1].setLevel(python_logging.ERROR)
+            ours.propagate = False
+            for handler in handlers:
+                ours.addHandler(handler)
+            try:
+                yield
+            finally:
+                for handler in handlers:
+                    ours.removeHandler(handler)
+                ours.propagate = propagates
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
@@ -369,7 +447,8 @@ def choose_rates(
     folder: Path,
     inputs: dict[str, Any],
     progress: RunProgress[Kind],
-) -> dict[str, float]:
+    metric: DecidingMetric,
+) -> tuple[dict[str, float], Cost]:
     """Choose learning rate and layer-wise decay of one arm at one budget, by cross-validation on its labeled images.
 
     Args:
@@ -378,14 +457,18 @@ def choose_rates(
         folder: Folder of the runs.
         inputs: Fingerprints of images and weights.
         progress: Progress of the comparison.
+        metric: The metric that decides.
 
     Returns:
-        Options of `hf-simmim finetune`; those without a choice are left out.
+        Options of `hf-simmim finetune`, those without a choice left out; and what it cost to choose.
+
+    Raises:
+        CommandError: If the metric is not defined for a fold.
     """
     choices = arguments.choices
     if len(choices) == 1:
-        return choices[0]
-    accuracies = []
+        return choices[0], Cost(0.0)
+    values, cost = [], Cost(0.0, dict.fromkeys(_counters(), 0.0))
     for choice in choices:
         name = described(choice)
         _say(f"  cross-validation of {name}, {arguments.tuning_folds} folds")
@@ -393,8 +476,14 @@ def choose_rates(
         place = folder / name.replace(", ", "-").replace(" ", "-")
         kind = (options.get("labels_per_class", 0), True)
         results = fine_tune(arguments, tuning, place, inputs, keeps_weights=False, progress=(progress, kind))
-        accuracies.append(results["summary"]["accuracy"]["mean"])
-    return choices[int(np.argmax(accuracies))]
+        if metric.key not in results["summary"]:
+            raise CommandError(
+                f"{metric.title} is not defined for every fold in {place}. Use fewer --tuning_folds, or another"
+                " --metric."
+            )
+        values.append(metric.sign * results["summary"][metric.key]["mean"])
+        cost += read_cost(place)
+    return choices[int(np.argmax(values))], cost
 
 
 def described(choice: dict[str, float]) -> str:
@@ -402,43 +491,71 @@ def described(choice: dict[str, float]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in choice.items())
 
 
-def run_arms(
-    arguments: CompareArguments, checkpoint: str, images: str
-) -> tuple[dict[int, dict[str, dict[int, float]]], int]:
-    """Run both arms at every label budget.
+def run_arms(arguments: CompareArguments, models: list[Model], test_set: TestSet) -> Results:
+    """Run all arms at every label budget.
 
     Args:
         arguments: The options.
-        checkpoint: The pre-trained model.
-        images: Fingerprint of the labeled images.
+        models: The models.
+        test_set: The test set, with the metric that decides.
 
     Returns:
-        Accuracies by number of labeled images, arm and seed; and the size of the test set.
+        The results.
+
+    Raises:
+        CommandError: If the metric is not defined for the test set.
     """
-    output_dir, num_images = Path(arguments.output_dir), 0
+    output_dir, metric, results = Path(arguments.output_dir), test_set.metric, Results()
     progress = RunProgress[Kind](planned_runs(arguments))
-    scores: dict[int, dict[str, dict[int, float]]] = {}
+    for model in models:
+        if model.arm in (ARM_NAMES["pretrained"], ARM_NAMES["continued"]):
+            results.spend(model.arm, STEPS[0], pretraining_cost(Path(model.checkpoint)))
     for budget in arguments.labels_per_class:
-        for arm in ARMS:
-            options: dict[str, Any] = {"checkpoint": checkpoint, "from_scratch": arm == ARMS[1]}
+        choices: dict[str, dict[str, float]] = {}
+        for model in models:
+            arm = model.arm
+            options: dict[str, Any] = {"checkpoint": model.checkpoint, "from_scratch": model.from_scratch}
             if budget:
                 options["labels_per_class"] = budget
-            folder = output_dir / f"{budget or 'all'}-labels" / arm.replace(" ", "-")
+            folder = output_dir / f"{budget or 'all'}-labels" / model.folder
             labels = f"{budget} labels per class" if budget else "all labels"
-            _say(f"{labels}, {arm}: {len(arguments.seeds)} runs, see {folder / 'log.txt'}")
-            inputs = {"images": images, "model": model_digest(checkpoint, with_weights=arm == ARMS[0])}
-            choice = choose_rates(arguments, options, folder / "tuning", inputs, progress)
+            which = arm if model.pretraining is None else f"{arm}, pre-training of seed {model.pretraining}"
+            _say(f"{labels}, {which}: {len(arguments.seeds)} runs, see {folder / 'log.txt'}")
+            digested = model_digest(model.checkpoint, with_weights=not model.from_scratch)
+            inputs = {"images": test_set.images, "model": digested}
+            if arm not in choices:
+                # Of several pre-trainings the first one chooses, so that each arm has the same number of tries.
+                choices[arm], cost = choose_rates(arguments, options, folder / "tuning", inputs, progress, metric)
+                if len(arguments.choices) > 1:
+                    results.spend(arm, STEPS[1], cost)
+            choice = choices[arm]
             options |= choice
             options |= arguments.labeled_source() | {"seeds": arguments.seeds}
             runs = fine_tune(arguments, options, folder, inputs, progress=(progress, (budget, False)))["runs"]
-            num_labels, num_images = runs[0]["num_train_images"], runs[0]["num_eval_images"]
-            accuracies = {run["seed"]: run["metrics"]["accuracy"] for run in runs}
-            scores.setdefault(num_labels, {})[arm] = accuracies
+            results.spend(arm, STEPS[2], read_cost(folder))
+            missing = [run["seed"] for run in runs if metric.key not in run["metrics"]]
+            if missing:
+                raise CommandError(f"{metric.title} is missing in {folder}, seeds {missing}. Use another --metric.")
+            num_labels, results.num_images = runs[0]["num_train_images"], runs[0]["num_eval_images"]
+            values = {run["seed"]: run["metrics"][metric.key] for run in runs}
+            keyed = {seed if model.pretraining is None else (model.pretraining, seed): values[seed] for seed in values}
+            results.scores.setdefault(num_labels, {}).setdefault(arm, {}).update(keyed)
+            PartialState().wait_for_everyone()
+            for seed in values:
+                results.keep_answers(num_labels, arm, folder / f"seed-{seed}")
             chosen = f", {described(choice)}" if choice else ""
-            spread = f" ± {100 * np.std(list(accuracies.values()), ddof=1):.1f}" if len(accuracies) > 1 else ""
-            mean = 100 * np.mean(list(accuracies.values()))
-            _say(f"  test accuracy {mean:.1f}{spread} % (n = {num_images:,}){chosen}")
-    return scores, num_images
+            figures = list(values.values())
+            spread = f" ± {metric.shown(statistics.stdev(figures))}" if len(figures) > 1 else ""
+            unit = " %" if metric.is_share else ""
+            mean = metric.shown(statistics.fmean(figures))
+            _say(f"  test {metric.title} {mean}{spread}{unit} (n = {results.num_images:,}){chosen}")
+    return results
+
+
+def pretraining_cost(folder: Path) -> Cost:
+    """Cost of a pre-training: as measured here, or as its training logged it; unknown for a model on the Hub."""
+    measured = read_cost(folder)
+    return measured if measured.seconds is not None else logged_cost(folder)
 
 
 def _say(text: str) -> None:
@@ -446,37 +563,22 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
-def report(scores: dict[int, dict[str, dict[int, float]]], num_images: int, output_dir: Path) -> list[Verdict]:
-    """Write `comparison.json`, `comparison.md` and `comparison.png`, and print the verdicts."""
-    verdicts = [judge(budget, scores[budget], num_images) for budget in sorted(scores)]
-    if PartialState().is_main_process:
-        sentences = [str(verdict) for verdict in verdicts]
-        everything = {
-            "conclusion": conclusion(verdicts),
-            "verdicts": [asdict(verdict) for verdict in verdicts],
-            "num_deciding_images": num_images,
-            "accuracies": scores,
-        }
-        (output_dir / "comparison.json").write_text(json.dumps(everything, indent=2), encoding="utf-8")
-        text = "\n\n".join([conclusion(verdicts), table(scores), *sentences])
-        (output_dir / "comparison.md").write_text(f"{text}\n", encoding="utf-8")
-        plot_comparison(scores, output_dir / "comparison.png", conclusion(verdicts))
-        print("\n".join(["", *sentences, conclusion(verdicts)]))
-        print(f"{output_dir / 'comparison.png'}  test accuracy over the number of labels, both models, every seed")
-    return verdicts
-
-
 @dataclass(frozen=True)
 class ComparisonResult:
     """Result of a comparison.
 
     Args:
-        conclusion: The conclusion in a sentence.
-        verdicts: Verdict at each label budget.
-        scores: Accuracies in [0, 1] by number of labeled images, arm and seed.
-        checkpoint: The pre-trained model.
+        conclusion: The conclusion in a sentence; with more than two models, the recommendation.
+        verdicts: Verdict at each label budget, of each pair of arms that answers a question.
+        scores: Values of the metric by number of labeled images, arm and seed; means over pre-trainings if there are
+            several. Shares, such as accuracies, are in [0, 1].
+        checkpoint: The pre-trained model, of several pre-trainings the first; the public one if none is pre-trained.
         output_dir: Folder of all runs.
         pictures: Path of `comparison`.
+        recommendation: Which arm to use, or that one cannot tell, in a sentence.
+        metric: Name of the metric that decides.
+        labels_saved: Labels that the better arm of each pair saves.
+        costs: Time and energy by arm and step.
     """
 
     conclusion: str
@@ -485,30 +587,58 @@ class ComparisonResult:
     checkpoint: str
     output_dir: Path
     pictures: dict[str, Path]
+    recommendation: str = ""
+    metric: str = "accuracy"
+    labels_saved: list[LabelsSaved] = field(default_factory=list)
+    costs: dict[str, dict[str, Cost]] = field(default_factory=dict)
 
 
 def run(arguments: CompareArguments) -> ComparisonResult:
-    """Pre-train unless there is a checkpoint, fine-tune both models, and compare them."""
-    with in_words(arguments.checkpoint):
-        output_dir = make_folder(arguments.output_dir)
-        names, images = check_runs(arguments)
-    checkpoint = pretrained_checkpoint(arguments, names, images)
-    scores, num_images = run_arms(arguments, checkpoint, images)
-    verdicts = report(scores, num_images, output_dir)
-    pictures = existing(output_dir, "comparison.png")
-    return ComparisonResult(conclusion(verdicts), verdicts, scores, checkpoint, output_dir, pictures)
+    """Pre-train what is not given, fine-tune all models, and compare them."""
+    named = arguments.checkpoint or arguments.public or arguments.continued
+    with in_words(named):
+        make_folder(arguments.output_dir)
+        test_set = check_runs(arguments)
+        notes = differing_architectures(arguments)
+    if test_set.why:
+        notes.append(f"{test_set.why} {test_set.metric.title} decides.")
+    for note in notes:
+        _say(note)
+    models = prepare_models(arguments, test_set)
+    results = run_arms(arguments, models, test_set)
+    report = conclude(results, arguments.arm_names, test_set.metric, test_set.refusals, notes)
+    output_dir = Path(arguments.output_dir)
+    if PartialState().is_main_process:
+        write_report(report, results, output_dir)
+        for title, block in report.blocks.items():
+            print("\n".join(["", f"{title}:", *(f"  {sentence}" for sentence in block)]))
+        print("\n".join(["", *cost_sentences(results.costs), *notes, report.recommendation]))
+        what = f"test {test_set.metric.title} over the number of labels, all models, every seed"
+        print(f"{output_dir / 'comparison.png'}  {what}")
+    return ComparisonResult(
+        conclusion=report.conclusion,
+        verdicts=[verdict for verdicts in report.verdicts.values() for verdict in verdicts],
+        scores=means_by_seed(results.scores),
+        checkpoint=next(model.checkpoint for model in models if not model.from_scratch),
+        output_dir=output_dir,
+        pictures=existing(output_dir, "comparison.png"),
+        recommendation=report.recommendation,
+        metric=test_set.metric.name,
+        labels_saved=report.labels_saved,
+        costs=results.costs,
+    )
 
 
 COMMAND = Command(
     name="compare",
-    usage="[--checkpoint FOLDER] [--train_dir FOLDER] [--output_dir FOLDER] [options]",
+    usage="[--checkpoint FOLDER] [--public MODEL] [--train_dir FOLDER] [--output_dir FOLDER] [options]",
     description=__doc__,
     kinds=(CompareArguments,),
     run=run,
     common=(
-        *("train_dir", "validation_dir", "unlabeled_dir", "checkpoint", "output_dir", "recipe", "labels_per_class"),
-        *("seeds", "learning_rates", "layer_decays", "pretrain_recipe", "pretrain_options", "finetune_recipe"),
-        "finetune_options",
+        *("train_dir", "validation_dir", "unlabeled_dir", "checkpoint", "public", "arms", "output_dir"),
+        *("labels_per_class", "seeds", "pretrain_seeds", "metric", "learning_rates", "layer_decays"),
+        *("pretrain_options", "finetune_options"),
     ),
     demo=True,
 )

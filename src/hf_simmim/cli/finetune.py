@@ -29,6 +29,7 @@ from ..data.labeled.mixing import MixingCollator
 from ..data.labeled.splits import few_labels, folds, holdout
 from ..data.reading import check_images
 from ..data.sampling import evenly_spaced
+from ..evaluation.answers import write_answers
 from ..evaluation.metrics import ConfusionMatrix, PerClassScores, classification_metrics, missed_in_matrix
 from ..hub.card import check_license, normalization
 from ..hub.provenance import RunOrigin, evaluation_source, held_out
@@ -536,6 +537,8 @@ def execute(
             results["warnings"] = missed_in_matrix(matrix, names)
         trainer.final_metrics = results["metrics"]
     if trainer.args.should_save:
+        if trainer.eval_dataset is not None:
+            write_answers(run.output_dir, output.predictions, output.label_ids)
         write_results(results, run.output_dir)
         if matrix is not None:
             plot_confusion(matrix, run.train.class_names or [], run.output_dir / "confusion.png")

@@ -141,7 +141,7 @@ class PerClassScores(_ClassMetric):
         logits = check_logits(predictions)
         predicted, labels = super()._prepare_batch(logits, references)
         is_ranked = len(self.class_names) <= MAX_RANKED_CLASSES
-        return predicted, labels, _log_softmax(logits) if is_ranked else logits[:, :0]
+        return predicted, labels, log_softmax(logits) if is_ranked else logits[:, :0]
 
     def _compute_values(self, predicted: np.ndarray, true: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
         from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
@@ -172,8 +172,15 @@ class PerClassScores(_ClassMetric):
         return means | {"per_class": per_class}
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Logarithm of the softmax of logits (N, K), as float64: it orders images as probabilities do."""
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Logarithm of the softmax, as float64: it orders images as probabilities do.
+
+    Args:
+        logits: Logits (N, K).
+
+    Returns:
+        The logarithms (N, K).
+    """
     logits = logits.astype(np.float64)
     logits = logits - logits.max(axis=1, keepdims=True)
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))

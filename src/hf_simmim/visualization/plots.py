@@ -9,63 +9,111 @@ from typing import Any
 import numpy as np
 
 # Colors and markers that are distinct for color-blind readers.
-ARM_COLORS = {"pre-trained": "#0072b2", "from scratch": "#d55e00"}
-ARM_MARKERS = {"pre-trained": "o", "from scratch": "s"}
+ARM_COLORS = {"pre-trained": "#0072b2", "from scratch": "#d55e00", "public": "#009e73", "continued": "#8b4a86"}
+ARM_MARKERS = {"pre-trained": "o", "from scratch": "s", "public": "^", "continued": "D"}
+# Neighboring budgets that are closer than this share of the axis are spaced evenly instead.
+CLOSEST = 0.06
 
 
-def plot_comparison(scores: Mapping[int, Mapping[str, Mapping[int, float]]], path: Path, title: str = "") -> None:
-    """Plot accuracy over the label budget: each seed, and mean and standard deviation of each arm.
+def plot_comparison(
+    scores: Mapping[int, Mapping[str, Mapping[Any, float]]],
+    path: Path,
+    title: str = "",
+    metric: str = "accuracy",
+    is_share: bool = True,
+) -> None:
+    """Plot learning curves over the number of labels: each run, and mean and standard deviation of each arm.
 
     Args:
-        scores: Accuracy by number of labeled images, arm and seed.
+        scores: Value of the metric by number of labeled images, arm and run.
         path: Image file to write.
         title: Title of the plot.
+        metric: Name of the metric.
+        is_share: Whether it is shown in percent.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    budgets = sorted(scores)
+    budgets, factor = sorted(scores), 100 if is_share else 1
     arms = tuple(scores[budgets[0]])
-    columns = {arm: [[100 * value for value in scores[budget][arm].values()] for budget in budgets] for arm in arms}
+    columns = {arm: [[factor * value for value in scores[budget][arm].values()] for budget in budgets] for arm in arms}
     means = {arm: [statistics.fmean(column) for column in columns[arm]] for arm in arms}
-    for arm, other, shift in ((arms[0], arms[1], -0.07), (arms[1], arms[0], 0.07)):
+    places = _budget_places(budgets)
+    for number, arm in enumerate(arms):
         spreads = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns[arm]]
         # The arms are shifted so that they do not cover each other.
-        places = [index + shift for index in range(len(budgets))]
-        axes.errorbar(places, means[arm], yerr=spreads, color=ARM_COLORS[arm], capsize=5, linewidth=2, label=arm)
-        for index, (place, column) in enumerate(zip(places, columns[arm], strict=True)):
-            axes.scatter(
-                [place] * len(column), column, s=25, color=ARM_COLORS[arm], marker=ARM_MARKERS[arm], alpha=0.45
-            )
-            mean, theirs = means[arm][index], means[other][index]
-            is_above = mean > theirs or (mean == theirs and arm == arms[0])
-            reach = (mean + spreads[index], *column) if is_above else (mean - spreads[index], *column)
-            axes.annotate(
-                f"{mean:.1f}",
-                (place, max(reach) if is_above else min(reach)),
-                xytext=(0, 9 if is_above else -9),
-                textcoords="offset points",
-                ha="center",
-                va="bottom" if is_above else "top",
-                color=ARM_COLORS[arm],
-                fontweight="bold",
-                bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
-            )
-    # Evenly spaced, because budgets may differ by little or by orders of magnitude.
-    axes.set_xticks(range(len(budgets)), [f"{budget:,}" for budget in budgets])
-    axes.set_xlim(-0.5, len(budgets) - 0.5)
+        shifted = places + 0.016 * (number - (len(arms) - 1) / 2)
+        style: dict[str, Any] = {"color": ARM_COLORS[arm], "marker": ARM_MARKERS[arm]}
+        axes.errorbar(shifted, means[arm], yerr=spreads, capsize=4, linewidth=2, markersize=6, label=arm, **style)
+        for place, column in zip(shifted, columns[arm], strict=True):
+            axes.scatter([place] * len(column), column, s=22, alpha=0.35, linewidths=0, **style)
     axes.margins(y=0.15)
-    axes.set_xlabel("labeled images")
-    axes.set_ylabel("test accuracy (%)")
+    if is_share:
+        # Bars of few runs may leave what is possible.
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -5), min(high, 112))
+    _write_means(axes, places, means, is_share)
+    axes.set_xticks(places, [f"{budget:,}" for budget in budgets])
+    axes.set_xlim(-0.08, 1.16 if len(budgets) > 1 else 1.08)
+    is_logarithmic = np.allclose(places, _logarithmic(budgets))
+    axes.set_xlabel("labeled images" + (" (logarithmic scale)" if is_logarithmic and len(budgets) > 2 else ""))
+    axes.set_ylabel(f"test {metric}" + (" (%)" if is_share else ""))
     axes.grid(alpha=0.3)
-    axes.legend(loc="best", frameon=False, title="mean ± standard deviation over seeds", title_fontsize=8)
-    axes.set_title(textwrap.fill(title, 85), fontsize=10, loc="left")
+    axes.legend(
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.0),
+        frameon=False,
+        title="mean ± standard\ndeviation of runs",
+        title_fontsize=8,
+        alignment="left",
+    )
+    axes.set_title(textwrap.fill(title, 95), fontsize=10, loc="left")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.savefig(path, dpi=120)
+
+
+def _logarithmic(budgets: Sequence[int]) -> np.ndarray:
+    """Places from 0 to 1 over the logarithm of the budgets; a single one is in the middle."""
+    logarithms = np.log(np.maximum(budgets, 1))
+    reach = logarithms[-1] - logarithms[0]
+    return (logarithms - logarithms[0]) / reach if reach else np.full(len(budgets), 0.5)
+
+
+def _budget_places(budgets: Sequence[int]) -> np.ndarray:
+    places = _logarithmic(budgets)
+    if len(budgets) > 1 and np.diff(places).min() < CLOSEST:
+        return np.linspace(0, 1, len(budgets))
+    return places
+
+
+def _write_means(axes: Any, places: np.ndarray, means: Mapping[str, Sequence[float]], is_share: bool) -> None:
+    """Write the means of the arms beside the runs of each budget, from top to bottom, without overlaps."""
+    low, high = axes.get_ylim()
+    distance = 0.05 * (high - low)
+    for index, place in enumerate(places):
+        ordered = sorted(means, key=lambda arm: means[arm][index])
+        heights = [means[arm][index] for arm in ordered]
+        # Pushed apart around their common center where they are too close.
+        spaced = np.array(heights)
+        for lower in range(1, len(spaced)):
+            spaced[lower] = max(spaced[lower], spaced[lower - 1] + distance)
+        spaced -= (spaced - heights).mean()
+        for arm, height in zip(ordered, spaced, strict=True):
+            value = means[arm][index]
+            axes.annotate(
+                f"{value:.1f}" if is_share else f"{value:.3g}",
+                (place + 0.008 * len(means) + 0.02, height),
+                ha="left",
+                va="center",
+                color=ARM_COLORS[arm],
+                fontsize=9,
+                fontweight="bold",
+                bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+            )
 
 
 def plot_losses(log_history: Sequence[dict[str, float]], path: Path) -> None:

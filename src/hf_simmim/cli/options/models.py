@@ -1,6 +1,7 @@
 """Options of commands that choose the encoder and its geometry, and how a trained model is run."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hf_simmim_cli import nearest
 
 from ...checkpoints.loading import load_config
 from ...model.configuration_simmim import ENCODER_PRESETS, SimMIMConfig
+from ...model.modeling_base import SimMIMModel
 
 TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -173,3 +175,23 @@ def check_encoder_keys(encoder: dict[str, Any]) -> None:
     for key in encoder:
         if key not in known:
             raise ValueError(f"The encoder config of {model_type!r} has the unknown key {key!r}.{nearest(key, known)}")
+
+
+def describe_models(configs: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+    """Describe architectures.
+
+    Args:
+        configs: Configs of models, by a name of each.
+
+    Returns:
+        Of each a description, and the shapes of its weights without those of positions, which depend on the image size.
+    """
+    texts, shapes = {}, {}
+    for arm, config in configs.items():
+        with torch.device("meta"):
+            parameters = dict(SimMIMModel(config).named_parameters())
+        count, (height, width) = sum(part.numel() for part in parameters.values()), config.image_size
+        kind = config.encoder_config.model_type
+        texts[arm] = f"{kind}, {count / 1e6:.1f} M parameters, {height} x {width} px"
+        shapes[arm] = kind, sorted(tuple(part.shape) for name, part in parameters.items() if "position" not in name)
+    return texts, shapes
