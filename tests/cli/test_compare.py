@@ -17,7 +17,7 @@ from transformers import EvalPrediction, ViTConfig, ViTModel
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
 from hf_simmim.cli import compare
-from hf_simmim.evaluation.answers import ANSWERS_FILE, read_answers, write_answers
+from hf_simmim.evaluation.comparing.answers import ANSWERS_FILE, read_answers, write_answers
 from hf_simmim.evaluation.metrics import classification_metrics
 from hf_simmim.training.fingerprints import model_digest
 

@@ -22,7 +22,7 @@ from hf_simmim.checkpoints.convert import convert_checkpoint
 from hf_simmim.cli import convert, finetune
 from hf_simmim.cli import pretrain as run_mim
 from hf_simmim.cli.recipes import recipe_names
-from hf_simmim.evaluation.answers import read_answers
+from hf_simmim.evaluation.comparing.answers import read_answers
 from hf_simmim.evaluation.metrics import classification_metrics
 from hf_simmim.model.encoder_stages import encoder_layers
 

@@ -31,13 +31,13 @@ from transformers.utils import logging
 
 from ..cli import finetune, pretrain
 from ..data.reading import ImageDataset, check_images
-from ..evaluation.answers import ANSWERS_FILE
-from ..evaluation.comparison import Verdict
-from ..evaluation.comparison_report import Results, conclude, means_by_seed, write_report
-from ..evaluation.cost import COST_FILE, Cost, CostMeter, cost_sentences, find_counters, read_cost
-from ..evaluation.cost import training_cost as logged_cost
-from ..evaluation.deciding_metric import DecidingMetric, choose_metric
-from ..evaluation.labels_saved import LabelsSaved
+from ..evaluation.comparing.answers import ANSWERS_FILE
+from ..evaluation.comparing.cost import COST_FILE, Cost, CostMeter, cost_sentences, find_counters, read_cost
+from ..evaluation.comparing.cost import training_cost as logged_cost
+from ..evaluation.comparing.labels_saved import LabelsSaved
+from ..evaluation.comparing.metric import DecidingMetric, choose_metric
+from ..evaluation.comparing.report import Results, conclude, means_by_seed, write_report
+from ..evaluation.comparing.verdicts import Verdict
 from ..evaluation.run_progress import RunProgress
 from ..training.fingerprints import digest, model_digest
 from ..training.run_folder import RunRecord

@@ -29,7 +29,7 @@ from ..data.labeled.mixing import MixingCollator
 from ..data.labeled.splits import few_labels, folds, holdout
 from ..data.reading import check_images
 from ..data.sampling import evenly_spaced
-from ..evaluation.answers import write_answers
+from ..evaluation.comparing.answers import write_answers
 from ..evaluation.metrics import ConfusionMatrix, PerClassScores, classification_metrics, missed_in_matrix
 from ..hub.card import check_license, normalization
 from ..hub.provenance import RunOrigin, evaluation_source, held_out

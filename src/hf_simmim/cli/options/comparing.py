@@ -4,7 +4,7 @@ import itertools
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from ...evaluation.deciding_metric import METRIC_NAMES
+from ...evaluation.comparing.metric import METRIC_NAMES
 from ...training.arguments import json_object
 from .images import LabeledSourceArguments
 from .slices import SliceArguments

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .comparison import SUBJECTS, Key, Scores, Verdict, by_run
-from .deciding_metric import DecidingMetric
+from .metric import DecidingMetric
+from .verdicts import SUBJECTS, Key, Scores, Verdict, by_run
 
 NUM_RESAMPLES = 1000
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .deciding_metric import ACCURACY, DecidingMetric
-from .intervals import Z
+from ..intervals import Z
+from .metric import ACCURACY, DecidingMetric
 
 ARMS = ("pre-trained", "from scratch")
 # All arms from the cheapest to the dearest: a dearer one must be better to be recommended.

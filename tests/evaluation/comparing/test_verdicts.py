@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 from scipy.stats import t, ttest_rel
 
-from hf_simmim.evaluation import deciding_metric
-from hf_simmim.evaluation.comparison import (
+from hf_simmim.evaluation.comparing import metric as deciding_metric
+from hf_simmim.evaluation.comparing.metric import ACCURACY, METRICS, resample_images
+from hf_simmim.evaluation.comparing.verdicts import (
     ALL_ARMS,
     ARMS,
     Verdict,
@@ -21,7 +22,6 @@ from hf_simmim.evaluation.comparison import (
     survivors,
     table,
 )
-from hf_simmim.evaluation.deciding_metric import ACCURACY, METRICS, resample_images
 from hf_simmim.visualization.plots import plot_comparison
 
 

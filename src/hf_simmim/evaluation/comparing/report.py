@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ..visualization.plots import plot_comparison
+from ...visualization.plots import plot_comparison
 from .answers import read_answers
-from .comparison import (
+from .cost import Cost, cost_sentences, cost_table, total_cost
+from .labels_saved import LabelsSaved, labels_saved
+from .metric import DecidingMetric, resample_images
+from .verdicts import (
     Key,
     Pair,
     Verdict,
@@ -22,9 +25,6 @@ from .comparison import (
     recommend,
     table,
 )
-from .cost import Cost, cost_sentences, cost_table, total_cost
-from .deciding_metric import DecidingMetric, resample_images
-from .labels_saved import LabelsSaved, labels_saved
 
 
 @dataclass

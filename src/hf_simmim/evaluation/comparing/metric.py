@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .metrics import MAX_RANKED_CLASSES, log_softmax
+from ..metrics import MAX_RANKED_CLASSES, log_softmax
 
 # A test set is imbalanced if its largest class has more than so many times the images of its smallest.
 IMBALANCE = 3.0

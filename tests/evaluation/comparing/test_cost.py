@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hf_simmim.evaluation.cost import (
+from hf_simmim.evaluation.comparing.cost import (
     Cost,
     CostMeter,
     cost_sentences,

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from hf_simmim.evaluation.comparison import ARMS, judge
-from hf_simmim.evaluation.deciding_metric import ACCURACY
-from hf_simmim.evaluation.labels_saved import labels_needed, labels_saved
+from hf_simmim.evaluation.comparing.labels_saved import labels_needed, labels_saved
+from hf_simmim.evaluation.comparing.metric import ACCURACY
+from hf_simmim.evaluation.comparing.verdicts import ARMS, judge
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .metrics import MAX_RANKED_CLASSES
+from ..metrics import MAX_RANKED_CLASSES
 
 ANSWERS_FILE = "answers.npz"
 

@@ -5,8 +5,8 @@ import pytest
 from sklearn import metrics as reference
 from transformers import EvalPrediction
 
-from hf_simmim.evaluation.answers import ANSWERS_FILE, read_answers, write_answers
-from hf_simmim.evaluation.deciding_metric import METRICS, choose_metric, resample_images, weighted_metric
+from hf_simmim.evaluation.comparing.answers import ANSWERS_FILE, read_answers, write_answers
+from hf_simmim.evaluation.comparing.metric import METRICS, choose_metric, resample_images, weighted_metric
 from hf_simmim.evaluation.metrics import classification_metrics
 
 GENERATOR = np.random.default_rng(0)
