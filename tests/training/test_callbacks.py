@@ -22,6 +22,7 @@ from hf_simmim.cli import pretrain
 from hf_simmim.data.labeled.images import LabeledImageDataset, load_labeled_images
 from hf_simmim.data.labeled.splits import holdout
 from hf_simmim.data.sampling import evenly_spaced
+from hf_simmim.evaluation.intervals import wilson_interval
 from hf_simmim.evaluation.probing import extract_features, knn, linear_probe
 from hf_simmim.training.callbacks import ProbeCallback
 
@@ -48,7 +49,11 @@ def runs(photos, labeled, tmp_path_factory):
     encoder = json.dumps(json.loads(options(photos, folder)[5]) | {"drop_path_rate": 0.3})
     for name, probe in (("without", None), ("with", labeled)):
         pretrain.COMMAND.main(
-            options(photos, folder / name, encoder=encoder, probe_dir=probe, dataloader_num_workers=1)
+            options(
+                *(photos, folder / name),
+                **{"encoder": encoder, "probe_dir": probe, "dataloader_num_workers": 1, "probe_layer": "last"},
+                **{"probe_pooling": "mean"},
+            )
         )
     return folder
 
@@ -66,6 +71,10 @@ def test_accuracies_are_logged_and_drawn(runs):
     log = [entry for entry in read_log(runs / "with") if "probe_knn_accuracy" in entry]
     assert [entry["step"] for entry in log] == [0, 5, 10]
     assert all(0 <= entry["probe_linear_accuracy"] <= 1 for entry in log)
+    for entry in log:
+        for name in ("knn", "linear"):
+            low, high = wilson_interval(10 * entry[f"probe_{name}_accuracy"], 10)
+            assert (entry[f"probe_{name}_low"], entry[f"probe_{name}_high"]) == (low, high)
     assert Image.open(runs / "with" / "probe.png").size == (960, 540)
     assert not (runs / "without" / "probe.png").exists()
 
@@ -153,6 +162,7 @@ def test_unreadable_images_are_left_out(photos, labeled, tmp_path, caplog):
     [
         ({"probe_layer": 9}, "layer=9: the encoder has 3 hidden states"),
         ({"probe_pooling": "cls"}, "no class token"),
+        ({"probe_layer": "first"}, "Use the number of a hidden state, last or auto"),
         ({"probe_label_column": "label"}, "both name labels"),
         ({"probe_dir": None, "probe_label_column": "label"}, "a folder has no columns. Use --probe_dir"),
         ({"probe_dir": "nowhere"}, "does not exist"),
@@ -173,9 +183,12 @@ def test_the_demo_measures_its_own_labels():
     assert "Ankle boot" in train.class_names
 
 
-def test_two_processes_measure_what_one_does(runs, photos, labeled, tmp_path):
+def test_two_processes_measure_what_one_does_and_stop_together(runs, photos, labeled, tmp_path):
     encoder = json.loads(options(photos, tmp_path)[5]) | {"drop_path_rate": 0.3}
-    settings = {"per_device_train_batch_size": 4, "encoder": json.dumps(encoder), "probe_dir": labeled, "max_steps": 1}
+    settings = {"per_device_train_batch_size": 4, "encoder": json.dumps(encoder), "probe_dir": labeled}
+    settings |= {"probe_layer": "last", "probe_pooling": "mean"}
+    # After the second evaluation, which cannot be better.
+    settings |= {"stop_by": "probe", "min_gain": 1, "patience": 1, "num_train_epochs": 8}
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--multi_gpu"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     result = subprocess.run(
@@ -191,3 +204,5 @@ def test_two_processes_measure_what_one_does(runs, photos, labeled, tmp_path):
         for folder in (tmp_path, runs / "with")
     )
     assert two == one
+    assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 10
+    assert result.stderr.count("the training ends, because probe_linear_accuracy was") == 1

@@ -31,6 +31,7 @@ from ..data.sampling import evenly_spaced
 from ..data.sources import load_images
 from ..data.streaming import SHUFFLE_WINDOW
 from ..data.survey import survey
+from ..evaluation.probing import name_pair
 from ..hub.card import check_license, normalization
 from ..hub.provenance import RunOrigin, held_out
 from ..hub.pushes import open_hub
@@ -43,8 +44,8 @@ from ..model.modeling_simmim import SimMIMForMaskedImageModeling
 from ..planning.automatic import Automatic, Plan
 from ..planning.machine import find_machine
 from ..training.arguments import SimMIMTrainingArguments, json_object
-from ..training.callbacks import EpochCallback, PictureCallback
-from ..training.cards.facts import training_line
+from ..training.callbacks import EpochCallback, PictureCallback, ProbeCallback
+from ..training.cards.facts import best_step, training_line
 from ..training.cards.pretraining import describe_evaluation
 from ..training.fingerprints import digest, initial_weights
 from ..training.image_samples import COMPARED_IMAGES
@@ -62,6 +63,7 @@ from .command import Command, existing, in_words, one_run, print_files, print_ti
 from .options.images import PixelArguments, StreamingArguments, stream_splits
 from .options.models import EncoderArguments
 from .options.probes import ProbeArguments, add_probe, load_probe, probe_source
+from .options.stopping import StoppingArguments, add_stopping, check_schedule, check_stopping
 
 logger = logging.get_logger(__name__)
 
@@ -82,6 +84,7 @@ PRETRAINING_FILES = {
     "reconstruction.png": "original | masked | prediction | composite",
     "loss_curve.png": "loss and learning rate",
     "probe.png": "accuracy of frozen features over steps",
+    "spectrum.png": "RankMe over steps, and singular values of the features",
 }
 
 
@@ -172,7 +175,7 @@ class PretrainingModelArguments(EncoderArguments):
 
 
 @dataclass
-class PretrainingArguments(SimMIMTrainingArguments):
+class PretrainingArguments(StoppingArguments, SimMIMTrainingArguments):
     """TrainingArguments with defaults for pre-training."""
 
     _argument_group_name = "training (all of transformers.TrainingArguments)"
@@ -427,6 +430,8 @@ def build_trainer(
         "nodata": data_arguments.nodata,
         **statistics,
         "seed": arguments.seed,
+        # A resumed run may begin to stop by something, or cease.
+        **({"stop_by": arguments.stop_by} if arguments.stop_by != "none" else {}),
         "initial weights": initial_weights(model_arguments.checkpoint),
         "training images": digest(train_images),
         "evaluation images": digest(validation_images) if validation_images is not None else None,
@@ -445,6 +450,7 @@ def build_trainer(
         eval_dataset = MaskedImageDataset(validation_images, seed=EVALUATION_SEED, crop_scale=None, **common)
     else:
         arguments.eval_strategy = IntervalStrategy.NO
+    check_stopping(arguments, probe is not None, model_arguments.checkpoint)
     datasets = [dataset for dataset in (train_dataset, eval_dataset) if dataset is not None]
     share = data_arguments.max_unreadable
     already_unreadable = check_images(datasets, share)
@@ -457,6 +463,8 @@ def build_trainer(
     with arguments.main_process_first(desc="loading the target's network"):
         model.target.load()
     expected = automatic.rehearse(model, (train_dataset, eval_dataset), arguments, collate, processor, machine, always)
+    # Now that the steps between evaluations are known.
+    check_schedule(arguments)
     settings |= {"chosen": automatic.values, "forecast": expected and expected.as_dict()}
     begin_run(arguments, settings, ("reconstructions",))
     path = Path(arguments.output_dir) / "unreadable_images.txt"
@@ -479,6 +487,7 @@ def build_trainer(
         trainer.add_callback(PictureCallback(trainer))
     if probe is not None:
         add_probe(trainer, probe, data_arguments)
+    add_stopping(trainer, model_arguments.checkpoint)
     trainer.plan = Plan(seen, automatic, expected, machine)
     return trainer, checkpoint
 
@@ -537,6 +546,12 @@ def print_results(trainer: SimMIMTrainer, metrics: dict[str, float]) -> None:
     """Print the metrics and the files of results."""
     if metrics:
         print(describe_evaluation(metrics, trainer.model.target.decode_uses, trainer.model.config.hidden_size))
+    best, callbacks = best_step(trainer), trainer.callback_handler.callbacks
+    if best is not None:
+        step = f"{best:,} of {trainer.state.global_step:,}"
+        print(f"The weights are those of step {step}, the best by {trainer.args.metric_for_best_model}")
+    for probe in (part for part in callbacks if isinstance(part, ProbeCallback) and len(part.pairs) > 1):
+        print(f"The probe takes {name_pair(probe.chosen)}, chosen on a part of its training images")
     print_files(Path(str(trainer.args.output_dir)), PRETRAINING_FILES)
     unreadable = trainer.unreadable_images
     if unreadable.reasons:
@@ -556,7 +571,7 @@ class PretrainingResult:
             probe.
         log: The log of the training, `TrainerState.log_history`.
         output_dir: Folder of the run, for `from_pretrained`.
-        pictures: Paths of `reconstruction`, `loss_curve` and `probe`, if they were drawn.
+        pictures: Paths of `reconstruction`, `loss_curve`, `probe` and `spectrum`, if they were drawn.
     """
 
     model: SimMIMForMaskedImageModeling
@@ -593,7 +608,8 @@ def run(
     metrics = final_metrics(trainer)
     trainer.save_state()
     if metrics:
-        trainer.save_results(metrics)
+        best = best_step(trainer)
+        trainer.save_results(metrics if best is None else metrics | {"weights_of_step": best})
     trainer.write_card()
     if arguments.should_log:
         print_results(trainer, metrics)

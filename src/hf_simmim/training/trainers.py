@@ -109,6 +109,17 @@ class RunTrainer(ResumableTrainer):
             measured.append(names)
         return {"loss"}.union(*measured)
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As Trainer does, unless a callback chooses the weights to keep otherwise than by the best metric."""
+        choices = [part.chooses(self.state) for part in self.callback_handler.callbacks if hasattr(part, "chooses")]
+        chosen = next((choice for choice in choices if choice is not None), None)
+        if chosen is None:
+            return super()._determine_best_metric(metrics, trial)
+        if chosen:
+            name = str(self.args.metric_for_best_model).removeprefix("eval_")
+            self.state.best_metric, self.state.best_global_step = metrics[f"eval_{name}"], self.state.global_step
+        return chosen
+
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """Create the schedule that the arguments name, which may be an official one."""
         if self.lr_scheduler is None:
