@@ -49,7 +49,7 @@ from ..training.cards.facts import best_step, training_line
 from ..training.cards.pretraining import describe_evaluation
 from ..training.fingerprints import digest, initial_weights
 from ..training.image_samples import COMPARED_IMAGES
-from ..training.optimization import images_per_step, planned_steps
+from ..training.optimization import freeze_all_but_last, images_per_step, planned_steps
 from ..training.run_folder import (
     begin_run,
     describe_resuming,
@@ -60,6 +60,7 @@ from ..training.run_folder import (
 )
 from ..training.trainers import SimMIMTrainer
 from .command import Command, existing, in_words, one_run, print_files, print_titled
+from .options.continuing import ContinuingArguments, settle_rates
 from .options.images import PixelArguments, StreamingArguments, stream_splits
 from .options.models import EncoderArguments
 from .options.probes import ProbeArguments, add_probe, load_probe, probe_source
@@ -175,7 +176,7 @@ class PretrainingModelArguments(EncoderArguments):
 
 
 @dataclass
-class PretrainingArguments(StoppingArguments, SimMIMTrainingArguments):
+class PretrainingArguments(StoppingArguments, ContinuingArguments, SimMIMTrainingArguments):
     """TrainingArguments with defaults for pre-training."""
 
     _argument_group_name = "training (all of transformers.TrainingArguments)"
@@ -430,12 +431,14 @@ def build_trainer(
         "nodata": data_arguments.nodata,
         **statistics,
         "seed": arguments.seed,
+        "train_layers": arguments.train_layers,
         # A resumed run may begin to stop by something, or cease.
         **({"stop_by": arguments.stop_by} if arguments.stop_by != "none" else {}),
         "initial weights": initial_weights(model_arguments.checkpoint),
         "training images": digest(train_images),
         "evaluation images": digest(validation_images) if validation_images is not None else None,
     }
+    settle_rates(arguments, model_arguments.checkpoint, automatic, before, resuming=checkpoint is not None)
     settings = settle_settings(arguments, settings, checkpoint)
     changes, common = dataset_settings(config, data_arguments, model_arguments)
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
@@ -459,6 +462,8 @@ def build_trainer(
         model = load_checkpoint(model_arguments, config)
     else:
         model = SimMIMForMaskedImageModeling(config)
+    if arguments.train_layers is not None:
+        freeze_all_but_last(model, arguments.train_layers)
     # One process downloads the network of the target first; the others use its cache.
     with arguments.main_process_first(desc="loading the target's network"):
         model.target.load()

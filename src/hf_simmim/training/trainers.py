@@ -35,7 +35,7 @@ from .cards.pretraining import pretraining_card
 from .checkpoints import SAVE_ERRORS, TrainingStoppedError, share_weights
 from .console import print_readably
 from .image_samples import COMPARED_IMAGES, ComparedImages, RunningMean, mean_figures
-from .optimization import create_schedule, decay_parameter_names, images_per_step
+from .optimization import create_optimizer, create_schedule, decay_parameter_names, images_per_step
 from .resumable_trainer import ResumableTrainer
 
 logger = logging.get_logger(__name__)
@@ -540,6 +540,22 @@ class SimMIMTrainer(RunTrainer):
         if reconstruction is not None:
             figures += [reconstruction.error_per_image(), reconstruction.mean_color_error_per_image()]
         return torch.stack([torch.stack(figure, dim=1) for figure in figures], dim=1)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create the optimizer as Trainer does, with the argument `layer_decay` if there is one.
+
+        Args:
+            model: The model if it is another than the trainer's, such as a sharded one.
+
+        Returns:
+            The optimizer. Mask tokens, which weights of another model do not have, get the full learning rate.
+        """
+        decay = getattr(self.args, "layer_decay", None) or 1.0
+        if self.optimizer is None and decay < 1:
+            trained: Any = self.model if model is None else model
+            official = getattr(self.args, "official", True)
+            self.optimizer = create_optimizer(trained, self.args, decay, official, full_rate=("mask_token",))
+        return super().create_optimizer(model)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters with weight decay, see `decay_parameter_names`."""
