@@ -2,10 +2,13 @@
 
 # Fixtures of a pre-training are arguments here.
 # ruff: noqa: F401, F811
+import importlib
 import json
 
 import pytest
 import torch
+from cards import table
+from huggingface_hub import ModelCard
 from pretraining import options, photos, read_log
 from safetensors.torch import load_file
 from tiny import VIT_SIZES
@@ -14,6 +17,7 @@ from transformers import AutoModel, ViTConfig, ViTForMaskedImageModeling, ViTIma
 from hf_simmim import SimMIMConfig, SimMIMForImageClassification, SimMIMForMaskedImageModeling, SimMIMModel
 from hf_simmim.cli import pretrain
 from hf_simmim.cli.options.continuing import is_trained_otherwise
+from hf_simmim.training.trainers import SimMIMTrainer
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +104,54 @@ def test_only_the_last_blocks_are_trained(photos, stock, tmp_path):
             pretrain.COMMAND.main(options(photos, tmp_path / "other", **settings | {"train_layers": number}))
     with pytest.raises(SystemExit, match="another train_layers: 1 before, None now"):
         pretrain.COMMAND.main(options(photos, tmp_path / "run", **settings | {"train_layers": None}))
+
+
+def test_adapters_are_merged_and_resumed(photos, stock, tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    settings = {"encoder": None, "checkpoint": stock, "lora": 2, "save_strategy": "steps", "save_steps": 2}
+    settings |= {"eval_strategy": "steps", "eval_steps": 2, "max_steps": 4, "stop_by": "rank", "learning_rate": 1e-2}
+    pretrain.COMMAND.main(options(photos, tmp_path / "whole", **settings))
+    rows = table(ModelCard.load(tmp_path / "whole" / "README.md").content)
+    assert rows["trained"].startswith("adapters (LoRA) of rank 2")
+
+    step, calls = SimMIMTrainer.training_step, []
+
+    def dying_step(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimMIMTrainer, "training_step", dying_step)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain.COMMAND.main(options(photos, tmp_path / "killed", **settings))
+    pretrain.COMMAND.main(options(photos, tmp_path / "killed", **settings))
+    whole, killed = (load_file(tmp_path / run / "model.safetensors") for run in ("whole", "killed"))
+    start = SimMIMForMaskedImageModeling.from_encoder(stock).state_dict()
+    assert whole.keys() == killed.keys() == start.keys()
+    for name in whole:
+        assert torch.equal(whole[name], killed[name]), name
+        difference = whole[name] - start[name]
+        if name.startswith("simmim.encoder") and not name.endswith("mask_token"):
+            is_linear = difference.ndim == 2
+            assert bool(difference.any()) == is_linear, name
+            # Merged weights are rounded.
+            assert not is_linear or torch.linalg.matrix_rank(difference, rtol=1e-4) <= 2, name
+    # What a checkpoint holds is a model as well, with the figures of its step.
+    best = json.loads((tmp_path / "whole" / "trainer_state.json").read_text())["best_global_step"]
+    saved = load_file(tmp_path / "whole" / f"checkpoint-{best}" / "model.safetensors")
+    assert all(torch.equal(saved[name], whole[name]) for name in whole)
+    assert AutoModel.from_pretrained(tmp_path / "whole").config.hidden_size == 32
+
+
+def test_what_adapters_cannot_do_is_refused(photos, stock, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else find(name))
+    for setting, message in (
+        ({"lora": 0}, "lora=0 must be a rank of 1 or more"),
+        ({"lora": 2, "train_layers": 1}, "exclude each other"),
+        ({"lora": 2}, r"needs peft. Run: pip install 'hf-simmim\[peft\]'"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            pretrain.COMMAND.main(options(photos, tmp_path, encoder=None, checkpoint=stock, **setting))

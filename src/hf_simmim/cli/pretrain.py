@@ -49,7 +49,7 @@ from ..training.cards.facts import best_step, training_line
 from ..training.cards.pretraining import describe_evaluation
 from ..training.fingerprints import digest, initial_weights
 from ..training.image_samples import COMPARED_IMAGES
-from ..training.optimization import freeze_all_but_last, images_per_step, planned_steps
+from ..training.optimization import images_per_step, planned_steps
 from ..training.run_folder import (
     begin_run,
     describe_resuming,
@@ -60,7 +60,7 @@ from ..training.run_folder import (
 )
 from ..training.trainers import SimMIMTrainer
 from .command import Command, existing, in_words, one_run, print_files, print_titled
-from .options.continuing import ContinuingArguments, settle_rates
+from .options.continuing import ContinuingArguments, limit_training, settle_rates
 from .options.images import PixelArguments, StreamingArguments, stream_splits
 from .options.models import EncoderArguments
 from .options.probes import ProbeArguments, add_probe, load_probe, probe_source
@@ -431,7 +431,7 @@ def build_trainer(
         "nodata": data_arguments.nodata,
         **statistics,
         "seed": arguments.seed,
-        "train_layers": arguments.train_layers,
+        **{key: getattr(arguments, key) for key in ("train_layers", "lora")},
         # A resumed run may begin to stop by something, or cease.
         **({"stop_by": arguments.stop_by} if arguments.stop_by != "none" else {}),
         "initial weights": initial_weights(model_arguments.checkpoint),
@@ -462,8 +462,7 @@ def build_trainer(
         model = load_checkpoint(model_arguments, config)
     else:
         model = SimMIMForMaskedImageModeling(config)
-    if arguments.train_layers is not None:
-        freeze_all_but_last(model, arguments.train_layers)
+    trainer_class = limit_training(model, arguments)
     # One process downloads the network of the target first; the others use its cache.
     with arguments.main_process_first(desc="loading the target's network"):
         model.target.load()
@@ -477,7 +476,7 @@ def build_trainer(
     unreadable_images.record(already_unreadable)
     if checkpoint is not None:
         unreadable_images.record(check_listed(datasets, path))
-    trainer = SimMIMTrainer(
+    trainer = trainer_class(
         model=model,
         args=arguments,
         train_dataset=train_dataset,

@@ -5,8 +5,12 @@ from typing import Any
 
 from ...checkpoints.loading import load_config
 from ...model.configuration_simmim import SimMIMConfig
+from ...model.modeling_simmim import SimMIMForMaskedImageModeling
 from ...planning.automatic import Automatic
 from ...planning.sizing import Choice
+from ...training.adapters.lora import AdapterTrainer, add_adapters
+from ...training.optimization import freeze_all_but_last
+from ...training.trainers import SimMIMTrainer
 
 # For weights that were not trained on masked images: the share of the learning rate that is otherwise used, and the
 # factor from each layer to the one below. The decay is that of fine-tuning Swin-B after 800 epochs, in the paper.
@@ -34,13 +38,45 @@ class ContinuingArguments:
             "help": "Train only this many last blocks of the encoder, the mask token and the head (all if unset)."
         },
     )
+    lora: int | None = field(
+        default=None,
+        metadata={
+            "help": "Freeze the encoder and train adapters of this rank in its linear layers (none if unset). They are"
+            " merged into the saved weights. Needs peft."
+        },
+    )
 
     def __post_init__(self):
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay} must be in (0, 1], such as 0.8, or 1 for none.")
         if self.train_layers is not None and self.train_layers < 1:
             raise ValueError(f"train_layers={self.train_layers} must be 1 or more, or unset to train all.")
+        if self.lora is not None and self.lora < 1:
+            raise ValueError(f"lora={self.lora} must be a rank of 1 or more, such as 8.")
+        if self.lora is not None and self.train_layers is not None:
+            raise ValueError(f"lora={self.lora} and train_layers={self.train_layers} exclude each other. Name one.")
         super().__post_init__()  # type: ignore[misc]
+
+
+def limit_training(model: SimMIMForMaskedImageModeling, arguments: Any) -> type[SimMIMTrainer]:
+    """Freeze what is not to be trained, and add adapters.
+
+    Args:
+        model: The model, which is changed in place.
+        arguments: Training arguments with `ContinuingArguments`.
+
+    Returns:
+        The trainer's class.
+
+    Raises:
+        ValueError: If the encoder does not have what is to be trained, or peft is not installed.
+    """
+    if arguments.train_layers is not None:
+        freeze_all_but_last(model, arguments.train_layers)
+    if arguments.lora is None:
+        return SimMIMTrainer
+    add_adapters(model, arguments.lora)
+    return AdapterTrainer
 
 
 def is_trained_otherwise(checkpoint: str) -> bool:
@@ -81,7 +117,8 @@ def settle_rates(
         if is_open and "learning_rate" in automatic.before:
             automatic.set(arguments, "learning_rate", Choice(arguments.learning_rate, ""))
         return
-    is_low = checkpoint is not None and is_trained_otherwise(checkpoint)
+    # Adapters leave the weights as they are.
+    is_low = checkpoint is not None and arguments.lora is None and is_trained_otherwise(checkpoint)
     if arguments.layer_decay is None:
         arguments.layer_decay = 1.0
         if is_low:

@@ -63,7 +63,7 @@ def pretraining_card(trainer: Any) -> ModelCard:
             eval_results=probe_results(log, origin),
             model_rows=encoder_table(config, model) | _prediction_table(model) | _masking_table(trainer),
             data_rows=_data_table(trainer),
-            training_rows=_forecast(trainer),
+            training_rows=_trained_part(trainer.args) | _forecast(trainer),
             time=_training_time(log, images_per_step(trainer.args)) or session_time(trainer),
             speed=speed(log),
             citations=citations(config),
@@ -79,6 +79,16 @@ def pretraining_card(trainer: Any) -> ModelCard:
             },
         ),
     )
+
+
+def _trained_part(arguments: Any) -> dict[str, str | None]:
+    """What was trained of an encoder whose weights were there before; nothing if all of it was."""
+    layers, rank = (getattr(arguments, name, None) for name in ("train_layers", "lora"))
+    if layers is not None:
+        return {"trained": f"the last {counted(layers, 'block')} of the encoder, and the head"}
+    if rank is not None:
+        return {"trained": f"adapters (LoRA) of rank {rank} in the encoder, merged into its weights, and the head"}
+    return {}
 
 
 def _forecast(trainer: Any) -> dict[str, str | None]:
