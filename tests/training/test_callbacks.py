@@ -94,7 +94,8 @@ def test_the_last_accuracies_are_those_of_the_saved_model(runs, labeled):
     assert last["probe_linear_accuracy"] == linear_probe(*data, penalties=[1e-3]).accuracy
 
 
-def test_the_best_model_can_be_that_of_the_probe(photos, labeled, tmp_path):
+def test_the_best_model_can_be_that_of_the_probe(photos, labeled, tmp_path, capsys):
+    """Whose layer is chosen at every evaluation, if none is named."""
     settings = {
         "probe_dir": labeled,
         "metric_for_best_model": "probe_knn_accuracy",
@@ -105,6 +106,12 @@ def test_the_best_model_can_be_that_of_the_probe(photos, labeled, tmp_path):
     state = json.loads((tmp_path / "trainer_state.json").read_text())
     accuracies = [entry["probe_knn_accuracy"] for entry in state["log_history"] if "probe_knn_accuracy" in entry]
     assert state["best_metric"] == max(accuracies[1:3])
+    layers = [entry["probe_layer"] for entry in state["log_history"] if "probe_layer" in entry]
+    assert len(layers) == len(accuracies)
+    assert set(layers) <= {-1, 1, 2}
+    chosen = "the output" if layers[-1] == -1 else f"hidden state {layers[-1]}"
+    assert f"The probe takes {chosen}, pooling mean" in capsys.readouterr().out
+    assert f"({chosen}, pooling mean" in (tmp_path / "README.md").read_text()
 
 
 def test_what_evaluations_do_not_measure_selects_no_model(photos, labeled, tmp_path):

@@ -634,7 +634,7 @@ COMMAND = Command(
     common=(
         *("train_dir", "output_dir", "recipe", "encoder", "checkpoint", "image_size", "num_channels"),
         *("num_train_epochs", "per_device_train_batch_size", "mask_ratio", "validation_dir", "probe_dir"),
-        *("rescale_factor", "push_to_hub"),
+        *("stop_by", "rescale_factor", "push_to_hub"),
     ),
     demo=True,
 )

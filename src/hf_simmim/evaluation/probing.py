@@ -20,6 +20,8 @@ Pair = tuple[int | None, str]
 # Layers that are tried besides the output, from the middle of the encoder on; and poolings.
 NUM_CANDIDATES = 4
 CANDIDATE_POOLINGS = ("mean", "mean_std", "cls")
+# Iterations of the probes that are compared for it: more change few answers.
+NUM_CHOICE_STEPS = 50
 # L2 penalties: factors of half the squared weights, added to the mean cross entropy; the strongest first.
 PENALTIES = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
 # The penalty where one fit has to be enough.
@@ -270,6 +272,7 @@ def choose_pair(
         linear_probe(
             *(part[fitted], labels[fitted], part[validated], labels[validated], num_classes),
             penalties=[PENALTY],
+            max_iter=NUM_CHOICE_STEPS,
             device=device,
         ).accuracy
         for part in features

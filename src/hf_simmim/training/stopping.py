@@ -128,7 +128,10 @@ class StopCallback(TrainerCallback):
         self.trainer, self.rule = trainer, rule
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Refuse a resumed run whose checkpoint does not have what drift is measured by."""
+        """Train no further where the run ended; refuse a checkpoint that does not have what drift is measured by."""
+        if self.has_ended(state):
+            # Where the trainer could not tell before, such as with FSDP.
+            control.should_training_stop = True
         if self.rule.kind == "drift" and not state.stateful_callbacks.get("start_neighbors"):
             raise TrainingStoppedError(
                 "stop_by='drift' compares features with those of the first weights, which this run did not keep because"

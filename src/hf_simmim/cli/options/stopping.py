@@ -29,7 +29,7 @@ class StoppingArguments:
     min_gain: float | None = field(
         default=None,
         metadata={
-            "help": "Gain that counts as better (if unset, a standard error of the probe's accuracy, or 1 % of RankMe)."
+            "help": "Gain that counts as better (if unset, a standard error of the probe's accuracy, 0.01 of RankMe)."
         },
     )
     max_drift: float = field(
