@@ -4,6 +4,8 @@
 # ruff: noqa: F401, F811
 import json
 import math
+import os
+import signal
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from hf_simmim.cli import pretrain
 from hf_simmim.evaluation.intervals import wilson_interval
 from hf_simmim.evaluation.rankme import effective_rank
 from hf_simmim.training.stopping import LossAlarm, StopCallback, StopRule, losses_between_evaluations
+from hf_simmim.training.trainers import SimMIMTrainer
 
 # Better is what never happens: the training ends after one evaluation more than the patience.
 NEVER = {"stop_by": "rank", "min_gain": 1e6, "num_train_epochs": 8}
@@ -123,7 +126,12 @@ def test_a_killed_run_goes_on_counting(photos, first, tmp_path, monkeypatch):
     settings = {"checkpoint": first, "encoder": None, "probe_dir": photos, "stop_by": "probe"}
     settings |= {"min_gain": 1, "patience": 3, "num_train_epochs": 8, "probe_layer": "last", "probe_pooling": "mean"}
     pretrain.COMMAND.main(options(photos, tmp_path / "whole", **settings))
-    judge = StopCallback.on_evaluate
+    judge, step = StopCallback.on_evaluate, SimMIMTrainer.training_step
+
+    def asked_to_end(self, *args, **kwargs):
+        if self.state.global_step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args, **kwargs)
 
     def dying(self, args, state, control, **kwargs):
         if state.global_step == 10:
@@ -134,6 +142,12 @@ def test_a_killed_run_goes_on_counting(photos, first, tmp_path, monkeypatch):
         patch.setattr(StopCallback, "on_evaluate", dying)
         with pytest.raises(KeyboardInterrupt):
             pretrain.COMMAND.main(options(photos, tmp_path / "killed", **settings))
+    # Then by a signal in a step that is to be evaluated, which a resumed run does.
+    with monkeypatch.context() as patch:
+        patch.setattr(SimMIMTrainer, "training_step", asked_to_end)
+        with pytest.raises(SystemExit):
+            pretrain.COMMAND.main(options(photos, tmp_path / "killed", **settings))
+    assert (tmp_path / "killed" / "checkpoint-10").exists()
     pretrain.COMMAND.main(options(photos, tmp_path / "killed", **settings))
     states = [json.loads((tmp_path / run / "trainer_state.json").read_text()) for run in ("whole", "killed")]
     # Three evaluations after the features that it began with.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from transformers import TrainerCallback
+from transformers import IntervalStrategy, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
@@ -137,6 +137,19 @@ class StopCallback(TrainerCallback):
                 "stop_by='drift' compares features with those of the first weights, which this run did not keep because"
                 " it began without. Leave --stop_by out, or begin a new run in another --output_dir."
             )
+        if state.global_step and self._lacks_evaluation(args, state):
+            # A signal ended the run before it, which must not count as patience.
+            metrics = self.trainer.evaluate()
+            self.trainer._determine_best_metric(metrics, None)
+
+    def _lacks_evaluation(self, args: Any, state: Any) -> bool:
+        """Whether the checkpoint that a run resumes from is of a step that should have been evaluated."""
+        if args.eval_strategy == IntervalStrategy.STEPS:
+            is_due = state.global_step % state.eval_steps == 0
+        else:
+            is_due = abs(state.epoch - round(state.epoch)) < 1e-6
+        log = state.log_history
+        return is_due and not any(self.rule.figure in entry and entry["step"] == state.global_step for entry in log)
 
     def on_evaluate(self, args, state, control, **kwargs):
         """Judge what was logged until now; the first process decides."""

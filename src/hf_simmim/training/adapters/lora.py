@@ -93,10 +93,14 @@ class AdapterTrainer(SimMIMTrainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError("lora merges whole weights, but FSDP or DeepSpeed shards them. Train without these.")
 
+    def plain_weights(self) -> dict[str, torch.Tensor]:
+        """Weights that load without adapters, for whatever is saved of the model."""
+        return merged_weights(self.model)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         adapters = {name: tensor for name, tensor in self.model.state_dict().items() if _ADAPTER in name}
         if adapters:
-            state_dict = merged_weights(self.model)
+            state_dict = self.plain_weights()
         super()._save(output_dir, state_dict=state_dict)
         if adapters:
             save_file(adapters, Path(output_dir or str(self.args.output_dir)) / ADAPTERS_FILE)
