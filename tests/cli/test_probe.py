@@ -107,6 +107,33 @@ def test_figures_are_those_of_the_probes(run_probe, checkpoint, images, tmp_path
     assert Image.open(tmp_path / "accuracy.png").size == (960, 540)
 
 
+def test_layer_and_pooling_are_chosen_without_test_images(run_probe, checkpoint, images, tmp_path, capsys):
+    """By default; other test images choose the same, and named layers give the same accuracy."""
+    run_probe.COMMAND.main(options(checkpoint, images, tmp_path / "a", random_init=None))
+    printed = capsys.readouterr().out
+    rows = json.loads((tmp_path / "a" / "results.json").read_text())["results"]
+    assert [row["layer"] for row in rows] == ["auto", "auto"]
+    shown = re.search(r"^Chosen on a fifth .*: (.*) \(pre-trained\); (.*) \(untrained\)$", printed, re.M).groups()
+    for row, words in zip(rows, shown, strict=True):
+        assert words.endswith(f"pooling {row['chosen_pooling']}")
+        assert words.startswith("the output" if row["chosen_layer"] is None else f"hidden state {row['chosen_layer']},")
+    first = rows[0]
+    layer = "last" if first["chosen_layer"] is None else first["chosen_layer"]
+    named = {"layers": [layer], "pooling": first["chosen_pooling"]}
+    run_probe.COMMAND.main(options(checkpoint, images, tmp_path / "b", **named))
+    again = json.loads((tmp_path / "b" / "results.json").read_text())["results"][0]
+    assert (again["linear"], again["knn"]) == (first["linear"], first["knn"])
+    # The answers to test images turned around.
+    write_images(tmp_path / "test", 15, seed=1)
+    for source, target in (("red", "x"), ("green", "red"), ("x", "green")):
+        (tmp_path / "test" / source).rename(tmp_path / "test" / target)
+    run_probe.COMMAND.main(options(checkpoint, images, tmp_path / "c", validation_dir=tmp_path / "test"))
+    turned = json.loads((tmp_path / "c" / "results.json").read_text())["results"][0]
+    assert [turned[key] for key in ("chosen_layer", "chosen_pooling")] == [
+        first[key] for key in ("chosen_layer", "chosen_pooling")
+    ]
+
+
 def test_the_control_and_seeds(run_probe, checkpoint, images, tmp_path, capsys):
     run_probe.COMMAND.main([*options(checkpoint, images, tmp_path, labels_per_class=4, seeds=[3, 5]), "--random_init"])
     results = json.loads((tmp_path / "results.json").read_text())
@@ -216,6 +243,7 @@ def test_a_test_class_that_is_not_trained_on_is_refused(run_probe, checkpoint, i
         ({"checkpoint": ROOT}, "neither the folder of a model"),
         ({"layers": [1, 9]}, "layer=9: the encoder has 4 hidden states"),
         ({"layers": ["first"]}, "layers has 'first'"),
+        ({"layers": ["auto", 1]}, "Give auto alone"),
         ({"layers": [1, 1]}, "contains duplicates"),
         ({"pooling": "cls"}, "no class token"),
         ({"labels_per_class": 11}, "has 10 images, fewer than labels_per_class=11"),

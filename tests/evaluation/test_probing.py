@@ -8,7 +8,16 @@ from sklearn.linear_model import LogisticRegression
 from tiny import ENCODER_CONFIGS, batch, swin_config, vit_config
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMModel
-from hf_simmim.evaluation.probing import PENALTIES, extract_features, extract_layers, knn, linear_probe
+from hf_simmim.evaluation.probing import (
+    PENALTIES,
+    candidate_pairs,
+    choose_pair,
+    extract_features,
+    extract_layers,
+    extract_pairs,
+    knn,
+    linear_probe,
+)
 
 
 def blobs(num_images, num_classes=7, dimensions=12, distance=1.0, seed=0):
@@ -178,6 +187,34 @@ def test_knn_equals_a_naive_loop(monkeypatch):
     result = knn(train, labels, test, test_labels, 7, k=9)
     assert result.predictions.tolist() == expected
     assert result.accuracy == pytest.approx((result.predictions == test_labels).float().mean().item())
+
+
+def test_candidates_are_the_output_and_the_second_half(vit):
+    deep = SimMIMConfig(encoder_config=vit_config(num_hidden_layers=12))
+    layers = [None, 6, 8, 10, 12]
+    expected = [(layer, pooling) for pooling in ("mean", "mean_std", "cls") for layer in layers]
+    assert candidate_pairs(deep) == expected
+    assert candidate_pairs(deep, layer=3) == [(3, "mean"), (3, "mean_std"), (3, "cls")]
+    assert candidate_pairs(deep, layer=None, pooling="max") == [(None, "max")]
+    # Without a class token, and of stages.
+    assert {pooling for _, pooling in candidate_pairs(SimMIMConfig(encoder_config=swin_config()))} == {
+        "mean",
+        "mean_std",
+    }
+    with pytest.raises(ValueError, match="layer=99"):
+        candidate_pairs(deep, layer=99)
+    pixel_values, _ = batch(vit.config, 2)
+    pairs = candidate_pairs(vit.config)
+    for pair, features in zip(pairs, extract_pairs(vit, [pixel_values], pairs, progress=False), strict=True):
+        assert torch.equal(features, extract_features(vit, [pixel_values], *pair, progress=False)), pair
+
+
+def test_the_choice_is_the_one_that_generalizes():
+    """Of noise that tells the training images apart, and of features of the classes; the first of equals."""
+    good, labels = blobs(200)
+    noise = torch.randn(200, 300, generator=torch.Generator().manual_seed(1))
+    assert choose_pair([noise, good, good], labels, 7) == 1
+    assert choose_pair([noise, good], torch.arange(200), 200) == 0
 
 
 def test_near_neighbors_count_more_at_a_low_temperature():

@@ -22,6 +22,7 @@ from hf_simmim.cli import pretrain
 from hf_simmim.data.labeled.images import LabeledImageDataset, load_labeled_images
 from hf_simmim.data.labeled.splits import holdout
 from hf_simmim.data.sampling import evenly_spaced
+from hf_simmim.evaluation.intervals import wilson_interval
 from hf_simmim.evaluation.probing import extract_features, knn, linear_probe
 from hf_simmim.training.callbacks import ProbeCallback
 
@@ -48,7 +49,11 @@ def runs(photos, labeled, tmp_path_factory):
     encoder = json.dumps(json.loads(options(photos, folder)[5]) | {"drop_path_rate": 0.3})
     for name, probe in (("without", None), ("with", labeled)):
         pretrain.COMMAND.main(
-            options(photos, folder / name, encoder=encoder, probe_dir=probe, dataloader_num_workers=1)
+            options(
+                *(photos, folder / name),
+                **{"encoder": encoder, "probe_dir": probe, "dataloader_num_workers": 1, "probe_layer": "last"},
+                **{"probe_pooling": "mean"},
+            )
         )
     return folder
 
@@ -66,6 +71,10 @@ def test_accuracies_are_logged_and_drawn(runs):
     log = [entry for entry in read_log(runs / "with") if "probe_knn_accuracy" in entry]
     assert [entry["step"] for entry in log] == [0, 5, 10]
     assert all(0 <= entry["probe_linear_accuracy"] <= 1 for entry in log)
+    for entry in log:
+        for name in ("knn", "linear"):
+            low, high = wilson_interval(10 * entry[f"probe_{name}_accuracy"], 10)
+            assert (entry[f"probe_{name}_low"], entry[f"probe_{name}_high"]) == (low, high)
     assert Image.open(runs / "with" / "probe.png").size == (960, 540)
     assert not (runs / "without" / "probe.png").exists()
 
@@ -85,7 +94,8 @@ def test_the_last_accuracies_are_those_of_the_saved_model(runs, labeled):
     assert last["probe_linear_accuracy"] == linear_probe(*data, penalties=[1e-3]).accuracy
 
 
-def test_the_best_model_can_be_that_of_the_probe(photos, labeled, tmp_path):
+def test_the_best_model_can_be_that_of_the_probe(photos, labeled, tmp_path, capsys):
+    """Whose layer is chosen at every evaluation, if none is named."""
     settings = {
         "probe_dir": labeled,
         "metric_for_best_model": "probe_knn_accuracy",
@@ -96,6 +106,12 @@ def test_the_best_model_can_be_that_of_the_probe(photos, labeled, tmp_path):
     state = json.loads((tmp_path / "trainer_state.json").read_text())
     accuracies = [entry["probe_knn_accuracy"] for entry in state["log_history"] if "probe_knn_accuracy" in entry]
     assert state["best_metric"] == max(accuracies[1:3])
+    layers = [entry["probe_layer"] for entry in state["log_history"] if "probe_layer" in entry]
+    assert len(layers) == len(accuracies)
+    assert set(layers) <= {-1, 1, 2}
+    chosen = "the output" if layers[-1] == -1 else f"hidden state {layers[-1]}"
+    assert f"The probe takes {chosen}, pooling mean" in capsys.readouterr().out
+    assert f"({chosen}, pooling mean" in (tmp_path / "README.md").read_text()
 
 
 def test_what_evaluations_do_not_measure_selects_no_model(photos, labeled, tmp_path):
@@ -153,6 +169,7 @@ def test_unreadable_images_are_left_out(photos, labeled, tmp_path, caplog):
     [
         ({"probe_layer": 9}, "layer=9: the encoder has 3 hidden states"),
         ({"probe_pooling": "cls"}, "no class token"),
+        ({"probe_layer": "first"}, "Use the number of a hidden state, last or auto"),
         ({"probe_label_column": "label"}, "both name labels"),
         ({"probe_dir": None, "probe_label_column": "label"}, "a folder has no columns. Use --probe_dir"),
         ({"probe_dir": "nowhere"}, "does not exist"),
@@ -173,9 +190,12 @@ def test_the_demo_measures_its_own_labels():
     assert "Ankle boot" in train.class_names
 
 
-def test_two_processes_measure_what_one_does(runs, photos, labeled, tmp_path):
+def test_two_processes_measure_what_one_does_and_stop_together(runs, photos, labeled, tmp_path):
     encoder = json.loads(options(photos, tmp_path)[5]) | {"drop_path_rate": 0.3}
-    settings = {"per_device_train_batch_size": 4, "encoder": json.dumps(encoder), "probe_dir": labeled, "max_steps": 1}
+    settings = {"per_device_train_batch_size": 4, "encoder": json.dumps(encoder), "probe_dir": labeled}
+    settings |= {"probe_layer": "last", "probe_pooling": "mean"}
+    # After the second evaluation, which cannot be better.
+    settings |= {"stop_by": "probe", "min_gain": 1, "patience": 1, "num_train_epochs": 8}
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--multi_gpu"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     result = subprocess.run(
@@ -191,3 +211,5 @@ def test_two_processes_measure_what_one_does(runs, photos, labeled, tmp_path):
         for folder in (tmp_path, runs / "with")
     )
     assert two == one
+    assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 10
+    assert result.stderr.count("the training ends, because probe_linear_accuracy was") == 1

@@ -32,6 +32,7 @@ from ..data.sources import hold_out, load_images
 from ..data.streaming import SHUFFLE_WINDOW
 from ..data.survey import survey
 from ..data.windows import WINDOWS_PER_IMAGE, WindowRows, images_in_words, window_splits
+from ..evaluation.probing import name_pair
 from ..formats.address import parse_address
 from ..hub.card import check_license, normalization
 from ..hub.provenance import RunOrigin, held_out
@@ -45,8 +46,8 @@ from ..model.modeling_simmim import SimMIMForMaskedImageModeling
 from ..planning.automatic import Automatic, Plan
 from ..planning.machine import find_machine
 from ..training.arguments import SimMIMTrainingArguments, json_object
-from ..training.callbacks import EpochCallback, PictureCallback
-from ..training.cards.facts import training_line
+from ..training.callbacks import EpochCallback, PictureCallback, ProbeCallback
+from ..training.cards.facts import best_step, training_line
 from ..training.cards.pretraining import describe_evaluation
 from ..training.fingerprints import digest, initial_weights
 from ..training.image_samples import COMPARED_IMAGES
@@ -61,9 +62,11 @@ from ..training.run_folder import (
 )
 from ..training.trainers import SimMIMTrainer
 from .command import Command, existing, in_words, one_run, print_files, print_titled
+from .options.continuing import ContinuingArguments, limit_training, settle_rates
 from .options.images import PixelArguments, StreamingArguments, stream_splits
 from .options.models import EncoderArguments
 from .options.probes import ProbeArguments, add_probe, load_probe, probe_source
+from .options.stopping import StoppingArguments, add_stopping, check_schedule, check_stopping
 from .options.windows import WindowArguments
 
 logger = logging.get_logger(__name__)
@@ -85,6 +88,7 @@ PRETRAINING_FILES = {
     "reconstruction.png": "original | masked | prediction | composite",
     "loss_curve.png": "loss and learning rate",
     "probe.png": "accuracy of frozen features over steps",
+    "spectrum.png": "RankMe over steps, and singular values of the features",
 }
 
 
@@ -175,7 +179,7 @@ class PretrainingModelArguments(EncoderArguments):
 
 
 @dataclass
-class PretrainingArguments(SimMIMTrainingArguments):
+class PretrainingArguments(StoppingArguments, ContinuingArguments, SimMIMTrainingArguments):
     """TrainingArguments with defaults for pre-training."""
 
     _argument_group_name = "training (all of transformers.TrainingArguments)"
@@ -442,11 +446,15 @@ def build_trainer(
         "nodata": data_arguments.nodata,
         **statistics,
         "seed": arguments.seed,
+        **{key: getattr(arguments, key) for key in ("train_layers", "lora")},
+        # A resumed run may begin to stop by something, or cease.
+        **({"stop_by": arguments.stop_by} if arguments.stop_by != "none" else {}),
         "initial weights": initial_weights(model_arguments.checkpoint),
         "windows": train_images.facts() if isinstance(train_images, WindowRows) else None,
         "training images": digest(train_images),
         "evaluation images": digest(validation_images) if validation_images is not None else None,
     }
+    settle_rates(arguments, model_arguments.checkpoint, automatic, before, resuming=checkpoint is not None)
     settings = settle_settings(arguments, settings, checkpoint)
     changes, common = dataset_settings(config, data_arguments, model_arguments)
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
@@ -461,6 +469,7 @@ def build_trainer(
         eval_dataset = MaskedImageDataset(validation_images, seed=EVALUATION_SEED, crop_scale=None, **common)
     else:
         arguments.eval_strategy = IntervalStrategy.NO
+    check_stopping(arguments, probe is not None, model_arguments.checkpoint)
     datasets = [dataset for dataset in (train_dataset, eval_dataset) if dataset is not None]
     share = data_arguments.max_unreadable
     already_unreadable = check_images(datasets, share)
@@ -469,10 +478,13 @@ def build_trainer(
         model = load_checkpoint(model_arguments, config)
     else:
         model = SimMIMForMaskedImageModeling(config)
+    trainer_class = limit_training(model, arguments)
     # One process downloads the network of the target first; the others use its cache.
     with arguments.main_process_first(desc="loading the target's network"):
         model.target.load()
     expected = automatic.rehearse(model, (train_dataset, eval_dataset), arguments, collate, processor, machine, always)
+    # Now that the steps between evaluations are known.
+    check_schedule(arguments)
     settings |= {"chosen": automatic.values, "forecast": expected and expected.as_dict()}
     begin_run(arguments, settings, ("reconstructions",))
     path = Path(arguments.output_dir) / "unreadable_images.txt"
@@ -482,7 +494,7 @@ def build_trainer(
     unreadable_images.record(already_unreadable)
     if checkpoint is not None:
         unreadable_images.record(check_listed(datasets, path))
-    trainer = SimMIMTrainer(
+    trainer = trainer_class(
         model=model,
         args=arguments,
         train_dataset=train_dataset,
@@ -497,6 +509,7 @@ def build_trainer(
         trainer.add_callback(PictureCallback(trainer))
     if probe is not None:
         add_probe(trainer, probe, data_arguments)
+    add_stopping(trainer, model_arguments.checkpoint)
     trainer.plan = Plan(seen, automatic, expected, machine)
     return trainer, checkpoint
 
@@ -555,6 +568,12 @@ def print_results(trainer: SimMIMTrainer, metrics: dict[str, float]) -> None:
     """Print the metrics and the files of results."""
     if metrics:
         print(describe_evaluation(metrics, trainer.model.target.decode_uses, trainer.model.config.hidden_size))
+    best, callbacks = best_step(trainer), trainer.callback_handler.callbacks
+    if best is not None:
+        step = f"{best:,} of {trainer.state.global_step:,}"
+        print(f"The weights are those of step {step}, the best by {trainer.args.metric_for_best_model}")
+    for probe in (part for part in callbacks if isinstance(part, ProbeCallback) and len(part.pairs) > 1):
+        print(f"The probe takes {name_pair(probe.chosen)}, chosen on a part of its training images")
     print_files(Path(str(trainer.args.output_dir)), PRETRAINING_FILES)
     unreadable = trainer.unreadable_images
     if unreadable.reasons:
@@ -574,7 +593,7 @@ class PretrainingResult:
             probe.
         log: The log of the training, `TrainerState.log_history`.
         output_dir: Folder of the run, for `from_pretrained`.
-        pictures: Paths of `reconstruction`, `loss_curve` and `probe`, if they were drawn.
+        pictures: Paths of `reconstruction`, `loss_curve`, `probe` and `spectrum`, if they were drawn.
     """
 
     model: SimMIMForMaskedImageModeling
@@ -612,7 +631,8 @@ def run(
     metrics = final_metrics(trainer)
     trainer.save_state()
     if metrics:
-        trainer.save_results(metrics)
+        best = best_step(trainer)
+        trainer.save_results(metrics if best is None else metrics | {"weights_of_step": best})
     trainer.write_card()
     if arguments.should_log:
         print_results(trainer, metrics)
@@ -633,7 +653,7 @@ COMMAND = Command(
     common=(
         *("train_dir", "output_dir", "recipe", "encoder", "checkpoint", "image_size", "num_channels"),
         *("num_train_epochs", "per_device_train_batch_size", "mask_ratio", "validation_dir", "probe_dir"),
-        *("rescale_factor", "push_to_hub"),
+        *("stop_by", "rescale_factor", "push_to_hub"),
     ),
     demo=True,
 )

@@ -7,7 +7,7 @@
 Prints a table of accuracies, and whether they beat those of the same encoder untrained; writes results.json and a plot
 to --output_dir. The encoder is not trained, so this takes minutes instead of the hours of fine-tuning. Probes
 underestimate SimMIM, whose features gain much from fine-tuning, and whose middle layers are often better than the last
-one.
+one: layer and pooling are chosen on a part of the training images, unless --layers names them.
 """
 
 import dataclasses
@@ -28,7 +28,18 @@ from ..data.labeled.splits import few_labels, holdout
 from ..data.sampling import evenly_spaced
 from ..data.value_range import check_dataset_range
 from ..evaluation.intervals import judge_gain, majority_share, wilson_interval
-from ..evaluation.probing import POOLINGS, ProbeResult, check_layers, extract_layers, knn, linear_probe
+from ..evaluation.probing import (
+    POOLINGS,
+    Pair,
+    ProbeResult,
+    candidate_pairs,
+    check_layers,
+    choose_pair,
+    extract_pairs,
+    knn,
+    linear_probe,
+    name_pair,
+)
 from ..model.modeling_base import SimMIMModel
 from ..visualization.plots import plot_layers
 from .command import Command, existing, in_words, make_folder
@@ -63,14 +74,20 @@ class ProbingArguments:
         metadata={"help": "SimMIM checkpoint or vision model of transformers: folder or name on the Hub."},
     )
     layers: list[str] = field(
-        default_factory=lambda: ["last"],
+        default_factory=lambda: ["auto"],
         metadata={
             "help": "Hidden states to evaluate: 0 for the patch embedding, -1 for the last, and last for the encoder's"
-            " output. The paper probes layer 8 of ViT-B."
+            " output. auto chooses one by a fifth of the training images, never by test images. The paper probes layer"
+            " 8 of ViT-B."
         },
     )
     pooling: str = field(
-        default="mean", metadata={"help": "Pooling of an image's features to one vector.", "choices": list(POOLINGS)}
+        default="auto",
+        metadata={
+            "help": "Pooling of an image's features to one vector; auto is chosen with the layer, and mean for named"
+            " --layers.",
+            "choices": ["auto", *POOLINGS],
+        },
     )
     k: int = field(default=20, metadata={"help": "Number of neighbors of k-NN."})
     labels_per_class: int | None = field(
@@ -95,7 +112,12 @@ class ProbingArguments:
     def __post_init__(self):
         if self.checkpoint is None:
             raise ValueError("No checkpoint is named. Give --checkpoint, the output folder of a pre-training.")
-        self.numbers = [layer_number(name) for name in self.layers]
+        self.is_auto = self.layers == ["auto"]
+        if not self.is_auto and "auto" in self.layers:
+            raise ValueError(f"layers={self.layers} has auto and others. Give auto alone, or leave it out.")
+        if not self.is_auto and self.pooling == "auto":
+            self.pooling = "mean"
+        self.numbers = [] if self.is_auto else [layer_number(name) for name in self.layers]
         for name, least in (
             ("k", 1),
             ("labels_per_class", 1),
@@ -118,7 +140,26 @@ def layer_number(name: str) -> int | None:
     try:
         return int(name)
     except ValueError as error:
-        raise ValueError(f"layers has {name!r}. Use numbers of hidden states, or last for the output.") from error
+        raise ValueError(f"layers has {name!r}. Use numbers of hidden states, last for the output, or auto.") from error
+
+
+def pairs_of(arguments: ProbingArguments, config: Any) -> list[Pair]:
+    """Layers and poolings to evaluate, or with auto to choose from.
+
+    Args:
+        arguments: The options.
+        config: Config of the encoder.
+
+    Returns:
+        The pairs.
+
+    Raises:
+        ValueError: If the encoder does not have them.
+    """
+    if arguments.is_auto:
+        return candidate_pairs(config, "auto", arguments.pooling)
+    check_layers(config, arguments.numbers, arguments.pooling)
+    return [(number, arguments.pooling) for number in arguments.numbers]
 
 
 def load_images(arguments: ProbingDataArguments) -> list[LabeledImages]:
@@ -203,7 +244,8 @@ def measure(
     labels = [torch.tensor(dataset.images["label"][:]) for dataset in datasets]
     used = [sorted(set().union(*draws.values())), list(range(len(datasets[1])))]
     parts = [ReadableBatches(dataset, some, arguments) for dataset, some in zip(datasets, used, strict=True)]
-    features = [extract_layers(model, batches, arguments.numbers, arguments.pooling, device) for batches in parts]
+    pairs = pairs_of(arguments, model.config)
+    features = [extract_pairs(model, batches, pairs, device) for batches in parts]
     unreadable = parts[0].unreadable | parts[1].unreadable
     if unreadable:
         first, reason = next(iter(unreadable.items()))
@@ -214,13 +256,18 @@ def measure(
     position = {index: row for row, index in enumerate(parts[0].readable)}
     rows: list[dict[str, Any]] = []
     answers: Answers = {}
-    for name, train, test in zip(arguments.layers, *features, strict=True):
+    for index, name in enumerate(arguments.layers):
         correct: dict[str, list[np.ndarray]] = {probe: [] for probe in PROBE_TITLES}
         for seed, draw in draws.items():
-            kept = [index for index in draw if index in position]
-            chosen = torch.tensor([position[index] for index in kept])
-            data = (train[chosen], labels[0][kept], test, labels[1][parts[1].readable], num_classes)
+            kept = [image for image in draw if image in position]
+            drawn = torch.tensor([position[image] for image in kept])
             row: dict[str, Any] = {"layer": name, "seed": seed}
+            if arguments.is_auto:
+                candidates = [part[drawn] for part in features[0]]
+                index = choose_pair(candidates, labels[0][kept], num_classes, seed, device)
+                row |= dict(zip(("chosen_layer", "chosen_pooling"), pairs[index], strict=True))
+            train, test = features[0][index], features[1][index]
+            data = (train[drawn], labels[0][kept], test, labels[1][parts[1].readable], num_classes)
             row |= {"num_train_images": len(kept), "num_test_images": len(test)}
             for probe, result in (
                 ("linear", linear_probe(*data, seed=seed, device=device)),
@@ -259,6 +306,19 @@ def print_table(series: dict[str, dict[str, list[list[float]]]], layers: list[st
             spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
             cells.append(f"{100 * statistics.fmean(values):.1f} %{spread}".rjust(len(title)))
         print("  ".join([layer.rjust(5), *cells]))
+
+
+def print_choices(rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Print the layers and poolings that were chosen, for each kind of weights and seed."""
+    parts = [
+        f"{name_pair((row['chosen_layer'], row['chosen_pooling']))} ({weights}"
+        + (f", seed {row['seed']})" if len(measured) > 1 else ")")
+        for weights, measured in rows.items()
+        for row in measured
+        if "chosen_pooling" in row
+    ]
+    if parts:
+        print(f"Chosen on a fifth of the training images, without test images: {'; '.join(parts)}")
 
 
 def worth(
@@ -346,7 +406,7 @@ def measure_all(data: ProbingDataArguments, arguments: ProbingArguments) -> Prob
     checkpoint = str(arguments.checkpoint)
     model = load_encoder(checkpoint)
     config = model.config
-    check_layers(config, arguments.numbers, arguments.pooling)
+    pairs_of(arguments, config)
     settings = pixel_settings(checkpoint, config.num_channels)
     images = load_images(data)
     labels, num_classes = images[0].labels, len(images[0].class_names or ())
@@ -380,6 +440,7 @@ def measure_all(data: ProbingDataArguments, arguments: ProbingArguments) -> Prob
     title = f"{num_fitted:,} training images, {num_tested:,} test images, {num_classes} classes"
     print(title)
     print_table(series, arguments.layers)
+    print_choices(rows)
     found = worth(trained, answers, untrained, test_labels, list(images[0].class_names or ()))
     print_worth(found, len(arguments.layers))
     results = {

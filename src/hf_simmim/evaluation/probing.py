@@ -15,8 +15,17 @@ from ..model.modeling_base import SimMIMModelOutput, SimMIMPreTrainedModel
 from .metrics import PerClassAccuracy, TopKAccuracy
 
 POOLINGS = ("mean", "max", "cls", "mean_std", "grid2")
+# A hidden state, or None for the encoder's output, and a pooling.
+Pair = tuple[int | None, str]
+# Layers that are tried besides the output, from the middle of the encoder on; and poolings.
+NUM_CANDIDATES = 4
+CANDIDATE_POOLINGS = ("mean", "mean_std", "cls")
+# Iterations of the probes that are compared for it: more change few answers.
+NUM_CHOICE_STEPS = 50
 # L2 penalties: factors of half the squared weights, added to the mean cross entropy; the strongest first.
 PENALTIES = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
+# The penalty where one fit has to be enough.
+PENALTY = 1e-3
 VALIDATION_SHARE = 0.2
 # Drop of validation accuracy from the best after which no weaker penalty is tried.
 DROP = 0.01
@@ -102,11 +111,40 @@ def extract_layers(
     Raises:
         ValueError: As in `extract_features`.
     """
-    states = check_layers(model.config, layers, pooling)
+    return extract_pairs(model, batches, [(layer, pooling) for layer in layers], device, dtype, progress)
+
+
+def extract_pairs(
+    model: SimMIMPreTrainedModel,
+    batches: Iterable[Any],
+    pairs: Sequence[Pair],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    progress: bool = True,
+) -> list[torch.Tensor]:
+    """Extract feature vectors of several layers and poolings in one pass over the images.
+
+    Args:
+        model: Any SimMIM model.
+        batches: As in `extract_features`.
+        pairs: Layers, as in `extract_layers`, with their poolings.
+        device: As in `extract_features`.
+        dtype: As in `extract_features`.
+        progress: As in `extract_features`.
+
+    Returns:
+        float32 tensors (N, D_i) on the CPU, one for each pair.
+
+    Raises:
+        ValueError: As in `extract_features`.
+    """
+    if not pairs:
+        raise ValueError("layers is empty. Name at least one, or None for the encoder's output.")
+    states = [check_layers(model.config, [layer], pooling)[0] for layer, pooling in pairs]
     device = torch.device(device) if device is not None else model.device
     # Only the pre-training model takes it.
     options = {"return_reconstruction": False} if hasattr(model, "target") else {}
-    features: list[list[torch.Tensor]] = [[] for _ in layers]
+    features: list[list[torch.Tensor]] = [[] for _ in pairs]
     if model.device != device:
         model.to(device)  # type: ignore[arg-type]
     with torch.no_grad(), _frozen(model) as outputs:
@@ -115,7 +153,7 @@ def extract_layers(
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 model(pixel_values.to(device), output_hidden_states=any(states), **options)
             output = outputs.pop()
-            for collected, layer, state in zip(features, layers, states, strict=True):
+            for collected, (layer, pooling), state in zip(features, pairs, states, strict=True):
                 collected.append(_pooled(output, layer, state, pooling).float().cpu())
     if not features[0]:
         raise ValueError("There are no images to extract features from. Give at least one batch.")
@@ -165,6 +203,87 @@ def check_layers(config: Any, layers: Sequence[int | None], pooling: str) -> lis
             )
         found.append(state)
     return found
+
+
+def candidate_pairs(config: Any, layer: int | str | None = "auto", pooling: str = "auto") -> list[Pair]:
+    """Layers and poolings to choose from: the output, and hidden states from the middle of the encoder on.
+
+    Args:
+        config: The SimMIM config.
+        layer: "auto" for several, else the only layer.
+        pooling: "auto" for several, else the only pooling.
+
+    Returns:
+        The pairs that the encoder has; the first is the fallback where there are too few labels to choose.
+
+    Raises:
+        ValueError: If the layer or pooling does not fit the encoder.
+
+    Source: section 4.1.3 of the paper, which probes the 8th of ViT-B's 12 layers because it is better than the last.
+    """
+    layers: list[int | None] = [layer] if isinstance(layer, int) else [None]
+    if layer == "auto":
+        try:
+            states = hidden_states(config)
+        except ValueError:  # an encoder without hidden states
+            states = []
+        usable = [index for index, state in enumerate(states) if state is not None and 2 * index >= len(states) - 1]
+        count = min(NUM_CANDIDATES, len(usable))
+        layers += [usable[(index + 1) * len(usable) // count - 1] for index in range(count)]
+    pairs: list[Pair] = []
+    for name in CANDIDATE_POOLINGS if pooling == "auto" else (pooling,):
+        for number in layers:
+            try:
+                check_layers(config, [number], name)
+            except ValueError:
+                if name == "cls" and pooling == "auto":
+                    continue
+                raise
+            pairs.append((number, name))
+    return pairs
+
+
+def choose_pair(
+    features: Sequence[torch.Tensor],
+    labels: torch.Tensor | Sequence[int],
+    num_classes: int,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+) -> int:
+    """Choose among features of the same training images by a linear probe, without any test image.
+
+    Each is fitted to four fifths of the images, and validated on the others, the same for all.
+
+    Args:
+        features: Training features (N, D_i) of each candidate.
+        labels: Classes (N,) of the training images.
+        num_classes: Number of classes.
+        seed: Seed of the stratified split.
+        device: Device to compute on; that of the features if None.
+
+    Returns:
+        Position of the one with the highest validation accuracy, the first of equals; 0 if each class has one image.
+    """
+    labels = torch.as_tensor(labels)
+    fitted, validated = _stratified_split(labels, seed)
+    if len(features) < 2 or not len(validated):
+        return 0
+    accuracies = [
+        linear_probe(
+            *(part[fitted], labels[fitted], part[validated], labels[validated], num_classes),
+            penalties=[PENALTY],
+            max_iter=NUM_CHOICE_STEPS,
+            device=device,
+        ).accuracy
+        for part in features
+    ]
+    return accuracies.index(max(accuracies))
+
+
+def name_pair(pair: Pair) -> str:
+    """Words for a layer and a pooling, such as "hidden state 8, pooling mean"."""
+    layer, pooling = pair
+    return f"{'the output' if layer is None else f'hidden state {layer}'}, pooling {pooling}"
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""RankMe: how many dimensions features use, measured without labels."""
+"""RankMe: how many dimensions features use, measured without labels, and the singular values that it is made of."""
 
 import torch
 
@@ -26,10 +26,32 @@ def rankme(features: torch.Tensor) -> float:
     Source: equations 1 and 2 of RankMe (Garrido et al., arXiv 2210.02885), after Roy and Vetterli, "The effective rank:
     a measure of effective dimensionality" (2007).
     """
+    return effective_rank(singular_values(features))
+
+
+def singular_values(features: torch.Tensor) -> torch.Tensor:
+    """Singular values of features that are not centered.
+
+    Args:
+        features: Features of N images, of shape (N, D).
+
+    Returns:
+        float64 tensor (min(N, D),) in decreasing order; NaN if a feature is not finite.
+
+    Raises:
+        ValueError: If the features have another shape.
+    """
     if features.ndim != 2 or not features.numel():
         raise ValueError(f"Features have shape {tuple(features.shape)}. Give one row for each image, (N, D).")
-    if not features.isfinite().all() or not features.any():
+    features = features.detach().double()
+    if not features.isfinite().all():
+        return features.new_full((min(features.shape),), torch.nan)
+    return torch.linalg.svdvals(features)
+
+
+def effective_rank(values: torch.Tensor) -> float:
+    """RankMe of singular values, see `rankme`; NaN if they are not finite, or all zero."""
+    if not values.isfinite().all() or not values.any():
         return float("nan")
-    values = torch.linalg.svdvals(features.detach().double())
     shares = values / values.sum() + EPSILON
     return float((-(shares * shares.log()).sum()).exp())

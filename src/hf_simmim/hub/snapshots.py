@@ -174,5 +174,6 @@ class Push:
 # Results that a run writes into its folder, which a later run there might not overwrite.
 RESULTS = (
     *("reconstruction.png", "loss_curve.png", "probe.png", "confusion.png", "segmentation.png", "README.md"),
+    *("spectrum.png", "spectrum.json"),
     *("all_results.json", "eval_results.json", "train_results.json", "results.json", "unreadable_images.txt"),
 )

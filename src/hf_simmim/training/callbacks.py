@@ -1,7 +1,9 @@
-"""Trainer callbacks: reconstructions, loss curves and probes during training."""
+"""Trainer callbacks: reconstructions, loss curves, probes and other measures of features during training."""
 
+import base64
 import contextlib
 import importlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,20 +18,36 @@ from transformers.trainer_callback import CallbackHandler
 from transformers.utils import logging
 
 from ..data.labeled.images import LabeledImageDataset
-from ..data.masked_images import collate
+from ..data.masked_images import MaskedImageDataset, collate
 from ..data.sampling import sample_indices
 from ..data.transforms import normalize
-from ..evaluation.intervals import majority_share
-from ..evaluation.probing import check_layers, extract_features, knn, linear_probe
+from ..evaluation.drift import nearest_neighbors, neighbor_agreement
+from ..evaluation.intervals import majority_share, wilson_interval
+from ..evaluation.probing import (
+    PENALTY,
+    Pair,
+    ProbeResult,
+    candidate_pairs,
+    choose_pair,
+    extract_pairs,
+    knn,
+    linear_probe,
+    name_pair,
+)
 from ..evaluation.reconstruction import Reconstruction
 from ..model.masking import patch_mask
 from ..visualization.grids import reconstruction_grid
-from ..visualization.plots import plot_losses, plot_probe
+from ..visualization.plots import plot_losses, plot_probe, plot_spectrum
 from .cards.facts import best_step
-from .image_samples import ImageSample
+from .image_samples import ImageSample, pooled_features
 
-# Penalty of the linear probe: fixed, so that evaluations are comparable and one fit is enough.
-PENALTY = 1e-3
+logger = logging.get_logger(__name__)
+
+# Images whose neighbors are compared with those of the first weights, and the number of neighbors.
+NUM_DRIFT_IMAGES = 512
+NUM_NEIGHBORS = 10
+# Key of these neighbors in the state of a training, with which checkpoints save it.
+START_NEIGHBORS = "start_neighbors"
 
 
 class PictureCallback(TrainerCallback):
@@ -118,8 +136,9 @@ class ProbeCallback(TrainerCallback):
 
     The pre-training loss alone is misleading: it is comparable only between runs with the same masks and target, and a
     lower loss need not mean better features. The accuracies of k-NN and a linear probe on some labeled images are
-    measured before training and at evaluations, and logged as `probe_knn_accuracy` and `probe_linear_accuracy`; the
-    metrics of the evaluation contain them as `eval_probe_...`, so that `metric_for_best_model` can name them. Draws
+    measured before training and at evaluations, and logged as `probe_knn_accuracy` and `probe_linear_accuracy`, with
+    their 95 % intervals (Wilson's, of other test images) as `probe_knn_low`, `probe_knn_high` and so on; the metrics of
+    the evaluation contain them as `eval_probe_...`, so that `metric_for_best_model` can name the accuracies. Draws
     `probe.png`. Labels are never used for training, and the trained weights are the same as without the callback.
 
     Args:
@@ -129,8 +148,9 @@ class ProbeCallback(TrainerCallback):
         num_classes: Number of classes of their labels.
         num_images: Largest number of images to use of each data set, spread evenly over it.
         every: Interval in evaluations; 1 for every evaluation.
-        layer: Hidden state to take features from; None for the encoder's output.
-        pooling: Pooling of the features, as in `extract_features`.
+        layer: Hidden state to take features from; None for the encoder's output; "auto" to choose, at every evaluation
+            and by a fifth of the images that the probes are fitted to, among those of `candidate_pairs`.
+        pooling: Pooling of the features, as in `extract_features`; "auto" to choose it as well.
         k: Number of neighbors.
 
     Raises:
@@ -147,18 +167,20 @@ class ProbeCallback(TrainerCallback):
         num_classes: int,
         num_images: int = 2000,
         every: int = 1,
-        layer: int | None = None,
+        layer: int | str | None = None,
         pooling: str = "mean",
         k: int = 20,
     ):
         if every < 1 or num_images < 1:
             raise ValueError(f"every={every} and num_images={num_images} must be at least 1.")
-        check_layers(trainer.model.config, [layer], pooling)  # type: ignore[union-attr]
+        self.pairs = candidate_pairs(trainer.model.config, layer, pooling)  # type: ignore[union-attr]
+        # That of the last evaluation.
+        self.chosen: Pair = self.pairs[0]
         self.trainer = trainer
         self.parts = [_ProbeImages(dataset, num_images) for dataset in (train_dataset, test_dataset)]
         self.num_classes = num_classes
         self.every = every
-        self.layer, self.pooling, self.k = layer, pooling, k
+        self.k = k
         self.num_evaluations = 0
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -180,26 +202,127 @@ class ProbeCallback(TrainerCallback):
     def _measure(self, args: Any, state: Any, model: Any) -> dict[str, float]:
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         features = [self._features(part, args, model, dtype) for part in self.parts]
-        results: list[dict[str, float]] = [{}]
+        results: list[Any] = [{}, 0]
         if state.is_world_process_zero:
-            (train, test), (labels, test_labels) = features, (part.labels for part in self.parts)
-            data = (train, labels, test, test_labels, self.num_classes)
+            labels, test_labels = (part.labels for part in self.parts)
+            chosen = choose_pair(features[0], labels, self.num_classes, device=args.device)
+            data = (features[0][chosen], labels, features[1][chosen], test_labels, self.num_classes)
             neighbors = knn(*data, k=self.k, device=args.device)
             linear = linear_probe(*data, penalties=[PENALTY], device=args.device)
-            results = [dict(zip(self.metric_names, (neighbors.accuracy, linear.accuracy), strict=True))]
+            figures = dict(zip(self.metric_names, (neighbors.accuracy, linear.accuracy), strict=True))
+            for name, result in (("knn", neighbors), ("linear", linear)):
+                ends = _interval(result, test_labels)
+                figures |= {f"probe_{name}_{end}": value for end, value in zip(("low", "high"), ends, strict=True)}
+            results = [figures, chosen]
         broadcast_object_list(results)
+        figures, self.chosen = results[0], self.pairs[results[1]]
+        if len(self.pairs) > 1:
+            # The output is -1, which stands for the last.
+            layer = self.chosen[0]
+            figures["probe_layer"] = -1 if layer is None else layer
+            if state.is_world_process_zero:
+                logger.info(f"Step {state.global_step}: the probe takes {name_pair(self.chosen)}.")
         # A copy: Trainer adds the epoch to what it logs.
-        self.trainer.log(dict(results[0]))
+        self.trainer.log(dict(figures))
         if state.is_world_process_zero:
             share = majority_share(self.parts[1].labels)[1]
             plot_probe(state.log_history, Path(args.output_dir) / "probe.png", share)
-        return results[0]
+        return figures
 
-    def _features(self, part: "_ProbeImages", args: Any, model: Any, dtype: torch.dtype | None) -> torch.Tensor:
-        """Features (N, D) of all images of a part, complete at least in the first process."""
+    def _features(self, part: "_ProbeImages", args: Any, model: Any, dtype: torch.dtype | None) -> list[torch.Tensor]:
+        """Features (N, D_i) of all images of a part and each pair, complete at least in the first process."""
         batches = part.batches(args, getattr(self.trainer, "_stop_signals", None))
-        own = extract_features(model, batches, self.layer, self.pooling, dtype=dtype, progress=False)
-        return part.gather(own, self.trainer.accelerator)
+        found = extract_pairs(model, batches, self.pairs, dtype=dtype, progress=False)
+        return [part.gather(own, self.trainer.accelerator) for own in found]
+
+
+def _interval(result: ProbeResult, labels: torch.Tensor) -> tuple[float, float]:
+    return wilson_interval(int((result.predictions == labels).sum()), len(labels))
+
+
+class SpectrumCallback(TrainerCallback):
+    """Draws RankMe over steps and the singular values of the features at every evaluation.
+
+    Writes `spectrum.png`, and `spectrum.json` with the values of the last evaluation, which `SimMIMTrainer` measured.
+
+    Args:
+        trainer: Trainer that the callback is added to.
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        """Draw in the first process."""
+        compared = self.trainer._compared
+        if compared is None or not len(compared.singular_values) or not state.is_world_process_zero:
+            return
+        step, values = best_step(self.trainer) or state.global_step, compared.singular_values.tolist()
+        output_dir = Path(args.output_dir)
+        text = json.dumps({"step": step, "singular_values": values})
+        (output_dir / "spectrum.json").write_text(text + "\n", encoding="utf-8")
+        plot_spectrum(state.log_history, values, step, output_dir / "spectrum.png")
+
+
+class DriftCallback(TrainerCallback):
+    """Measures how far features have moved from those of the weights that the training began with.
+
+    For each of some validation images: the share of its nearest neighbors among them that it has in common with before
+    the first step, by the encoder's mean-pooled output. Their mean is logged at evaluations as `drift_knn_agreement`,
+    and is in their metrics as `eval_drift_knn_agreement`. Neighbors do not change where features are rotated or scaled,
+    which costs nothing; they change where the features forget what they told apart. The first neighbors are saved
+    with every checkpoint.
+
+    Args:
+        trainer: Trainer that the callback is added to, with a `MaskedImageDataset` to evaluate on.
+        num_images: Largest number of images, spread evenly over the validation images.
+        k: Number of neighbors of each, at most a third of the images.
+
+    Raises:
+        ValueError: If there are fewer than four validation images.
+    """
+
+    metric_names = ("drift_knn_agreement",)
+
+    def __init__(self, trainer: Any, num_images: int = NUM_DRIFT_IMAGES, k: int = NUM_NEIGHBORS):
+        dataset = trainer.eval_dataset
+        if not isinstance(dataset, MaskedImageDataset) or len(dataset) < 4:
+            raise ValueError("Drift is measured on four or more validation images. Use --holdout or --validation_dir.")
+        self.trainer = trainer
+        self.sample = ImageSample(dataset, num_images, collate)
+        # Of few images, random neighbors would agree as well.
+        self.k = min(k, (len(self.sample) - 1) // 3)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Note the neighbors before training; a resumed run has them in its checkpoint."""
+        if state.global_step == 0:
+            with self.trainer.untimed():
+                neighbors = self._neighbors()
+            numbers = neighbors.numpy().astype("<u2").tobytes()
+            state.stateful_callbacks[START_NEIGHBORS] = {
+                "k": neighbors.shape[1],
+                "rows": base64.b64encode(numbers).decode(),
+            }
+        elif START_NEIGHBORS not in state.stateful_callbacks and state.is_world_process_zero:
+            logger.warning("The checkpoint has no neighbors of the first weights, so drift is not measured.")
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        """Compare the neighbors with the first ones."""
+        saved = state.stateful_callbacks.get(START_NEIGHBORS)
+        if saved is None:
+            return
+        numbers = np.frombuffer(base64.b64decode(saved["rows"]), dtype="<u2").astype(np.int64)
+        before, now = torch.from_numpy(numbers).view(-1, saved["k"]), self._neighbors()
+        # The validation images of a resumed run may be others only with --resume_from_checkpoint.
+        figures = {
+            "drift_knn_agreement": neighbor_agreement(before, now) if before.shape == now.shape else float("nan")
+        }
+        self.trainer.log(dict(figures))
+        if metrics is not None:
+            metrics.update({f"eval_{name}": value for name, value in figures.items()})
+
+    def _neighbors(self) -> torch.Tensor:
+        return nearest_neighbors(pooled_features(self.sample, self.trainer), self.k)
 
 
 class _ProbeImages(ImageSample):
@@ -213,9 +336,6 @@ class _ProbeImages(ImageSample):
 
 def _pixel_values(samples: list[dict[str, Any]]) -> torch.Tensor:
     return torch.stack([sample["pixel_values"] for sample in samples])
-
-
-logger = logging.get_logger(__name__)
 
 
 class TrackerImages:

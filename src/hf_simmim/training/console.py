@@ -10,7 +10,7 @@ from transformers.trainer_utils import has_length
 
 # Logged for machines; the last is printed as the throughput.
 SILENT = ("epoch", "step", "total_flos", "eta_seconds", "images_per_second", "data_wait", "train_loss")
-SILENT_ENDINGS = ("_runtime", "_samples_per_second", "_steps_per_second", "_jit_compilation_time")
+SILENT_ENDINGS = ("_runtime", "_samples_per_second", "_steps_per_second", "_jit_compilation_time", "_low", "_high")
 SHORT_NAMES = {"learning_rate": "lr", "grad_norm": "gradient norm"}
 
 
@@ -117,7 +117,7 @@ def log_line(logs: Mapping[str, Any], step: int, max_steps: int) -> str:
         if name in SILENT or name.endswith(SILENT_ENDINGS):
             continue
         title = SHORT_NAMES.get(name) or name.removeprefix("eval_").replace("_", " ")
-        parts.append(f"{title} {_shown(name, value)}")
+        parts.append(f"{title} {_shown(name, value)}{_interval(name, logs)}")
     if "train_runtime" in logs:
         parts.append(f"trained in {duration(logs['train_runtime'])}")
     if logs.get("images_per_second"):
@@ -131,12 +131,18 @@ def log_line(logs: Mapping[str, Any], step: int, max_steps: int) -> str:
     return f"step {step}{total}{epoch}  {kind}{'  '.join(parts)}"
 
 
+def _interval(name: str, logs: Mapping[str, Any]) -> str:
+    """The 95 % interval of an accuracy, if it was logged with it."""
+    low, high = (logs.get(name.replace("accuracy", end)) for end in ("low", "high"))
+    return "" if "accuracy" not in name or low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})"
+
+
 def _shown(name: str, value: Any) -> str:
     if not isinstance(value, float):
         return f"{value:,}" if isinstance(value, int) else str(value)
     if name == "learning_rate":
         return f"{value:.1e}"
-    if "accuracy" in name and 0 <= value <= 1:
+    if ("accuracy" in name or "agreement" in name) and 0 <= value <= 1:
         return f"{100 * value:.1f} %"
     return f"{value:.4g}"
 

@@ -12,7 +12,7 @@ from ..data.masked_images import MaskedImageDataset, collate
 from ..data.reading import ImageDataset
 from ..data.sampling import sample_indices
 from ..evaluation.probing import extract_features
-from ..evaluation.rankme import rankme
+from ..evaluation.rankme import effective_rank, singular_values
 from .stop_signals import StopSignals
 
 # The images of a sample are cached in memory up to this many pixel values.
@@ -113,6 +113,8 @@ class ComparedImages:
     def __init__(self, train: MaskedImageDataset, evaluation: MaskedImageDataset, num_images: int = COMPARED_IMAGES):
         self.train = ImageSample(train.whole(evaluation.seed), min(num_images, len(evaluation)), collate)
         self.evaluation = ImageSample(evaluation, 2 * num_images, collate)
+        # Of the features of the last evaluation, for whoever draws them.
+        self.singular_values = torch.empty(0)
 
     def measure(self, trainer: Any, measure_batch: Callable[[Any], torch.Tensor]) -> dict[str, float]:
         """Measure the current weights; all processes must call it.
@@ -124,22 +126,38 @@ class ComparedImages:
         Returns:
             `train_masked_l1` (0 to 255), or `train_loss` if the target cannot be decoded to pixels, and `rankme`.
         """
-        args, accelerator = trainer.args, trainer.accelerator
-        table = torch.cat([measure_batch(batch) for batch in self._stoppable(self.train, trainer)])
-        means = mean_figures(self.train.gather(table, accelerator))
+        table = torch.cat([measure_batch(batch) for batch in _stoppable(self.train, trainer)])
+        means = mean_figures(self.train.gather(table, trainer.accelerator))
         name = "masked_l1" if "masked_l1" in means else "loss"
-        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-        batches = (trainer._prepare_inputs(batch) for batch in self._stoppable(self.evaluation, trainer))
-        own = extract_features(trainer.model, batches, dtype=dtype, progress=False)
-        return {f"train_{name}": means[name], "rankme": rankme(self.evaluation.gather(own, accelerator))}
+        self.singular_values = singular_values(pooled_features(self.evaluation, trainer))
+        return {f"train_{name}": means[name], "rankme": effective_rank(self.singular_values)}
 
-    @staticmethod
-    def _stoppable(sample: ImageSample, trainer: Any) -> Iterator[Any]:
-        """Batches of a sample, after each of which a signal may give up the evaluation."""
-        signals: StopSignals = trainer._stop_signals
-        for batch in sample.batches(trainer.args, signals):
-            yield batch
-            signals.on_prediction_step(trainer.args, trainer.state, trainer.control)
+
+def pooled_features(sample: ImageSample, trainer: Any) -> torch.Tensor:
+    """Mean-pooled outputs of the encoder for whole images; all processes must call it.
+
+    Args:
+        sample: Images of a `MaskedImageDataset`.
+        trainer: The trainer.
+
+    Returns:
+        Features (N, D) of all images of the sample, in its order, on the CPU.
+    """
+    args = trainer.args
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    batches = (
+        {"pixel_values": trainer._prepare_inputs(batch)["pixel_values"]} for batch in _stoppable(sample, trainer)
+    )
+    own = extract_features(trainer.model, batches, dtype=dtype, progress=False)
+    return sample.gather(own, trainer.accelerator)
+
+
+def _stoppable(sample: ImageSample, trainer: Any) -> Iterator[Any]:
+    """Batches of a sample, after each of which a signal may give up the evaluation."""
+    signals: StopSignals = trainer._stop_signals
+    for batch in sample.batches(trainer.args, signals):
+        yield batch
+        signals.on_prediction_step(trainer.args, trainer.state, trainer.control)
 
 
 def mean_figures(table: torch.Tensor) -> dict[str, float]:

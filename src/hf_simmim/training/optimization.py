@@ -5,6 +5,7 @@ Source: optimizer.py and lr_scheduler.py of microsoft/SimMIM.
 
 import bisect
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -47,7 +48,11 @@ def create_optimizers(
 
 
 def create_optimizer(
-    model: nn.Module, arguments: TrainingArguments, layer_decay: float = 1.0, official: bool = True
+    model: nn.Module,
+    arguments: TrainingArguments,
+    layer_decay: float = 1.0,
+    official: bool = True,
+    full_rate: Collection[str] = (),
 ) -> torch.optim.Optimizer:
     """Create the optimizer of `create_optimizers`.
 
@@ -56,6 +61,7 @@ def create_optimizer(
         arguments: Training arguments: optimizer, learning rate and weight decay are used.
         layer_decay: As in `parameter_groups`.
         official: As in `parameter_groups`.
+        full_rate: As in `parameter_groups`.
 
     Returns:
         The optimizer.
@@ -65,7 +71,7 @@ def create_optimizer(
     """
     optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)  # type: ignore[arg-type]
     return optimizer_class(
-        parameter_groups(model, options["lr"], arguments.weight_decay, layer_decay, official), **options
+        parameter_groups(model, options["lr"], arguments.weight_decay, layer_decay, official, full_rate), **options
     )
 
 
@@ -75,6 +81,7 @@ def parameter_groups(
     weight_decay: float,
     layer_decay: float = 1.0,
     official: bool = True,
+    full_rate: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Group trained parameters by depth, each group with its own learning rate.
 
@@ -87,6 +94,8 @@ def parameter_groups(
         weight_decay: Weight decay of the parameters in `decay_parameter_names`; the others have none.
         layer_decay: Factor in (0, 1] from each layer to the one below it; 1 for the same rate everywhere.
         official: As in `decay_parameter_names`.
+        full_rate: Last parts of the names of parameters that get the full rate wherever they are, such as those that
+            are new.
 
     Returns:
         Groups for a torch optimizer, from the heads down, with the keys `params`, `lr`, `lr_scale`, `weight_decay` and
@@ -105,7 +114,8 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        depth, has_decay = _depth_of(_plain(name), depths, top), name in decayed
+        is_full = _plain(name).rpartition(".")[2] in full_rate
+        depth, has_decay = top if is_full else _depth_of(_plain(name), depths, top), name in decayed
         scale = layer_decay ** (top - depth)
         group = groups.setdefault(
             (depth, has_decay),
@@ -139,6 +149,24 @@ def _depths(model: nn.Module) -> tuple[dict[str, int], int]:
         if getattr(module, "mask_token", None) is not None:
             depths[f"{prefix}mask_token"] = 0
     return depths, top
+
+
+def freeze_all_but_last(model: nn.Module, num_layers: int) -> None:
+    """Train only the last layers of the encoder, what follows them, and the mask token.
+
+    Args:
+        model: A SimMIM model; `requires_grad` of its other parameters is set to False.
+        num_layers: Number of trained layers.
+
+    Raises:
+        ValueError: If the encoder has fewer layers.
+    """
+    depths, top = _depths(model)
+    if not 0 < num_layers < top:
+        raise ValueError(f"train_layers={num_layers}: the encoder has {top - 1} blocks. Use a number from 1 to that.")
+    for name, parameter in model.named_parameters():
+        if depths.get(_plain(name), top) < top - num_layers and not name.endswith("mask_token"):
+            parameter.requires_grad = False
 
 
 def _simmim_models(model: nn.Module) -> list[tuple[str, Any]]:

@@ -156,12 +156,16 @@ class ResumableTrainer(Trainer):
             return None
         state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
         dataset: Any = self.train_dataset
-        if state.global_step < planned_steps(self.args, len(dataset)):
+        callbacks = self.callback_handler.callbacks
+        has_ended = any(part.has_ended(state) for part in callbacks if hasattr(part, "has_ended"))
+        if state.global_step < planned_steps(self.args, len(dataset)) and not has_ended:
             return None
+        self.control.should_training_stop = has_ended
         if self.is_world_process_zero():
+            early = ", stopped by its features" if has_ended else ""
             print(
-                f"This run was complete, {state.global_step} of {state.max_steps} steps: nothing is trained again. Its"
-                f" results are in {self.args.output_dir}."
+                f"This run was complete, {state.global_step} of {state.max_steps} steps{early}: nothing is trained"
+                f" again. Its results are in {self.args.output_dir}."
             )
         if any(hasattr(callback, "save_with_checkpoint") for callback in self.callback_handler.callbacks):
             # It changes the weights at the end, such as to their average: Trainer calls it.

@@ -145,8 +145,9 @@ class SkippedSteps(TrainerCallback):
         is_whole = isinstance(model, PreTrainedModel) and not self.trainer.is_fsdp_enabled
         if rank == 0 and is_whole and not self._has_saved_weights:
             self._has_saved_weights = True
+            plain = getattr(self.trainer, "plain_weights", None)
             with without_code():
-                model.save_pretrained(folder)
+                model.save_pretrained(folder, state_dict=None if plain is None else plain())
             if self.trainer.processing_class is not None:
                 self.trainer.processing_class.save_pretrained(folder)
 

@@ -35,7 +35,7 @@ from .cards.pretraining import pretraining_card
 from .checkpoints import SAVE_ERRORS, TrainingStoppedError, share_weights
 from .console import print_readably
 from .image_samples import COMPARED_IMAGES, ComparedImages, RunningMean, mean_figures
-from .optimization import create_schedule, decay_parameter_names, images_per_step
+from .optimization import create_optimizer, create_schedule, decay_parameter_names, images_per_step
 from .resumable_trainer import ResumableTrainer
 
 logger = logging.get_logger(__name__)
@@ -108,6 +108,17 @@ class RunTrainer(ResumableTrainer):
                 return None
             measured.append(names)
         return {"loss"}.union(*measured)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As Trainer does, unless a callback chooses the weights to keep otherwise than by the best metric."""
+        choices = [part.chooses(self.state) for part in self.callback_handler.callbacks if hasattr(part, "chooses")]
+        chosen = next((choice for choice in choices if choice is not None), None)
+        if chosen is None:
+            return super()._determine_best_metric(metrics, trial)
+        if chosen:
+            name = str(self.args.metric_for_best_model).removeprefix("eval_")
+            self.state.best_metric, self.state.best_global_step = metrics[f"eval_{name}"], self.state.global_step
+        return chosen
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """Create the schedule that the arguments name, which may be an official one."""
@@ -529,6 +540,22 @@ class SimMIMTrainer(RunTrainer):
         if reconstruction is not None:
             figures += [reconstruction.error_per_image(), reconstruction.mean_color_error_per_image()]
         return torch.stack([torch.stack(figure, dim=1) for figure in figures], dim=1)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create the optimizer as Trainer does, with the argument `layer_decay` if there is one.
+
+        Args:
+            model: The model if it is another than the trainer's, such as a sharded one.
+
+        Returns:
+            The optimizer. Mask tokens, which weights of another model do not have, get the full learning rate.
+        """
+        decay = getattr(self.args, "layer_decay", None) or 1.0
+        if self.optimizer is None and decay < 1:
+            trained: Any = self.model if model is None else model
+            official = getattr(self.args, "official", True)
+            self.optimizer = create_optimizer(trained, self.args, decay, official, full_rate=("mask_token",))
+        return super().create_optimizer(model)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters with weight decay, see `decay_parameter_names`."""

@@ -175,7 +175,7 @@ def _draw_errors(axes: Any, log_history: Sequence[dict[str, float]]) -> None:
 
 
 def plot_probe(log_history: Sequence[dict[str, float]], path: Path, majority: float | None = None) -> None:
-    """Plot the accuracies of the probes over steps, from zero; baselines are horizontal lines.
+    """Plot the accuracies of the probes over steps, from zero, with their 95 % intervals; baselines are lines.
 
     Args:
         log_history: `TrainerState.log_history`.
@@ -192,6 +192,9 @@ def plot_probe(log_history: Sequence[dict[str, float]], path: Path, majority: fl
     ):
         steps, values = _over_steps(log_history, key)
         axes.plot(steps, values, label=name, color=color, marker="o", markersize=3)
+        low, high = (_over_steps(log_history, key.replace("accuracy", end))[1] for end in ("low", "high"))
+        if len(low) == len(high) == len(steps):
+            axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
         if 0 in steps:
             before = values[steps.index(0)]
             axes.axhline(before, color=color, linestyle=":", linewidth=1, label=f"{name}, before training")
@@ -200,9 +203,43 @@ def plot_probe(log_history: Sequence[dict[str, float]], path: Path, majority: fl
         axes.axhline(majority, color="black", linestyle="--", linewidth=1, label=label)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("step")
-    axes.set_ylabel("accuracy of frozen features")
+    axes.set_ylabel("accuracy of frozen features (95 % intervals)")
     axes.grid(alpha=0.3)
     axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def plot_spectrum(log_history: Sequence[dict[str, float]], values: Sequence[float], step: int, path: Path) -> None:
+    """Plot RankMe over steps, the singular values of the last features, and the drift of the features if it is known.
+
+    Args:
+        log_history: `TrainerState.log_history`.
+        values: Singular values in decreasing order.
+        step: Step of the weights that they are of.
+        path: PNG file to write.
+    """
+    from matplotlib.figure import Figure
+
+    agreement = _over_steps(log_history, "drift_knn_agreement")
+    figure = Figure(figsize=(12 if agreement[0] else 8, 4), layout="constrained")
+    panels = figure.subplots(1, 3 if agreement[0] else 2)
+    panels[0].plot(*_over_steps(log_history, "eval_rankme"), color="tab:blue", marker="o", markersize=3)
+    panels[0].set_ylabel("RankMe (dimensions)")
+    if np.isfinite(values).all() and max(values) > 0:
+        shares = np.asarray(values) / max(values)
+        # Of features that are alike, some are 0.
+        panels[1].semilogy(range(1, len(shares) + 1), np.maximum(shares, 1e-12), color="tab:blue")
+    panels[1].set_ylabel("singular value / largest")
+    panels[1].set_xlabel(f"dimension, step {step:,}")
+    if agreement[0]:
+        panels[2].plot(*agreement, color="tab:orange", marker="o", markersize=3)
+        panels[2].set_ylim(0, 1)
+        panels[2].set_ylabel("neighbors as with the first weights")
+    for index, axes in enumerate(panels):
+        axes.grid(alpha=0.3)
+        if index != 1:
+            axes.set_xlabel("step")
+            axes.set_ylim(bottom=0)
     figure.savefig(path, dpi=120)
 
 

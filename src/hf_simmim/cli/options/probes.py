@@ -34,19 +34,45 @@ class ProbeArguments(SourceArguments):
         default=None,
         metadata={"help": "Column of the training data set with the classes, instead of --probe_dir."},
     )
-    probe_layer: int | None = field(
-        default=None,
+    probe_layer: str = field(
+        default="auto",
         metadata={
-            "help": "Hidden state of the encoder to evaluate, 0 for the patch embedding (its output if unset). The best"
-            " features may be in the middle: the paper probes the 8th of ViT-B's 12 layers."
+            "help": "Hidden state of the encoder to evaluate, 0 for the patch embedding; last for its output; auto to"
+            " choose among both at every evaluation by a fifth of the images that the probe is fitted to, never by"
+            " those that it is tested on. The best features are often in the middle: the paper probes the 8th of"
+            " ViT-B's 12 layers."
         },
     )
     probe_images: int = field(
         default=2000, metadata={"help": "Largest number of labeled images to fit the probe to, and to test it on."}
     )
     probe_pooling: str = field(
-        default="mean", metadata={"help": "Pooling of an image's features to one vector.", "choices": list(POOLINGS)}
+        default="auto",
+        metadata={
+            "help": "Pooling of an image's features to one vector; auto chooses it like the layer.",
+            "choices": ["auto", *POOLINGS],
+        },
     )
+
+
+def probe_layer(name: str) -> int | str | None:
+    """Read the option: a number, "auto", or None for the output.
+
+    Args:
+        name: Value of `probe_layer`.
+
+    Returns:
+        What `ProbeCallback` takes.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    if name in ("auto", "last"):
+        return None if name == "last" else name
+    try:
+        return int(name)
+    except ValueError as error:
+        raise ValueError(f"probe_layer={name!r} is unknown. Use the number of a hidden state, last or auto.") from error
 
 
 def load_probe(arguments: ProbeArguments) -> list[LabeledImages] | None:
@@ -140,7 +166,7 @@ def add_probe(trainer: SimMIMTrainer, images: list[LabeledImages], arguments: Pr
     trainer.add_callback(
         ProbeCallback(
             *(trainer, train, test, num_classes, arguments.probe_images),
-            layer=arguments.probe_layer,
+            layer=probe_layer(str(arguments.probe_layer)),
             pooling=arguments.probe_pooling,
         )
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
+from ...evaluation.probing import name_pair
 from ...hub.card import (
     Table,
     augmentation_table,
@@ -62,7 +63,7 @@ def pretraining_card(trainer: Any) -> ModelCard:
             eval_results=probe_results(log, origin),
             model_rows=encoder_table(config, model) | _prediction_table(model) | _masking_table(trainer),
             data_rows=_data_table(trainer),
-            training_rows=_forecast(trainer),
+            training_rows=_trained_part(trainer.args) | _forecast(trainer),
             time=_training_time(log, images_per_step(trainer.args)) or session_time(trainer),
             speed=speed(log),
             citations=citations(config),
@@ -78,6 +79,16 @@ def pretraining_card(trainer: Any) -> ModelCard:
             },
         ),
     )
+
+
+def _trained_part(arguments: Any) -> dict[str, str | None]:
+    """What was trained of an encoder whose weights were there before; nothing if all of it was."""
+    layers, rank = (getattr(arguments, name, None) for name in ("train_layers", "lora"))
+    if layers is not None:
+        return {"trained": f"the last {counted(layers, 'block')} of the encoder, and the head"}
+    if rank is not None:
+        return {"trained": f"adapters (LoRA) of rank {rank} in the encoder, merged into its weights, and the head"}
+    return {}
 
 
 def _forecast(trainer: Any) -> dict[str, str | None]:
@@ -237,6 +248,10 @@ def _results(trainer: Any) -> Table:
         if _is_number(evaluation.get("eval_rankme")):
             size = trainer.model.config.hidden_size
             table["RankMe"] = f"{evaluation['eval_rankme']:.1f} of {size} feature dimensions, {when}"
+    drift = last_entry(log, "drift_knn_agreement")
+    if drift is not None:
+        when = measured_after(trainer, "drift_knn_agreement")
+        table["nearest neighbors as with the first weights"] = f"{drift['drift_knn_agreement']:.1%}, {when}"
     for key, name in PROBE_FIGURES.items():
         last = last_entry(log, key)
         if last is None:
@@ -279,9 +294,9 @@ def _results_intro(trainer: Any) -> str:
         train, test = (len(part.labels) for part in callback.parts)
         source = trainer.origin.evaluation
         named = f" ({source})" if source is not None else ""
-        layer = "the encoder's output" if callback.layer is None else f"hidden state {callback.layer}"
+        chosen = ", chosen on a part of the training images" if len(callback.pairs) > 1 else ""
         parts.append(
-            f"The probes classify frozen features ({layer}, pooling `{callback.pooling}`) into {callback.num_classes}"
+            f"The probes classify frozen features ({name_pair(callback.chosen)}{chosen}) into {callback.num_classes}"
             f" classes: trained on {train:,} labeled images, tested on {test:,} others{named}. Chance level is"
             f" {1 / callback.num_classes:.1%} for balanced classes; k-NN uses {callback.k} neighbors. Labels are never"
             " used for training the encoder."
@@ -313,7 +328,12 @@ def _pictures(output_dir: Path) -> list[dict[str, str]]:
         (
             "probe.png",
             "accuracy of the probes over steps",
-            "Accuracy of k-NN and a linear probe on frozen features during pre-training.",
+            "Accuracy of k-NN and a linear probe on frozen features during pre-training, with 95 % intervals.",
+        ),
+        (
+            "spectrum.png",
+            "RankMe over steps, and the singular values of the features",
+            "RankMe during pre-training, and the singular values of the features of validation images.",
         ),
         (
             "loss_curve.png",

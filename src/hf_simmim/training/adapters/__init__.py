@@ -1,0 +1,1 @@
+"""Adapters that are trained instead of the weights of an encoder."""
