@@ -20,7 +20,7 @@ from hf_simmim.cli import COMMANDS, convert, embed, replay
 from hf_simmim.data.reading import open_row
 from hf_simmim.data.sources import load_images
 from hf_simmim.data.streaming import stream_images
-from hf_simmim.training.checkpoints import MANIFEST, finish_checkpoint
+from hf_simmim.training.saving.checkpoints import MANIFEST, finish_checkpoint
 
 __all__ = ["photos", "run_mim"]
 

@@ -29,7 +29,7 @@ from hf_simmim.hub import pushes as hub_pushes
 from hf_simmim.hub import snapshots
 from hf_simmim.hub.pushes import HubPushes
 from hf_simmim.hub.snapshots import Push
-from hf_simmim.training.checkpoints import finish_checkpoint
+from hf_simmim.training.saving.checkpoints import finish_checkpoint
 from hf_simmim.training.trainers import RunTrainer, SimMIMTrainer
 
 REPOSITORY = "org/tiny"

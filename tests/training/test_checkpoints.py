@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from hf_simmim.training.arguments import SimMIMTrainingArguments
-from hf_simmim.training.checkpoints import (
+from hf_simmim.training.run_folder import prepare_output_dir
+from hf_simmim.training.saving.checkpoints import (
     MANIFEST,
     STAGING,
     TrainingStoppedError,
@@ -15,7 +16,6 @@ from hf_simmim.training.checkpoints import (
     finish_checkpoint,
     newest_whole_checkpoint,
 )
-from hf_simmim.training.run_folder import prepare_output_dir
 
 
 def arguments(folder, **kwargs) -> SimMIMTrainingArguments:

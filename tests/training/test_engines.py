@@ -32,8 +32,8 @@ sys.path.insert(0, str(ROOT))  # as for `python -m` that is run from there
 from benchmarks import engines
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
 from hf_simmim.cli import pretrain
-from hf_simmim.training.checkpoints import load_model, load_optimizer
 from hf_simmim.training.resumable_trainer import keep_loss_in_float32, no_unit_of_embeddings
+from hf_simmim.training.saving.checkpoints import load_model, load_optimizer
 
 EXAMPLES = ROOT / "examples"
 # What `accelerate launch` makes of each file.

@@ -17,9 +17,9 @@ from transformers import TrainerCallback
 
 from hf_simmim.training import resumable_trainer
 from hf_simmim.training.arguments import SimMIMTrainingArguments
-from hf_simmim.training.checkpoints import STAGING, TrainingStoppedError, flaw, newest_whole_checkpoint
 from hf_simmim.training.run_folder import RUN_FILE, prepare_output_dir
 from hf_simmim.training.run_lock import LOCK_FILE, unlock_runs
+from hf_simmim.training.saving.checkpoints import STAGING, TrainingStoppedError, flaw, newest_whole_checkpoint
 from hf_simmim.training.stop_signals import TrainingInterrupted
 
 

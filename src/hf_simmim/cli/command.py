@@ -29,8 +29,8 @@ from ..data.reading import NoReadableImageError
 from ..hub.provenance import safe_command
 from ..training.agreement import num_processes
 from ..training.arguments import SimMIMTrainingArguments
-from ..training.checkpoints import TrainingStoppedError
 from ..training.run_lock import unlock_runs
+from ..training.saving.checkpoints import TrainingStoppedError
 from .recipes import CommandError, options_of, recipe_names, recipe_options
 
 PROGRAM = "hf-simmim"

@@ -22,8 +22,8 @@ from transformers.utils import logging
 from ..data.transforms import normalize
 from ..model.image_processing_simmim import SimMIMImageProcessor
 from ..model.modeling_simmim import SimMIMForMaskedImageModeling
-from ..training.checkpoints import newest_whole_checkpoint
 from ..training.run_folder import settings_before
+from ..training.saving.checkpoints import newest_whole_checkpoint
 from .command import Command, in_words
 
 logger = logging.get_logger(__name__)

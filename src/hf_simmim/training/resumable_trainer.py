@@ -19,8 +19,11 @@ from ..data.sampling import IndexSampler
 from ..model.modeling_base import SimMIMPreTrainedModel
 from .agreement import fail_together, leave_before_python_ends
 from .arguments import without_paths
-from .background_writes import BackgroundWrites
-from .checkpoints import (
+from .log_sums import LogSums
+from .optimization import planned_steps
+from .run_folder import keep_run_folder, run_file_text
+from .saving.background_writes import BackgroundWrites
+from .saving.checkpoints import (
     SAVE_ERRORS,
     STAGING,
     TrainingStoppedError,
@@ -33,9 +36,6 @@ from .checkpoints import (
     load_model,
     load_optimizer,
 )
-from .log_sums import LogSums
-from .optimization import planned_steps
-from .run_folder import keep_run_folder, run_file_text
 from .skipped_steps import MAX_SKIPPED, SkippedSteps, finite_or
 from .stop_signals import EvaluationStoppedError, StopSignals, TrainingInterrupted
 
@@ -150,9 +150,10 @@ class ResumableTrainer(Trainer):
 
     def _restored_if_complete(self, checkpoint: Any) -> TrainOutput | None:
         """Restore the weights of a run that was complete; None if anything is left for Trainer to do."""
-        # FSDP shards the model only for a training; what is wrong with a checkpoint is reported by Trainer.
+        # FSDP and DeepSpeed shard the model only for a training, and the sharded model saves it; what is wrong with a
+        # checkpoint is reported by Trainer.
         is_whole = isinstance(checkpoint, str) and any(Path(checkpoint).glob("model*.safetensors"))
-        if self.is_fsdp_enabled or not is_whole:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or not is_whole:
             return None
         state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
         dataset: Any = self.train_dataset

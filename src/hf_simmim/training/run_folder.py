@@ -13,10 +13,10 @@ from transformers.utils import logging
 from ..hub.snapshots import RESULTS
 from .agreement import check_agreement, fail_together
 from .arguments import SimMIMTrainingArguments
-from .checkpoints import STAGING, UNFINISHED, automatic_checkpoint, checkpoint_folders, named_checkpoint
 from .fingerprints import Fingerprint
 from .optimization import images_per_step
 from .run_lock import lock_run
+from .saving.checkpoints import STAGING, UNFINISHED, automatic_checkpoint, checkpoint_folders, named_checkpoint
 
 logger = logging.get_logger(__name__)
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.utils import logging
 
 from ..model.remote_code import without_code
-from .checkpoints import SAVE_ERRORS, TrainingStoppedError
+from .saving.checkpoints import SAVE_ERRORS, TrainingStoppedError
 
 logger = logging.get_logger(__name__)
 

@@ -11,7 +11,7 @@ from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
 from ..evaluation.intervals import Z
-from .checkpoints import TrainingStoppedError
+from .saving.checkpoints import TrainingStoppedError
 
 logger = logging.get_logger(__name__)
 

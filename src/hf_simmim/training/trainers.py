@@ -32,11 +32,11 @@ from ..model.modeling_simmim import SimMIMForMaskedImageModeling
 from ..model.remote_code import without_code
 from .agreement import fail_together
 from .cards.pretraining import pretraining_card
-from .checkpoints import SAVE_ERRORS, TrainingStoppedError, share_weights
 from .console import print_readably
 from .image_samples import COMPARED_IMAGES, ComparedImages, RunningMean, mean_figures
 from .optimization import create_optimizer, create_schedule, decay_parameter_names, images_per_step
 from .resumable_trainer import ResumableTrainer
+from .saving.checkpoints import SAVE_ERRORS, TrainingStoppedError, share_weights
 
 logger = logging.get_logger(__name__)
 
