@@ -7,9 +7,10 @@ import pytest
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
-from pretraining import options, run_mim
+from pretraining import options
 from safetensors.torch import load_file
 
+from hf_simmim.cli import pretrain
 from hf_simmim.data.streaming import stream_images
 
 pytest.importorskip("s3fs")
@@ -53,7 +54,7 @@ def shards(tmp_path, monkeypatch):
     server.stop()
 
 
-def test_images_and_a_training_are_those_of_a_folder(run_mim, shards, tmp_path):
+def test_images_and_a_training_are_those_of_a_folder(shards, tmp_path):
     remote, folder = shards
     streams = [
         stream_images(data_files=[files], cache_folder=tmp_path / name)
@@ -65,7 +66,7 @@ def test_images_and_a_training_are_those_of_a_folder(run_mim, shards, tmp_path):
     weights = []
     for name, files in (("of-s3", remote), ("of-folder", f"{folder}/*.parquet")):
         settings = {"data_files": files, "streaming": True, "stream_cache": tmp_path / f"blocks-{name}"}
-        run_mim.COMMAND.main(options(None, tmp_path / name, **settings, max_steps=3, dataloader_num_workers=2))
+        pretrain.COMMAND.main(options(None, tmp_path / name, **settings, max_steps=3, dataloader_num_workers=2))
         weights.append(load_file(tmp_path / name / "model.safetensors"))
         assert "a-secret" not in (tmp_path / name / "README.md").read_text()
     assert all((one == weights[1][key]).all() for key, one in weights[0].items())
