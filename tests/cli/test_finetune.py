@@ -221,7 +221,7 @@ def test_other_checkpoints(script, pictures, tmp_path, source):
     assert isinstance(model.norm, torch.nn.LayerNorm) is (source == "vit")
 
 
-@pytest.mark.parametrize("save_steps", [2, 3])
+@pytest.mark.parametrize("save_steps", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_as_if_it_had_not_been(script, pictures, checkpoint, tmp_path, save_steps, capsys):
     """Within an epoch or between two; augmentation, mixing, stochastic depth and the average of weights included.
 
