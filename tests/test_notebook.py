@@ -1,10 +1,12 @@
 """The notebook, run from its first cell to its last."""
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 from paths import EMBEDDED_DATA, ROOT
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path):
     (tmp_path / "data").symlink_to(EMBEDDED_DATA.parent)
     notebook = nbformat.read(ROOT / "examples" / "quickstart.ipynb", as_version=4)

@@ -26,8 +26,8 @@ from transformers.trainer_callback import CallbackHandler
 
 from hf_simmim.cli import pretrain
 from hf_simmim.data.masked_images import MaskedImageDataset
-from hf_simmim.training.run_folder import RUN_FILE
 from hf_simmim.training import resumable_trainer
+from hf_simmim.training.run_folder import RUN_FILE
 from hf_simmim.training.saving import checkpoints
 from hf_simmim.training.trainers import SimMIMTrainer
 
