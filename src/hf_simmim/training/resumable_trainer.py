@@ -14,6 +14,7 @@ from torch import nn
 from transformers import Trainer, TrainerState
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
 
 from ..data.sampling import IndexSampler
 from ..model.modeling_base import SimMIMPreTrainedModel
@@ -38,6 +39,8 @@ from .saving.checkpoints import (
 )
 from .skipped_steps import MAX_SKIPPED, SkippedSteps, finite_or
 from .stop_signals import EvaluationStoppedError, StopSignals, TrainingInterrupted
+
+logger = logging.get_logger(__name__)
 
 # Loss scale of fp16 at the beginning. Each skipped step halves it, and no other step does.
 INITIAL_SCALE = 2.0**16
@@ -440,6 +443,11 @@ class ResumableTrainer(Trainer):
 
     def _prepare_for_training(self, *args, **kwargs):
         if self.is_deepspeed_enabled:
+            if self.args.torch_compile and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
+                logger.warning(
+                    "--torch_compile with DeepSpeed ZeRO-3 compiles again at every step, which is very slow where it was"
+                    " tried. Leave one of them out."
+                )
             try:
                 return super()._prepare_for_training(*args, **kwargs)
             except ValueError as error:
