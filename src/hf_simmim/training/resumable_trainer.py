@@ -445,8 +445,8 @@ class ResumableTrainer(Trainer):
         if self.is_deepspeed_enabled:
             if self.args.torch_compile and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
                 logger.warning(
-                    "--torch_compile with DeepSpeed ZeRO-3 compiles again at every step, which is very slow where it was"
-                    " tried. Leave one of them out."
+                    "--torch_compile with DeepSpeed ZeRO-3 compiles again at every step, which was very slow where it"
+                    " was tried. Leave one of them out."
                 )
             try:
                 return super()._prepare_for_training(*args, **kwargs)
