@@ -65,15 +65,8 @@ def spoil_gradient(trainer, value: float, steps: Sequence[int] = (7,)) -> None:
     trainer.training_step = spoiled
 
 
-@pytest.mark.parametrize(
-    ("value", "options"),
-    [
-        (float("inf"), {}),
-        (float("nan"), {"max_grad_norm": 0.0}),
-        (float("nan"), {"gradient_accumulation_steps": 2}),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("value", [pytest.param(float("inf"), marks=pytest.mark.slow), float("nan")])
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 0.0}, {"gradient_accumulation_steps": 2}], ids=str)
 def test_a_gradient_that_is_not_finite_is_left_out(tmp_path, value, options):
     """As if the optimizer had not been called in that step; the schedule goes on."""
     runs = [make_trainer("fine-tuning", tmp_path / name, logging_steps=1, **options) for name in ("spoiled", "without")]
@@ -193,13 +186,14 @@ def test_a_signal_saves_and_ends_with_its_code(tmp_path, name, capfd):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("kind", ["pretraining", pytest.param("fine-tuning", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    ("kind", "options"),
+    "options",
     [
-        ("pretraining", {"save_strategy": "no"}),
-        ("fine-tuning", {"load_best_model_at_end": True}),
-        ("pretraining", {"save_strategy": "best", "metric_for_best_model": "loss"}),
-        ("fine-tuning", {"save_strategy": "epoch", "eval_strategy": "epoch"}),
+        {"save_strategy": "no"},
+        {"load_best_model_at_end": True},
+        {"save_strategy": "best", "metric_for_best_model": "loss"},
+        {"save_strategy": "epoch", "eval_strategy": "epoch"},
     ],
     ids=str,
 )

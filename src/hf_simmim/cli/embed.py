@@ -18,6 +18,7 @@ windows on it:
 
 import copy
 import importlib.metadata
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -272,25 +273,19 @@ def describe_features(model: SimMIMModel, arguments: FeatureArguments) -> dict[s
     }
 
 
-def compute_features(
-    model: SimMIMModel,
-    dataset: WholeImageDataset,
-    path: Path,
-    labels: list[str] | None,
-    columns: dict[str, list[Any]] | None,
-    arguments: FeatureArguments,
-    description: dict[str, Any],
-) -> tuple[list[int], list[tuple[str, str]]]:
-    """Compute and write features; arguments and result as of `write_features`."""
-    return write_features(
-        *(model, dataset, path, labels, arguments.layer, arguments.pooling),
+def feature_writer(model: SimMIMModel, arguments: FeatureArguments) -> Callable[..., Any]:
+    """`write_features` with what the options say; images, file, labels and further columns are left."""
+    return partial(
+        write_features,
+        model,
+        layer=arguments.layer,
+        pooling=arguments.pooling,
         batch_size=arguments.batch_size,
         num_workers=arguments.num_workers,
         device=arguments.compute_device,
         dtype=arguments.compute_dtype,
         half=arguments.half,
-        description=description,
-        columns=columns,
+        description=describe_features(model, arguments),
     )
 
 
@@ -325,7 +320,7 @@ def embed_part(
     if rows:
         given = {name: [column[row] for row in rows] for name, column in values.items()}
         of_rows = None if labels is None else [labels[row] for row in rows]
-        written, unreadable = compute_features(model, chosen, own, of_rows, given, arguments, description)
+        written, unreadable = feature_writer(model, arguments)(chosen, own, of_rows, columns=given)
     finish_part(own, {**description, "batch_size": arguments.batch_size}, rows, unreadable)
     print(f"{own}  features of {len(written):,} images. After all parts, run the command without --part.")
     return EmbeddingResult(own, chosen.images[written]["name"], dict(unreadable), path.parent, {})
@@ -370,7 +365,7 @@ def embed_all(images: FeatureImageArguments, arguments: FeatureArguments) -> Emb
     if parts:
         written, unreadable = join_parts(parts, path, arguments.batch_size, description)
     else:
-        written, unreadable = compute_features(model, dataset, path, labels, columns, arguments, description)
+        written, unreadable = feature_writer(model, arguments)(dataset, path, labels, columns=columns)
     for name, reason in unreadable[:5]:
         print(f"left out: {name} ({reason})")
     if unreadable:
