@@ -157,6 +157,19 @@ def test_a_kill_while_saving_leaves_no_checkpoint_of_that_name(tmp_path, monkeyp
     assert flaw(tmp_path / "checkpoint-5") is None
 
 
+def test_a_complete_run_of_a_model_that_is_sharded_is_left_to_its_engine(tmp_path):
+    """Only the sharded model of DeepSpeed can be saved, and it is made when a training begins."""
+    whole = make_trainer("fine-tuning", tmp_path)
+    whole.train()
+    last = str(max(tmp_path.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])))
+    assert last.endswith(f"-{whole.state.global_step}")
+    trainer = make_trainer("fine-tuning", tmp_path)
+    trainer.is_deepspeed_enabled = True
+    assert trainer._restored_if_complete(last) is None
+    trainer.is_deepspeed_enabled = False
+    assert trainer._restored_if_complete(last) is not None
+
+
 def test_writing_beside_the_training_is_refused_before_it_begins_without_shards(tmp_path):
     trainer = make_trainer("fine-tuning", tmp_path)
     trainer.args.async_save = True
