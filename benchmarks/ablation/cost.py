@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..swin_speed import seconds
+from ..measuring import seconds
 from .data import ImageData
 from .grid import Row
 from .settings import Settings

@@ -17,7 +17,8 @@ from torch.nn.utils import parametrize, prune
 from torch.overrides import TorchFunctionMode
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
-from hf_simmim.model.swin import Swin, is_plain_linear
+from hf_simmim.model.plain_layers import is_plain, project_patches
+from hf_simmim.model.swin import Swin
 from hf_simmim.model.swinv2 import Swinv2
 
 INVERSE_SWIN: dict[str, Any] = {
@@ -275,19 +276,20 @@ def test_plain_layers_are_one_product(encoder_class, make):
     layers = linear_layers(model)
     with Products() as joint:
         expected = model(pixel_values)[0]
-    assert joint.count == len(layers) - 2 * sum(make().depths)
+    # The patch embedding is one, too.
+    assert joint.count == 1 + len(layers) - 2 * sum(make().depths)
     for layer in layers.values():
         layer.register_forward_hook(lambda *_: None)
     with Products() as apart:
         feature_map = model(pixel_values)[0]
-    assert apart.count == len(layers)
+    assert apart.count == 1 + len(layers)
     assert torch.allclose(feature_map, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("encoder_class", "make"), [(Swin, swin_config), (Swinv2, swinv2_config)])
 def test_exported_and_compiled_programs_have_one_product(encoder_class, make):
     model, pixel_values = encoder_class(make()).eval().requires_grad_(False), torch.randn(1, 3, 32, 32)
-    expected, number = model(pixel_values)[0], len(linear_layers(model)) - 2 * sum(make().depths)
+    expected, number = model(pixel_values)[0], 1 + len(linear_layers(model)) - 2 * sum(make().depths)
     program = torch.export.export(model, (pixel_values,))
     products = [node for node in program.graph.nodes if node.target == torch.ops.aten.linear.default]
     assert len(products) == number
@@ -301,10 +303,27 @@ def test_exported_and_compiled_programs_have_one_product(encoder_class, make):
 
 
 def test_what_a_plain_layer_is():
-    assert is_plain_linear(nn.Linear(2, 2))
-    assert is_plain_linear(nn.Linear(2, 2, bias=False))
-    assert not is_plain_linear(nn.Linear(2, 2, device="meta"))
-    assert not is_plain_linear(Int8Linear(2, 2))
+    assert is_plain(nn.Linear(2, 2), nn.Linear)
+    assert is_plain(nn.Linear(2, 2, bias=False), nn.Linear)
+    assert not is_plain(nn.Linear(2, 2, device="meta"), nn.Linear)
+    assert not is_plain(Int8Linear(2, 2), nn.Linear)
     layer = nn.Linear(2, 2)
     layer.forward = lambda tokens: tokens
-    assert not is_plain_linear(layer)
+    assert not is_plain(layer, nn.Linear)
+
+
+@pytest.mark.parametrize(("patch_size", "size"), [(4, (32, 32)), (2, (12, 20))])
+def test_the_patch_embedding_as_a_product_is_the_convolution(patch_size, size):
+    layer = nn.Conv2d(3, 8, kernel_size=patch_size, stride=patch_size)
+    pixel_values = torch.randn(2, 3, *size)
+    with Products() as products:
+        tokens = project_patches(pixel_values, layer)
+    assert products.count == 1
+    assert torch.allclose(tokens, layer(pixel_values).permute(0, 2, 3, 1), atol=1e-5)
+    channels_last = pixel_values.to(memory_format=torch.channels_last)
+    assert torch.equal(project_patches(channels_last, layer), tokens)
+    layer.register_forward_hook(lambda *arguments: arguments[2] * 2)
+    with Products() as products:
+        doubled = project_patches(pixel_values, layer)
+    assert products.count == 0
+    assert torch.allclose(doubled, tokens * 2, atol=1e-5)

@@ -511,3 +511,56 @@ def test_vit_prefix_tokens_are_removed():
     tokens = model.simmim.encoder(pixel_values).last_hidden_state
     assert torch.equal(model.simmim(pixel_values).last_hidden_state, tokens[:, 1:])
     assert SimMIMConfig(encoder_config=vit_config()).encoder_stride == 8
+
+
+# The second Swin ends in a shifted block on a padded grid.
+SKIPPING = {
+    "swin": ("swin", {"drop_path_rate": 0.3}, {}),
+    "swin, shifted": ("swin", {"depths": [1, 2], "num_heads": [2, 2], "window_size": 3}, {"head": "mlp"}),
+    "swinv2": ("swinv2", {"drop_path_rate": 0.3}, {"target": "normalized_rgb"}),
+    "swin, head_inputs": ("swin", {}, {"head_inputs": [0, 1]}),
+    "vit": ("vit", {}, {"loss": "l2"}),
+    "inverse_swin": (
+        "vit",
+        {},
+        {
+            "head": "inverse_swin",
+            "head_options": {"embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 2},
+        },
+    ),
+    "hog": ("swin", {}, {"target": "hog", "target_options": {"cell_size": 4}}),
+}
+
+
+@pytest.mark.parametrize("name", SKIPPING)
+def test_skipping_visible_patches_keeps_loss_and_gradients(name):
+    encoder, settings, options = SKIPPING[name]
+    torch.manual_seed(0)
+    config = SimMIMConfig(encoder_config=ENCODER_CONFIGS[encoder](**settings), **options)
+    model = SimMIMForMaskedImageModeling(config).train()
+    pixel_values = torch.randn(2, 3, 28, 44)
+    # Masks of single patches, an image without any, and cells of the feature map in which a part is masked.
+    size = tuple(math.ceil(side / config.patch_size) for side in pixel_values.shape[2:])
+    mask = random_mask(size, 0.1, 2)
+    mask[1] = False
+    results = {}
+    for skip in (False, True):
+        torch.manual_seed(1)
+        outputs = model(pixel_values, bool_masked_pos=mask, skip_visible=skip)
+        outputs.loss.backward()
+        gradients = {key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None}
+        model.zero_grad()
+        results[skip] = (outputs, gradients)
+    (whole, expected), (part, gradients) = results[False], results[True]
+    assert torch.allclose(part.loss, whole.loss, rtol=1e-6)
+    assert gradients.keys() == expected.keys()
+    for key, gradient in expected.items():
+        assert torch.allclose(gradients[key], gradient, rtol=1e-4, atol=1e-6), key
+    assert part.prediction.shape == whole.prediction.shape
+    # All of it is computed where the head mixes cells.
+    assert torch.allclose(part.prediction, whole.prediction, atol=1e-5) == (name == "inverse_swin")
+    with torch.no_grad():
+        torch.manual_seed(1)
+        unmasked = model(pixel_values, skip_visible=True).prediction
+        torch.manual_seed(1)
+        assert torch.equal(unmasked, model(pixel_values).prediction)

@@ -6,7 +6,8 @@ from safetensors.torch import save_file
 from tiny import swin_config
 from transformers import SwinModel
 
-from hf_simmim.model.swin import Swin, from_windows, to_windows, window_layout
+from hf_simmim.model.swin import Swin
+from hf_simmim.model.windows import from_windows, to_windows, window_layout
 
 
 def make_pair(tmp_path, **kwargs) -> tuple[Swin, SwinModel]:

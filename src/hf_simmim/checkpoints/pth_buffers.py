@@ -10,7 +10,8 @@ import torch
 from transformers.models.beit.modeling_beit import BeitRelativePositionBias
 
 from ..model.configuration_simmim import SimMIMConfig
-from ..model.swin import Swin, WindowLayout, stage_grids
+from ..model.swin import Swin, stage_grids
+from ..model.windows import WindowLayout
 from .pth_checkpoint import OriginalCheckpoint
 from .pth_geometry import Size
 from .pth_names import SWIN_BLOCK

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.integrations import deepspeed
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -529,39 +528,13 @@ _BIAS_CLASSES: dict[type, type] = {
 }
 
 
-def init_as_official(encoder: nn.Module, mask_token: nn.Parameter | None, std: float) -> None:
-    """Initialize what transformers leaves at zero, or initializes differently from the paper's ViT.
-
-    transformers initializes mask and class tokens to zero. In a LayerNorm a zero token multiplies the gradient by
-    1 / sqrt(eps), and clipping then scales all other gradients down.
-
-    Args:
-        encoder: The encoder from `build_encoder`.
-        mask_token: The mask token or patch that the model holds for it, if any.
-        std: Standard deviation.
-
-    Source: `VisionTransformer.fix_init_weight` and `VisionTransformerForSimMIM.__init__` of microsoft/SimMIM.
-    """
-    if mask_token is not None:
-        init.trunc_normal_(mask_token, std=std)
-    if not isinstance(encoder, PreTrainedModel):
-        return
-    for name, parameter in encoder.named_parameters():
-        if name.split(".")[-1] in ("mask_token", "cls_token"):
-            init.trunc_normal_(parameter, std=std)
-    if encoder.config.model_type == "beit":
-        for index, layer in enumerate(encoder.layers):  # type: ignore[arg-type]
-            for projection in (layer.attention.o_proj, layer.mlp.fc2):
-                # The official implementation divides the initial weights; this draws from the same distribution.
-                init.trunc_normal_(projection.weight, std=std / (2 * (index + 1)) ** 0.5)
-
-
 def encode(
     encoder: nn.Module,
     geometry: EncoderGeometry,
     pixel_values: torch.Tensor,
     bool_masked_pos: torch.Tensor | None = None,
     mask_token: torch.Tensor | None = None,
+    needed: torch.Tensor | None = None,
     **kwargs,
 ) -> EncoderOutput:
     """Run an encoder to its feature map.
@@ -575,6 +548,8 @@ def encode(
         pixel_values: Images of shape (B, C, H, W), padded here with zeros to whole strides.
         bool_masked_pos: Bool mask of shape (B, ceil(H / patch_size), ceil(W / patch_size)), True = masked.
         mask_token: The mask token or patch for encoders that have none of their own.
+        needed: Bool tensor of the shape of the feature map without channels: where it has to be complete, for encoders
+            that can leave out the rest. Everywhere if None.
         **kwargs: Passed to transformers' encoders, for example `output_attentions`.
 
     Returns:
@@ -592,7 +567,7 @@ def encode(
         pixel_values = mask_pixels(pixel_values, bool_masked_pos, mask_token if geometry.route == "pixels" else None)
     if geometry.route == "own":
         with_attentions = bool(kwargs.get("output_attentions"))
-        feature_map, hidden_states, *attentions = encoder(pixel_values, bool_masked_pos, with_attentions)
+        feature_map, hidden_states, *attentions = encoder(pixel_values, bool_masked_pos, with_attentions, needed)
         return EncoderOutput(feature_map, hidden_states, attentions[0] if attentions else None)
     if bool_masked_pos is not None and geometry.route == "native":
         kwargs["bool_masked_pos"] = bool_masked_pos.flatten(1)

@@ -9,6 +9,7 @@ from transformers import SwinConfig
 
 from .encoder_stages import HiddenState, as_map, hidden_states
 from .options import COUNT, Option, each, is_count, optional
+from .plain_layers import project_patches
 from .swin import SwinStage
 
 # Widths and depths of the Swins that the paper inverts, from fine to coarse.
@@ -51,7 +52,8 @@ class LinearHead(nn.Module):
         }
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        return self.pixel_shuffle(self.projection(feature_map))  # B, K, h * scale, w * scale
+        prediction = project_patches(feature_map, self.projection).permute(0, 3, 1, 2)
+        return self.pixel_shuffle(prediction)  # B, K, h * scale, w * scale
 
 
 class MLPHead(nn.Module):
@@ -89,7 +91,8 @@ class MLPHead(nn.Module):
         self.pixel_shuffle = nn.PixelShuffle(scale)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        return self.pixel_shuffle(self.projection(self.activation(self.hidden(feature_map))))
+        hidden = self.activation(project_patches(feature_map, self.hidden)).permute(0, 3, 1, 2)
+        return self.pixel_shuffle(project_patches(hidden, self.projection).permute(0, 3, 1, 2))
 
 
 class InverseSwinHead(nn.Module):
@@ -298,6 +301,28 @@ class HiddenStateFusion(nn.Module):
         return fused
 
 
+def predict_cells(head: nn.Module, feature_map: torch.Tensor, needed: torch.Tensor) -> torch.Tensor:
+    """Prediction of some cells of a feature map, if the head predicts each from its own features; else of all.
+
+    Args:
+        head: The head.
+        feature_map: Tensor of shape (B, D, h, w).
+        needed: Bool tensor of shape (B, h, w).
+
+    Returns:
+        The prediction of shape (B, K, h * scale, w * scale), 0 in cells that are not needed.
+    """
+    if type(head) not in POINTWISE_HEADS:
+        return head(feature_map)
+    batch_size, _, height, width = feature_map.shape
+    cells = head(feature_map.permute(0, 2, 3, 1)[needed][:, :, None, None])  # M, K, scale, scale
+    _, channels, scale, _ = cells.shape
+    index = needed.flatten().nonzero()[:, 0]
+    prediction = cells.new_zeros(needed.numel(), channels, scale, scale).index_copy(0, index, cells)
+    prediction = prediction.view(batch_size, height, width, channels, scale, scale).permute(0, 3, 1, 4, 2, 5)
+    return prediction.reshape(batch_size, channels, height * scale, width * scale)
+
+
 def build_head(config: Any, num_outputs: int, prediction_stride: int) -> nn.Module:
     """Build the head of a config.
 
@@ -318,6 +343,10 @@ def build_head(config: Any, num_outputs: int, prediction_stride: int) -> nn.Modu
         options["window_size"] = config.window_size or None
     build: Any = HEADS[config.head].build
     return build(config.hidden_size, num_outputs, config.encoder_stride, prediction_stride, **options)
+
+
+# Heads whose prediction of a cell depends on its own features only.
+POINTWISE_HEADS = (LinearHead, MLPHead)
 
 
 class HeadSpec(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
@@ -20,7 +21,6 @@ from .encoders import (
     encode,
     encoder_geometry,
     freeze_unused,
-    init_as_official,
     layers_to_wrap,
     whole_weights,
 )
@@ -378,6 +378,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
         output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        needed: torch.Tensor | None = None,
     ) -> SimMIMModelOutput:
         """Encode images, with masked patches if a mask is given.
 
@@ -387,6 +388,8 @@ class SimMIMModel(SimMIMPreTrainedModel):
             output_hidden_states: Whether to return the hidden states, or indices of those to return.
             output_attentions: Whether to return attention weights, where the encoder can.
             return_dict: Whether to return a `ModelOutput` (default) or a tuple.
+            needed: Bool tensor of the shape (B, h, w) of the feature map: where features have to be complete. The
+                encoder may leave out work elsewhere. Everywhere if None.
 
         Returns:
             The features.
@@ -415,6 +418,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
             pixel_values,
             mask,
             self.mask_token,
+            needed,
             output_hidden_states=bool(output_hidden_states),
             output_attentions=output_attentions,
         )
@@ -426,3 +430,30 @@ class SimMIMModel(SimMIMPreTrainedModel):
             hidden_states=chosen_hidden_states(outputs.hidden_states, output_hidden_states),
             attentions=outputs.attentions if output_attentions else None,
         )
+
+
+def init_as_official(encoder: nn.Module, mask_token: nn.Parameter | None, std: float) -> None:
+    """Initialize what transformers leaves at zero, or initializes differently from the paper's ViT.
+
+    transformers initializes mask and class tokens to zero. In a LayerNorm a zero token multiplies the gradient by
+    1 / sqrt(eps), and clipping then scales all other gradients down.
+
+    Args:
+        encoder: The encoder from `build_encoder`.
+        mask_token: The mask token or patch that the model holds for it, if any.
+        std: Standard deviation.
+
+    Source: `VisionTransformer.fix_init_weight` and `VisionTransformerForSimMIM.__init__` of microsoft/SimMIM.
+    """
+    if mask_token is not None:
+        init.trunc_normal_(mask_token, std=std)
+    if not isinstance(encoder, PreTrainedModel):
+        return
+    for name, parameter in encoder.named_parameters():
+        if name.split(".")[-1] in ("mask_token", "cls_token"):
+            init.trunc_normal_(parameter, std=std)
+    if encoder.config.model_type == "beit":
+        for index, layer in enumerate(encoder.layers):  # type: ignore[arg-type]
+            for projection in (layer.attention.o_proj, layer.mlp.fc2):
+                # The official implementation divides the initial weights; this draws from the same distribution.
+                init.trunc_normal_(projection.weight, std=std / (2 * (index + 1)) ** 0.5)

@@ -17,7 +17,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_simmim import TARGETS, SimMIMConfig
 from .encoder_stages import Stage, as_map, default_out_features, encoder_layers, is_single_scale, stages
 from .encoders import MEASURING, cache_key, layers_to_wrap, whole
-from .heads import HiddenStateFusion, build_head
+from .heads import HiddenStateFusion, build_head, predict_cells
 from .losses import (
     LOSSES,
     classification_loss,
@@ -81,6 +81,7 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
         output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        skip_visible: bool = False,
     ) -> SimMIMMaskedImageModelingOutput:
         """Predict masked images.
 
@@ -97,6 +98,9 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
             output_hidden_states: Whether to return the encoder's hidden states, or indices of those to return.
             output_attentions: Whether to return attention weights, where the encoder can.
             return_dict: Whether to return a `ModelOutput` (default) or a tuple.
+            skip_visible: Whether to leave out work that only predictions of visible patches need: part of the
+                encoder's last block, and the head. Prediction and reconstruction are meaningless there then; loss and
+                gradients are the same. Has an effect on processors only, where it saves time.
 
         Returns:
             Loss, prediction and reconstruction.
@@ -106,17 +110,22 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        wants_states = bool(output_hidden_states) or self.fusion is not None
+        wants_weights = self.config.output_attentions if output_attentions is None else output_attentions
+        needed = self._needed_cells(pixel_values, bool_masked_pos) if skip_visible else None
         outputs = self.simmim(
             pixel_values,
             bool_masked_pos=bool_masked_pos,
-            output_hidden_states=bool(output_hidden_states) or self.fusion is not None,
+            output_hidden_states=wants_states,
             output_attentions=output_attentions,
+            needed=None if wants_states or wants_weights else needed,
         )
         features = outputs.feature_map
         if self.fusion is not None:
             features = self.fusion(features, outputs.hidden_states)
         rows, columns = patch_grid((pixel_values.shape[2], pixel_values.shape[3]), self.target.stride)
-        prediction = self.head(features)[:, :, :rows, :columns]
+        prediction = self.head(features) if needed is None else predict_cells(self.head, features, needed)
+        prediction = prediction[:, :, :rows, :columns]
         loss: Any = None
         if bool_masked_pos is not None and return_loss:
             loss = self.masked_loss(prediction, pixel_values, bool_masked_pos, pixel_mask, num_items_in_batch)
@@ -130,6 +139,15 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
             hidden_states=chosen_hidden_states(outputs.hidden_states, output_hidden_states),
             attentions=outputs.attentions,
         )
+
+    def _needed_cells(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None) -> torch.Tensor | None:
+        """Cells of the feature map that hold a masked patch, (B, h, w); None if all have to be computed."""
+        is_eager = pixel_values.device.type == "cpu" and not torch.compiler.is_compiling()
+        if bool_masked_pos is None or not is_eager or self.config.loss_region != "masked":
+            return None
+        mask: Any = patch_mask(bool_masked_pos, pixel_values, self.simmim.geometry.patch_size)
+        cell = self.simmim.geometry.stride // self.simmim.geometry.patch_size
+        return F.max_pool2d(mask.float(), cell, ceil_mode=True) > 0
 
     def masked_loss(
         self,

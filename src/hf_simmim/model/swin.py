@@ -8,127 +8,22 @@ Source: models/swin_transformer.py of microsoft/SimMIM.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn.modules.module import _has_any_global_hook
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import maybe_autocast
 
-# The official implementation masks tokens of other regions by adding this to the attention logits, not -infinity.
-OTHER_REGION_LOGIT = -100.0
-
-# What holds the weights of a layer as they are: tensors, also as wrappers of training and export hand them over. Other
-# classes, such as those of quantization and of tensor parallelism, compute with their layer only.
-PLAIN_TENSORS = (nn.Parameter, torch.Tensor, FakeTensor)
+from .plain_layers import MULTIPLIES_BFLOAT16, project_jointly, project_patches
+from .windows import WindowLayout, from_windows, needed_rows, reorder, to_windows, window_layout
 
 # Output of a layer, and with `output_attentions` the attention weights (B * W, heads, N, N).
 MaybeWithWeights = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
-
-
-class WindowLayout(NamedTuple):
-    """Division of a grid into windows: L tokens after padding, N tokens per window, W windows per image."""
-
-    grid_size: tuple[int, int]  # the real tokens
-    padded_size: tuple[int, int]  # a whole number of windows
-    window_size: int
-    relative_index: torch.Tensor  # N, N: row of the bias table for each pair of tokens
-    to_shifted: torch.Tensor | None  # L: plain window order -> shifted window order; None if windows never shift
-    to_plain: torch.Tensor | None  # L: the inverse
-    region_mask: torch.Tensor | None  # W, 1, N, N: logits that keep the regions of a shifted window apart
-    is_real: torch.Tensor | None  # L, 1 in plain window order: 1 for tokens, 0 for padding; None without padding
-    coordinates: torch.Tensor | None = None  # rows of the bias table, 2: distances, if the bias is computed from them
-
-
-def window_layout(
-    grid_size: tuple[int, int], table_window: int, device: torch.device, dtype: torch.dtype
-) -> WindowLayout:
-    """Divide a grid into windows.
-
-    Args:
-        grid_size: (h, w) in tokens.
-        table_window: Window size of the relative position table, in tokens. On a smaller grid the window shrinks to
-            the grid and uses the middle of the table.
-        device: Device of the index tensors.
-        dtype: Dtype of the float tensors.
-
-    Returns:
-        The layout. Windows shift by half their size unless one spans the shorter side, as in the official code.
-    """
-    height, width = grid_size
-    window = min(table_window, height, width)
-    shift = 0 if min(height, width) <= table_window else window // 2
-    padded_height, padded_width = math.ceil(height / window) * window, math.ceil(width / window) * window
-
-    offsets = torch.arange(window, device=device)
-    rows, columns = (axis.flatten() for axis in torch.meshgrid(offsets, offsets, indexing="ij"))
-    row_distance = rows[:, None] - rows[None, :] + table_window - 1  # N, N
-    column_distance = columns[:, None] - columns[None, :] + table_window - 1
-    relative_index = row_distance * (2 * table_window - 1) + column_distance
-
-    to_shifted = to_plain = region_mask = is_real = None
-    if shift:
-        order = torch.arange(padded_height * padded_width, device=device).view(1, -1, 1)
-        order = from_windows(order, window, (padded_height, padded_width))  # each position's place in window order
-        to_shifted = to_windows(order.roll((-shift, -shift), dims=(1, 2)), window).flatten()
-        to_plain = to_windows(order.roll((shift, shift), dims=(1, 2)), window).flatten()
-        region_rows = _regions(padded_height, window, shift, device)
-        region_columns = _regions(padded_width, window, shift, device)
-        regions = (region_rows[:, None] * 3 + region_columns[None, :]).view(1, padded_height, padded_width, 1)
-        regions = to_windows(regions, window).view(-1, window * window)  # W, N
-        differ = regions[:, None, :] != regions[:, :, None]  # W, N, N
-        region_mask = torch.zeros(differ.shape, device=device, dtype=dtype).masked_fill(differ, OTHER_REGION_LOGIT)
-        region_mask = region_mask[:, None]  # W, 1, N, N
-    if (padded_height, padded_width) != (height, width):
-        real = torch.ones(1, height, width, 1, device=device, dtype=dtype)
-        is_real = to_windows(F.pad(real, (0, 0, 0, padded_width - width, 0, padded_height - height)), window)[0]
-    return WindowLayout(
-        grid_size, (padded_height, padded_width), window, relative_index, to_shifted, to_plain, region_mask, is_real
-    )
-
-
-def _regions(length: int, window: int, shift: int, device: torch.device) -> torch.Tensor:
-    """Region 0, 1 or 2 of each position along one axis of the rolled grid."""
-    positions = torch.arange(length, device=device)
-    return (positions >= length - window).long() + (positions >= length - shift).long()
-
-
-def to_windows(tokens: torch.Tensor, window: int) -> torch.Tensor:
-    """(B, H, W, C) in reading order to (B, H * W, C) window by window."""
-    batch_size, height, width, channels = tokens.shape
-    tokens = tokens.view(batch_size, height // window, window, width // window, window, channels)
-    return tokens.transpose(2, 3).reshape(batch_size, height * width, channels)
-
-
-def from_windows(tokens: torch.Tensor, window: int, size: tuple[int, int]) -> torch.Tensor:
-    """(B, H * W, C) window by window to (B, H, W, C) in reading order."""
-    batch_size, _, channels = tokens.shape
-    height, width = size
-    tokens = tokens.view(batch_size, height // window, width // window, window, window, channels)
-    return tokens.transpose(2, 3).reshape(batch_size, height, width, channels)
-
-
-class Permute(torch.autograd.Function):
-    """Reorder tokens; the gradient is a gather with the inverse order, where autograd would scatter."""
-
-    @staticmethod
-    def forward(tokens: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-        return tokens.index_select(1, order)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(inputs[2])
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        (inverse,) = ctx.saved_tensors
-        return grad_output.index_select(1, inverse), None, None
 
 
 class SwinDropPath(nn.Module):
@@ -210,36 +105,6 @@ class WindowSelfAttention(nn.Module):
         return context.transpose(2, 3).reshape(batch_size, length, dim), weights
 
 
-def project_jointly(tokens: torch.Tensor, projections: tuple[nn.Module, ...]) -> torch.Tensor:
-    """Outputs of several layers from D to D channels for tokens (..., D), concatenated: (..., D * number of layers)."""
-    if _has_any_global_hook() or not all(map(is_plain_linear, projections)):
-        return torch.cat([projection(tokens) for projection in projections], dim=-1)
-    # One matrix product for all; the parameters stay separate to keep their names.
-    weight = torch.cat([projection.weight for projection in projections])  # type: ignore[misc]
-    biases = [projection.bias for projection in projections]
-    shift = None
-    if any(bias is not None for bias in biases):
-        shift = torch.cat([weight.new_zeros(tokens.shape[-1]) if bias is None else bias for bias in biases])  # type: ignore[misc]
-    return F.linear(tokens, weight, shift)
-
-
-def is_plain_linear(layer: nn.Module) -> bool:
-    """Whether nothing but the product with its parameters happens when a linear layer is called.
-
-    Adapters and quantization replace a layer or the class of its weights, offloading its `forward`, and pruning,
-    adapters and observers add hooks.
-    """
-    if type(layer) is not nn.Linear or "forward" in vars(layer):
-        return False
-    if layer._forward_pre_hooks or layer._forward_hooks or layer._backward_pre_hooks or layer._backward_hooks:
-        return False
-    # Read from the table of parameters, which takes a fraction of the time of `layer.weight`.
-    weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
-    if type(weight) not in PLAIN_TENSORS or weight.is_meta:
-        return False
-    return bias is None or (type(bias) in PLAIN_TENSORS and not bias.is_meta)
-
-
 class SwinSelfAttention(WindowSelfAttention):
     """Attention inside each window, with a learned bias for each relative position."""
 
@@ -287,13 +152,19 @@ def biased_attention(
 def plain_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, dropout: float, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `biased_attention`, step by step; returns also the weights (B * W, heads, N, N), after dropout."""
+    """As `biased_attention`, step by step; returns also the weights (B * W, heads, N, N), after dropout.
+
+    Products are computed in the type of the parameters, and in bfloat16 where autocast and the processor do.
+    """
+    # Logits that come in float32, such as those of SwinV2, are too large for bfloat16.
+    narrow = query.dtype == torch.bfloat16 and query.device.type == "cpu" and MULTIPLIES_BFLOAT16
     with maybe_autocast(bias.device.type, enabled=False):
-        query, key, value = (part.to(bias.dtype) for part in (query, key, value))
-        logits = torch.add(bias, query @ key.transpose(3, 4), alpha=scale)
+        if not narrow:
+            query, key, value = (part.to(bias.dtype) for part in (query, key, value))
+        logits = torch.add(bias, (query @ key.transpose(3, 4)).to(bias.dtype), alpha=scale)
         # The tensor that is returned is also the one that is used, so that its gradient can be requested.
         weights = F.dropout(logits.softmax(dim=-1), dropout).flatten(0, 1)
-        return weights.view(logits.shape) @ value, weights
+        return weights.view(logits.shape).to(value.dtype) @ value, weights
 
 
 class SwinDense(nn.Module):
@@ -355,8 +226,17 @@ class SwinBlock(GradientCheckpointingLayer):
         return self.attention(tokens, layout, region_mask), None
 
     def mlp(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens (B, L, C) through the two dense layers."""
-        return self.output(self.activation(self.intermediate(tokens)))
+        """Tokens (..., C) through the two dense layers, with the norm of this residual branch."""
+        return self.output(self.activation(self.intermediate(self.layernorm_after(tokens))))
+
+    def add_mlp(self, tokens: torch.Tensor, needed: torch.Tensor | None) -> torch.Tensor:
+        """Add the MLP to tokens (B, L, C): to all, or to those whose indices into B * L are needed."""
+        if needed is None:
+            return tokens + self.drop_path(self.mlp(tokens))
+        rows = tokens.flatten(0, 1)
+        branch = self.mlp(rows[needed])
+        branch = branch.new_zeros(rows.shape).index_copy(0, needed, branch)
+        return tokens + self.drop_path(branch.view(tokens.shape))
 
     def forward(
         self,
@@ -365,13 +245,13 @@ class SwinBlock(GradientCheckpointingLayer):
         region_mask: torch.Tensor | None,
         is_real: torch.Tensor | None,
         output_attentions: bool = False,
+        needed: torch.Tensor | None = None,
     ) -> MaybeWithWeights:
         normalized = self.layernorm_before(tokens)
         if is_real is not None:
             normalized = normalized * is_real
         attended, weights = self.attend(normalized, layout, region_mask, output_attentions)
-        tokens = tokens + self.drop_path(attended)
-        tokens = tokens + self.drop_path(self.mlp(self.layernorm_after(tokens)))
+        tokens = self.add_mlp(tokens + self.drop_path(attended), needed)
         return (tokens, weights) if weights is not None else tokens
 
 
@@ -423,8 +303,19 @@ class SwinStage(nn.Module):
         """The windows of this stage on a grid of (h, w) tokens."""
         return window_layout(grid_size, self.window_size, device, dtype)
 
-    def forward(self, tokens: torch.Tensor, output_attentions: bool = False) -> MaybeWithWeights:
-        """Tokens (B, h, w, C) to the output of the same shape, before `downsample`; weights are of the last block."""
+    def forward(
+        self, tokens: torch.Tensor, output_attentions: bool = False, needed: torch.Tensor | None = None
+    ) -> MaybeWithWeights:
+        """Run the blocks.
+
+        Args:
+            tokens: Tensor of shape (B, h, w, C).
+            output_attentions: Whether to return attention weights.
+            needed: Bool tensor of shape (B, h, w); the last block completes only tokens where it is True.
+
+        Returns:
+            The output of the same shape, before `downsample`, and the weights of the last block if requested.
+        """
         weights: Any = None
         height, width = tokens.shape[1:3]
         layout = self.layout((height, width), tokens.device, tokens.dtype)
@@ -436,7 +327,7 @@ class SwinStage(nn.Module):
         for index, block in enumerate(self.blocks):
             shift = index % 2 == 1 and layout.to_shifted is not None
             if shift != is_shifted:
-                tokens = _reorder(tokens, layout, shift)
+                tokens = reorder(tokens, layout, shift)
                 is_shifted = shift
             is_real = layout.is_real
             if is_real is not None and shift:
@@ -444,17 +335,15 @@ class SwinStage(nn.Module):
             region_mask = layout.region_mask if shift else None
             if output_attentions and index == len(self.blocks) - 1:
                 tokens, weights = block(tokens, layout, region_mask, is_real, True)
+            elif needed is not None and index == len(self.blocks) - 1:
+                rows = needed_rows(needed, layout, shift)
+                tokens = block(tokens, layout, region_mask, is_real, False, rows)
             else:
                 tokens = block(tokens, layout, region_mask, is_real)
         if is_shifted:
-            tokens = _reorder(tokens, layout, False)
+            tokens = reorder(tokens, layout, False)
         tokens = from_windows(tokens, layout.window_size, layout.padded_size)[:, :height, :width]
         return (tokens, weights) if output_attentions else tokens
-
-
-def _reorder(tokens: torch.Tensor, layout: WindowLayout, shift: bool) -> torch.Tensor:
-    orders = (layout.to_shifted, layout.to_plain) if shift else (layout.to_plain, layout.to_shifted)
-    return Permute.apply(tokens, *orders)
 
 
 class SwinPatchEmbeddings(nn.Module):
@@ -473,7 +362,7 @@ class SwinPatchEmbeddings(nn.Module):
         pad_height, pad_width = -height % self.patch_size[0], -width % self.patch_size[1]
         if pad_height or pad_width:
             pixel_values = F.pad(pixel_values, (0, pad_width, 0, pad_height))
-        return self.projection(pixel_values).permute(0, 2, 3, 1)  # B, h, w, D
+        return project_patches(pixel_values, self.projection)
 
 
 class SwinEmbeddings(nn.Module):
@@ -536,7 +425,11 @@ class SwinStages(nn.Module):
             self.layers.append(stage_class(config, stage, window_size, rates[first : first + stage_depth]))
 
     def forward(
-        self, tokens: torch.Tensor, before_merging: bool = False, output_attentions: bool = False
+        self,
+        tokens: torch.Tensor,
+        before_merging: bool = False,
+        output_attentions: bool = False,
+        needed: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
         """Run the stages.
 
@@ -544,6 +437,7 @@ class SwinStages(nn.Module):
             tokens: Patch embedding of shape (B, h, w, C).
             before_merging: Whether the hidden states are the outputs of stages before their patch merging.
             output_attentions: Whether to return attention weights.
+            needed: Bool tensor (B, h', w') of the last stage's tokens that have to be complete; all if None.
 
         Returns:
             The last stage's output, hidden states (B, N, C): the embedding and the output of each stage, and the
@@ -562,6 +456,8 @@ class SwinStages(nn.Module):
             if output_attentions:
                 tokens, weights = stage(tokens, True)
                 attentions.append(weights)
+            elif needed is not None and stage.downsample is None:
+                tokens = stage(tokens, False, needed)
             else:
                 tokens = stage(tokens)
             if stage.downsample is None:
@@ -598,6 +494,7 @@ class Swin(nn.Module):
         pixel_values: torch.Tensor,
         bool_masked_pos: torch.Tensor | None = None,
         output_attentions: bool = False,
+        needed: torch.Tensor | None = None,
     ) -> tuple[Any, ...]:
         """Encode images; the mask token replaces masked patches.
 
@@ -606,6 +503,8 @@ class Swin(nn.Module):
             bool_masked_pos: Bool mask of shape (B, h, w) on the patch grid, True = masked.
             output_attentions: Whether to return attention weights, for which the last block of each stage runs without
                 a fused kernel.
+            needed: Bool tensor of shape (B, h', w'): the feature map is complete only where it is True, which leaves
+                out part of the last block. All of it if None.
 
         Returns:
             The normalized feature map of shape (B, D, h', w'), and the hidden states of shape (B, N, C) each: the patch
@@ -614,7 +513,7 @@ class Swin(nn.Module):
             of N tokens, as in transformers.
         """
         embedding = self.embeddings(pixel_values, bool_masked_pos)
-        tokens, hidden_states, attentions = self.encoder(embedding, self.before_merging, output_attentions)
+        tokens, hidden_states, attentions = self.encoder(embedding, self.before_merging, output_attentions, needed)
         feature_map = self.layernorm(tokens).permute(0, 3, 1, 2)
         return (feature_map, hidden_states, attentions) if output_attentions else (feature_map, hidden_states)
 

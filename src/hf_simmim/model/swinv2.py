@@ -20,11 +20,11 @@ from .swin import (
     Swin,
     SwinBlock,
     SwinStage,
-    WindowLayout,
     WindowSelfAttention,
     init_swin_weights,
     join_squares,
 )
+from .windows import WindowLayout
 
 MAX_LOGIT_SCALE = 100.0
 MAX_POSITION_BIAS = 16.0
@@ -92,6 +92,9 @@ class Swinv2Block(SwinBlock):
     attention_class = Swinv2SelfAttention
     norm_class = Swinv2PostNorm
 
+    def mlp(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.layernorm_after(self.output(self.activation(self.intermediate(tokens))))
+
     def forward(
         self,
         tokens: torch.Tensor,
@@ -99,11 +102,11 @@ class Swinv2Block(SwinBlock):
         region_mask: torch.Tensor | None,
         is_real: torch.Tensor | None,
         output_attentions: bool = False,
+        needed: torch.Tensor | None = None,
     ) -> MaybeWithWeights:
         real_tokens = tokens if is_real is None else tokens * is_real
         attended, weights = self.attend(real_tokens, layout, region_mask, output_attentions)
-        tokens = tokens + self.drop_path(self.layernorm_before(attended))
-        tokens = tokens + self.drop_path(self.layernorm_after(self.mlp(tokens)))
+        tokens = self.add_mlp(tokens + self.drop_path(self.layernorm_before(attended)), needed)
         return (tokens, weights) if weights is not None else tokens
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import psutil
 import torch
 
+from ..model.plain_layers import MULTIPLIES_BFLOAT16
+
 GIB = 2**30
 
 
@@ -67,7 +69,6 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type != "cpu":
         return False
     if platform.machine() in ("x86_64", "AMD64"):
-        names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(getattr(torch.cpu, name, bool)() for name in names)
+        return MULTIPLIES_BFLOAT16
     flags = Path("/proc/cpuinfo")
     return flags.exists() and " bf16" in flags.read_text(encoding="utf-8", errors="replace")

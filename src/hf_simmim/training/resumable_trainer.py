@@ -20,6 +20,7 @@ from ..data.sampling import IndexSampler
 from ..model.modeling_base import SimMIMPreTrainedModel
 from .agreement import fail_together, leave_before_python_ends
 from .arguments import without_paths
+from .cpu_memory import keep_freed_memory
 from .log_sums import LogSums
 from .optimization import planned_steps
 from .run_folder import keep_run_folder, run_file_text
@@ -75,6 +76,8 @@ class ResumableTrainer(Trainer):
         self._saved_step = -1
         self._stop_signals = StopSignals()
         super().__init__(*args, **kwargs)
+        if self.args.device.type == "cpu":
+            keep_freed_memory()
         # Content of run.json, if a command wrote it.
         self._run_file: str | None = None
         self.add_callback(self._stop_signals)

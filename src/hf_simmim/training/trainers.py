@@ -492,7 +492,7 @@ class SimMIMTrainer(RunTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's loss; in training the pixel error is recorded as well."""
         if model.training:
-            inputs = inputs | {"return_reconstruction": False}
+            inputs = inputs | {"return_reconstruction": False, "skip_visible": True}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
             with torch.no_grad():

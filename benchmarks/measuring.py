@@ -1,0 +1,99 @@
+"""What all benchmarks repeat: facts of the machine, times that alternate, and a line of results."""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+RESULTS = Path(__file__).parent / "results"
+WARM_UP_ROUNDS = 3
+
+
+def linux_field(path: str, name: str) -> str:
+    """A line of /proc, such as `model name` of /proc/cpuinfo."""
+    return next(line.split(":")[1].strip() for line in Path(path).read_text().splitlines() if line.startswith(name))
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What every result has to say of the machine and of versions.
+
+    Args:
+        device: `"cpu"` or `"cuda"`.
+
+    Returns:
+        Names and values for a line of results.
+    """
+    name = torch.cuda.get_device_name() if device == "cuda" else linux_field("/proc/cpuinfo", "model name")
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def seconds(step: Callable[[], Any], device: str) -> float:
+    """Time of one step in seconds; on CUDA the mean of several, with one synchronization."""
+    repeats = 10 if device == "cuda" else 1
+    start = time.perf_counter()
+    for _ in range(repeats):
+        step()
+    torch.get_device_module(device).synchronize()
+    return (time.perf_counter() - start) / repeats
+
+
+def peak_memory(step: Callable[[], Any], device: str) -> float:
+    """Peak memory of a step in MiB, beyond what is held before it."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    # Writing 5 resets the peak of this process to its current size.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = int(linux_field("/proc/self/status", "VmHWM").split()[0])
+    for _ in range(2):
+        step()
+    return (int(linux_field("/proc/self/status", "VmHWM").split()[0]) - before) / 2**10
+
+
+def alternate(steps: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Time steps one after the other in every round, so that drift of the machine cancels.
+
+    Args:
+        steps: By name, a function that runs a step and returns its time in seconds.
+        rounds: Number of rounds that count; `WARM_UP_ROUNDS` more come first.
+
+    Returns:
+        The times of each step.
+    """
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for index in range(WARM_UP_ROUNDS + rounds):
+        for name in list(steps)[:: 1 if index % 2 else -1]:
+            times[name].append(steps[name]())
+    return {name: values[WARM_UP_ROUNDS:] for name, values in times.items()}
+
+
+def ratio(slower: list[float], faster: list[float]) -> dict[str, float]:
+    """How many times as fast `faster` is, round by round: median, minimum and maximum."""
+    ratios = [mine / other for mine, other in zip(slower, faster, strict=True)]
+    return {"median": round(statistics.median(ratios), 3), "min": round(min(ratios), 3), "max": round(max(ratios), 3)}
+
+
+def write_result(name: str, result: dict[str, Any]) -> None:
+    """Append a line to benchmarks/results/NAME.jsonl.
+
+    Args:
+        name: Name of the benchmark.
+        result: What was measured, with the facts of `machine`.
+    """
+    RESULTS.mkdir(exist_ok=True)
+    with open(RESULTS / f"{name}.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(result) + "\n")
