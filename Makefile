@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test test-slow test-torchvision lint format clean
+.PHONY: help bench demo docs test test-slow test-torchvision lint format clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,14 @@ test-torchvision: .venv/installed-dev  ## Test what needs torchvision (its image
 	.venv-torchvision/bin/python -m pip install --disable-pip-version-check -q --no-deps torchvision==0.28.0 timm==1.0.31
 	.venv-torchvision/bin/python tests/support/fetch_transformers_tests.py
 	.venv-torchvision/bin/python -m pytest tests/model/test_image_processing_simmim.py tests/model/test_transformers_common.py tests/model/test_timm.py tests/data/test_augmentation_timm.py tests/model/test_pipelines.py tests/model/test_remote_code.py -k "timm or pipelines or without_the_package or mage_processing or mage_processor or ImageProcess or processor"
+
+bench: .venv/installed-dev  ## Measure speed and memory on processors (15 minutes on a quiet machine), and write the table of docs/measured.md.
+	for encoder in "swin-tiny --batch_size 4" "swin-base --batch_size 2" "vit-base --batch_size 2"; do for dtype in float32 bfloat16; do \
+		$(BIN)/python benchmarks/step.py --encoder $$encoder --dtype $$dtype --modes ours "ours default-malloc" "transformers sdpa" "transformers eager" || exit 1; \
+		$(BIN)/python benchmarks/step_profile.py --encoder $$encoder --dtype $$dtype || exit 1; done; done
+	$(BIN)/python benchmarks/loading_speed.py
+	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/table.py
 
 lint: .venv/installed-dev  ## Check style, types, and docstrings against signatures.
 	$(BIN)/ruff check .

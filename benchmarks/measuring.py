@@ -49,19 +49,28 @@ def seconds(step: Callable[[], Any], device: str) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def peak_memory(step: Callable[[], Any], device: str) -> float:
-    """Peak memory of a step in MiB, beyond what is held before it."""
+def peak_memory(step: Callable[[], Any], device: str, whole: bool = False) -> float:
+    """Peak memory of a step in MiB.
+
+    Args:
+        step: Runs a step.
+        device: `"cpu"` or `"cuda"`.
+        whole: Whether to count what is held before the step, too.
+
+    Returns:
+        Allocated memory of a GPU, or the resident set of this process.
+    """
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return (torch.cuda.max_memory_allocated() - before * (not whole)) / 2**20
     # Writing 5 resets the peak of this process to its current size.
     Path("/proc/self/clear_refs").write_text("5")
     before = int(linux_field("/proc/self/status", "VmHWM").split()[0])
     for _ in range(2):
         step()
-    return (int(linux_field("/proc/self/status", "VmHWM").split()[0]) - before) / 2**10
+    return (int(linux_field("/proc/self/status", "VmHWM").split()[0]) - before * (not whole)) / 2**10
 
 
 def alternate(steps: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

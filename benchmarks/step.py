@@ -19,7 +19,7 @@ import torch
 from measuring import alternate, machine, peak_memory, ratio, seconds, write_result
 from peers import ENCODERS, build_inputs, build_loss
 
-from hf_simmim.training.cpu_memory import keep_freed_memory
+from hf_simmim.training.acceleration import keep_freed_memory
 
 MODES = [
     *("ours", "ours default-malloc", "ours compiled"),
@@ -86,7 +86,7 @@ def work(mode: str, args: argparse.Namespace) -> None:
         if line == "loss\n":
             answer = loss().item()
         elif line == "memory\n":
-            answer = peak_memory(step, args.device)
+            answer = peak_memory(step, args.device, whole=True)
         else:
             answer = seconds(step, args.device)
         print(f"= {answer}", flush=True)
@@ -129,9 +129,7 @@ def measure(workers: dict[str, Worker], args: argparse.Namespace) -> dict[str, A
     times = alternate({mode: worker.step for mode, worker in workers.items()}, args.rounds)
     medians = {mode: statistics.median(values) for mode, values in times.items()}
     print(f"\n{args.encoder}, batch {args.batch_size}, {args.dtype}, {args.rounds} rounds, optimizer included\n")
-    print(
-        "| | images/s | time of it to that of ours (min to max) | peak of a step, MiB |\n| --- | ---: | ---: | ---: |"
-    )
+    print("| | images/s | time of it to that of ours (min to max) | peak memory, MiB |\n| --- | ---: | ---: | ---: |")
     rows = {}
     for mode, values in times.items():
         row = {"seconds": round(medians[mode], 4), "mib": round(workers[mode].ask("memory"))}

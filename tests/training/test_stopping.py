@@ -114,7 +114,7 @@ def test_a_run_ends_keeps_the_best_and_is_complete(photos, tmp_path, capsys, cap
     assert Image.open(result.pictures["spectrum"]).size == (960, 480)
 
     pretrain.COMMAND.main(options(photos, tmp_path, **NEVER, patience=2))
-    assert "This run was complete, 15 of 40 steps, stopped by its features" in capsys.readouterr().out
+    assert "This run was complete, 15 of 40 steps, stopped before the last" in capsys.readouterr().out
     assert "It was stopped at step 15 of 40" in (tmp_path / "README.md").read_text()
     pretrain.COMMAND.main(options(photos, tmp_path, **NEVER, patience=3))
     assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 20

@@ -160,6 +160,10 @@ class SimMIMTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Write the shards of FSDP2's checkpoints while the training goes on, from copies in memory."},
     )
+    compile_blocks: bool = field(
+        default=False,
+        metadata={"help": "Compile each block of the encoder; --torch_compile compiles the whole model."},
+    )
     save_code: bool = field(
         default=False,
         metadata={

@@ -18,9 +18,9 @@ from transformers.utils import logging
 
 from ..data.sampling import IndexSampler
 from ..model.modeling_base import SimMIMPreTrainedModel
+from .acceleration import compile_blocks, keep_freed_memory
 from .agreement import fail_together, leave_before_python_ends
 from .arguments import without_paths
-from .cpu_memory import keep_freed_memory
 from .log_sums import LogSums
 from .optimization import planned_steps
 from .run_folder import keep_run_folder, run_file_text
@@ -75,6 +75,7 @@ class ResumableTrainer(Trainer):
         # Step of the newest checkpoint of this training, the same in all processes.
         self._saved_step = -1
         self._stop_signals = StopSignals()
+        self._has_compiled_blocks = False
         super().__init__(*args, **kwargs)
         if self.args.device.type == "cpu":
             keep_freed_memory()
@@ -169,7 +170,7 @@ class ResumableTrainer(Trainer):
             return None
         self.control.should_training_stop = has_ended
         if self.is_world_process_zero():
-            early = ", stopped by its features" if has_ended else ""
+            early = ", stopped before the last" if has_ended else ""
             print(
                 f"This run was complete, {state.global_step} of {state.max_steps} steps{early}: nothing is trained"
                 f" again. Its results are in {self.args.output_dir}."
@@ -445,6 +446,14 @@ class ResumableTrainer(Trainer):
             self.state.best_model_checkpoint = best
 
     def _prepare_for_training(self, *args, **kwargs):
+        if getattr(self.args, "compile_blocks", False) and not self._has_compiled_blocks:
+            if self.args.torch_compile:
+                raise TrainingStoppedError("--compile_blocks and --torch_compile exclude each other. Leave one out.")
+            try:
+                compile_blocks(self.model)  # type: ignore[arg-type]
+            except ValueError as error:
+                raise TrainingStoppedError(str(error)) from error
+            self._has_compiled_blocks = True
         if self.is_deepspeed_enabled:
             if self.args.torch_compile and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
                 logger.warning(

@@ -1,4 +1,4 @@
-"""Options of pre-training that stop it by its features."""
+"""Options of pre-training that stop it by its features or the time."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +8,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from ...training.callbacks import DriftCallback, SpectrumCallback
 from ...training.stopping import STOP_FIGURES, LossAlarm, StopCallback, StopRule
+from ...training.time_budget import TimeBudget
 from ...training.trainers import SimMIMTrainer
 
 
@@ -37,7 +38,19 @@ class StoppingArguments:
         metadata={"help": "Share of nearest neighbors, 0 to 1, that may change before --stop_by drift stops."},
     )
 
+    max_hours: float | None = field(
+        default=None,
+        metadata={
+            "help": "Hours of training after which it ends; its schedule moves on with the clock, so that the learning"
+            " rate ends at zero. --hours chooses the epochs before it starts instead."
+        },
+    )
+
     def __post_init__(self):
+        if self.max_hours is not None:
+            TimeBudget(self.max_hours)
+            if str(self.lr_scheduler_type).split(".")[-1].lower() == "reduce_lr_on_plateau":  # type: ignore[attr-defined]
+                raise ValueError("max_hours needs a schedule of steps, which reduce_lr_on_plateau is not. Use another.")
         if self.stop_by not in ("none", *STOP_FIGURES):
             raise ValueError(f"stop_by={self.stop_by!r} is unknown. Use one of: none, {', '.join(STOP_FIGURES)}.")
         if self.patience < 1:
@@ -118,7 +131,7 @@ def check_stopping(arguments: Any, has_probe: bool, checkpoint: str | None) -> N
 
 
 def add_stopping(trainer: SimMIMTrainer, checkpoint: str | None) -> None:
-    """Add what measures features without labels, the alarm and the rule, after the probe.
+    """Add the clock, what measures features without labels, the alarm and the rule, after the probe.
 
     Args:
         trainer: Trainer of the pre-training.
@@ -128,6 +141,8 @@ def add_stopping(trainer: SimMIMTrainer, checkpoint: str | None) -> None:
         ValueError: If it is to stop by drift, with fewer than four validation images.
     """
     arguments: Any = trainer.args
+    if arguments.max_hours is not None:
+        trainer.add_callback(TimeBudget(arguments.max_hours))
     if trainer.eval_dataset is None:
         return
     if checkpoint is not None and (arguments.stop_by == "drift" or len(trainer.eval_dataset) > 3):

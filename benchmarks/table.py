@@ -1,0 +1,110 @@
+"""Writes the table of speed in docs/measured.md from the newest results in benchmarks/results.
+
+python benchmarks/table.py
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "measured.md"
+BEGIN, END = "<!-- written by benchmarks/table.py -->\n", "<!-- end -->\n"
+
+
+def newest(name: str, *keys: str) -> list[dict[str, Any]]:
+    """The newest result of each combination of settings.
+
+    Args:
+        name: Name of the benchmark.
+        *keys: The settings that tell results apart.
+
+    Returns:
+        The results, in the order of their first appearance.
+    """
+    path = RESULTS / f"{name}.jsonl"
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        result = json.loads(line)
+        found[tuple(result[key] for key in keys)] = result
+    return list(found.values())
+
+
+def machine_of(result: dict[str, Any]) -> str:
+    """What a table says of the machine and versions."""
+    return f"{result['device']}, torch {result['torch']}, transformers {result['transformers']}"
+
+
+def steps() -> list[str]:
+    """Training steps: ours against each other implementation, and peak memory."""
+    lines = [
+        "| encoder, batch, dtype, threads | against | ours is faster by (min to max) | peak memory, MiB | machine |"
+    ]
+    lines.append("| --- | --- | ---: | ---: | --- |")
+    for result in newest("step", "encoder", "batch_size", "dtype", "device", "threads"):
+        title = f"{result['encoder']}, {result['batch_size']}, {result['dtype']}, {result['threads']}"
+        for mode, row in result["modes"].items():
+            if mode == "ours":
+                continue
+            spread = row["to_ours"]
+            best = " (best)" if mode == result["best_peer"] else ""
+            lines.append(
+                f"| {title} | {mode}{best} | {spread['median']:.2f} ({spread['min']:.2f} to {spread['max']:.2f}) |"
+                f" {result['modes']['ours']['mib']} against {row['mib']} | {machine_of(result)} |"
+            )
+    return lines
+
+
+def profiles() -> list[str]:
+    """Where the time of a step goes."""
+    lines = [
+        "| step | ms | share of it that the sum of limits is | products | attention | norms and activations | rest |"
+    ]
+    lines.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for result in newest("step_profile", "mode", "encoder", "batch_size", "dtype", "device"):
+        parts = {name: part["ms"] for name, part in result["parts"].items()}
+        total = sum(parts.values())
+        shown = {
+            "products": parts["products of tokens and weights"],
+            "attention": parts["products of attention"] + parts.get("softmax", 0),
+            "norms": parts["norms and activations"],
+        }
+        cells = [*shown.values(), total - sum(shown.values())]
+        lines.append(
+            f"| {result['mode']}, {result['encoder']}, batch {result['batch_size']}, {result['dtype']} |"
+            f" {result['step_ms']:.0f} | {result['share_of_limits']:.0%} |"
+            f" {' | '.join(f'{value / total:.0%}' for value in cells)} |"
+        )
+    return lines
+
+
+def imports() -> list[str]:
+    """Time of the import."""
+    lines = []
+    for result in newest("import_time", "device"):
+        seconds, over = result["seconds"], result["over"]
+        lines.append(
+            f"`import hf_simmim` takes {seconds['hf_simmim']:.2f} s, `import transformers`"
+            f" {seconds['transformers']:.2f} s as long as no class is asked for, and the classes that a model needs"
+            f" {seconds['classes of transformers']:.2f} s: {over['classes of transformers']:+.2f} s for ours."
+        )
+    return lines
+
+
+def table() -> str:
+    """The part of the page between its marks."""
+    parts = [steps(), profiles(), imports()]
+    return "\n" + "\n\n".join("\n".join(part) for part in parts if len(part) != 2) + "\n\n"
+
+
+def main() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    if not rest:
+        raise SystemExit(f"{PAGE} has no line {BEGIN.strip()}")
+    PAGE.write_text(before + BEGIN + table() + END + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
