@@ -99,16 +99,21 @@ def _kept(bool_masked_pos: torch.Tensor, num_prefix_tokens: int) -> _Kept:
     """Visible tokens of each image in reading order, padded to the largest number of them."""
     masked = bool_masked_pos.flatten(1)
     counts = (~masked).sum(1)
-    # At least one: an encoder without prefix tokens cannot attend to nothing. Its pixels are zero.
-    fewest, most = (max(1, count) for count in torch.stack(counts.aminmax()).tolist())
-    order = masked.to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
-    is_visible = torch.arange(most, device=masked.device) < counts[:, None]
-    prefix = torch.arange(num_prefix_tokens, device=masked.device).expand(len(masked), -1)
+    prefix = torch.arange(num_prefix_tokens, device=masked.device).expand(masked.shape[0], -1)
+    if torch.compiler.is_exporting():
+        # A program for any mask has no shapes that depend on it: it keeps all patches, and attends to visible ones.
+        most, fewest = masked.shape[1], 0
+        order = torch.arange(most, device=masked.device).expand(masked.shape[0], -1)
+        is_visible = ~masked
+    else:
+        # At least one: an encoder without prefix tokens cannot attend to nothing. Its pixels are zero.
+        fewest, most = (max(1, count) for count in torch.stack(counts.aminmax()).tolist())
+        order = masked.to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+        is_visible = torch.arange(most, device=masked.device) < counts[:, None]
     tokens = torch.cat([prefix, order + num_prefix_tokens], dim=1)
     if most == fewest:
         return _Kept(order, is_visible, tokens, None)
-    attended = is_visible.clone()
-    attended[:, 0] = True
+    attended = is_visible | F.pad((counts == 0)[:, None], (0, most - 1))
     return _Kept(order, is_visible, tokens, F.pad(attended, (num_prefix_tokens, 0), value=True))
 
 
@@ -175,7 +180,7 @@ def encode_visible(
     visible = outputs.last_hidden_state[:, geometry.num_prefix_tokens :]  # B, V, D
     visible = visible * kept.is_visible[..., None]
     num_patches = bool_masked_pos[0].numel()
-    tokens = visible.new_zeros(len(visible), num_patches, visible.shape[2])
+    tokens = visible.new_zeros(visible.shape[0], num_patches, visible.shape[2])
     tokens = tokens.scatter(1, kept.order[..., None].expand_as(visible), visible)
     feature_map = tokens.transpose(1, 2).unflatten(2, (height // geometry.stride, width // geometry.stride))
     return EncoderOutput(feature_map, outputs.get("hidden_states"), outputs.get("attentions"))
@@ -203,7 +208,7 @@ def grid_positions(grid_size: tuple[int, int], hidden_size: int, device: torch.d
         sides.append(torch.cat([angles.sin(), angles.cos()], dim=1))  # side, D / 2
     rows, columns = sides
     grid = torch.cat(
-        [rows[:, None].expand(-1, len(columns), -1), columns[None].expand(len(rows), -1, -1)], dim=2
+        [rows[:, None].expand(-1, grid_size[1], -1), columns[None].expand(grid_size[0], -1, -1)], dim=2
     )  # h, w, D
     return grid.flatten(0, 1)
 
