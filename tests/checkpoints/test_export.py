@@ -63,6 +63,7 @@ def test_positions_are_for_one_size(encoder, tmp_path):
     [
         ("swin", {}, ("prediction", "reconstruction")),
         ("resnet", {"target": "normalized_rgb"}, ("prediction", "reconstruction")),
+        ("vit", {"encode": "visible"}, ("prediction", "reconstruction")),
     ],
 )
 def test_a_mask_hides_patches_in_a_program(encoder, settings, outputs, tmp_path):

@@ -169,6 +169,13 @@ COMPONENT_OPTIONS = [
     {"target": "rgb", "loss": "l2", "loss_region": "all", "prediction_stride": 8, "mask_strategy": "central_square"},
     {"target": "features", "prediction_stride": 8},
     {"target": "codebook"},
+    {
+        "target": "rgb",
+        "encoder": VIT_SIZES | {"model_type": "vit"},
+        "encode": "visible",
+        "decoder_options": {"num_layers": 1},
+        "mask_ratio": "0.5 0.8",
+    },
 ]
 
 
@@ -197,7 +204,7 @@ def test_every_component_trains_resumes_and_reloads(run_mim, photos, tmp_path, c
     printed = capsys.readouterr().out
     assert f" on {'RGB' if components['target'] == 'rgb' else components['target']}" in printed
     model = AutoModelForMaskedImageModeling.from_pretrained(tmp_path / "run")
-    for key in ("target", "head", "loss", "loss_region", "prediction_stride"):
+    for key in ("target", "head", "loss", "loss_region", "prediction_stride", "encode", "decoder_options"):
         if key in components:
             assert getattr(model.config, key) == components[key]
     # As if it had been killed after the first epoch.
@@ -215,6 +222,7 @@ def test_every_component_trains_resumes_and_reloads(run_mim, photos, tmp_path, c
     assert all(("eval_masked_l1" in entry) is has_pictures for entry in log if "eval_loss" in entry)
     card = check_card(ModelCard.load(tmp_path / "run" / "README.md"), tmp_path / "run")
     assert table(card)["target"].startswith(f"`{components['target']}`")
+    assert ("encoder sees" in table(card)) is ("encode" in components)
 
 
 @pytest.mark.parametrize(

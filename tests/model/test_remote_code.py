@@ -14,7 +14,7 @@ import torch
 import transformers
 from paths import PACKAGE, SUPPORT, TRAVELING
 from PIL import Image
-from tiny import batch, swin_config
+from tiny import batch, swin_config, vit_config
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -72,7 +72,10 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
     for name, model_class in MODELS.items():
         make_model(model_class).save_pretrained(root / name)
         make_processor().save_pretrained(root / name)
-    return {name: root / name for name in MODELS}
+    visible = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=vit_config(), encode="visible"))
+    visible.save_pretrained(root / "visible")
+    SimMIMImageProcessor(size=32, model_patch_size=8, mask_patch_size=8).save_pretrained(root / "visible")
+    return {name: root / name for name in (*MODELS, "visible")}
 
 
 @pytest.fixture(scope="module")

@@ -128,6 +128,9 @@ def blocks_of(text: str, page: str) -> list[Block]:
 
 def no_encoder(words: list[str]) -> dict[str, Any]:
     """A tiny encoder, where the command names none that is tiny by itself."""
+    if "visible" in words:
+        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+        return {"encoder": json.dumps({"model_type": "vit", "image_size": 64, "patch_size": 16} | sizes)}
     return {} if "--checkpoint" in words else UNLESS_CHECKPOINT
 
 

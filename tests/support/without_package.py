@@ -69,11 +69,13 @@ def outputs(name: str, image: str, again: Path | None = None) -> dict[str, Any]:
     inputs = processor(image, do_mask=True, seed=0, return_tensors="pt")
     results["AutoImageProcessor"] = dict(inputs)
     pixel_values = inputs["pixel_values"]
-    results["AutoConfig"] = load("AutoConfig").to_json_string()
+    config = load("AutoConfig")
+    results["AutoConfig"] = config.to_json_string()
+    windows = {} if config.window_size is None else {"window_size": 6}
     with torch.no_grad():
         results["AutoModel"] = load("AutoModel")(pixel_values).to_tuple()
         larger = torch.nn.functional.interpolate(pixel_values, scale_factor=1.5)
-        results["AutoModel, other size"] = load("AutoModel", image_size=48, window_size=6)(larger).pooler_output
+        results["AutoModel, other size"] = load("AutoModel", image_size=48, **windows)(larger).pooler_output
         outputs = load("AutoModelForMaskedImageModeling")(**inputs)
         results["AutoModelForMaskedImageModeling"] = (outputs.loss, outputs.reconstruction)
         results["AutoModelForImageClassification"] = load("AutoModelForImageClassification")(pixel_values).logits

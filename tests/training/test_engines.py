@@ -96,7 +96,9 @@ def make_model(encoder: str) -> SimMIMForMaskedImageModeling:
     torch.manual_seed(0)
     # Without register tokens DINOv3 has a parameter of no numbers, which FSDP2 cannot divide.
     changes = {"num_register_tokens": 2} if encoder == "dinov3_vit" else {}
-    return SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=ENCODER_CONFIGS[encoder](**changes)))
+    name, _, encode = encoder.partition(" ")
+    config = SimMIMConfig(encoder_config=ENCODER_CONFIGS[name](**changes), encode=encode or "all")
+    return SimMIMForMaskedImageModeling(config)
 
 
 @pytest.fixture
@@ -153,7 +155,7 @@ def test_processes_leave_their_group_before_python_ends(case, stays):
     assert result.stdout.split() == ["in", "the", "group:", str(stays)]
 
 
-@pytest.mark.parametrize("encoder", ENCODER_CONFIGS)
+@pytest.mark.parametrize("encoder", [*ENCODER_CONFIGS, "vit visible"])
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
 def test_every_encoder_can_be_sharded(encoder, one_process):
     whole, sharded = make_model(encoder).eval(), make_model(encoder).eval()
@@ -169,7 +171,7 @@ def test_every_encoder_can_be_sharded(encoder, one_process):
             torch.testing.assert_close(parameter.grad.full_tensor(), gradients[name], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("encoder", ["swin", "beit", "vit", "convnext"])
+@pytest.mark.parametrize("encoder", ["swin", "beit", "vit", "vit visible", "convnext"])
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
 def test_mixed_precision_leaves_targets_and_loss_in_float32(encoder, one_process):
     whole, sharded = make_model(encoder).eval(), make_model(encoder).eval()

@@ -12,7 +12,7 @@ from pretraining import options, photos, read_log
 from safetensors.torch import load_file
 
 from hf_simmim.cli import pretrain
-from hf_simmim.training import time_budget
+from hf_simmim.training import stopping
 from hf_simmim.training.trainers import SimMIMTrainer
 
 # 40 steps, of which the clock of `seconds` allows 16.
@@ -23,7 +23,7 @@ PLANNED = {"num_train_epochs": 8, "logging_steps": 1, "max_hours": 16 / 3600}
 def clock(monkeypatch):
     """A clock on which each look takes a second."""
     now = iter(range(10_000))
-    monkeypatch.setattr(time_budget.time, "monotonic", lambda: float(next(now)))
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: float(next(now)))
 
 
 def test_the_schedule_ends_with_the_time(photos, tmp_path, clock, capsys):

@@ -15,13 +15,8 @@ from typing import Any
 
 from ..planning.automatic import Plan
 from .command import PROGRAM, Command, in_words
-from .pretrain import (
-    PretrainingArguments,
-    PretrainingDataArguments,
-    PretrainingModelArguments,
-    build_trainer,
-    print_plan,
-)
+from .options.objective import PretrainingModelArguments
+from .pretrain import PretrainingArguments, PretrainingDataArguments, build_trainer, print_plan
 from .recipes import options_of
 
 

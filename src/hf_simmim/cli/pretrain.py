@@ -37,15 +37,13 @@ from ..formats.address import parse_address
 from ..hub.card import check_license, normalization
 from ..hub.provenance import RunOrigin, held_out
 from ..hub.pushes import open_hub
-from ..model.configuration_simmim import ENCODER_PRESETS, TARGETS, SimMIMConfig
-from ..model.heads import HEADS
+from ..model.configuration_simmim import ENCODER_PRESETS, SimMIMConfig
 from ..model.image_processing_simmim import SimMIMImageProcessor
-from ..model.losses import LOSS_REGIONS, LOSSES
-from ..model.masking import MASK_STRATEGIES, ratio_range, span
+from ..model.masking import span
 from ..model.modeling_simmim import SimMIMForMaskedImageModeling
 from ..planning.automatic import Automatic, Plan
 from ..planning.machine import find_machine
-from ..training.arguments import SimMIMTrainingArguments, json_object
+from ..training.arguments import SimMIMTrainingArguments
 from ..training.callbacks import EpochCallback, PictureCallback, ProbeCallback
 from ..training.cards.facts import best_step, training_line
 from ..training.cards.pretraining import describe_evaluation
@@ -64,7 +62,7 @@ from ..training.trainers import SimMIMTrainer
 from .command import Command, existing, in_words, one_run, print_files, print_titled
 from .options.continuing import ContinuingArguments, limit_training, settle_rates
 from .options.images import PixelArguments, StreamingArguments, stream_splits
-from .options.models import EncoderArguments
+from .options.objective import COMPONENT_OPTIONS, ENCODE_OPTIONS, UNFITTED, PretrainingModelArguments
 from .options.probes import ProbeArguments, add_probe, load_probe, probe_source
 from .options.stopping import StoppingArguments, add_stopping, check_schedule, check_stopping
 from .options.windows import WindowArguments
@@ -73,15 +71,7 @@ logger = logging.get_logger(__name__)
 
 # Seed of the validation masks, the same in every run, so that validation losses are comparable.
 EVALUATION_SEED = 0
-# Fields of a config that define the pre-training objective.
-COMPONENT_OPTIONS = (
-    *("head", "head_options", "head_inputs"),
-    *("target", "target_options", "prediction_stride"),
-    *("loss", "loss_options", "loss_region"),
-)
 CROP_OPTIONS = ("crop_scale", "flip", "vertical_flip")
-# Placeholder for color clusters, which are not negative, until they are fitted to the images.
-UNFITTED = [[-1.0], [-1.0]]
 # Files of a run that are printed at its end.
 PRETRAINING_FILES = {
     "model.safetensors": "weights, with config.json and preprocessor_config.json for from_pretrained",
@@ -111,71 +101,6 @@ class PretrainingDataArguments(ProbeArguments, PixelArguments, StreamingArgument
             " Images are listed by path, or by `name` of the loaded rows."
         },
     )
-
-
-@dataclass
-class PretrainingModelArguments(EncoderArguments):
-    """The model, and the masking of images."""
-
-    _argument_group_name = "model and masks"
-
-    mask_strategy: str = field(
-        default="random", metadata={"help": "Masking strategy.", "choices": list(MASK_STRATEGIES)}
-    )
-    mask_patch_size: int = field(default=32, metadata={"help": "Side of mask patches in pixels."})
-    mask_ratio: list[float] = field(
-        default_factory=lambda: [0.6],
-        metadata={
-            "help": "Share of the image to mask, 0 to 1. With two values, such as 0.4 0.7, it is drawn between them for"
-            " every image."
-        },
-    )
-    head: str | None = field(
-        default=None, metadata={"help": "Prediction head (linear if unset).", "choices": list(HEADS)}
-    )
-    head_options: dict | str | None = field(
-        default=None, metadata={"help": 'Options of the head, as JSON, such as {"size": "base"} for inverse_swin.'}
-    )
-    head_inputs: list[int] | None = field(
-        default=None,
-        metadata={"help": "Hidden states of the encoder to fuse as input of the head (its output alone if unset)."},
-    )
-    target: str | None = field(
-        default=None, metadata={"help": "Prediction target (rgb if unset).", "choices": list(TARGETS)}
-    )
-    target_options: dict | str | None = field(
-        default=None, metadata={"help": 'Options of the target, as JSON, such as {"num_bins": 256} for color_bins.'}
-    )
-    num_clusters: int = field(
-        default=512, metadata={"help": "Number of colors to fit to the images for --target color_clusters."}
-    )
-    prediction_stride: int | None = field(
-        default=None, metadata={"help": "Stride of the prediction in pixels (the target's if unset)."}
-    )
-    loss: str | None = field(
-        default=None,
-        metadata={"help": "Loss (the default of the target if unset).", "choices": list(LOSSES)},
-    )
-    loss_options: dict | str | None = field(
-        default=None, metadata={"help": 'Options of the loss, as JSON, such as {"beta": 0.5} for smooth_l1.'}
-    )
-    loss_region: str | None = field(
-        default=None, metadata={"help": "Pixels of the loss (masked if unset).", "choices": list(LOSS_REGIONS)}
-    )
-
-    def __post_init__(self):
-        if len(self.mask_ratio) == 1:
-            self.mask_ratio = self.mask_ratio[0]  # type: ignore[assignment]
-        ratio_range(self.mask_ratio)
-        for name in ("head_options", "target_options", "loss_options"):
-            setattr(self, name, json_object(name, getattr(self, name)))
-
-    def components(self) -> dict[str, Any]:
-        """Fields of `SimMIMConfig` that define the objective, if their options are set."""
-        values = {name: getattr(self, name) for name in COMPONENT_OPTIONS if getattr(self, name) is not None}
-        if self.target == "color_clusters":
-            values["target_options"] = {"centers": UNFITTED, **values.get("target_options", {})}
-        return values
 
 
 @dataclass
@@ -438,7 +363,12 @@ def build_trainer(
     processor = build_processor(config, data_arguments, model_arguments, statistics)
     settings = {
         "encoder": stable_settings(config.encoder_config),
-        **{key: getattr(config, key) for key in COMPONENT_OPTIONS},
+        # Older runs do not know the way of encoding.
+        **{
+            key: getattr(config, key)
+            for key in COMPONENT_OPTIONS
+            if key not in ENCODE_OPTIONS or config.encode != "all"
+        },
         **{key: getattr(model_arguments, key) for key in ("mask_strategy", "mask_patch_size", "mask_ratio")},
         "num_clusters": model_arguments.num_clusters if config.target == "color_clusters" else None,
         **{key: getattr(data_arguments, key) for key in CROP_OPTIONS},
@@ -561,7 +491,8 @@ def describe_prediction(config: SimMIMConfig, stride: int) -> str:
     target, head, loss = parts
     target = {3: "RGB", 1: "gray values"}.get(config.num_channels, "pixels") if target == "rgb" else target
     steps = "" if stride == 1 else f", prediction stride {stride} px"
-    return f"{loss} on {target} of {config.loss_region} pixels, {head} head{steps}"
+    seen = ", encoder of visible patches only" if config.encode == "visible" else ""
+    return f"{loss} on {target} of {config.loss_region} pixels, {head} head{steps}{seen}"
 
 
 def print_results(trainer: SimMIMTrainer, metrics: dict[str, float]) -> None:

@@ -204,7 +204,7 @@ class Reconstructor:
             raise ValueError(
                 f"checkpoint={str(checkpoint)!r} is neither the folder of a model nor a model on the Hub. {error}"
             ) from error
-        lacking = [name for name in info["missing_keys"] if name.startswith(("head.", "fusion."))]
+        lacking = [name for name in info["missing_keys"] if name.startswith(("head.", "fusion.", "decoder."))]
         if lacking:
             raise ValueError(
                 f"{checkpoint} has no prediction head ({sorted(lacking)[0]} is missing), like checkpoints of"

@@ -23,6 +23,7 @@ from .losses import LOSS_REGIONS, LOSSES
 from .options import is_finite, is_index, is_positive, with_defaults
 from .remote_code import CarriesCode
 from .targets import PIXEL_TARGETS, TargetSpec
+from .visible import ENCODE, why_not_visible
 
 # For encoders whose config has no image_size, such as ResNet.
 DEFAULT_IMAGE_SIZE = 224
@@ -107,6 +108,8 @@ COMPONENT_FIELDS = (
     "loss_region",
     "image_mean",
     "image_std",
+    "encode",
+    "decoder_options",
 )
 
 
@@ -151,6 +154,13 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
             that of ImageNet for three channels.
         image_std (`list[float]` or `float`, *optional*):
             Standard deviation of each channel, or of all channels, likewise.
+        encode (`str`, *optional*, defaults to `"all"`):
+            `"all"` encodes every patch, with a mask token at masked ones: the paper's way. `"visible"` leaves masked
+            patches out of the encoder, and a decoder with a mask token at each of them stands before the head, as in
+            MAE: faster the more is masked. Only plain ViTs can, those of `VISIBLE_ENCODERS` in visible.py.
+        decoder_options (`dict`, *optional*):
+            Options of the decoder of `encode="visible"`: `hidden_size` (about half of the encoder's), `num_layers` (4)
+            and `num_heads` (one for every 64 channels).
         class_weights (`list[float]`, *optional*):
             Factor of the loss of each class, in a classifier.
         initializer_range (`float`, *optional*, defaults to 0.02):
@@ -188,6 +198,8 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
     loss_region: str = "masked"
     image_mean: list | tuple | float | int | None = None
     image_std: list | tuple | float | int | None = None
+    encode: str = "all"
+    decoder_options: dict | None = None
     class_weights: list | tuple | None = None
     initializer_range: float = 0.02
     backbone_pyramid: bool = False
@@ -213,7 +225,7 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
         self.encoder_config = copy.deepcopy(self.encoder_config)
         if self.loss is None and self.target in TARGETS:
             self.loss = TARGETS[self.target].losses[0]
-        for name in ("head_options", "target_options", "loss_options"):
+        for name in ("head_options", "target_options", "loss_options", "decoder_options"):
             setattr(self, name, copy.deepcopy(getattr(self, name)) or {})
         # These change the encoder's config, which `super().__post_init__` builds first.
         geometry = {key: kwargs.pop(key) for key in ("image_size", "window_size") if key in kwargs}
@@ -253,6 +265,8 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
                 if component == "target":
                     stored.pop("loss", None)
                     stored.pop("loss_options", None)
+        if kwargs.get("encode", stored.get("encode", cls.encode)) != stored.get("encode", cls.encode):
+            stored.pop("decoder_options", None)
         # Merged into the dict, so that they are validated together with the stored settings.
         given = {field: kwargs.pop(field) for field in COMPONENT_FIELDS if field in kwargs}
         outputs = {key: kwargs.pop(key) for key in ("out_features", "out_indices") if kwargs.get(key) is not None}
@@ -274,7 +288,7 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
 
     def validate_components(self):
         """Check that names and options are known, and that the components fit each other."""
-        for field, known in (*COMPONENTS.items(), ("loss_region", LOSS_REGIONS)):
+        for field, known in (*COMPONENTS.items(), ("loss_region", LOSS_REGIONS), ("encode", ENCODE)):
             value = getattr(self, field)
             if value not in known:
                 raise ValueError(f"{field}={value!r} is unknown. Use one of: {', '.join(known)}.")
@@ -291,6 +305,16 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
         reason = fault(self.options("target")) if fault else None
         if reason is not None:
             raise ValueError(f"target={self.target!r} {reason}")
+        self.options("decoder")
+        if self.encode == "visible":
+            reason = why_not_visible(self.encoder_config.model_type)
+            if reason is not None:
+                raise ValueError(reason)
+            if self.head_inputs is not None:
+                raise ValueError(
+                    f"head_inputs={self.head_inputs!r} needs hidden states of every patch, and encode='visible' has"
+                    " none of masked patches. Leave one of them out."
+                )
         if self.prediction_stride is not None and self.prediction_stride < 1:
             raise ValueError(f"prediction_stride={self.prediction_stride} must be 1 pixel or more.")
         if self.head_inputs is not None and not (self.head_inputs and all(map(is_index, self.head_inputs))):
@@ -380,9 +404,11 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
         return [stage.name for stage in stages(self)]
 
     def options(self, component: str) -> dict[str, Any]:
-        """All options of the `"head"`, `"target"` or `"loss"`: the given values, and defaults for the rest."""
-        name = getattr(self, component)
+        """All options of the `"head"`, `"target"`, `"loss"` or `"decoder"`: given values, and defaults for the rest."""
         given = getattr(self, f"{component}_options") or {}
+        if component == "decoder":
+            return with_defaults(component, self.encode, ENCODE[self.encode].options, given, setting="encode")
+        name = getattr(self, component)
         return with_defaults(component, name, COMPONENTS[component][name].options, given)
 
     def pixel_statistics(self) -> tuple[list[float], list[float]]:

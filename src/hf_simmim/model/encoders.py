@@ -571,26 +571,17 @@ def encode(
         return EncoderOutput(feature_map, hidden_states, attentions[0] if attentions else None)
     if bool_masked_pos is not None and geometry.route == "native":
         kwargs["bool_masked_pos"] = bool_masked_pos.flatten(1)
-    # Sizes are compared last: a comparison would fix the size of a program that is traced for any size.
-    if not geometry.takes_other_sizes and (height, width) != geometry.image_size:
-        raise ValueError(
-            f"Images of {height}x{width} px do not fit an encoder that was built for a rectangle of"
-            f" {geometry.image_size[0]}x{geometry.image_size[1]} px: it would assume that its positions form a square."
-            " Load it for this size with from_pretrained(..., image_size=...)."
-        )
-    if geometry.can_interpolate:
-        kwargs["interpolate_pos_encoding"] = geometry.interpolate or (height, width) != geometry.image_size
     if geometry.route == "tokens":
         patch_embedding: Any = encoder.get_submodule(str(geometry.patch_embedding))
         if _replace_masked not in patch_embedding._forward_hooks.values():  # an adapter has wrapped or replaced it
             patch_embedding.register_forward_hook(_replace_masked)
         patch_embedding.masking = None if bool_masked_pos is None else (bool_masked_pos, mask_token)
         try:
-            outputs = encoder(pixel_values, **kwargs)
+            outputs = run_encoder(encoder, geometry, pixel_values, **kwargs)
         finally:
             patch_embedding.masking = None
     else:
-        outputs = encoder(pixel_values, **kwargs)
+        outputs = run_encoder(encoder, geometry, pixel_values, **kwargs)
     tokens = outputs.last_hidden_state
     grid_size = (height // geometry.stride, width // geometry.stride)
     if geometry.layout == "tokens":
@@ -607,6 +598,34 @@ def encode(
     if hidden_states is not None and str(encoder.config.model_type) in SHUFFLING_ENCODERS:
         hidden_states = tuple(state.flatten(1, 2) for state in outputs.reshaped_hidden_states)
     return EncoderOutput(feature_map, hidden_states, outputs.get("attentions"))
+
+
+def run_encoder(encoder: nn.Module, geometry: EncoderGeometry, pixel_values: torch.Tensor, **kwargs) -> Any:
+    """Run a model of transformers with positions for the size of the images.
+
+    Args:
+        encoder: The encoder from `build_encoder`.
+        geometry: Its geometry.
+        pixel_values: Images of shape (B, C, H, W), whose sides are multiples of its stride.
+        **kwargs: Passed to the model.
+
+    Returns:
+        Its output.
+
+    Raises:
+        ValueError: If it cannot encode images of this size.
+    """
+    height, width = pixel_values.shape[2:]
+    # Sizes are compared last: a comparison would fix the size of a program that is traced for any size.
+    if not geometry.takes_other_sizes and (height, width) != geometry.image_size:
+        raise ValueError(
+            f"Images of {height}x{width} px do not fit an encoder that was built for a rectangle of"
+            f" {geometry.image_size[0]}x{geometry.image_size[1]} px: it would assume that its positions form a square."
+            " Load it for this size with from_pretrained(..., image_size=...)."
+        )
+    if geometry.can_interpolate:
+        kwargs["interpolate_pos_encoding"] = geometry.interpolate or (height, width) != geometry.image_size
+    return encoder(pixel_values, **kwargs)
 
 
 def _replace_masked(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:

@@ -323,13 +323,14 @@ def predict_cells(head: nn.Module, feature_map: torch.Tensor, needed: torch.Tens
     return prediction.reshape(batch_size, channels, height * scale, width * scale)
 
 
-def build_head(config: Any, num_outputs: int, prediction_stride: int) -> nn.Module:
+def build_head(config: Any, num_outputs: int, prediction_stride: int, hidden_size: int) -> nn.Module:
     """Build the head of a config.
 
     Args:
         config: The SimMIM config.
         num_outputs: Channels K of the prediction.
         prediction_stride: Stride of the prediction in pixels.
+        hidden_size: Channels of the features that it reads: those of the encoder, or of a decoder after it.
 
     Returns:
         The head.
@@ -342,7 +343,7 @@ def build_head(config: Any, num_outputs: int, prediction_stride: int) -> nn.Modu
     if "window_size" in options and options["window_size"] is None and isinstance(config.window_size, int):
         options["window_size"] = config.window_size or None
     build: Any = HEADS[config.head].build
-    return build(config.hidden_size, num_outputs, config.encoder_stride, prediction_stride, **options)
+    return build(hidden_size, num_outputs, config.encoder_stride, prediction_stride, **options)
 
 
 # Heads whose prediction of a cell depends on its own features only.

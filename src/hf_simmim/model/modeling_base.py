@@ -27,6 +27,7 @@ from .encoders import (
 from .heads import LinearHead
 from .masking import patch_mask
 from .swinv2 import init_swinv2_weights
+from .visible import encode_visible, init_decoder, keep_visible
 from .weights import (
     describe_loading,
     export_encoder,
@@ -41,6 +42,8 @@ from .weights import (
 @dataclass
 class SimMIMModelOutput(ModelOutput):
     """Features of a batch of images.
+
+    With `encode="visible"`, the features of masked patches are zero, and no part of the mean.
 
     Args:
         last_hidden_state: Tokens of shape (B, N, D), in reading order, without class or register tokens.
@@ -99,6 +102,7 @@ class SimMIMPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         init_swinv2_weights(module, std=self.config.initializer_range)
+        init_decoder(module, std=self.config.initializer_range)
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
@@ -269,8 +273,8 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         if lacking:
             raise ValueError(f"{name} lacks weights of the encoder: {', '.join(lacking[:3])}.")
         loaded = {f"{prefix}encoder.{key}" for key in weights.keys() - set(result.unexpected_keys)}
-        # A decoder of the feature map does not fit its sum with hidden states.
-        reads_features = isinstance(getattr(model, "head", None), LinearHead) and model.fusion is None
+        # A decoder of the feature map fits neither its sum with hidden states nor the output of another decoder.
+        reads_features = isinstance(getattr(model, "head", None), LinearHead) and model.fusion is model.decoder is None
         if head and reads_features and model.head.fits(head):
             model.head.projection.load_state_dict(head)
             loaded |= {f"head.projection.{key}" for key in head}
@@ -297,6 +301,33 @@ class SimMIMPreTrainedModel(PreTrainedModel):
         left_out = export_encoder(base_model.encoder, self.config, base_model.geometry, save_directory)
         if left_out:
             logger.warning(f"{save_directory}: left out, because stock models do not use it: {', '.join(left_out)}.")
+
+
+def init_as_official(encoder: nn.Module, mask_token: nn.Parameter | None, std: float) -> None:
+    """Initialize what transformers leaves at zero, or initializes differently from the paper's ViT.
+
+    transformers initializes mask and class tokens to zero. In a LayerNorm a zero token multiplies the gradient by
+    1 / sqrt(eps), and clipping then scales all other gradients down.
+
+    Args:
+        encoder: The encoder from `build_encoder`.
+        mask_token: The mask token or patch that the model holds for it, if any.
+        std: Standard deviation.
+
+    Source: `VisionTransformer.fix_init_weight` and `VisionTransformerForSimMIM.__init__` of microsoft/SimMIM.
+    """
+    if mask_token is not None:
+        init.trunc_normal_(mask_token, std=std)
+    if not isinstance(encoder, PreTrainedModel):
+        return
+    for name, parameter in encoder.named_parameters():
+        if name.split(".")[-1] in ("mask_token", "cls_token"):
+            init.trunc_normal_(parameter, std=std)
+    if encoder.config.model_type == "beit":
+        for index, layer in enumerate(encoder.layers):  # type: ignore[arg-type]
+            for projection in (layer.attention.o_proj, layer.mlp.fc2):
+                # The official implementation divides the initial weights; this draws from the same distribution.
+                init.trunc_normal_(projection.weight, std=std / (2 * (index + 1)) ** 0.5)
 
 
 def chosen_hidden_states(
@@ -343,15 +374,18 @@ class SimMIMModel(SimMIMPreTrainedModel):
     # Weights of a pre-trained model that the encoder does not have.
     _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
         *SimMIMPreTrainedModel._keys_to_ignore_on_load_unexpected,
-        r"^(head|fusion)\.",
+        r"^(head|fusion|decoder)\.",
         r"mask_token$",
     ]
 
     def __init__(self, config: SimMIMConfig, use_mask_token: bool = True):
         super().__init__(config)
+        use_mask_token = use_mask_token and config.encode != "visible"
         self.use_mask_token = use_mask_token
         self.geometry = encoder_geometry(config.encoder_config)
         self.encoder = build_encoder(config, use_mask_token)
+        if config.encode == "visible":
+            keep_visible(self.encoder)
         self.mask_token = None
         if use_mask_token and self.geometry.mask_token_shape is not None:
             self.mask_token = nn.Parameter(torch.zeros(self.geometry.mask_token_shape))
@@ -403,7 +437,9 @@ class SimMIMModel(SimMIMPreTrainedModel):
                 f" {self.config.num_channels}. Convert the images, or set num_channels in encoder_config."
             )
         mask = patch_mask(bool_masked_pos, pixel_values, self.geometry.patch_size)
-        if mask is not None and self.mask_token is None and self.geometry.mask_token_shape is not None:
+        left_out = mask if self.config.encode == "visible" else None
+        has_token = self.mask_token is not None or self.geometry.mask_token_shape is None
+        if mask is not None and left_out is None and not has_token:
             raise ValueError("This model was built without a mask token. Use SimMIMForMaskedImageModeling.")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -412,48 +448,19 @@ class SimMIMModel(SimMIMPreTrainedModel):
         if pixel_values.dtype == torch.float32:
             # Models of other dtypes still compute their targets from images in float32.
             pixel_values = pixel_values.to(self.dtype)
-        outputs = encode(
-            self.encoder,
-            self.geometry,
-            pixel_values,
-            mask,
-            self.mask_token,
-            needed,
-            output_hidden_states=bool(output_hidden_states),
-            output_attentions=output_attentions,
-        )
+        wanted = {"output_hidden_states": bool(output_hidden_states), "output_attentions": output_attentions}
+        if left_out is not None:
+            outputs = encode_visible(self.encoder, self.geometry, pixel_values, left_out, **wanted)
+        else:
+            outputs = encode(self.encoder, self.geometry, pixel_values, mask, self.mask_token, needed, **wanted)
         tokens = outputs.feature_map.flatten(2).transpose(1, 2)  # B, N, D
+        pooled = tokens.mean(dim=1)
+        if left_out is not None:
+            pooled = tokens.sum(dim=1) / (~left_out).flatten(1).sum(dim=1, keepdim=True).clamp(min=1)
         return SimMIMModelOutput(
             last_hidden_state=tokens,
-            pooler_output=tokens.mean(dim=1),
+            pooler_output=pooled,
             feature_map=outputs.feature_map,
             hidden_states=chosen_hidden_states(outputs.hidden_states, output_hidden_states),
             attentions=outputs.attentions if output_attentions else None,
         )
-
-
-def init_as_official(encoder: nn.Module, mask_token: nn.Parameter | None, std: float) -> None:
-    """Initialize what transformers leaves at zero, or initializes differently from the paper's ViT.
-
-    transformers initializes mask and class tokens to zero. In a LayerNorm a zero token multiplies the gradient by
-    1 / sqrt(eps), and clipping then scales all other gradients down.
-
-    Args:
-        encoder: The encoder from `build_encoder`.
-        mask_token: The mask token or patch that the model holds for it, if any.
-        std: Standard deviation.
-
-    Source: `VisionTransformer.fix_init_weight` and `VisionTransformerForSimMIM.__init__` of microsoft/SimMIM.
-    """
-    if mask_token is not None:
-        init.trunc_normal_(mask_token, std=std)
-    if not isinstance(encoder, PreTrainedModel):
-        return
-    for name, parameter in encoder.named_parameters():
-        if name.split(".")[-1] in ("mask_token", "cls_token"):
-            init.trunc_normal_(parameter, std=std)
-    if encoder.config.model_type == "beit":
-        for index, layer in enumerate(encoder.layers):  # type: ignore[arg-type]
-            for projection in (layer.attention.o_proj, layer.mlp.fc2):
-                # The official implementation divides the initial weights; this draws from the same distribution.
-                init.trunc_normal_(projection.weight, std=std / (2 * (index + 1)) ** 0.5)

@@ -28,6 +28,7 @@ from .losses import (
 )
 from .masking import patch_grid, patch_mask
 from .modeling_base import SimMIMModel, SimMIMPreTrainedModel, chosen_hidden_states
+from .visible import build_decoder
 
 
 @dataclass
@@ -52,7 +53,7 @@ class SimMIMMaskedImageModelingOutput(ModelOutput):
 
 
 class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
-    """Pre-training: the encoder, a prediction head, and the loss on the masked patches.
+    """Pre-training: the encoder, a decoder if the encoder leaves masked patches out, a prediction head, and the loss.
 
     Args:
         config: The SimMIM config.
@@ -65,9 +66,12 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
         self.simmim = SimMIMModel(config)
         self.target = TARGETS[config.target].build(config, SimMIMModel)
         self.fusion = HiddenStateFusion(config) if config.head_inputs is not None else None
-        self.head = build_head(config, self.target.num_outputs, self.target.stride)
+        self.decoder = build_decoder(config)
+        hidden_size = config.hidden_size if self.decoder is None else self.decoder.hidden_size
+        self.head = build_head(config, self.target.num_outputs, self.target.stride, hidden_size)
         self.post_init()
-        self._no_split_modules = sorted({*layers_to_wrap(self.simmim.encoder), *layers_to_wrap(self.head)})
+        parts = [part for part in (self.simmim.encoder, self.decoder, self.head) if part is not None]
+        self._no_split_modules = sorted({name for part in parts for name in layers_to_wrap(part)})
 
     @can_return_tuple
     def forward(
@@ -123,6 +127,10 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
         features = outputs.feature_map
         if self.fusion is not None:
             features = self.fusion(features, outputs.hidden_states)
+        if self.decoder is not None:
+            features = self.decoder(
+                features, patch_mask(bool_masked_pos, pixel_values, self.simmim.geometry.patch_size)
+            )
         rows, columns = patch_grid((pixel_values.shape[2], pixel_values.shape[3]), self.target.stride)
         prediction = self.head(features) if needed is None else predict_cells(self.head, features, needed)
         prediction = prediction[:, :, :rows, :columns]
@@ -336,7 +344,7 @@ class SimMIMBackbone(BackboneMixin, SimMIMPreTrainedModel):
     # Weights of a pre-trained model that a backbone does not have.
     _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
         *SimMIMPreTrainedModel._keys_to_ignore_on_load_unexpected,
-        r"^(head|fusion)\.",
+        r"^(head|fusion|decoder)\.",
         r"mask_token$",
     ]
 

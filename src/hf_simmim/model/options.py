@@ -52,14 +52,17 @@ def optional(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
 COUNT = "a whole number of at least 1"
 
 
-def with_defaults(component: str, name: str, known: dict[str, Option], options: dict[str, Any]) -> dict[str, Any]:
+def with_defaults(
+    component: str, name: str, known: dict[str, Option], options: dict[str, Any], setting: str | None = None
+) -> dict[str, Any]:
     """All options of a component: the given values, and defaults for the rest.
 
     Args:
-        component: `"head"`, `"target"` or `"loss"`, for messages.
+        component: `"head"`, `"target"`, `"loss"` or `"decoder"`, for messages.
         name: Name of the component, for messages.
         known: Options of the component.
         options: Given values.
+        setting: The setting that `name` is the value of, for messages; `component` if None.
 
     Returns:
         Name to value.
@@ -72,7 +75,7 @@ def with_defaults(component: str, name: str, known: dict[str, Option], options: 
             match = difflib.get_close_matches(key, known, n=1)
             remedy = f"Did you mean {match[0]}?" if match else f"Use one of: {', '.join(known)}."
             raise ValueError(
-                f"{component}_options has {key!r}, which {component}={name!r} does not take."
+                f"{component}_options has {key!r}, which {setting or component}={name!r} does not take."
                 f" {remedy if known else 'It has no options.'}"
             )
         if not known[key].is_valid(value):

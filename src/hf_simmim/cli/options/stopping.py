@@ -7,8 +7,7 @@ from transformers import IntervalStrategy
 from transformers.trainer_utils import SaveStrategy
 
 from ...training.callbacks import DriftCallback, SpectrumCallback
-from ...training.stopping import STOP_FIGURES, LossAlarm, StopCallback, StopRule
-from ...training.time_budget import TimeBudget
+from ...training.stopping import STOP_FIGURES, LossAlarm, StopCallback, StopRule, TimeBudget
 from ...training.trainers import SimMIMTrainer
 
 

@@ -42,9 +42,11 @@ def add_adapters(model: SimMIMForMaskedImageModeling, rank: int) -> None:
         kind = model.config.encoder_config.model_type
         raise ValueError(f"lora={rank}: the encoder {kind!r} has no linear layers. Use --train_layers.")
     config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=[f"{prefix}.{name}" for name in names])
+    # Some encoders hold a mask token that is not used.
+    tokens = {name for name, part in model.named_parameters() if part.requires_grad and name.endswith("mask_token")}
     peft.inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = _ADAPTER in name or not name.startswith(prefix) or name.endswith("mask_token")
+        parameter.requires_grad = _ADAPTER in name or not name.startswith(prefix) or name in tokens
 
 
 def _adapted(model: nn.Module) -> dict[str, Any]:

@@ -204,8 +204,17 @@ def _prediction_table(model: Any) -> Table:
     return {
         "target": f"{described('target')} of {'every pixel' if stride == 1 else f'every {stride} x {stride} px'}",
         "prediction head": described("head"),
+        "encoder sees": _seen(model),
         "loss": f"{described('loss')} on {config.loss_region} pixels",
     }
+
+
+def _seen(model: Any) -> str | None:
+    """What of masked images the encoder sees; None for the paper's way."""
+    if model.config.encode == "all":
+        return None
+    layers, size = counted(len(model.decoder.layers), "layer"), model.decoder.hidden_size
+    return f"visible patches only, as in MAE; a decoder of {layers} and {size} channels predicts the others"
 
 
 def _masking_table(trainer: Any) -> Table:
