@@ -63,7 +63,7 @@ from ..training.run_folder import (
 from ..training.trainers import SimMIMTrainer
 from .command import Command, existing, in_words, one_run, print_files, print_titled
 from .options.continuing import ContinuingArguments, limit_training, settle_rates
-from .options.images import PixelArguments, StreamingArguments, stream_splits
+from .options.images import DecoderArguments, PixelArguments, StreamingArguments, stream_splits
 from .options.models import EncoderArguments
 from .options.probes import ProbeArguments, add_probe, load_probe, probe_source
 from .options.stopping import StoppingArguments, add_stopping, check_schedule, check_stopping
@@ -79,7 +79,7 @@ COMPONENT_OPTIONS = (
     *("target", "target_options", "prediction_stride"),
     *("loss", "loss_options", "loss_region"),
 )
-CROP_OPTIONS = ("crop_scale", "flip", "vertical_flip")
+CROP_OPTIONS = ("crop_scale", "flip", "vertical_flip", "image_decoder")
 # Placeholder for color clusters, which are not negative, until they are fitted to the images.
 UNFITTED = [[-1.0], [-1.0]]
 # Files of a run that are printed at its end.
@@ -93,7 +93,7 @@ PRETRAINING_FILES = {
 
 
 @dataclass
-class PretrainingDataArguments(ProbeArguments, PixelArguments, StreamingArguments, WindowArguments):
+class PretrainingDataArguments(ProbeArguments, PixelArguments, DecoderArguments, StreamingArguments, WindowArguments):
     """Source of the images; labels are not needed."""
 
     _argument_group_name = "images"
@@ -434,6 +434,7 @@ def build_trainer(
     before = settings_before(checkpoint.parent) if checkpoint is not None else {}
     statistics = data_arguments.settle(model_arguments.checkpoint, config.num_channels, train_images, before)
     config.image_mean, config.image_std = statistics["image_mean"], statistics["image_std"]
+    data_arguments.image_decoder = data_arguments.decoder(before)
     fit_clusters(config, model_arguments, data_arguments, train_images, before)
     processor = build_processor(config, data_arguments, model_arguments, statistics)
     settings = {

@@ -27,6 +27,7 @@ from ...data.sources import (
 )
 from ...data.streaming import StreamedImages, stream_images
 from ...data.value_range import check_value_range, sample_range
+from ...formats.jpeg import DECODERS, choose_decoder
 from ...formats.readers import holds_numbers
 from ...model.images import keeps_deep_pictures
 from .slices import SliceArguments
@@ -297,6 +298,35 @@ class PixelArguments:
                 f"The numbers of the images range from {found.low:g} to {found.high:g} and are multiplied by"
                 f" {found.fitting_factor}. Another --rescale_factor may be chosen."
             )
+
+
+@dataclass
+class DecoderArguments:
+    """Decoding of training images."""
+
+    image_decoder: str = field(
+        default="auto",
+        metadata={
+            "help": "What decodes JPEG files for training: auto is the fastest of those that are installed. Pixels"
+            " differ slightly between them; pillow has those of the evaluation and of earlier versions.",
+            "choices": ["auto", *DECODERS],
+        },
+    )
+
+    def decoder(self, before: dict[str, Any]) -> str:
+        """Choose the decoder.
+
+        Args:
+            before: `run.json` of the resumed run; empty for a new run.
+
+        Returns:
+            A name of `DECODERS`. A resumed run keeps its own.
+
+        Raises:
+            ValueError: If it is not installed, or not that of the resumed run.
+        """
+        # Earlier versions had no other.
+        return choose_decoder(self.image_decoder, before.get("image_decoder", "pillow") if before else None)
 
 
 def stream_splits(arguments: Any, streaming: StreamingArguments) -> tuple[StreamedImages, Any]:

@@ -263,6 +263,7 @@ class LabeledImageDataset(ImageDataset):
         crop_ratio: Side of the center crop, as a fraction of the largest crop of the same aspect ratio: 1 for all of
             it, None for 0.875, as in the official evaluation.
         resample: Pillow's resampling filter.
+        image_decoder: What decodes JPEG files for random crops, a name of `DECODERS`; evaluation is by Pillow.
 
     Source: `build_transform` in data/data_finetune.py of microsoft/SimMIM.
     """
@@ -280,6 +281,7 @@ class LabeledImageDataset(ImageDataset):
         nodata: float | None = None,
         crop_ratio: float | None = None,
         resample: int = Image.Resampling.BICUBIC,
+        image_decoder: str = "pillow",
     ):
         super().__init__(rows, image_size, num_channels, seed, rescale_factor, nodata)
         if len(image_mean) != num_channels or len(image_std) != num_channels:
@@ -295,7 +297,7 @@ class LabeledImageDataset(ImageDataset):
         self.augmentation = augmentation
         self._augmenter = None
         if augmentation is not None:
-            self._augmenter = Augmenter(augmentation, image_size, num_channels, image_mean, resample)
+            self._augmenter = Augmenter(augmentation, image_size, num_channels, image_mean, resample, image_decoder)
         # In shared memory, because workers live through several epochs.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
