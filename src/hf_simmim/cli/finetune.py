@@ -250,12 +250,12 @@ def plan_runs(options: FineTuningOptions) -> list[FineTuningRun]:
                 share = DEFAULT_HOLDOUT if num_folds is None and validation is None else 0.0
             if share and validation is None:
                 # Before labels are drawn, so that all label budgets and seeds have the same validation images.
-                parts = holdout(everything.labels, share, data.holdout_seed, everything.class_names)
+                parts = holdout(everything.labels, share, data.holdout_seed, everything.class_names, everything.groups)
                 train, evaluation = (everything.select(part) for part in parts)
             if data.labels_per_class is not None:
                 train = train.select(few_labels(train.labels, data.labels_per_class, seed, train.class_names))
             if num_folds is not None:
-                parts = folds(train.labels, num_folds, fold, data.holdout_seed, train.class_names)
+                parts = folds(train.labels, num_folds, fold, data.holdout_seed, train.class_names, train.groups)
                 train, evaluation = (train.select(part) for part in parts)
             if data.max_train_samples is not None:
                 # The first images of a folder would all be of one class.

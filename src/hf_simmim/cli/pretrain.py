@@ -24,11 +24,12 @@ from datasets import Dataset, disable_progress_bars
 from transformers import AutoConfig, IntervalStrategy, set_seed
 from transformers.utils import logging
 
+from ..data.groups import hold_out
 from ..data.image_statistics import fit_color_clusters
 from ..data.masked_images import MaskedImageDataset, collate
 from ..data.reading import UnreadableImages, check_images, check_listed
 from ..data.sampling import evenly_spaced
-from ..data.sources import hold_out, load_images
+from ..data.sources import load_images
 from ..data.streaming import SHUFFLE_WINDOW
 from ..data.survey import survey
 from ..data.windows import WINDOWS_PER_IMAGE, WindowRows, images_in_words, window_splits
@@ -287,9 +288,7 @@ def build_processor(
     height, width = config.image_size
     return SimMIMImageProcessor(
         size={"height": height, "width": width},
-        mask_strategy=model.mask_strategy,
-        mask_patch_size=model.mask_patch_size,
-        mask_ratio=model.mask_ratio,
+        **{key: getattr(model, key) for key in ("mask_strategy", "mask_patch_size", "mask_ratio")},
         model_patch_size=config.patch_size,
         rescale_factor=data.rescale,
         nodata=data.nodata,

@@ -599,10 +599,8 @@ class SimMIMTrainer(RunTrainer):
             if logs["data_wait"] > MAX_DATA_WAIT and last_step > self._initial_global_step and not self._told_of_wait:
                 self._told_of_wait = True
                 fastest = next(iter(DECODERS))
-                remedies = [
-                    f"use more --dataloader_num_workers ({self.args.dataloader_num_workers} now)",
-                    "make the images small once: hf-simmim pack",
-                ]
+                number = self.args.dataloader_num_workers
+                remedies = [f"use more --dataloader_num_workers ({number} now)", "make images small: hf-simmim pack"]
                 if getattr(self.train_dataset, "image_decoder", fastest) != fastest:
                     remedies.insert(1, f"start a run with a faster decoder of JPEG files: pip install {fastest}")
                 logger.warning(

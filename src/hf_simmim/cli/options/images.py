@@ -17,7 +17,6 @@ from ...data.sampling import evenly_spaced
 from ...data.sources import (
     check_one_source,
     embedded_data,
-    files_of,
     find_image_column,
     image_rows,
     load_images,
@@ -471,9 +470,4 @@ def load_labeled_splits(
         validation = load_labeled_images(arguments.validation_dir, slicing=arguments.slicing)
     elif validation_split is not None:
         validation = load_labeled_images(**source, split=validation_split)
-    elif arguments.train_dir is not None and len(files_of(train.rows["name"][:])) < len(train.rows):
-        logger.warning(
-            "Several images come from one file, such as slices of a volume: those that are held out are like those that"
-            " are trained on, which makes results look better than they are. Name other files with --validation_dir."
-        )
     return train, None if validation is None else validation.with_classes(train.class_names)

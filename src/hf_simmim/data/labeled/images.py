@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from ...formats.slicing import Slicing
 from ...model.images import fill_missing, has_missing, real_pixels
+from ..groups import image_groups
 from ..reading import ImageDataset, NoReadableImageError, describe
 from ..sampling import sample_generator
 from ..sources import (
@@ -84,6 +85,11 @@ class LabeledImages:
             return "regression"
         is_single = isinstance(self.rows.features["label"], Value)
         return "single_label_classification" if is_single else "multi_label_classification"
+
+    @property
+    def groups(self) -> list[str] | None:
+        """Group of each image, from `image_groups`; None if no two images are of one file or series."""
+        return image_groups(self.rows["name"][:])
 
     def select(self, indices: Sequence[int]) -> "LabeledImages":
         """Select rows; the classes stay the same."""
