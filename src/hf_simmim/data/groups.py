@@ -29,25 +29,26 @@ def image_groups(names: Sequence[str]) -> list[str] | None:
         names: Names of the images, which are paths and addresses if they come from files.
 
     Returns:
-        For each image the file that it is in, or the series of its file; None if no two images share one.
+        For each image the file that it is in, or the series of its file, or a text of its own; None if no two images
+        share one.
     """
     paths = [parse_address(name).path if SEPARATOR in name else name for name in names]
-    files = list(dict.fromkeys(paths))
+    dicom = [path for path in dict.fromkeys(paths) if _is_dicom(path)]
     with ThreadPoolExecutor() as pool:
-        group = dict(zip(files, pool.map(_group_of, files), strict=True))
-    groups = [group[path] for path in paths]
+        series = dict(zip(dicom, pool.map(_series, dicom), strict=True))
+    inside = {path for path, name in zip(paths, names, strict=True) if path != name}
+    # Rows of a data set may have the same name without being of one file.
+    groups = [series.get(path) or (path if path in inside else f"{index} {path}") for index, path in enumerate(paths)]
     return groups if len(set(groups)) < len(groups) else None
 
 
-@functools.lru_cache(1 << 20)
-def _group_of(path: str) -> str:
-    """The series of a DICOM file, wherever its slices lie, or else the file itself."""
-    if not _is_dicom(path):
-        return path
+@functools.lru_cache(1 << 16)
+def _series(path: str) -> str:
+    """The series of a DICOM file, wherever its slices lie; empty if it is not known."""
     try:
-        return series_uid(path) or path
+        return series_uid(path)
     except Exception:  # readers raise anything on a broken file, which is reported when it is read
-        return path
+        return ""
 
 
 def _is_dicom(path: str) -> bool:
