@@ -155,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", nargs="+", help="pre-trained ViTs with a class token, instead of small ones")
     parser.add_argument("--train_dir", help="folder of labeled images (the embedded ones if unset)")
-    parser.add_argument("--epochs", type=float, default=10, help="epochs of the pre-trainings (default: %(default)s)")
+    parser.add_argument("--epochs", type=float, default=8, help="epochs of the pre-trainings (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the pre-trainings (default: %(default)s)")
     args = parser.parse_args()
     started = time.process_time()
