@@ -1,6 +1,11 @@
 """The audit of a folder, run as a user runs it."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +43,54 @@ def test_command_line(folder, tmp_path, capsys, monkeypatch):
     left = without(load_images("photos"), Path("runs/audit/exclude.json"))["name"]
     assert left == [f"photos/{seed}.jpg" for seed in range(6)]
     assert len(json.loads(Path("runs/audit/groups.json").read_text())) == 7
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is of POSIX")
+def test_killed_and_repeated_it_reports_the_same(tmp_path, monkeypatch, capsys):
+    photos, count = tmp_path / "photos", 160
+    photos.mkdir()
+    contents = [changed(scene(seed), "same") for seed in range(6)] + [changed(scene(0), "half")]
+    for index in range(count - 1):
+        # With a comment of its own, so that no two are the same file.
+        content, comment = contents[index % 7], f"{index:04d}".encode()
+        (photos / f"{index:04d}.jpg").write_bytes(content[:2] + b"\xff\xfe\0\x06" + comment + content[2:])
+    (photos / "broken.jpg").write_bytes(contents[0][:900])
+    folders = whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in folders:
+        folder.mkdir()
+
+    facts = killed / "runs" / "audit" / "facts.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hf_simmim", "audit", str(photos), "--workers", "2"],
+        cwd=killed,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None and not (facts.exists() and facts.stat().st_size):
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 0 < facts.read_bytes().count(b"\n") < count
+    assert not (facts.parent / "audit.json").exists()
+    # Within a line, as where the write of a batch is cut.
+    facts.write_bytes(facts.read_bytes()[:-300])
+    kept, printed = facts.read_bytes(), []
+    for folder in folders:
+        monkeypatch.chdir(folder)
+        audit.COMMAND.main([str(photos), "--workers", "1"])
+        printed.append(capsys.readouterr().out)
+
+    assert printed[0] == printed[1]
+    results = {path.name for path in facts.parent.iterdir()}
+    assert {"audit.html", "audit.json", "exclude.json", "facts.jsonl", "groups.json"} <= results
+    for name in results - {"facts.jsonl"}:
+        assert (facts.parent / name).read_bytes() == (whole / "runs" / "audit" / name).read_bytes(), name
+    # What was found before the kill is not looked at again.
+    assert facts.read_bytes().startswith(kept)
+    paths = [json.loads(line)["path"] for line in facts.read_text().splitlines() if line.endswith("}")]
+    assert len(paths) == len(set(paths)) == count
 
 
 def test_python_call(folder, tmp_path):

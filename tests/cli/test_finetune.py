@@ -101,6 +101,15 @@ def options(pictures, output_dir, **kwargs) -> list[str]:
 PLAIN = {"mixup": 0, "cutmix": 0, "rand_augment": "none", "color_jitter": 0, "random_erasing": 0, "crop_scale": 0.8}
 
 
+def test_the_image_decoder_is_of_training_and_recorded(script, pictures, checkpoint, tmp_path):
+    run = options(pictures, tmp_path, checkpoint=checkpoint, image_decoder="pillow-torch", **PLAIN)
+    parsed = parse(run)
+    trainer, _ = script.build_trainer(parsed, script.plan_runs(parsed)[0])
+    augmenters = [dataset._augmenter for dataset in (trainer.train_dataset, trainer.eval_dataset)]
+    assert (augmenters[0].image_decoder, augmenters[1]) == ("pillow-torch", None)
+    assert json.loads((tmp_path / "run.json").read_text())["image_decoder"] == "pillow-torch"
+
+
 def test_it_learns_and_leaves_what_a_user_needs(script, pictures, checkpoint, tmp_path, capsys):
     run = options(pictures, tmp_path, checkpoint=checkpoint, num_train_epochs=24, warmup_steps=0.1, **PLAIN)
     results = train(run)

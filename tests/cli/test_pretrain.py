@@ -41,6 +41,7 @@ import hf_simmim
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImageProcessor
 from hf_simmim.cli.options import images as image_options
 from hf_simmim.cli.recipes import CommandError
+from hf_simmim.formats.jpeg import DECODERS
 from hf_simmim.training.run_folder import check_same_run
 from hf_simmim.training.trainers import SimMIMTrainer
 
@@ -159,6 +160,33 @@ def test_a_finished_run_is_not_run_again_and_another_one_is_refused(run_mim, pho
     assert AutoModel.from_pretrained(tmp_path).config.hidden_size == 64
     # The longer run that was there before is not what a new start would go on from.
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-5"]
+
+
+def test_a_resumed_run_keeps_its_image_decoder(run_mim, photos, tmp_path, monkeypatch):
+    settings = {"num_train_epochs": 1, "save_strategy": "steps", "save_steps": 2}
+    run_mim.COMMAND.main(options(photos, tmp_path, image_decoder="pillow-torch", **settings))
+    recorded = json.loads((tmp_path / "run.json").read_text())
+    assert recorded["image_decoder"] == "pillow-torch"
+    trained = []
+    build = run_mim.MaskedImageDataset
+
+    def noted(*args, **kwargs):
+        trained.append(kwargs.get("image_decoder"))
+        return build(*args, **kwargs)
+
+    monkeypatch.setattr(run_mim, "MaskedImageDataset", noted)
+    with pytest.raises(SystemExit, match="started with image_decoder='pillow-torch'.*than 'pillow'.*--restart"):
+        run_mim.COMMAND.main(options(photos, tmp_path, image_decoder="pillow", **settings))
+    # Whatever is installed by now.
+    monkeypatch.setitem(DECODERS, "simplejpeg", DECODERS["pillow"])
+    run_mim.COMMAND.main(options(photos, tmp_path, **settings))
+    assert "pillow-torch" in trained
+    # A run of a version without the option.
+    (tmp_path / "run.json").write_text(json.dumps({k: v for k, v in recorded.items() if k != "image_decoder"}))
+    with pytest.raises(SystemExit, match="started with image_decoder='pillow'"):
+        run_mim.COMMAND.main(options(photos, tmp_path, image_decoder="pillow-torch", **settings))
+    run_mim.COMMAND.main(options(photos, tmp_path, **settings))
+    assert json.loads((tmp_path / "run.json").read_text())["image_decoder"] == "pillow"
 
 
 COMPONENT_OPTIONS = [

@@ -3,6 +3,9 @@
 # Fixtures of a pre-training are arguments here.
 # ruff: noqa: F401, F811
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.parquet
@@ -11,12 +14,14 @@ import tifffile
 import torch
 from cards import table
 from command_lines import command_line
+from paths import ROOT
 from PIL import Image
 from pretraining import options, read_log, run_mim
 from safetensors.torch import load_file
 
 from hf_simmim.cli import embed
 from hf_simmim.cli.recipes import CommandError
+from hf_simmim.data.masked_images import MaskedImageDataset
 from hf_simmim.evaluation.features import principal_components
 from hf_simmim.training.trainers import SimMIMTrainer
 
@@ -68,6 +73,60 @@ def test_windows_train_and_resume_alike(run_mim, slides, tmp_path, monkeypatch, 
     losses = [[entry["loss"] for entry in read_log(tmp_path / run) if "loss" in entry] for run in ("whole", "killed")]
     assert len(losses[0]) == 4
     assert losses[0] == losses[1]
+
+
+RECORDER = """
+import json, os, sys
+from hf_simmim.cli import pretrain
+from hf_simmim.data import masked_images
+read = masked_images.MaskedImageDataset.__getitem__
+def recording(self, key):
+    sample = read(self, key)
+    with open(os.environ["SEEN"] + os.environ.get("RANK", "0"), "a") as file:
+        file.write(json.dumps([self.crop_scale is not None, key, sample["name"]]) + "\\n")
+    return sample
+masked_images.MaskedImageDataset.__getitem__ = recording
+pretrain.COMMAND.main()
+"""
+
+
+def test_two_processes_see_every_window_once(run_mim, slides, tmp_path, monkeypatch):
+    settings = WINDOWS | {"windows_per_image": 40, "compared_images": 0, "holdout": 0.2, "report_to": "none"}
+    read, of_one = MaskedImageDataset.__getitem__, []
+
+    def recording(self, key):
+        sample = read(self, key)
+        of_one.append([self.crop_scale is not None, key, sample["name"]])
+        return sample
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MaskedImageDataset, "__getitem__", recording)
+        run_mim.COMMAND.main(options(slides, tmp_path / "one", **settings))
+
+    (tmp_path / "recorder.py").write_text(RECORDER)
+    sizes = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 3}
+    # With --use_cpu two processes talk through gloo.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = subprocess.run(
+        [*launch, str(tmp_path / "recorder.py"), *options(slides, tmp_path / "two", **settings, **sizes)],
+        env=os.environ | {"SEEN": str(tmp_path / "seen"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    parts = [[json.loads(line) for line in (tmp_path / f"seen{rank}").read_text().splitlines()] for rank in range(2)]
+    assert [sum(is_training for is_training, *_ in part) for part in parts] == [40, 40]
+    trained, evaluated = [], []
+    for found in (of_one, parts[0] + parts[1]):
+        trained.append(sorted((key, name) for is_training, key, name in found if is_training))
+        evaluated.append({name for is_training, _, name in found if not is_training})
+    # 40 windows, two epochs, each once an epoch, at places that do not depend on who reads them.
+    assert [key for key, _ in trained[1]] == list(range(80))
+    assert trained[1] == trained[0]
+    assert len({name for _, name in trained[1]}) > 40
+    assert evaluated[1] == evaluated[0]
+    assert len(evaluated[1]) > 1
+    assert not evaluated[1] & {name for _, name in trained[1]}
 
 
 def test_windows_are_embedded_and_drawn(run_mim, slides, tmp_path, capsys):

@@ -9,7 +9,7 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
 from paths import EMBEDDED_DATA
-from photos import write_photos
+from photos import random_photo, write_photos
 from PIL import Image
 from torch import nn
 from transformers import Trainer, TrainingArguments
@@ -17,6 +17,7 @@ from transformers import Trainer, TrainingArguments
 from hf_simmim.data.labeled.augmentation import Augmentation
 from hf_simmim.data.labeled.images import LabeledImageDataset, load_labeled_images
 from hf_simmim.data.labeled.mixing import MixingCollator
+from hf_simmim.data.masked_images import MaskedImageDataset
 from hf_simmim.data.reading import NoReadableImageError, check_images
 from hf_simmim.data.transforms import crop_and_resize
 from hf_simmim.training.callbacks import EpochCallback
@@ -275,6 +276,40 @@ def test_augmented_samples_are_a_function_of_seed_epoch_and_index(num_workers, f
     other = make_dataset(rows, augmentation=Augmentation(backend="builtin"), seed=1)
     other.set_epoch(1)
     assert not torch.equal(other[2]["pixel_values"], alone[2]["pixel_values"])
+
+
+def jpeg_rows(num_images: int = 4) -> Dataset:
+    """Rows of photos that are reduced by two or more when they are decoded for 64 px."""
+    contents = []
+    for index in range(num_images):
+        buffer = io.BytesIO()
+        random_photo(np.random.default_rng(index), (403, 301)).save(buffer, format="JPEG")
+        contents.append({"bytes": buffer.getvalue(), "path": None})
+    return Dataset.from_dict({"image": contents, "name": [*map(str, range(num_images))], "label": [0] * num_images})
+
+
+def test_the_decoder_is_for_augmented_images_alone():
+    rows, decoders = jpeg_rows(), ("pillow", "pillow-torch")
+    plain = Augmentation(crop_scale=(0.9, 1), rand_augment=None, color_jitter=0.0, random_erasing=0.0)
+    training, masked = (
+        [
+            torch.stack([kind(decoder)[index]["pixel_values"].float() for index in range(len(rows))])
+            for decoder in decoders
+        ]
+        for kind in (
+            lambda decoder: make_dataset(rows, augmentation=plain, image_size=(64, 64), image_decoder=decoder),
+            lambda decoder: MaskedImageDataset(rows, (64, 64), 3, 8, image_decoder=decoder),
+        )
+    )
+    for pillow, other in (training, masked):
+        assert not torch.equal(pillow, other)
+        assert (pillow - other).abs().mean() < 0.05 * pillow.std()
+    for kind in (
+        lambda decoder: make_dataset(rows, image_size=(64, 64), image_decoder=decoder),
+        lambda decoder: MaskedImageDataset(rows, (64, 64), 3, 8, image_decoder=decoder).whole(0),
+    ):
+        for index in range(len(rows)):
+            assert torch.equal(*(kind(decoder)[index]["pixel_values"] for decoder in decoders))
 
 
 def test_evaluation_is_the_same_in_every_epoch(folder):

@@ -14,10 +14,11 @@ import hf_simmim
 from hf_simmim.cli.embed import sub_folders
 from hf_simmim.cli.options.images import PixelArguments
 from hf_simmim.curation.facts import look
+from hf_simmim.data.groups import hold_out, image_groups
 from hf_simmim.data.labeled.images import load_labeled_images
 from hf_simmim.data.labeled.segmentation import load_folder, read_ids
 from hf_simmim.data.reading import open_row
-from hf_simmim.data.sources import files_of, folder_rows, hold_out, load_images
+from hf_simmim.data.sources import folder_rows, load_images
 from hf_simmim.data.survey import survey
 from hf_simmim.formats import readers
 from hf_simmim.formats.slicing import Slicing
@@ -99,7 +100,7 @@ def test_whole_files_are_held_out(scans):
     rows = load_images(scans)
     train, held = hold_out(rows, 0.3, seed=0)
     assert len(train) + len(held) == len(rows) == 30
-    assert not files_of(train["name"]).keys() & files_of(held["name"]).keys()
+    assert not {*image_groups(train["name"])} & {*image_groups(held["name"])}
     assert len(held) == 10
     assert hold_out(rows, 0.3, seed=0)[1]["name"] == held["name"]
     one = load_images(scans / "sick")

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling, SimMIMImagePro
 from hf_simmim.data.masked_images import MaskedImageDataset, collate
 from hf_simmim.data.reading import NoReadableImageError, UnreadableImages
 from hf_simmim.data.transforms import normalize
+from hf_simmim.training import trainers
 from hf_simmim.training.labeled_trainers import ClassifierTrainer
 from hf_simmim.training.trainers import RunTrainer, SimMIMTrainer
 
@@ -196,6 +198,34 @@ def test_the_usual_arguments_of_trainer_are_enough(tmp_path):
     )
     again.train()
     assert again.state.log_history[0]["loss"] == trainer.state.log_history[0]["loss"]
+
+
+@pytest.mark.parametrize("decoder", ["pillow", "simplejpeg"])
+def test_waiting_for_images_is_told_once_with_its_remedies(decoder, tmp_path, monkeypatch):
+    config = SimMIMConfig(encoder_config=swin_config())
+    settings = {"image_size": config.image_size, "num_channels": 3, "patch_size": config.patch_size}
+    rows = photo_rows().select([0, 1, 3, 4])
+    dataset = MaskedImageDataset(rows, **settings, mask_patch_size=8, image_decoder=decoder)
+    arguments = TrainingArguments(
+        str(tmp_path), per_device_train_batch_size=1, max_steps=8, logging_steps=1, use_cpu=True, save_strategy="no"
+    )
+    trainer = SimMIMTrainer(SimMIMForMaskedImageModeling(config), arguments, train_dataset=dataset)
+    told, get_batch = [], RunTrainer.get_batch_samples
+
+    def slow(*args, **kwargs):
+        # More at each step, so that the shares differ.
+        time.sleep(0.1 * trainer.state.global_step)
+        return get_batch(*args, **kwargs)
+
+    monkeypatch.setattr(RunTrainer, "get_batch_samples", slow, raising=False)
+    monkeypatch.setattr(trainers.logger, "warning", told.append)
+    trainer.train()
+    told = [message for message in told if "waits for images" in message]
+    assert len({entry["data_wait"] for entry in trainer.state.log_history if entry.get("data_wait", 0) > 0.1}) > 1
+    assert len(told) == 1
+    assert "dataloader_num_workers (0 now)" in told[0]
+    assert "hf-simmim pack" in told[0]
+    assert ("pip install simplejpeg" in told[0]) == (decoder == "pillow")
 
 
 def test_without_a_processor_the_images_must_be_ours():

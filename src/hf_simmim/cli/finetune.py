@@ -54,7 +54,7 @@ from ..training.run_folder import (
 from ..training.weight_average import WeightAverageCallback
 from ..visualization.plots import plot_confusion
 from .command import Command, existing, in_words, one_run, print_files, print_titled
-from .options.images import LabeledSourceArguments, PixelArguments, load_labeled_splits
+from .options.images import DecoderArguments, LabeledSourceArguments, PixelArguments, load_labeled_splits
 from .options.models import EncoderArguments
 
 # Share of the images held out for validation, without validation images and cross-validation.
@@ -68,7 +68,7 @@ FINETUNING_FILES = {
 
 
 @dataclass
-class FineTuningDataArguments(LabeledSourceArguments, PixelArguments):
+class FineTuningDataArguments(LabeledSourceArguments, PixelArguments, DecoderArguments):
     """Source of the labeled images."""
 
     _argument_group_name = "images and labels"
@@ -250,12 +250,12 @@ def plan_runs(options: FineTuningOptions) -> list[FineTuningRun]:
                 share = DEFAULT_HOLDOUT if num_folds is None and validation is None else 0.0
             if share and validation is None:
                 # Before labels are drawn, so that all label budgets and seeds have the same validation images.
-                parts = holdout(everything.labels, share, data.holdout_seed, everything.class_names)
+                parts = holdout(everything.labels, share, data.holdout_seed, everything.class_names, everything.groups)
                 train, evaluation = (everything.select(part) for part in parts)
             if data.labels_per_class is not None:
                 train = train.select(few_labels(train.labels, data.labels_per_class, seed, train.class_names))
             if num_folds is not None:
-                parts = folds(train.labels, num_folds, fold, data.holdout_seed, train.class_names)
+                parts = folds(train.labels, num_folds, fold, data.holdout_seed, train.class_names, train.groups)
                 train, evaluation = (train.select(part) for part in parts)
             if data.max_train_samples is not None:
                 # The first images of a folder would all be of one class.
@@ -390,7 +390,7 @@ def build_trainer(options: FineTuningOptions, run: FineTuningRun) -> tuple[Class
     config = build_config(options.model, run.train)
     checkpoint = prepare_output_dir(arguments)
     before = settings_before(checkpoint.parent) if checkpoint is not None else {}
-    pixels = copy.copy(data)
+    pixels, image_decoder = copy.copy(data), data.decoder(before)
     statistics = pixels.settle(options.model.checkpoint, config.num_channels, run.train.rows, before)
     settings = {
         "encoder": stable_settings(config.encoder_config),
@@ -402,6 +402,7 @@ def build_trainer(options: FineTuningOptions, run: FineTuningRun) -> tuple[Class
         "class_weights": config.class_weights,
         "rescale_factor": pixels.rescale,
         "nodata": pixels.nodata,
+        "image_decoder": image_decoder,
         **statistics,
         "seed": run.seed,
         "training images": digest(run.train.rows),
@@ -416,7 +417,9 @@ def build_trainer(options: FineTuningOptions, run: FineTuningRun) -> tuple[Class
         "nodata": pixels.nodata,
         **statistics,
     }
-    train_dataset = LabeledImageDataset(run.train.rows, augmentation=augmentation, seed=run.seed, **common)
+    train_dataset = LabeledImageDataset(
+        run.train.rows, augmentation=augmentation, seed=run.seed, image_decoder=image_decoder, **common
+    )
     if arguments.dataloader_drop_last and len(train_dataset) < images_per_step(arguments):
         raise ValueError(
             f"{len(train_dataset)} images are fewer than the batch size of {images_per_step(arguments)}. Use a smaller"

@@ -24,11 +24,12 @@ from datasets import Dataset, disable_progress_bars
 from transformers import AutoConfig, IntervalStrategy, set_seed
 from transformers.utils import logging
 
+from ..data.groups import hold_out
 from ..data.image_statistics import fit_color_clusters
 from ..data.masked_images import MaskedImageDataset, collate
 from ..data.reading import UnreadableImages, check_images, check_listed
 from ..data.sampling import evenly_spaced
-from ..data.sources import hold_out, load_images
+from ..data.sources import load_images
 from ..data.streaming import SHUFFLE_WINDOW
 from ..data.survey import survey
 from ..data.windows import WINDOWS_PER_IMAGE, WindowRows, images_in_words, window_splits
@@ -61,7 +62,7 @@ from ..training.run_folder import (
 from ..training.trainers import SimMIMTrainer
 from .command import Command, existing, in_words, one_run, print_files, print_titled
 from .options.continuing import ContinuingArguments, limit_training, settle_rates
-from .options.images import PixelArguments, StreamingArguments, stream_splits
+from .options.images import DecoderArguments, PixelArguments, StreamingArguments, stream_splits
 from .options.objective import COMPONENT_OPTIONS, ENCODE_OPTIONS, UNFITTED, PretrainingModelArguments
 from .options.probes import ProbeArguments, add_probe, load_probe, probe_source
 from .options.stopping import StoppingArguments, add_stopping, check_schedule, check_stopping
@@ -71,7 +72,7 @@ logger = logging.get_logger(__name__)
 
 # Seed of the validation masks, the same in every run, so that validation losses are comparable.
 EVALUATION_SEED = 0
-CROP_OPTIONS = ("crop_scale", "flip", "vertical_flip")
+CROP_OPTIONS = ("crop_scale", "flip", "vertical_flip", "image_decoder")
 # Files of a run that are printed at its end.
 PRETRAINING_FILES = {
     "model.safetensors": "weights, with config.json and preprocessor_config.json for from_pretrained",
@@ -83,7 +84,7 @@ PRETRAINING_FILES = {
 
 
 @dataclass
-class PretrainingDataArguments(ProbeArguments, PixelArguments, StreamingArguments, WindowArguments):
+class PretrainingDataArguments(ProbeArguments, PixelArguments, DecoderArguments, StreamingArguments, WindowArguments):
     """Source of the images; labels are not needed."""
 
     _argument_group_name = "images"
@@ -212,9 +213,7 @@ def build_processor(
     height, width = config.image_size
     return SimMIMImageProcessor(
         size={"height": height, "width": width},
-        mask_strategy=model.mask_strategy,
-        mask_patch_size=model.mask_patch_size,
-        mask_ratio=model.mask_ratio,
+        **{key: getattr(model, key) for key in ("mask_strategy", "mask_patch_size", "mask_ratio")},
         model_patch_size=config.patch_size,
         rescale_factor=data.rescale,
         nodata=data.nodata,
@@ -359,6 +358,7 @@ def build_trainer(
     before = settings_before(checkpoint.parent) if checkpoint is not None else {}
     statistics = data_arguments.settle(model_arguments.checkpoint, config.num_channels, train_images, before)
     config.image_mean, config.image_std = statistics["image_mean"], statistics["image_std"]
+    data_arguments.image_decoder = data_arguments.decoder(before)
     fit_clusters(config, model_arguments, data_arguments, train_images, before)
     processor = build_processor(config, data_arguments, model_arguments, statistics)
     settings = {

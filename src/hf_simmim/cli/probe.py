@@ -171,7 +171,9 @@ def load_images(arguments: ProbingDataArguments) -> list[LabeledImages]:
     if test is None:
         parts = [
             train.select(part)
-            for part in holdout(train.labels, arguments.holdout, arguments.holdout_seed, train.class_names)
+            for part in holdout(
+                train.labels, arguments.holdout, arguments.holdout_seed, train.class_names, train.groups
+            )
         ]
     limits = (arguments.max_train_samples, arguments.max_eval_samples)
     return [

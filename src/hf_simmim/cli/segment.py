@@ -27,6 +27,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..checkpoints.loading import load_config
+from ..data.groups import image_groups, split_groups
 from ..data.labeled.segmentation import (
     CollatePairs,
     PixelSettings,
@@ -235,8 +236,13 @@ def load_splits(arguments: SegmentationDataArguments) -> tuple[SegmentationPairs
                 f"holdout={arguments.holdout} of {count} images leaves none for validation, or none for training. Use"
                 " a share such as 0.1, or name validation images."
             )
-        order = torch.randperm(count, generator=sample_generator(arguments.holdout_seed)).tolist()
-        train, validation = train.select(sorted(order[held_out:])), train.select(sorted(order[:held_out]))
+        groups = image_groups(train.images["name"][:])
+        if groups is not None:
+            parts = split_groups(np.ones((count, 1)), groups, arguments.holdout, arguments.holdout_seed)
+        else:
+            order = torch.randperm(count, generator=sample_generator(arguments.holdout_seed)).tolist()
+            parts = sorted(order[held_out:]), sorted(order[:held_out])
+        train, validation = (train.select(part) for part in parts)
     if arguments.max_train_samples is not None:
         train = train.select(evenly_spaced(len(train.images), arguments.max_train_samples))
     if arguments.max_eval_samples is not None:

@@ -42,6 +42,7 @@ class MaskedImageDataset(ImageDataset):
             `model/images.py`.
         nodata: Value of missing pixels in the file: a pixel is missing if all its channels have this value, or one is
             not finite.
+        image_decoder: What decodes JPEG files for random crops, a name of `DECODERS`; evaluation is by Pillow.
 
     Raises:
         ValueError: If a setting is out of range, or mask patch size, patch size and mask ratio do not fit each other.
@@ -64,6 +65,7 @@ class MaskedImageDataset(ImageDataset):
         vertical_flip: float = 0.0,
         rescale_factor: float = 1 / 255,
         nodata: float | None = None,
+        image_decoder: str = "pillow",
     ):
         if mask_strategy not in MASK_STRATEGIES:
             raise ValueError(f"mask_strategy={mask_strategy!r} is unknown. Use one of: {', '.join(MASK_STRATEGIES)}.")
@@ -83,6 +85,7 @@ class MaskedImageDataset(ImageDataset):
         self.crop_scale = crop_scale
         self.flip = flip
         self.vertical_flip = vertical_flip
+        self.image_decoder = image_decoder
 
     def __getitem__(self, key: int) -> dict[str, Any]:
         """Load one sample.
@@ -133,12 +136,13 @@ class MaskedImageDataset(ImageDataset):
 
     def _decode(self, image: Image.Image | np.ndarray, generator: torch.Generator) -> torch.Tensor:
         size = upright_size(image)
+        decoder = self.image_decoder
         if self.crop_scale is None:
-            box, across, down = center_box(size, self.image_size), False, False
+            box, across, down, decoder = center_box(size, self.image_size), False, False, "pillow"
         else:
             box = random_box(size, self.crop_scale, generator)
             across, down = (bool(torch.rand((), generator=generator) < p) for p in (self.flip, self.vertical_flip))
-        array = crop_and_resize(image, box, self.image_size, self.num_channels)
+        array = crop_and_resize(image, box, self.image_size, self.num_channels, decoder=decoder)
         array = array[:, ::-1] if across else array
         return as_tensor(array[::-1] if down else array)
 

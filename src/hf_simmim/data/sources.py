@@ -7,7 +7,7 @@ import glob
 import os
 import re
 import tarfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -31,7 +31,6 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from transformers.utils import logging
 
-from ..formats.address import SEPARATOR, parse_address
 from ..formats.dicom import is_dicom
 from ..formats.parts import expand
 from ..formats.readers import FILE_ENDS, FOLDER_ENDS, is_zarr, unread_because
@@ -273,7 +272,7 @@ def image_paths(folder: Path, exclude: Sequence[Path] = ()) -> list[str]:
         suffix = path.suffix.lower()
         if not _is_utf8(path):
             ignored["names that are not UTF-8"] += 1
-        elif suffix in suffixes or path.name.lower().endswith(ends) or _is_unnamed_dicom(path, suffix):
+        elif suffix in suffixes or path.name.lower().endswith(ends) or is_unnamed_dicom(path, suffix):
             paths.append(str(path))
         else:
             ignored[suffix or "no suffix"] += 1
@@ -292,7 +291,7 @@ def image_paths(folder: Path, exclude: Sequence[Path] = ()) -> list[str]:
     return sorted(paths)
 
 
-def _is_unnamed_dicom(path: Path, suffix: str) -> bool:
+def is_unnamed_dicom(path: Path, suffix: str) -> bool:
     """Whether a file without a suffix, or named by a number, is an image of DICOM; a DICOMDIR is a list of them."""
     if (suffix and not suffix[1:].isdigit()) or path.name.upper().startswith("DICOMDIR"):
         return False
@@ -347,45 +346,6 @@ def folder_rows(paths: Sequence[str]) -> Dataset:
     """Create rows of `name` and undecoded `image` from files."""
     rows = {"image": [{"bytes": None, "path": path} for path in paths], "name": list(paths)}
     return Dataset.from_dict(rows, features=Features({"image": ImageFeature(decode=False), "name": Value("string")}))
-
-
-def hold_out(rows: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Hold out a share of the images: whole files where several images come from one, such as slices of a volume.
-
-    Args:
-        rows: Rows of `load_images`.
-        share: Share to hold out, in (0, 1).
-        seed: Seed of the choice.
-
-    Returns:
-        The other images, and those that are held out.
-    """
-    names = rows["name"][:]
-    files = files_of(names)
-    is_inside = any(SEPARATOR in name for name in names) and len(files) < len(rows)
-    if not is_inside or len(files) == 1:
-        if is_inside:
-            logger.warning(
-                "All images come from one file, so those that are held out are like those that are trained on. Name"
-                " other files with --validation_dir."
-            )
-        parts = rows.train_test_split(test_size=share, seed=seed)
-        return parts["train"], parts["test"]
-    held: list[int] = []
-    order = list(files)
-    for index in np.random.default_rng(seed).permutation(len(order))[:-1]:
-        held += files[order[index]]
-        if len(held) >= round(share * len(rows)):
-            break
-    return rows.select(sorted(set(range(len(rows))) - set(held))), rows.select(sorted(held))
-
-
-def files_of(names: Sequence[str]) -> dict[str, list[int]]:
-    """Indices of the images of each file."""
-    files: dict[str, list[int]] = defaultdict(list)
-    for index, name in enumerate(names):
-        files[parse_address(name).path if SEPARATOR in name else name].append(index)
-    return files
 
 
 def _is_utf8(path: Path) -> bool:

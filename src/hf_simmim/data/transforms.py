@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image
 
+from ..formats.jpeg import crop_array, decode_jpeg
 from ..model.images import convert_channels, upright
 
 Box = tuple[float, float, float, float]
@@ -68,6 +69,7 @@ def crop_and_resize(
     size: tuple[int, int],
     num_channels: int,
     resample: int = Image.Resampling.BILINEAR,
+    decoder: str = "pillow",
 ) -> np.ndarray:
     """Decode, turn upright, crop and resize in as few passes as Pillow allows.
 
@@ -80,6 +82,7 @@ def crop_and_resize(
         size: (height, width) of the result.
         num_channels: Channels C of the result.
         resample: Pillow's resampling filter.
+        decoder: What decodes JPEG files, a name of `DECODERS`. All but pillow crop at whole pixels of what they decode.
 
     Returns:
         Array of shape (height, width, C), uint8 or float32.
@@ -89,16 +92,27 @@ def crop_and_resize(
         return np.moveaxis(np.stack(resized), 0, -1)
     height, width = upright_size(image)
     scale = max(size[0] / (box[3] - box[1]), size[1] / (box[2] - box[0]))
+    smallest = math.ceil(image.width * scale), math.ceil(image.height * scale)
+    if decoder != "pillow":
+        decoded = decode_jpeg(image, smallest, num_channels, decoder)
+        if decoded is not None:
+            array = crop_array(
+                decoded, _zoomed(box, decoded.shape[1] / width, decoded.shape[0] / height), size, resample
+            )
+            return array[..., None] if array.ndim == 2 else array
     if image.format in ("JPEG", "MPO") and scale < 0.5:
-        image.draft(image.mode, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+        image.draft(image.mode, smallest)
     image = convert_channels(upright(image), num_channels)
-    zoom_x, zoom_y = image.width / width, image.height / height
-    box = (box[0] * zoom_x, box[1] * zoom_y, box[2] * zoom_x, box[3] * zoom_y)
+    box = _zoomed(box, image.width / width, image.height / height)
     # Pillow treats the last of two or four bands as alpha and weights the others by it.
     bands = image.split() if num_channels in (2, 4) else (image,)
     resized = [_resize(band, box, size, resample) for band in bands]
     array = np.stack(resized, axis=-1) if len(resized) > 1 else resized[0]
     return array[..., None] if array.ndim == 2 else array
+
+
+def _zoomed(box: Box, across: float, down: float) -> Box:
+    return box[0] * across, box[1] * down, box[2] * across, box[3] * down
 
 
 def _resize(image: Image.Image, box: Box, size: tuple[int, int], resample: int) -> np.ndarray:

@@ -252,6 +252,11 @@ def cut_dicom(path: str, slicing: Slicing) -> Cut:
     return Cut([{"frame": str(frame), **window} for frame in range(frames)], "frame", frames)
 
 
+def series_uid(path: str) -> str:
+    """The series that a file is of; empty if it does not say so."""
+    return str(_header(path, ["SeriesInstanceUID"]).get("SeriesInstanceUID") or "")
+
+
 def series_of(paths: Sequence[str]) -> dict[str, list[str]]:
     """Put slices that are files of their own in order.
 

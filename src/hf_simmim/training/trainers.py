@@ -23,6 +23,7 @@ from ..data.sampling import EpochSampler
 from ..data.streaming import SHUFFLE_WINDOW, StreamedImages, StreamSampler
 from ..data.transforms import normalize
 from ..evaluation.reconstruction import Reconstruction
+from ..formats.jpeg import DECODERS
 from ..hub.provenance import RunOrigin
 from ..hub.pushes import HubPushes
 from ..hub.snapshots import Push
@@ -445,7 +446,7 @@ class SimMIMTrainer(RunTrainer):
             self._compared = ComparedImages(train_dataset, eval_dataset, num_compared)
         self._clock = (time.perf_counter(), 0)
         # Seconds for batches since the last log entry.
-        self._waited = 0.0
+        self._waited, self._told_of_wait = 0.0, False
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -594,12 +595,17 @@ class SimMIMTrainer(RunTrainer):
             steps_per_second = (step - last_step) / (now - then)
             logs["images_per_second"] = round(steps_per_second * images_per_step(self.args), 1)
             logs["data_wait"] = round(min(1.0, self._waited / (now - then)), 3)
-            if logs["data_wait"] > MAX_DATA_WAIT and last_step > self._initial_global_step:
-                # Not at first: workers start then.
+            # Not at first: workers start then.
+            if logs["data_wait"] > MAX_DATA_WAIT and last_step > self._initial_global_step and not self._told_of_wait:
+                self._told_of_wait = True
+                fastest = next(iter(DECODERS))
                 number = self.args.dataloader_num_workers
-                logger.warning_once(
-                    f"For {logs['data_wait']:.0%} of the time the training waits for images. Use more"
-                    f" --dataloader_num_workers ({number} now), or make the images small once: hf-simmim pack."
+                remedies = [f"use more --dataloader_num_workers ({number} now)", "make images small: hf-simmim pack"]
+                if getattr(self.train_dataset, "image_decoder", fastest) != fastest:
+                    remedies.insert(1, f"start a run with a faster decoder of JPEG files: pip install {fastest}")
+                logger.warning(
+                    f"For {logs['data_wait']:.0%} of the time the training waits for images. Remedies:"
+                    f" {'; '.join(remedies)}."
                 )
             self._waited = 0.0
             logs["eta_seconds"] = round((self.state.max_steps - step) / steps_per_second, 1)

@@ -17,7 +17,6 @@ from ...data.sampling import evenly_spaced
 from ...data.sources import (
     check_one_source,
     embedded_data,
-    files_of,
     find_image_column,
     image_rows,
     load_images,
@@ -27,6 +26,7 @@ from ...data.sources import (
 )
 from ...data.streaming import StreamedImages, stream_images
 from ...data.value_range import check_value_range, sample_range
+from ...formats.jpeg import DECODERS, choose_decoder
 from ...formats.readers import holds_numbers
 from ...model.images import keeps_deep_pictures
 from .slices import SliceArguments
@@ -299,6 +299,35 @@ class PixelArguments:
             )
 
 
+@dataclass
+class DecoderArguments:
+    """Decoding of training images."""
+
+    image_decoder: str = field(
+        default="auto",
+        metadata={
+            "help": "What decodes JPEG files for training: auto is the fastest of those that are installed. Pixels"
+            " differ slightly between them; pillow has those of the evaluation and of earlier versions.",
+            "choices": ["auto", *DECODERS],
+        },
+    )
+
+    def decoder(self, before: dict[str, Any]) -> str:
+        """Choose the decoder.
+
+        Args:
+            before: `run.json` of the resumed run; empty for a new run.
+
+        Returns:
+            A name of `DECODERS`. A resumed run keeps its own.
+
+        Raises:
+            ValueError: If it is not installed, or not that of the resumed run.
+        """
+        # Earlier versions had no other.
+        return choose_decoder(self.image_decoder, before.get("image_decoder", "pillow") if before else None)
+
+
 def stream_splits(arguments: Any, streaming: StreamingArguments) -> tuple[StreamedImages, Any]:
     """Open training images in shards, and validation images or None.
 
@@ -441,9 +470,4 @@ def load_labeled_splits(
         validation = load_labeled_images(arguments.validation_dir, slicing=arguments.slicing)
     elif validation_split is not None:
         validation = load_labeled_images(**source, split=validation_split)
-    elif arguments.train_dir is not None and len(files_of(train.rows["name"][:])) < len(train.rows):
-        logger.warning(
-            "Several images come from one file, such as slices of a volume: those that are held out are like those that"
-            " are trained on, which makes results look better than they are. Name other files with --validation_dir."
-        )
     return train, None if validation is None else validation.with_classes(train.class_names)

@@ -108,7 +108,8 @@ def load_probe(arguments: ProbeArguments) -> list[LabeledImages] | None:
         raise ValueError("The probe's labels must be one class for each image. Name another column.")
     if test is not None:
         return [images, test]
-    return [images.select(part) for part in holdout(images.labels, PROBE_TEST_SHARE, 0, images.class_names)]
+    parts = holdout(images.labels, PROBE_TEST_SHARE, 0, images.class_names, images.groups)
+    return [images.select(part) for part in parts]
 
 
 def probe_source(arguments: ProbeArguments) -> ImageSource | None:

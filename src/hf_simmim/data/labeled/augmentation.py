@@ -170,6 +170,7 @@ class Augmenter:
         num_channels: Channels C of the result.
         image_mean: Mean of each channel in [0, 1], the color of areas that RandAugment uncovers.
         resample: Pillow's resampling filter.
+        image_decoder: What decodes JPEG files, a name of `DECODERS`.
     """
 
     def __init__(
@@ -179,11 +180,13 @@ class Augmenter:
         num_channels: int,
         image_mean: Sequence[float],
         resample: int = Image.Resampling.BICUBIC,
+        image_decoder: str = "pillow",
     ):
         self.augmentation = augmentation
         self.image_size = image_size
         self.num_channels = num_channels
         self.resample = resample
+        self.image_decoder = image_decoder
         fill = tuple(min(255, max(0, round(255 * mean))) for mean in image_mean)
         self._colors = color_changes(augmentation, fill, resample) if num_channels in (1, 3) else None
         if num_channels not in (1, 3) and (augmentation.rand_augment is not None or augmentation.color_jitter):
@@ -207,7 +210,9 @@ class Augmenter:
         """
         settings = self.augmentation
         box = random_box(upright_size(image), settings.crop_scale, generator, settings.crop_ratio)
-        array = crop_and_resize(image, box, self.image_size, self.num_channels, self.resample)
+        array = crop_and_resize(
+            image, box, self.image_size, self.num_channels, self.resample, decoder=self.image_decoder
+        )
         across, down = torch.rand(2, generator=generator).tolist()
         array = array[:, ::-1] if across < settings.flip else array
         return array[::-1] if down < settings.vertical_flip else array

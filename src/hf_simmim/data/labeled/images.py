@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from ...formats.slicing import Slicing
 from ...model.images import fill_missing, has_missing, real_pixels
+from ..groups import image_groups
 from ..reading import ImageDataset, NoReadableImageError, describe
 from ..sampling import sample_generator
 from ..sources import (
@@ -84,6 +85,11 @@ class LabeledImages:
             return "regression"
         is_single = isinstance(self.rows.features["label"], Value)
         return "single_label_classification" if is_single else "multi_label_classification"
+
+    @property
+    def groups(self) -> list[str] | None:
+        """Group of each image, from `image_groups`; None if no two images are of one file or series."""
+        return image_groups(self.rows["name"][:])
 
     def select(self, indices: Sequence[int]) -> "LabeledImages":
         """Select rows; the classes stay the same."""
@@ -263,6 +269,7 @@ class LabeledImageDataset(ImageDataset):
         crop_ratio: Side of the center crop, as a fraction of the largest crop of the same aspect ratio: 1 for all of
             it, None for 0.875, as in the official evaluation.
         resample: Pillow's resampling filter.
+        image_decoder: What decodes JPEG files for random crops, a name of `DECODERS`; evaluation is by Pillow.
 
     Source: `build_transform` in data/data_finetune.py of microsoft/SimMIM.
     """
@@ -280,6 +287,7 @@ class LabeledImageDataset(ImageDataset):
         nodata: float | None = None,
         crop_ratio: float | None = None,
         resample: int = Image.Resampling.BICUBIC,
+        image_decoder: str = "pillow",
     ):
         super().__init__(rows, image_size, num_channels, seed, rescale_factor, nodata)
         if len(image_mean) != num_channels or len(image_std) != num_channels:
@@ -295,7 +303,7 @@ class LabeledImageDataset(ImageDataset):
         self.augmentation = augmentation
         self._augmenter = None
         if augmentation is not None:
-            self._augmenter = Augmenter(augmentation, image_size, num_channels, image_mean, resample)
+            self._augmenter = Augmenter(augmentation, image_size, num_channels, image_mean, resample, image_decoder)
         # In shared memory, because workers live through several epochs.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
+from ..groups import group_folds, split_groups
 from ..reading import ImageDataset, check_images
 from ..sampling import sample_generator
 from .images import LabeledImages
@@ -87,7 +88,12 @@ def few_labels(
 
 
 def folds(
-    labels: Sequence[Any], num_folds: int, fold: int, seed: int, class_names: Sequence[str] | None = None
+    labels: Sequence[Any],
+    num_folds: int,
+    fold: int,
+    seed: int,
+    class_names: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
 ) -> tuple[list[int], list[int]]:
     """Split images for one fold of a cross-validation, stratified by class if each image has one class.
 
@@ -97,12 +103,13 @@ def folds(
         fold: Index of the fold, from 0.
         seed: Seed of the split.
         class_names: Names of the classes, for the error message.
+        groups: Group of each image, from `image_groups`, whose images are held out in the same fold; None for none.
 
     Returns:
         Indices of the training images and of the held-out images; every image is held out in exactly one fold.
 
     Raises:
-        ValueError: If there is no such fold, or a class has fewer images than there are folds.
+        ValueError: If there is no such fold, or a class has fewer images or groups than there are folds.
     """
     from sklearn.model_selection import KFold, StratifiedKFold
 
@@ -110,6 +117,8 @@ def folds(
         raise ValueError(f"num_folds={num_folds} must be at least 2 and at most {len(labels)}, the number of images.")
     if not 0 <= fold < num_folds:
         raise ValueError(f"fold={fold} must be from 0 to {num_folds - 1}, as there are {num_folds} folds.")
+    if groups is not None:
+        return _whole_groups(labels, num_folds, fold, seed, class_names, groups)
     if _is_single(labels):
         _check_class_sizes(labels, num_folds, f"{num_folds} folds. Use fewer folds, or add images", class_names)
     splitter = (StratifiedKFold if _is_single(labels) else KFold)(num_folds, shuffle=True, random_state=seed)
@@ -118,7 +127,11 @@ def folds(
 
 
 def holdout(
-    labels: Sequence[Any], share: float, seed: int, class_names: Sequence[str] | None = None
+    labels: Sequence[Any],
+    share: float,
+    seed: int,
+    class_names: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
 ) -> tuple[list[int], list[int]]:
     """Hold out a share of the images, stratified by class if each image has one class.
 
@@ -127,17 +140,23 @@ def holdout(
         share: Share to hold out, in (0, 1).
         seed: Seed of the split.
         class_names: Names of the classes, for the error message.
+        groups: Group of each image, from `image_groups`, whose images are held out together; None for none.
 
     Returns:
         Indices of the training images and of the held-out images.
 
     Raises:
-        ValueError: If the share is not in (0, 1), or too small or too large for every class to be in both parts.
+        ValueError: If the share is not in (0, 1), or too small or too large for every class to be in both parts, or a
+            class is in one group alone.
     """
     from sklearn.model_selection import train_test_split
 
     if not 0 < share < 1:
         raise ValueError(f"The share to hold out is {share} and must be between 0 and 1.")
+    if groups is not None:
+        if _is_single(labels):
+            _check_class_groups(labels, 2, "both parts of the split", class_names, groups)
+        return split_groups(_classes(labels), groups, share, seed)
     num_held_out = round(share * len(labels))
     smallest = 1
     if _is_single(labels):
@@ -161,6 +180,47 @@ def _is_single(labels: Sequence[Any]) -> bool:
     if not len(labels):
         raise ValueError("There are no labels to split. Name a source with labels.")
     return isinstance(labels[0], (int, np.integer))
+
+
+def _whole_groups(
+    labels: Sequence[Any],
+    num_folds: int,
+    fold: int,
+    seed: int,
+    class_names: Sequence[str] | None,
+    groups: Sequence[str],
+) -> tuple[list[int], list[int]]:
+    """As `folds`, of whole groups."""
+    if _is_single(labels):
+        _check_class_groups(labels, num_folds, f"{num_folds} folds", class_names, groups)
+    if len(set(groups)) < num_folds:
+        raise ValueError(
+            f"The images come from {len(set(groups))} files or series, too few for {num_folds} folds. Use fewer folds,"
+            " or add files."
+        )
+    found = group_folds(_classes(labels), groups, num_folds, seed)
+    return np.flatnonzero(found != fold).tolist(), np.flatnonzero(found == fold).tolist()
+
+
+def _classes(labels: Sequence[Any]) -> np.ndarray:
+    """Zeros and ones of shape (images, classes); ones of shape (images, 1) for numbers."""
+    if _is_single(labels):
+        return np.eye(max(labels) + 1)[np.asarray(labels)]
+    return np.ones((len(labels), 1)) if isinstance(labels[0], float) else np.asarray(labels, float)
+
+
+def _check_class_groups(
+    labels: Sequence[int], smallest: int, purpose: str, class_names: Sequence[str] | None, groups: Sequence[str]
+) -> None:
+    for label in sorted(set(labels)):
+        count = len({group for group, found in zip(groups, labels, strict=True) if found == label})
+        if count < smallest:
+            name = f"{label} (counted from 0)" if class_names is None else class_names[label]
+            raise ValueError(
+                f"The images of class {name} come from {count} file{'s' * (count > 1)} or series, too few for"
+                f" {purpose}: images of one file or series are alike, and stay together. Add files, or name other"
+                " images for validation."
+            )
 
 
 def _check_class_sizes(labels: Sequence[int], smallest: int, purpose: str, class_names: Sequence[str] | None) -> None:
