@@ -54,9 +54,10 @@ def _introduction(lines: list[dict[str, Any]]) -> str:
         f" Accuracies are of {NUM_TEST_IMAGES} test images, in percent: mean and standard deviation over label subsets"
         f" and pre-trainings, and the difference to training from scratch on the same subsets, with a 95 % interval"
         f" (Student's t over the subsets). Probe and k-NN use frozen features and {PROBED} labels."
-        f"\n\n{len(lines)} runs in {seconds / 3600:.1f} hours on one core of an {about['device']}, torch"
-        f" {about['torch']}, transformers {about['transformers']}, Python {about['python']}. Intervals are not"
-        " corrected for multiple comparisons. The settings were chosen on these sets: what they gain on others is not known."
+        f"\n\n{len(lines)} runs in {seconds / 3600:.1f} hours on one core of an {about['device']}, with versions"
+        f" torch {about['torch']}, transformers {about['transformers']}, Python {about['python']}. Intervals are not"
+        " corrected for multiple comparisons. The settings were chosen on these sets: what they gain on others is not"
+        " known."
     )
 
 

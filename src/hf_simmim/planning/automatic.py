@@ -335,8 +335,8 @@ class Plan:
         steps = planned_steps(arguments, num_images)
         if self.expected is not None and steps < FEWEST_STEPS:
             notes.append(
-                f"{steps} steps are few for a warm-up and a decay of the learning rate. Use more epochs, more images or"
-                " a smaller batch."
+                f"{steps} steps are few: pre-trainings that short gain little or nothing. Use more epochs, more images"
+                " or a smaller batch."
             )
         if arguments.hours and self.expected is not None and self.expected.hours > 1.25 * arguments.hours:
             notes.append(

@@ -15,14 +15,14 @@ from .machine import GIB, Machine
 PAPER_IMAGES, PAPER_EPOCHS, LONGEST_EPOCHS = 1_281_167, 100, 800
 # Minutes that 2,000 images may take on processors if nobody says how long, and the longest such run in hours.
 CPU_MINUTES, CPU_IMAGES, CPU_HOURS = 20, 2_000, 12
-# Fewest epochs that are worth training, and fewest updates that a warm-up and a decay need.
-FEWEST_EPOCHS, FEWEST_STEPS = 5, 100
+# Fewest epochs that are worth training, and fewest steps: fewer gained a third of what more did (docs/search.md).
+FEWEST_EPOCHS, FEWEST_STEPS = 5, 500
 # Memory of a GPU that holds a Swin-B with a batch worth having; cores that a Swin-T needs.
 LARGE_GPU, MANY_CORES = 22 * GIB, 16
 # Peak learning rates that hold at the batch sizes beside them; they grow with the root of the batch size.
 RATES = {"swin-mini": (2e-3, 64), "swin-tiny": (8e-4, 256), "swin-base": (8e-4, 2048)}
 # Steps of an epoch of a small set, at least: short trainings need many steps rather than large ones.
-IMAGES_PER_BATCH_IMAGE = 64
+STEPS_AN_EPOCH = 64
 # Gray sets of fewer images learn from histograms of gradients (docs/search.md).
 FEW_IMAGES = 10_000
 # Encoders of fewer parameters learn at the rates of swin-mini.
@@ -148,7 +148,7 @@ def choose_batch(num_images: int, encoder: str, machine: Machine, parameters: in
     like = encoder if encoder in RATES else "swin-tiny"
     if like != encoder and parameters is not None and parameters < FEW_PARAMETERS:
         like = "swin-mini"
-    wanted = 2 ** max(0, math.floor(math.log2(max(1, num_images / IMAGES_PER_BATCH_IMAGE))))
+    wanted = 2 ** max(0, math.floor(math.log2(max(1, num_images / STEPS_AN_EPOCH))))
     batch = max(1, min(max(wanted, 16), LARGEST_BATCH[like], num_images))
     batch = max(1, batch // machine.num_devices) * machine.num_devices
     rate, its_batch = RATES[like]
