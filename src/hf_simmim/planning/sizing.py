@@ -21,7 +21,7 @@ FEWEST_EPOCHS, FEWEST_STEPS = 5, 500
 LARGE_GPU, MANY_CORES = 22 * GIB, 16
 # Peak learning rates that hold at the batch sizes beside them; they grow with the root of the batch size.
 RATES = {"swin-mini": (2e-3, 64), "swin-tiny": (8e-4, 256), "swin-base": (8e-4, 2048)}
-# Steps of an epoch of a small set, at least: short trainings need many steps rather than large ones.
+# Steps of an epoch of a small set, about: short trainings need many steps rather than large ones.
 STEPS_AN_EPOCH = 64
 # Gray sets of fewer images learn from histograms of gradients (docs/search.md).
 FEW_IMAGES = 10_000
@@ -148,7 +148,7 @@ def choose_batch(num_images: int, encoder: str, machine: Machine, parameters: in
     like = encoder if encoder in RATES else "swin-tiny"
     if like != encoder and parameters is not None and parameters < FEW_PARAMETERS:
         like = "swin-mini"
-    wanted = 2 ** max(0, math.floor(math.log2(max(1, num_images / STEPS_AN_EPOCH))))
+    wanted = 2 ** max(0, round(math.log2(max(1, num_images / STEPS_AN_EPOCH))))
     batch = max(1, min(max(wanted, 16), LARGEST_BATCH[like], num_images))
     batch = max(1, batch // machine.num_devices) * machine.num_devices
     rate, its_batch = RATES[like]
