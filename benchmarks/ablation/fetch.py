@@ -1,6 +1,6 @@
 """Fetches the study's images from Debian's packages and prepares arrays of them. Nothing is installed.
 
-    python -m benchmarks.ablation.fetch              # both data sets, into benchmarks/data
+    python -m benchmarks.ablation.fetch              # all data sets, into benchmarks/data
     python -m benchmarks.ablation.fetch fashion --folder my_folder
 
 With apt, the packages come from its sources, which verify them; otherwise from deb.debian.org, with a pinned version
@@ -23,6 +23,7 @@ import numpy as np
 
 from .clip_art import prepare_clip_art
 from .data import FETCHED
+from .textures import prepare_textures
 
 MIRROR = "https://deb.debian.org/debian/"
 BLOCK = 2**20
@@ -65,6 +66,14 @@ PACKAGES = {
         "f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02",
         "public domain",
         "8,000 drawings in color, in folders by subject",
+    ),
+    "textures": Package(
+        "openarena-081-textures",
+        "pool/main/o/openarena-textures/openarena-081-textures_0.8.5split-14_all.deb",
+        93727900,
+        "72bf05abd5286a1523b56ca04e25bceb775813d747f92ecd20749d512361a81f",
+        "GPL-2+, © the OpenArena team",
+        "1,600 textures of a game, of which gray windows of ten photographed ones are cut",
     ),
 }
 
@@ -161,7 +170,7 @@ def prepare_fashion(folder: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-PREPARE = {"fashion": prepare_fashion, "clipart": prepare_clip_art}
+PREPARE = {"fashion": prepare_fashion, "clipart": prepare_clip_art, "textures": prepare_textures}
 
 
 def main() -> None:

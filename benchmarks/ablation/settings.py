@@ -51,7 +51,7 @@ class Settings:
     num_probe_images: int
 
 
-def _vit(patch_size: int, width: int, layers: int, heads: int) -> dict[str, Any]:
+def vit(patch_size: int, width: int, layers: int, heads: int) -> dict[str, Any]:
     return {
         "model_type": "vit",
         "patch_size": patch_size,
@@ -64,7 +64,7 @@ def _vit(patch_size: int, width: int, layers: int, heads: int) -> dict[str, Any]
     }
 
 
-def _swin(patch_size: int, width: int, depths: list[int], heads: list[int], window: int) -> dict[str, Any]:
+def swin(patch_size: int, width: int, depths: list[int], heads: list[int], window: int) -> dict[str, Any]:
     return {
         "model_type": "swin",
         "patch_size": patch_size,
@@ -77,8 +77,8 @@ def _swin(patch_size: int, width: int, depths: list[int], heads: list[int], wind
 
 
 ENCODERS = {
-    "cpu": {"vit": _vit(4, 64, 3, 2), "swin": _swin(2, 32, [1, 2, 2], [1, 2, 4], 4)},
-    "gpu": {"vit": _vit(8, 384, 8, 6), "swin": _swin(4, 96, [2, 2, 6], [3, 6, 12], 4)},
+    "cpu": {"vit": vit(4, 64, 3, 2), "swin": swin(2, 32, [1, 2, 2], [1, 2, 4], 4)},
+    "gpu": {"vit": vit(8, 384, 8, 6), "swin": swin(4, 96, [2, 2, 6], [3, 6, 12], 4)},
 }
 COARSE_STRIDES = {"cpu": {"vit": (2, 4), "swin": (2, 4, 8)}, "gpu": {"vit": (2, 4, 8), "swin": (2, 4, 8, 16)}}
 

@@ -81,6 +81,13 @@ def test_from_pictures_to_a_verdict(script, pictures, tmp_path, capsys, monkeypa
     assert [int(number) for number, _ in progress] == list(range(1, 9))
     assert [bool(left) for _, left in progress] == [True] * 7 + [False]
     assert results["conclusion"] in (tmp_path / "comparison.md").read_text()
+    # Noise on two colors: nothing but the colors can be learned, and the verdict says so.
+    doubt = f"{tmp_path / 'pretrained'}: masked pixels are predicted"
+    assert printed.count(doubt) == 2
+    assert doubt in (tmp_path / "comparison.md").read_text()
+    # Without a recipe the arms are fine-tuned as few labels need it.
+    given = json.loads((tmp_path / "4-labels" / "pre-trained" / "seed-1" / "run.json").read_text())
+    assert (given["augmentation"]["rand_augment"], given["augmentation"]["mixup"]) == ("none", 0.0)
 
     # Both arms: the same images and settings, seed by seed.
     for budget in ("4-labels", "all-labels"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from photos import random_photo
-from tiny import swin_config
+from tiny import swin_config, vit_config
 
 from hf_simmim.cli import pretrain
 from hf_simmim.planning import automatic as automatic_module
@@ -69,6 +69,9 @@ def test_a_folder_alone_is_enough(monkeypatch, tmp_path, gray, rehearsed):
     lines = trainer.plan.lines(arguments, 57)
     assert lines["  encoder"] == "swin-mini: 2 processor cores, no GPU"
     assert lines["  num_channels"] == "1: gray images"
+    assert (model.target, model.target_options) == ("hog", {"cell_size": 8})
+    assert trainer.model.config.loss == "l2"
+    assert lines["  target"] == "hog: 57 gray images; --target rgb draws reconstructions"
     assert " min at 100 images/s, 1.1 GB of memory" in lines["Forecast"]
 
 
@@ -81,7 +84,7 @@ def test_on_a_gpu_the_same_command_takes_a_larger_encoder(monkeypatch, tmp_path,
         lambda arguments: taken.append(arguments.encoder) or pretrain.SimMIMConfig(encoder_config=swin_config()),
     )
     built(monkeypatch, tmp_path, gray, machine=Machine("cuda", 1, 80 * GIB, 16, has_bf16=False))
-    assert taken == ["swin-base", "swin-base"]
+    assert set(taken) == {"swin-base"}
     arguments = types.SimpleNamespace(given=set(), recipe=None, mixed_precision="no", fsdp=None, deepspeed=None)
     chosen = Automatic(arguments)
     chosen.choose_precision(arguments, LARGE_GPU)
@@ -97,6 +100,7 @@ def test_options_win(monkeypatch, tmp_path, gray, rehearsed):
     given = {
         "encoder": json.dumps(swin_config(num_channels=1).to_diff_dict() | {"model_type": "swin"}),
         "mask_patch_size": 16,
+        "target": "rgb",
         "per_device_train_batch_size": 5,
         "num_train_epochs": 2,
         "bf16": "false",
@@ -116,6 +120,32 @@ def test_an_option_leaves_the_others_open(monkeypatch, tmp_path, gray, rehearsed
     assert "window_size" not in trainer.plan.automatic.choices
     trainer, (_, model, _) = built(monkeypatch, tmp_path / "larger", gray, image_size=96)
     assert (model.window_size, model.image_size, model.mask_patch_size) == (6, [96], 16)
+
+
+def test_masks_and_rates_fit_an_encoder_that_was_given(monkeypatch, tmp_path, gray, rehearsed):
+    """Masks of 32 px would hide whole quarters of so small an image, and the rate of a large encoder learns nothing."""
+    encoder = json.dumps(vit_config(image_size=64, patch_size=8, num_channels=1).to_diff_dict() | {"model_type": "vit"})
+    trainer, (_, model, arguments) = built(monkeypatch, tmp_path, gray, encoder=encoder)
+    assert model.mask_patch_size == trainer.processing_class.mask_patch_size == 8
+    assert arguments.learning_rate == pytest.approx(1e-3)
+    assert trainer.plan.lines(arguments, 57)["  learning_rate"] == "0.001: for swin-mini at a batch size of 16"
+
+
+def test_a_part_of_the_objective_leaves_the_target_alone(monkeypatch, tmp_path, gray, rehearsed):
+    for number, given in enumerate(({"target": "rgb"}, {"loss": "l1"}, {"head": "linear"})):
+        trainer, _ = built(monkeypatch, tmp_path / str(number), gray, **given)
+        assert trainer.model.config.target == "rgb"
+        assert "target" not in trainer.plan.automatic.choices
+
+
+def test_a_run_of_an_older_version_keeps_its_objective(monkeypatch, tmp_path, gray, rehearsed):
+    built(monkeypatch, tmp_path, gray)
+    path = tmp_path / "run" / "run.json"
+    before = json.loads(path.read_text())
+    del before["chosen"]["target"], before["chosen"]["target_options"]
+    path.write_text(json.dumps(before))
+    trainer, _ = built(monkeypatch, tmp_path, gray)
+    assert trainer.model.config.target == "rgb"
 
 
 def test_a_recipe_is_taken_to_the_digit(monkeypatch, tmp_path, gray, rehearsed):

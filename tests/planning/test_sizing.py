@@ -5,7 +5,16 @@ import pytest
 from hf_simmim.data.survey import Survey
 from hf_simmim.model.configuration_simmim import ENCODER_PRESETS
 from hf_simmim.planning.machine import GIB, Machine
-from hf_simmim.planning.sizing import RATES, choose_batch, choose_epochs, choose_model, choose_window, smaller_batch
+from hf_simmim.planning.sizing import (
+    RATES,
+    choose_batch,
+    choose_epochs,
+    choose_mask_patch,
+    choose_model,
+    choose_target,
+    choose_window,
+    smaller_batch,
+)
 
 LAPTOP = Machine("cpu", 1, 16 * GIB, 2, has_bf16=False)
 SMALL_GPU = Machine("cuda", 1, 8 * GIB, 8, has_bf16=True)
@@ -62,7 +71,7 @@ def test_the_geometry_of_the_paper_is_chosen_at_its_size():
 
 
 def test_batches_grow_with_the_images_and_rates_with_the_batch():
-    for num_images, batch in ((40, 16), (2000, 64), (200_000, 256)):
+    for num_images, batch in ((40, 16), (1890, 32), (2100, 32), (200_000, 256)):
         assert choose_batch(num_images, "swin-mini", LAPTOP)["batch_size"].value == batch
     large = choose_batch(2_000_000, "swin-base", LARGE_GPU)
     assert (large["batch_size"].value, large["learning_rate"].value) == (2048, 8e-4)
@@ -70,6 +79,31 @@ def test_batches_grow_with_the_images_and_rates_with_the_batch():
     assert choose_batch(10, "swin-mini", LAPTOP)["batch_size"].value == 10
     eight = Machine("cuda", 8, 80 * GIB, 16, True)
     assert choose_batch(3000, "swin-base", eight)["batch_size"].value % 8 == 0
+
+
+def test_small_encoders_learn_at_higher_rates():
+    small, large = (
+        choose_batch(2100, "{}", LAPTOP, parameters)["learning_rate"].value for parameters in (500_000, 50_000_000)
+    )
+    assert small == choose_batch(2100, "swin-mini", LAPTOP)["learning_rate"].value == 1.4e-3
+    assert large == choose_batch(2100, "swin-tiny", LAPTOP)["learning_rate"].value == 2.8e-4
+
+
+@pytest.mark.parametrize(
+    ("size", "patch_size", "mask"),
+    [(192, 4, 32), (64, 4, 8), (64, 8, 8), (64, 16, 16), (28, 7, 7), (224, 16, 32), (518, 14, 84), (16, 16, 16)],
+)
+def test_masks_are_a_sixth_of_the_image_in_whole_patches(size, patch_size, mask):
+    assert choose_mask_patch(size, patch_size).value == mask
+
+
+def test_few_gray_images_learn_from_gradients():
+    chosen = {name: choice.value for name, choice in choose_target(images(64, 1), 2100, 16).items()}
+    assert chosen == {"target": "hog", "target_options": {"cell_size": 8}}
+    assert choose_target(images(28, 1), 2100, 7)["target_options"].value == {"cell_size": 7}
+    assert choose_target(images(64, 3), 2100, 16) == {}
+    assert choose_target(images(64, 1), 60_000, 16) == {}
+    assert choose_target(images(64, 1), 2100, 3) == {}
 
 
 def test_length():

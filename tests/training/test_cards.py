@@ -1,6 +1,7 @@
 """Model cards of all kinds of runs: whole, valid, and true."""
 
 import io
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +32,7 @@ from hf_simmim.model.masking import average_distance, random_mask
 from hf_simmim.training.arguments import SimMIMTrainingArguments
 from hf_simmim.training.callbacks import ProbeCallback
 from hf_simmim.training.cards.classification import classification_card
-from hf_simmim.training.cards.pretraining import pretraining_card
+from hf_simmim.training.cards.pretraining import describe_evaluation, learned_little, pretraining_card, read_metrics
 from hf_simmim.training.labeled_trainers import ClassifierTrainer
 from hf_simmim.training.trainers import SimMIMTrainer
 from hf_simmim.visualization.grids import DRAWN_COLUMNS
@@ -545,3 +546,19 @@ def test_the_hub_takes_the_cards_and_a_push_keeps_them(hub, tmp_path):
         make_classifier(tmp_path, ["coat", "shoe"], hub_license="My own!")
     hub.fail(status=503)
     check_license(arguments)
+
+
+@pytest.mark.parametrize(
+    ("gain", "words"),
+    [(0.02, "only 2 % better than by the mean color"), (-0.1, "no better than by"), (0.3, ""), (float("nan"), "")],
+)
+def test_a_pre_training_that_learned_little_is_said(gain, words, tmp_path):
+    metrics = {"eval_loss": 0.5, "eval_masked_l1": 15.5, "eval_mean_color_l1": 15.8, "eval_gain_over_mean_color": gain}
+    (tmp_path / "results.json").write_text(json.dumps(metrics))
+    found = learned_little(read_metrics(tmp_path))
+    assert words in found
+    assert bool(found) == bool(words)
+    assert ("Warning: " in describe_evaluation(metrics, "", 96)) == bool(words)
+    # Part of the gain would be the original's.
+    assert "Warning" not in describe_evaluation(metrics, "local mean and contrast", 96)
+    assert learned_little(read_metrics(tmp_path / "elsewhere")) == ""

@@ -39,6 +39,8 @@ from ..evaluation.comparing.metric import DecidingMetric, choose_metric
 from ..evaluation.comparing.report import Results, conclude, means_by_seed, write_report
 from ..evaluation.comparing.verdicts import Verdict
 from ..evaluation.run_progress import RunProgress
+from ..planning.sizing import choose_mask_patch
+from ..training.cards.pretraining import learned_little, read_metrics
 from ..training.fingerprints import digest, model_digest
 from ..training.run_folder import RunRecord
 from .command import Command, existing, in_words, make_folder
@@ -47,6 +49,8 @@ from .options.models import describe_models
 from .recipes import CommandError, options_of
 
 PACKAGE = __name__.partition(".")[0]
+# Recipe of finetune for all arms, if none is named: that of the paper takes too few steps on few labels.
+FEW_LABELS = "few_labels"
 # Of a run: images per class, and whether it is of a cross-validation.
 Kind = tuple[int, bool]
 # Steps of an arm, whose costs are told.
@@ -230,8 +234,11 @@ def fitting_mask_patch(options: dict[str, Any]) -> int:
     Returns:
         The side.
     """
-    _, model, _ = pretrain.COMMAND.parse(options_of(options))
-    patch = pretrain.build_config(model).patch_size
+    _, model, training = pretrain.COMMAND.parse(options_of(options))
+    config = pretrain.build_config(model)
+    patch = config.patch_size
+    if "recipe" not in options and "mask_patch_size" not in (training.given or ()):
+        return int(choose_mask_patch(min(config.image_size), patch).value)
     return max(1, round(model.mask_patch_size / patch)) * patch
 
 
@@ -406,8 +413,9 @@ def _default_options(arguments: CompareArguments) -> dict[str, Any]:
     # Progress bars of many short runs would hide the results; Trainer prints to the log instead. The test set is not
     # used before the end.
     options = {"disable_tqdm": True, "eval_strategy": "no"} | _options(arguments.finetune_options)
-    if arguments.finetune_recipe is not None:
-        options["recipe"] = arguments.finetune_recipe
+    recipe = arguments.finetune_recipe or (FEW_LABELS if arguments.names_images else None)
+    if recipe is not None:
+        options["recipe"] = recipe
     return options
 
 
@@ -605,6 +613,10 @@ def run(arguments: CompareArguments) -> ComparisonResult:
     for note in notes:
         _say(note)
     models = prepare_models(arguments, test_set)
+    folders = dict.fromkeys(Path(model.checkpoint) for model in models if not model.from_scratch)
+    for doubt in [f"{folder}: {text}" for folder in folders if (text := learned_little(read_metrics(folder)))]:
+        _say(doubt)
+        notes.append(doubt)
     results = run_arms(arguments, models, test_set)
     report = conclude(results, arguments.arm_names, test_set.metric, test_set.refusals, notes)
     output_dir = Path(arguments.output_dir)

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from transformers import IntervalStrategy
 
 from ..data.survey import Survey
+from ..model.modeling_base import SimMIMModel
 from ..training.agreement import everyones
 from ..training.optimization import images_per_step, planned_steps
 from .machine import Machine
@@ -24,7 +25,17 @@ from .rehearsal import (
     rough_time,
     size,
 )
-from .sizing import FEWEST_STEPS, Choice, choose_batch, choose_epochs, choose_model, choose_window, smaller_batch
+from .sizing import (
+    FEWEST_STEPS,
+    Choice,
+    choose_batch,
+    choose_epochs,
+    choose_mask_patch,
+    choose_model,
+    choose_target,
+    choose_window,
+    smaller_batch,
+)
 
 # Evaluations and saves of a training whose length was chosen.
 NUM_EVENTS = 20
@@ -32,6 +43,11 @@ NUM_EVENTS = 20
 LONG = 200
 # A day of processors is said before it starts.
 DAY = 24
+# Options whose setting leaves the target alone.
+OBJECTIVE_OPTIONS = (
+    *("head", "head_options", "head_inputs", "target", "target_options"),
+    *("prediction_stride", "loss", "loss_options", "loss_region"),
+)
 # Options of the model that are chosen together; of the encoder only if it is one of the presets.
 PRESET_OPTIONS = ("image_size", "window_size", "num_channels")
 
@@ -101,6 +117,29 @@ class Automatic:
             if self.is_open(name) and name in choices:
                 self.set(model, name, choices[name])
 
+    def choose_objective(self, model: Any, build_config: Callable[[Any], Any], seen: Survey, num_images: int) -> Any:
+        """Choose the size of mask patches and the target, for any encoder or checkpoint.
+
+        Args:
+            model: Options of the model, with `mask_patch_size` and those of the target.
+            build_config: Function that builds the config from the options.
+            seen: What the images are like.
+            num_images: Number of training images.
+
+        Returns:
+            The config of the model.
+        """
+        config = build_config(model)
+        choices = {"mask_patch_size": choose_mask_patch(min(config.image_size), config.patch_size)}
+        if model.checkpoint is None and self.is_open(*OBJECTIVE_OPTIONS):
+            choices |= choose_target(seen, num_images, config.encoder_stride)
+        for name, choice in choices.items():
+            # A run that began with an older version keeps what that did.
+            is_older = bool(self.before) and name not in self.before
+            if self.is_open(name) and name not in self.choices and not is_older:
+                self.set(model, name, choice)
+        return build_config(model) if "target" in self.choices else config
+
     def choose_precision(self, arguments: Any, machine: Machine) -> None:
         """Choose bfloat16 where the device computes in it, unless a precision or an engine was set.
 
@@ -116,16 +155,19 @@ class Automatic:
         self.set(arguments, "bf16", Choice(True, f"{machine.device.upper()} with bfloat16 instructions"))
         arguments.mixed_precision = "bf16" if arguments.bf16 else "no"
 
-    def choose_batch(self, arguments: Any, encoder: str, num_images: int, machine: Machine) -> None:
+    def choose_batch(self, arguments: Any, encoder: str, config: Any, num_images: int, machine: Machine) -> None:
         """Choose batch size and learning rate.
 
         Args:
             arguments: Training arguments.
-            encoder: Name of the preset.
+            encoder: Name of the preset, or a config.
+            config: Config of the model.
             num_images: Number of training images.
             machine: What the machine offers.
         """
-        choices = choose_batch(num_images, encoder, machine)
+        with torch.device("meta"):  # without memory
+            parameters = SimMIMModel(config).num_parameters()
+        choices = choose_batch(num_images, encoder, machine, parameters)
         if self.is_open("per_device_train_batch_size", "gradient_accumulation_steps", "auto_find_batch_size"):
             batch = choices["batch_size"]
             on_each = batch.value // machine.num_devices
@@ -293,8 +335,8 @@ class Plan:
         steps = planned_steps(arguments, num_images)
         if self.expected is not None and steps < FEWEST_STEPS:
             notes.append(
-                f"{steps} steps are few for a warm-up and a decay of the learning rate. Use more epochs, more images or"
-                " a smaller batch."
+                f"{steps} steps are few: pre-trainings that short gain little or nothing. Use more epochs, more images"
+                " or a smaller batch."
             )
         if arguments.hours and self.expected is not None and self.expected.hours > 1.25 * arguments.hours:
             notes.append(

@@ -15,12 +15,18 @@ from .machine import GIB, Machine
 PAPER_IMAGES, PAPER_EPOCHS, LONGEST_EPOCHS = 1_281_167, 100, 800
 # Minutes that 2,000 images may take on processors if nobody says how long, and the longest such run in hours.
 CPU_MINUTES, CPU_IMAGES, CPU_HOURS = 20, 2_000, 12
-# Fewest epochs that are worth training, and fewest updates that a warm-up and a decay need.
-FEWEST_EPOCHS, FEWEST_STEPS = 5, 100
+# Fewest epochs that are worth training, and fewest steps: fewer gained a third of what more did (docs/search.md).
+FEWEST_EPOCHS, FEWEST_STEPS = 5, 500
 # Memory of a GPU that holds a Swin-B with a batch worth having; cores that a Swin-T needs.
 LARGE_GPU, MANY_CORES = 22 * GIB, 16
 # Peak learning rates that hold at the batch sizes beside them; they grow with the root of the batch size.
 RATES = {"swin-mini": (2e-3, 64), "swin-tiny": (8e-4, 256), "swin-base": (8e-4, 2048)}
+# Steps of an epoch of a small set, about: short trainings need many steps rather than large ones.
+STEPS_AN_EPOCH = 64
+# Gray sets of fewer images learn from histograms of gradients (docs/search.md).
+FEW_IMAGES = 10_000
+# Encoders of fewer parameters learn at the rates of swin-mini.
+FEW_PARAMETERS = 10_000_000
 LARGEST_BATCH = {"swin-mini": 256, "swin-tiny": 1024, "swin-base": 2048}
 
 
@@ -81,34 +87,75 @@ def choose_window(size: int, patch_size: int = 4) -> dict[str, Choice]:
     """
     grid = size // patch_size
     window = next((window for window in (6, 7, 8) if grid % window == 0), 6)
-    # A sixth of the side, as 32 of 192 px, and a multiple of the patch that divides the image.
-    fitting = [side for side in range(patch_size, size // 2 + 1, patch_size) if size % side == 0]
-    mask = min(fitting, key=lambda side: abs(math.log(side * 6 / size)))
     return {
         "window_size": Choice(window, f"{grid} patches on a side"),
-        "mask_patch_size": Choice(mask, f"1/{size // mask} of the side; in the paper 32 of 192 px"),
+        "mask_patch_size": choose_mask_patch(size, patch_size),
     }
 
 
-def choose_batch(num_images: int, encoder: str, machine: Machine) -> dict[str, Choice]:
+def choose_mask_patch(size: int, patch_size: int) -> Choice:
+    """Choose the side of mask patches: a sixth of the image's, as 32 of 192 px, in whole patches of the encoder.
+
+    Args:
+        size: Shorter side of the image in pixels.
+        patch_size: Side of a patch in pixels.
+
+    Returns:
+        The choice for `mask_patch_size`, in pixels.
+    """
+    sides = range(patch_size, max(patch_size, size // 2) + 1, patch_size)
+
+    def distance(side: int) -> float:
+        return abs(math.log(side * 6 / size))
+
+    # Mask patches that divide the image are all whole; unless they are far larger or smaller.
+    nearest = min(sides, key=distance)
+    dividing = [side for side in sides if size % side == 0 and distance(side) < distance(nearest) + math.log(1.5)]
+    mask = min(dividing, key=distance, default=nearest)
+    return Choice(mask, f"1/{size / mask:.2g} of the side; in the paper 32 of 192 px")
+
+
+def choose_target(seen: Survey, num_images: int, encoder_stride: int) -> dict[str, Choice]:
+    """Choose what is predicted: gradients for few gray images, whose pixels short trainings hardly learn to predict.
+
+    Args:
+        seen: What the images are like.
+        num_images: Number of training images.
+        encoder_stride: Stride of the encoder's last feature map in pixels.
+
+    Returns:
+        Choices for `target` and `target_options`; none where RGB stays the target.
+    """
+    cell = next((side for side in (8, 4, 7, 6, 5) if encoder_stride % side == 0), None)
+    if seen.num_channels != 1 or num_images >= FEW_IMAGES or cell is None:
+        return {}
+    reason = f"{num_images:,} gray images; --target rgb draws reconstructions"
+    return {"target": Choice("hog", reason), "target_options": Choice({"cell_size": cell}, "pixels, of the patches")}
+
+
+def choose_batch(num_images: int, encoder: str, machine: Machine, parameters: int | None = None) -> dict[str, Choice]:
     """Choose batch size and learning rate.
 
     Args:
         num_images: Number of training images.
-        encoder: Name of the preset.
+        encoder: Name of the preset, or a config.
         machine: What the machine offers.
+        parameters: Number of parameters of an encoder that is no preset.
 
     Returns:
         Choices for `batch_size`, over all devices, and `learning_rate`.
     """
-    wanted = 2 ** max(0, math.floor(math.log2(max(1, num_images / 16))))
-    batch = max(1, min(max(wanted, 16), LARGEST_BATCH.get(encoder, 1024), num_images))
+    like = encoder if encoder in RATES else "swin-tiny"
+    if like != encoder and parameters is not None and parameters < FEW_PARAMETERS:
+        like = "swin-mini"
+    wanted = 2 ** max(0, round(math.log2(max(1, num_images / STEPS_AN_EPOCH))))
+    batch = max(1, min(max(wanted, 16), LARGEST_BATCH[like], num_images))
     batch = max(1, batch // machine.num_devices) * machine.num_devices
-    rate, its_batch = RATES.get(encoder, RATES["swin-tiny"])
+    rate, its_batch = RATES[like]
     rate = float(f"{rate * math.sqrt(min(1, batch / its_batch)):.2g}")
     return {
         "batch_size": Choice(batch, f"{num_images // batch:,} steps an epoch"),
-        "learning_rate": Choice(rate, f"for {encoder} at a batch size of {batch}"),
+        "learning_rate": Choice(rate, f"for {like} at a batch size of {batch}"),
     }
 
 

@@ -102,7 +102,7 @@ class CompareArguments(LabeledSourceArguments):
         default=None, metadata={"help": "Options of pretrain for the arm continued, on top of those, as JSON."}
     )
     finetune_recipe: str | None = field(
-        default=None, metadata={"help": "Recipe of finetune: a name or a JSON file (its defaults if unset)."}
+        default=None, metadata={"help": "Recipe of finetune: a name or a JSON file (few_labels if unset)."}
     )
     finetune_options: dict | str | None = field(
         default=None, metadata={"help": "Further options of finetune, as JSON."}

@@ -1,5 +1,6 @@
 """The model card of a pre-training run, rendered from its trainer during or after training."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ COLUMN_MEANINGS = {
 }
 # Options of components that are too long for a table.
 LONG_OPTIONS = ("centers", "model_config", "image_mean", "image_std")
+# Share of the mean color's error that a model takes away which has learned more than mean colors (docs/search.md).
+LITTLE_GAIN = 0.1
 PROBE_FIGURES = {"probe_linear_accuracy": "linear probe", "probe_knn_accuracy": "k-NN"}
 
 
@@ -152,7 +155,44 @@ def describe_evaluation(metrics: dict[str, float], decode_uses: str, hidden_size
             lines.append(f"Training images, evaluated the same way: {name} {metrics[key]:.{digits}f}")
     if _is_number(metrics.get("eval_rankme")):
         lines.append(f"Features: RankMe {metrics['eval_rankme']:.1f} of {hidden_size} dimensions")
+    if not decode_uses and (warning := learned_little(metrics)):
+        lines.append(f"Warning: {warning}")
     return "\n".join(lines)
+
+
+def learned_little(metrics: dict[str, float]) -> str:
+    """Say so if a model predicts hardly more than the mean color of each image.
+
+    Args:
+        metrics: Metrics of the evaluation.
+
+    Returns:
+        A sentence with what to change; "" if it predicts more, or that was not measured.
+    """
+    gain = metrics.get("eval_gain_over_mean_color")
+    if gain is None or not _is_number(gain) or gain >= LITTLE_GAIN:
+        return ""
+    better = f"only {gain:.0%} better" if gain >= 0 else "no better"
+    return (
+        f"masked pixels are predicted {better} than by the mean color of each image, so little was learned, and"
+        " fine-tuning from it can be worse than from scratch. Try --target hog, more epochs, or smaller mask patches."
+    ).replace("%", " %")
+
+
+def read_metrics(folder: Path) -> dict[str, float]:
+    """Read the last evaluation of a pre-training.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        Metrics by name; none if the folder has no such file.
+    """
+    try:
+        found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def masked_l1_in_words(metrics: dict[str, float], emphasis: str = "") -> str:

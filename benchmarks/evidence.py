@@ -1,0 +1,78 @@
+"""Is pre-training worth it on a set of small gray images? The arms of `hf-simmim compare`, in one restartable command.
+
+    python -m benchmarks.ablation.fetch textures clipart       # once
+    python -m benchmarks.evidence textures
+    python -m benchmarks.evidence clipart --encoder swin --pretrain_seeds 0 1 2 --epochs 30
+
+All settings but encoder, epochs and seeds are those that the commands choose. Weights that can be had for free are an
+arm if --public names some; packages of PyPI and Debian bring none for gray images of 64 px. Prints the table, the
+verdicts, and the machine with its versions; plot and all runs are in the folder of the runs.
+"""
+
+import argparse
+import json
+import platform
+from pathlib import Path
+
+import torch
+import transformers
+
+import hf_simmim
+
+from .ablation.settings import swin, vit
+from .ablation.study import device_name
+from .search.images import SETS, write_set
+
+ENCODERS = {"vit": vit(16, 96, 4, 3), "swin": swin(4, 32, [2, 2, 2], [1, 2, 4], 4)}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Compare the arms, and print what came out."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.evidence", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("set", choices=SETS, help="image set")
+    parser.add_argument("--encoder", choices=ENCODERS, default="vit", help="default: vit")
+    parser.add_argument("--epochs", type=int, default=30, help="of pre-training (default: 30)")
+    parser.add_argument("--labels_per_class", nargs="+", type=int, default=[5, 20], help="default: 5 20")
+    parser.add_argument("--pretrain_seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="label subsets (default: 0 1 2)")
+    parser.add_argument("--public", help="public weights, which are two further arms")
+    parser.add_argument("--folder", type=Path, default=Path("runs/evidence"), help="default: %(default)s")
+    args = parser.parse_args(arguments)
+    train, test = write_set(args.set)
+    output = args.folder / f"{args.set}-{args.encoder}"
+    arms = ["scratch", "pretrained"] + (["public", "continued"] if args.public else [])
+    encoder = ENCODERS[args.encoder] | {"image_size": 64, "num_channels": 1}
+    answer = hf_simmim.compare(
+        train_dir=str(train),
+        validation_dir=str(test),
+        output_dir=str(output),
+        public=args.public,
+        arms=arms,
+        labels_per_class=args.labels_per_class,
+        pretrain_seeds=args.pretrain_seeds,
+        seeds=args.seeds,
+        pretrain_options={
+            "encoder": json.dumps(encoder),
+            "num_train_epochs": args.epochs,
+            "compute_statistics": True,
+            "eval_strategy": "no",
+            "save_strategy": "no",
+            "dataloader_num_workers": 0,
+        },
+        finetune_options={"dataloader_num_workers": 0},
+    )
+    print("\n" + (output / "comparison.md").read_text(encoding="utf-8"))
+    model = hf_simmim.SimMIMConfig(encoder_config=encoder)
+    with torch.device("meta"):
+        parameters = hf_simmim.SimMIMModel(model).num_parameters()
+    print(
+        f"{args.set}, {args.encoder} of {parameters / 1e6:.2f} M parameters: {answer.conclusion}\n{device_name('cpu')},"
+        f" {torch.get_num_threads()} threads, torch {torch.__version__}, transformers {transformers.__version__},"
+        f" hf_simmim {hf_simmim.__version__}, Python {platform.python_version()}"
+    )
+
+
+if __name__ == "__main__":
+    main()
