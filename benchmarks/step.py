@@ -19,10 +19,10 @@ import torch
 from measuring import alternate, machine, peak_memory, ratio, seconds, write_result
 from peers import ENCODERS, build_inputs, build_loss
 
-from hf_simmim.training.acceleration import keep_freed_memory
+from hf_simmim.training.acceleration import keep_freed_memory, recompute_activations
 
 MODES = [
-    *("ours", "ours default-malloc", "ours compiled"),
+    *("ours", "ours default-malloc", "ours recompute", "ours compiled"),
     *("transformers sdpa", "transformers eager", "transformers sdpa compiled", "official"),
 ]
 # Relative difference of losses in float32; in bfloat16 only the rounding of the products is common.
@@ -69,7 +69,10 @@ def work(mode: str, args: argparse.Namespace) -> None:
     if mode.startswith("ours") and not mode.endswith("default-malloc"):
         keep_freed_memory()
     inputs = {name: tensor.to(args.device) for name, tensor in build_inputs(args.encoder, args.batch_size).items()}
-    model, run = build_loss(mode.replace(" default-malloc", ""), args.encoder, inputs, args.official)
+    plain = mode.replace(" default-malloc", "").replace(" recompute", "")
+    model, run = build_loss(plain, args.encoder, inputs, args.official)
+    if mode.endswith(" recompute"):
+        recompute_activations(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
     def loss() -> torch.Tensor:

@@ -10,7 +10,7 @@ from tiny import ENCODER_CONFIGS, batch
 from torch import nn
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
-from hf_simmim.training.acceleration import compile_blocks
+from hf_simmim.training.acceleration import compile_blocks, recompute_activations
 
 FAULTS = """
 import resource, torch
@@ -69,6 +69,35 @@ def test_compiled_blocks_compute_the_same(encoder):
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("encoder", ["swin", "swinv2"])
+def test_recomputed_activations_give_the_same_gradients_and_are_not_kept(encoder):
+    torch.manual_seed(0)
+    model = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=ENCODER_CONFIGS[encoder]())).train()
+    pixel_values, mask = batch(model.config)
+    results = {}
+    for recompute in (False, True):
+        if recompute:
+            assert recompute_activations(model) == sum(model.config.encoder_config.depths)
+        kept = []
+        # Parameters are kept in any case.
+        own = {value.untyped_storage().data_ptr() for value in model.parameters()}
+        pack = lambda tensor, kept=kept: kept.append(tensor) or tensor  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = model(pixel_values, bool_masked_pos=mask).loss
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
+        loss.backward()
+        gradients = [value.grad.clone() for value in model.parameters()]
+        model.zero_grad()
+        size = sum(number for pointer, number in storages.items() if pointer not in own)
+        results[recompute] = (loss.detach(), gradients, size)
+    (loss, gradients, size), (again, others, smaller) = results[False], results[True]
+    assert torch.equal(again, loss)
+    assert all(torch.equal(other, gradient) for other, gradient in zip(others, gradients, strict=True))
+    assert smaller < 0.9 * size
+
+
 def test_a_model_without_blocks_is_refused():
+    with pytest.raises(ValueError, match="is for Swin and SwinV2"):
+        recompute_activations(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="no blocks that repeat"):
         compile_blocks(nn.Linear(2, 2))

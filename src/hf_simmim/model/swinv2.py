@@ -93,7 +93,7 @@ class Swinv2Block(SwinBlock):
     norm_class = Swinv2PostNorm
 
     def mlp(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.layernorm_after(self.output(self.activation(self.intermediate(tokens))))
+        return self.layernorm_after(self.dense(tokens))
 
     def forward(
         self,

@@ -1,4 +1,4 @@
-"""What makes the steps of a training faster on its machine: freed memory that is kept, and blocks that are compiled."""
+"""How the steps of a training use their machine: freed memory that is kept, compiled blocks, recomputed activations."""
 
 import ctypes
 import os
@@ -7,6 +7,8 @@ import sys
 import torch._dynamo
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..model.swin import SwinBlock
 
 # Options of glibc's mallopt.
 TRIM_THRESHOLD = -1
@@ -65,4 +67,27 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
     config.recompile_limit = max(config.recompile_limit, 4 * len(blocks))
     for block in blocks:
         block.compile(backend=backend)
+    return len(blocks)
+
+
+def recompute_activations(model: nn.Module) -> int:
+    """Let the blocks of Swin and SwinV2 compute the activations of their MLPs again for the gradients.
+
+    These are the largest tensors that a step keeps, and the cheapest to compute again: that takes no product. With
+    gradient checkpointing, everything is computed again.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Number of blocks.
+
+    Raises:
+        ValueError: If the model has no such blocks.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, SwinBlock)]
+    if not blocks:
+        raise ValueError("recompute_activations is for Swin and SwinV2. Use --gradient_checkpointing.")
+    for block in blocks:
+        block.recompute_activations = True
     return len(blocks)

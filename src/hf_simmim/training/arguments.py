@@ -164,6 +164,12 @@ class SimMIMTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Compile each block of the encoder; --torch_compile compiles the whole model."},
     )
+    recompute_activations: bool = field(
+        default=False,
+        metadata={
+            "help": "Compute the activations of Swin's MLPs again for the gradients: less memory, a little time."
+        },
+    )
     save_code: bool = field(
         default=False,
         metadata={

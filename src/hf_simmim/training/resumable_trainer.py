@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from ..data.sampling import IndexSampler
 from ..model.modeling_base import SimMIMPreTrainedModel
-from .acceleration import compile_blocks, keep_freed_memory
+from .acceleration import compile_blocks, keep_freed_memory, recompute_activations
 from .agreement import fail_together, leave_before_python_ends
 from .arguments import without_paths
 from .log_sums import LogSums
@@ -75,7 +75,7 @@ class ResumableTrainer(Trainer):
         # Step of the newest checkpoint of this training, the same in all processes.
         self._saved_step = -1
         self._stop_signals = StopSignals()
-        self._has_compiled_blocks = False
+        self._has_changed_blocks = False
         super().__init__(*args, **kwargs)
         if self.args.device.type == "cpu":
             keep_freed_memory()
@@ -445,15 +445,24 @@ class ResumableTrainer(Trainer):
         finally:
             self.state.best_model_checkpoint = best
 
+    def _change_blocks(self) -> None:
+        """Compile the blocks of the model, and let them compute activations again, as the arguments say."""
+        compiles = getattr(self.args, "compile_blocks", False)
+        if compiles and self.args.torch_compile:
+            raise TrainingStoppedError("--compile_blocks and --torch_compile exclude each other. Leave one out.")
+        model: Any = self.model
+        try:
+            if getattr(self.args, "recompute_activations", False):
+                recompute_activations(model)
+            if compiles:
+                compile_blocks(model)
+        except ValueError as error:
+            raise TrainingStoppedError(str(error)) from error
+        self._has_changed_blocks = True
+
     def _prepare_for_training(self, *args, **kwargs):
-        if getattr(self.args, "compile_blocks", False) and not self._has_compiled_blocks:
-            if self.args.torch_compile:
-                raise TrainingStoppedError("--compile_blocks and --torch_compile exclude each other. Leave one out.")
-            try:
-                compile_blocks(self.model)  # type: ignore[arg-type]
-            except ValueError as error:
-                raise TrainingStoppedError(str(error)) from error
-            self._has_compiled_blocks = True
+        if not self._has_changed_blocks:
+            self._change_blocks()
         if self.is_deepspeed_enabled:
             if self.args.torch_compile and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
                 logger.warning(
