@@ -3,6 +3,7 @@
     python -m benchmarks.ablation.fetch textures clipart       # once
     python -m benchmarks.evidence textures
     python -m benchmarks.evidence clipart --encoder swin --pretrain_seeds 0 1 2 --epochs 30
+    python -m benchmarks.evidence textures --paper --checkpoint runs/evidence/textures-vit/pretrained-seed-0
 
 All settings but encoder, epochs and seeds are those that the commands choose. Weights that can be had for free are an
 arm if --public names some; packages of PyPI and Debian bring none for gray images of 64 px. Prints the table, the
@@ -13,6 +14,7 @@ import argparse
 import json
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -38,12 +40,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pretrain_seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="label subsets (default: 0 1 2)")
     parser.add_argument("--public", help="public weights, which are two further arms")
+    parser.add_argument("--checkpoint", help="pre-trained model, instead of pre-training here")
+    parser.add_argument("--paper", action="store_true", help="fine-tune by the paper's settings, not by few_labels")
     parser.add_argument("--folder", type=Path, default=Path("runs/evidence"), help="default: %(default)s")
     args = parser.parse_args(arguments)
     train, test = write_set(args.set)
-    output = args.folder / f"{args.set}-{args.encoder}"
+    output = args.folder / (f"{args.set}-{args.encoder}" + "-paper" * args.paper)
+    # The defaults of `hf-simmim finetune` are the paper's.
+    empty = args.folder / "empty.json"
+    args.folder.mkdir(parents=True, exist_ok=True)
+    empty.write_text("{}", encoding="utf-8")
     arms = ["scratch", "pretrained"] + (["public", "continued"] if args.public else [])
     encoder = ENCODERS[args.encoder] | {"image_size": 64, "num_channels": 1}
+    pretraining: dict[str, Any] = {"checkpoint": args.checkpoint}
+    if args.checkpoint is None:
+        options = {"encoder": json.dumps(encoder), "num_train_epochs": args.epochs, "compute_statistics": True}
+        options |= {"eval_strategy": "no", "save_strategy": "no", "dataloader_num_workers": 0}
+        pretraining = {"pretrain_options": options, "pretrain_seeds": args.pretrain_seeds}
     answer = hf_simmim.compare(
         train_dir=str(train),
         validation_dir=str(test),
@@ -51,17 +64,10 @@ def main(arguments: list[str] | None = None) -> None:
         public=args.public,
         arms=arms,
         labels_per_class=args.labels_per_class,
-        pretrain_seeds=args.pretrain_seeds,
         seeds=args.seeds,
-        pretrain_options={
-            "encoder": json.dumps(encoder),
-            "num_train_epochs": args.epochs,
-            "compute_statistics": True,
-            "eval_strategy": "no",
-            "save_strategy": "no",
-            "dataloader_num_workers": 0,
-        },
+        finetune_recipe=str(empty) if args.paper else None,
         finetune_options={"dataloader_num_workers": 0},
+        **pretraining,
     )
     print("\n" + (output / "comparison.md").read_text(encoding="utf-8"))
     model = hf_simmim.SimMIMConfig(encoder_config=encoder)

@@ -3,6 +3,7 @@
 import json
 import zipfile
 from io import BytesIO
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -123,9 +124,11 @@ def test_evidence_is_a_comparison_with_what_the_commands_choose(tmp_path, monkey
     taken = {}
 
     def compare(**options):
+        taken.clear()
         taken.update(options)
-        (tmp_path / f"surfaces-{encoder}").mkdir()
-        (tmp_path / f"surfaces-{encoder}" / "comparison.md").write_text("the table")
+        folder = Path(options["output_dir"])
+        folder.mkdir()
+        (folder / "comparison.md").write_text("the table")
         return SimpleNamespace(conclusion="the verdict")
 
     monkeypatch.setattr(hf_simmim, "compare", compare)
@@ -135,8 +138,12 @@ def test_evidence_is_a_comparison_with_what_the_commands_choose(tmp_path, monkey
     assert taken["pretrain_seeds"] == [0, 1, 2]
     # Masks, target, batch, rate and fine-tuning are left to them.
     assert not {"mask_patch_size", "target", "learning_rate", "recipe"} & taken["pretrain_options"].keys()
-    assert "finetune_recipe" not in taken
+    assert taken["finetune_recipe"] is None
     printed = capsys.readouterr().out
     assert "the table" in printed
     assert f"surfaces, {encoder} of 0." in printed
     assert "the verdict" in printed
+    evidence.main(["surfaces", "--encoder", encoder, "--folder", str(tmp_path), "--paper", "--checkpoint", "ours"])
+    assert json.loads(Path(taken["finetune_recipe"]).read_text()) == {}
+    assert taken["checkpoint"] == "ours"
+    assert taken["output_dir"] == str(tmp_path / f"surfaces-{encoder}-paper")
