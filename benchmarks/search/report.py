@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ablation.verdicts import student_quantile
+from .grid import PRETRAININGS
 from .images import NUM_IMAGES, NUM_TEST_IMAGES, SETS
 from .study import FINE_TUNE_BATCH, FINE_TUNE_STEPS, PROBED, read_lines
 
@@ -35,7 +36,11 @@ def write_report(results: Path, path: Path = REPORT) -> Path:
     parts = ["# Search for a pre-training that pays", _introduction(lines)]
     for name in dict.fromkeys(line["set"] for line in lines):
         parts += [f"## {name.capitalize()}", f"{SETS[name][0][0].upper()}{SETS[name][0][1:]}."]
-        parts += [_table([line for line in lines if line["set"] == name])]
+        measured = [line for line in lines if line["set"] == name]
+        missing = [row for row in PRETRAININGS if row not in {line["row"] for line in measured}]
+        parts += [_table(measured), *([f"Not run: {'; '.join(missing)}."] if missing else [])]
+    if rates := _rates(lines):
+        parts += ["## Learning rate of fine-tuning", rates]
     parts += ["## Every run", _every_run(lines)]
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
@@ -108,6 +113,23 @@ def _table(lines: list[dict[str, Any]]) -> str:
             cells.append(f"{found[0]:+.1f} ({found[0] - found[1]:+.1f} to {found[0] + found[1]:+.1f})" if found else "")
         text.append(f"| {' | '.join(cells)} |")
     return "\n".join(text)
+
+
+def _rates(lines: list[dict[str, Any]]) -> str:
+    """Table of the rows that were fine-tuned at several learning rates, by their first pre-training; "" if none was."""
+    found: dict[tuple[str, str, int], dict[float, list[float]]] = {}
+    for line in lines:
+        if line["seed"] is not None and line["pretrain_seed"] == 0:
+            cell = found.setdefault((line["set"], line["row"], line["labels"]), {})
+            cell.setdefault(line["rate"], []).append(100 * line["accuracy"])
+    rates = sorted({line["rate"] for line in lines if line["rate"] is not None})
+    text = [f"| set | row | labels | {' | '.join(f'{rate:g}' for rate in rates)} |"]
+    text.append("| --- | --- | ---: |" + " ---: |" * len(rates))
+    for (name, row, labels), cell in found.items():
+        if len(cell) > 1:
+            values = [f"{statistics.fmean(cell[rate]):.1f}" if rate in cell else "not run" for rate in rates]
+            text.append(f"| {name} | {row} | {labels} | {' | '.join(values)} |")
+    return "\n".join(text) if len(text) > 2 else ""
 
 
 def _every_run(lines: list[dict[str, Any]]) -> str:

@@ -133,6 +133,7 @@ def test_it_learns_and_leaves_what_a_user_needs(script, pictures, checkpoint, tm
     printed = capsys.readouterr().out
     assert f"from {checkpoint}" in printed
     assert "accuracy" in printed
+    assert "few_labels" not in printed
 
 
 def test_a_missed_class_is_told(script, pictures, checkpoint, tmp_path, capsys, monkeypatch):
@@ -165,13 +166,14 @@ def test_a_missed_class_is_told(script, pictures, checkpoint, tmp_path, capsys, 
     assert "NaN" not in (tmp_path / "run" / "results.json").read_text()
 
 
-def test_the_papers_recipe_runs_with_all_its_parts(script, pictures, checkpoint, tmp_path):
+def test_the_papers_recipe_runs_with_all_its_parts(script, pictures, checkpoint, tmp_path, capsys):
     """Mixed soft labels, RandAugment, erasing, stochastic depth and an average of the weights, evaluated on classes."""
     run = options(pictures, tmp_path, checkpoint=checkpoint, drop_path_rate=0.2, weight_average=0.9, max_steps=3)
     results = train(run)
     assert 0 <= results["summary"]["accuracy"]["mean"] <= 1
     # Cross entropy of integers, not of the soft labels that were trained on.
     assert results["summary"]["loss"]["mean"] == pytest.approx(np.log(3), abs=0.5)
+    assert "3 steps are few for the paper's strong augmentation: try --recipe few_labels" in capsys.readouterr().out
 
 
 def test_few_labels_folds_and_seeds(script, pictures, checkpoint, tmp_path):

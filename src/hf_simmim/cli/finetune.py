@@ -59,6 +59,7 @@ from .options.models import EncoderArguments
 
 # Share of the images held out for validation, without validation images and cross-validation.
 DEFAULT_HOLDOUT = 0.2
+FEW_STEPS = 500  # with the paper's augmentation, which fewer hardly learn anything from (docs/measured.md)
 # Files of a run that are printed at its end.
 FINETUNING_FILES = {
     "results.json": "metrics of all runs",
@@ -495,6 +496,9 @@ def print_plan(
         "Layer decay": f"{arguments.layer_decay:g}, peak learning rate {lowest:.3g} for the patch embedding",
         "Output": f"{run.output_dir}" + (f", {describe_resuming(checkpoint, arguments)}" if checkpoint else ""),
     }
+    steps = planned_steps(arguments, len(run.train))
+    if steps < FEW_STEPS and options.augmentation.cutmix > 0:
+        lines["Note"] = f"{steps} steps are few for the paper's strong augmentation: try --recipe few_labels"
     print_titled(lines)
 
 
