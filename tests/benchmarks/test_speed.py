@@ -1,0 +1,25 @@
+"""The page of measured speeds says what the results say; the script for GPUs runs everywhere."""
+
+import subprocess
+import sys
+
+import pytest
+from paths import ROOT
+
+from benchmarks.table import BEGIN, END, PAGE, table
+
+
+def test_the_table_is_that_of_the_results():
+    text = PAGE.read_text(encoding="utf-8")
+    assert text.partition(BEGIN)[2].partition(END)[0] == table(), "Run: python benchmarks/table.py"
+
+
+@pytest.mark.slow
+def test_the_script_for_gpus_runs():
+    command = [sys.executable, "benchmarks/gpu.py", "--device", "cpu", "--quick"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    for title in ("Correctness", "Training step", "Compilation", "Largest batch", "Images to the device"):
+        assert f"## {title}" in result.stdout
+    assert "Ours is" in result.stdout
+    assert "graph break" not in result.stdout
