@@ -9,6 +9,7 @@ import torch
 from photos import random_photo
 from tiny import swin_config, vit_config
 
+from hf_simmim import SimMIMConfig
 from hf_simmim.cli import pretrain
 from hf_simmim.planning import automatic as automatic_module
 from hf_simmim.planning.automatic import Automatic
@@ -87,12 +88,18 @@ def test_on_a_gpu_the_same_command_takes_a_larger_encoder(monkeypatch, tmp_path,
     assert set(taken) == {"swin-base"}
     arguments = types.SimpleNamespace(given=set(), recipe=None, mixed_precision="no", fsdp=None, deepspeed=None)
     chosen = Automatic(arguments)
-    chosen.choose_precision(arguments, LARGE_GPU)
+    chosen.choose_precision(arguments, SimMIMConfig(encoder_config=swin_config()), LARGE_GPU)
     assert (arguments.bf16, arguments.mixed_precision) == (True, "bf16")
+    # Small encoders are slower in bfloat16 on processors.
+    processor = Machine("cpu", 1, GIB, 2, True)
+    for encoder, expected in ((swin_config(), False), ("swin-tiny", True)):
+        plain = types.SimpleNamespace(**vars(arguments) | {"mixed_precision": "no", "bf16": False})
+        Automatic(plain).choose_precision(plain, SimMIMConfig(encoder_config=encoder), processor)
+        assert plain.bf16 == expected
     # Its config decides.
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     launched = types.SimpleNamespace(**vars(arguments) | {"mixed_precision": "no", "bf16": False})
-    Automatic(launched).choose_precision(launched, LARGE_GPU)
+    Automatic(launched).choose_precision(launched, SimMIMConfig(encoder_config=swin_config()), LARGE_GPU)
     assert (launched.bf16, launched.mixed_precision) == (False, "no")
 
 

@@ -351,7 +351,7 @@ def build_trainer(
     if automatic.is_on:
         automatic.choose_model(model_arguments, machine, seen, ENCODER_PRESETS)
         config = automatic.choose_objective(model_arguments, build_config, seen, len(train_images))
-        automatic.choose_precision(arguments, machine)
+        automatic.choose_precision(arguments, config, machine)
         automatic.choose_batch(arguments, model_arguments.encoder, config, len(train_images), machine)
         dataset_settings(config, data_arguments, model_arguments)
     # Every process computes the same statistics, so none has to wait for another.

@@ -10,11 +10,18 @@ from torch.nn.modules.module import _has_any_global_hook
 # classes, such as those of quantization and of tensor parallelism, compute with their layer only.
 PLAIN_TENSORS = (nn.Parameter, torch.Tensor, FakeTensor)
 
-# Whether the processor has instructions for products in bfloat16; others emulate them, at a third of the speed of
-# float32.
-MULTIPLIES_BFLOAT16 = any(
-    getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-)
+
+def multiplies_bfloat16() -> bool:
+    """Whether an x86 processor has instructions for products in bfloat16.
+
+    Others emulate them, at a third of the speed of float32.
+    """
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in names)
+
+
+# Asked once, so that compiled code does not ask.
+MULTIPLIES_BFLOAT16 = multiplies_bfloat16()
 
 
 def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:

@@ -43,6 +43,8 @@ NUM_EVENTS = 20
 LONG = 200
 # A day of processors is said before it starts.
 DAY = 24
+# Encoders of fewer parameters are slower in bfloat16 on processors (benchmarks/precision.py).
+FEWEST_FOR_BFLOAT16 = 1_000_000
 # Options whose setting leaves the target alone.
 OBJECTIVE_OPTIONS = (
     *("head", "head_options", "head_inputs", "target", "target_options"),
@@ -50,6 +52,12 @@ OBJECTIVE_OPTIONS = (
 )
 # Options of the model that are chosen together; of the encoder only if it is one of the presets.
 PRESET_OPTIONS = ("image_size", "window_size", "num_channels")
+
+
+def num_parameters(config: Any) -> int:
+    """Number of parameters of the encoder of a config."""
+    with torch.device("meta"):  # without memory
+        return SimMIMModel(config).num_parameters()
 
 
 class Automatic:
@@ -140,17 +148,20 @@ class Automatic:
                 self.set(model, name, choice)
         return build_config(model) if "target" in self.choices else config
 
-    def choose_precision(self, arguments: Any, machine: Machine) -> None:
-        """Choose bfloat16 where the device computes in it, unless a precision or an engine was set.
+    def choose_precision(self, arguments: Any, config: Any, machine: Machine) -> None:
+        """Choose bfloat16 where the device computes in it and gains by it, unless a precision or an engine was set.
 
         Args:
             arguments: Training arguments.
+            config: Config of the model.
             machine: What the machine offers.
         """
         # DeepSpeed has the precision in its config, which accelerate's launcher names in the environment only.
         has_deepspeed = arguments.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true")
         is_plain = not (arguments.fsdp or has_deepspeed) and arguments.mixed_precision == "no"
         if not (self.is_open("bf16", "fp16", "bf16_full_eval", "fp16_full_eval") and machine.has_bf16 and is_plain):
+            return
+        if machine.is_cpu and "bf16" not in self.before and num_parameters(config) < FEWEST_FOR_BFLOAT16:
             return
         self.set(arguments, "bf16", Choice(True, f"{machine.device.upper()} with bfloat16 instructions"))
         arguments.mixed_precision = "bf16" if arguments.bf16 else "no"
@@ -165,9 +176,7 @@ class Automatic:
             num_images: Number of training images.
             machine: What the machine offers.
         """
-        with torch.device("meta"):  # without memory
-            parameters = SimMIMModel(config).num_parameters()
-        choices = choose_batch(num_images, encoder, machine, parameters)
+        choices = choose_batch(num_images, encoder, machine, num_parameters(config))
         if self.is_open("per_device_train_batch_size", "gradient_accumulation_steps", "auto_find_batch_size"):
             batch = choices["batch_size"]
             on_each = batch.value // machine.num_devices

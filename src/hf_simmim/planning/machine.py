@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 import torch
 
-from ..model.plain_layers import MULTIPLIES_BFLOAT16
+from ..model.plain_layers import multiplies_bfloat16
 
 GIB = 2**30
 
@@ -69,6 +69,6 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type != "cpu":
         return False
     if platform.machine() in ("x86_64", "AMD64"):
-        return MULTIPLIES_BFLOAT16
+        return multiplies_bfloat16()
     flags = Path("/proc/cpuinfo")
     return flags.exists() and " bf16" in flags.read_text(encoding="utf-8", errors="replace")
