@@ -1,4 +1,4 @@
-"""Writes the table of speed in docs/measured.md from the newest results in benchmarks/results.
+"""Writes the tables of speed in README.md and docs/measured.md from the newest results in benchmarks/results.
 
 python benchmarks/table.py
 """
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).parents[1] / "docs" / "measured.md"
+ROOT = Path(__file__).parents[1]
+NAMES = {"swin-tiny": "Swin-T", "swin-base": "Swin-B", "vit-base": "ViT-B", "swinv2-tiny": "SwinV2-T"}
 BEGIN, END = "<!-- written by benchmarks/table.py -->\n", "<!-- end -->\n"
 
 
@@ -78,6 +79,16 @@ def profiles() -> list[str]:
     return lines
 
 
+def scaling() -> list[str]:
+    """Processes against threads."""
+    return [
+        f"Two processes of one thread are {result['processes_to_threads']['median']:.2f} times as fast as one of two"
+        f" threads ({result['processes_to_threads']['min']:.2f} to {result['processes_to_threads']['max']:.2f};"
+        f" {result['encoder']}, batch {result['batch_size']}; {machine_of(result)})."
+        for result in newest("scaling", "encoder", "batch_size", "device")
+    ]
+
+
 def imports() -> list[str]:
     """Time of the import."""
     lines = []
@@ -91,19 +102,35 @@ def imports() -> list[str]:
     return lines
 
 
-def table() -> str:
-    """The part of the page between its marks."""
-    parts = [steps(), profiles(), imports()]
-    return "\n" + "\n\n".join("\n".join(part) for part in parts if len(part) != 2) + "\n\n"
+def page() -> str:
+    """What stands in docs/measured.md between its marks."""
+    parts = [steps(), profiles(), scaling(), imports()]
+    return "\n" + "\n\n".join("\n".join(part) for part in parts if part) + "\n\n"
+
+
+def summary() -> str:
+    """What stands in README.md between its marks: ours against the best mode of transformers."""
+    dtypes = ("float32", "bfloat16")
+    found: dict[str, dict[str, str]] = {}
+    for result in newest("step", "encoder", "dtype"):
+        spread = result["modes"][result["best_peer"]]["to_ours"]
+        cell = f"{spread['median']:.2f} ({spread['min']:.2f} to {spread['max']:.2f})"
+        found.setdefault(f"{NAMES[result['encoder']]}, batch {result['batch_size']}", {})[result["dtype"]] = cell
+    lines = ["| training step, times the speed of transformers' | float32 | bfloat16 |", "| --- | ---: | ---: |"]
+    lines += [f"| {name} | {' | '.join(cells.get(dtype, '') for dtype in dtypes)} |" for name, cells in found.items()]
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {ROOT / "README.md": summary, ROOT / "docs" / "measured.md": page}
 
 
 def main() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    if not rest:
-        raise SystemExit(f"{PAGE} has no line {BEGIN.strip()}")
-    PAGE.write_text(before + BEGIN + table() + END + after, encoding="utf-8")
+    for path, make in TABLES.items():
+        before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+        _, mark, after = rest.partition(END)
+        if not mark:
+            raise SystemExit(f"{path} has no lines {BEGIN.strip()} and {END.strip()}")
+        path.write_text(before + BEGIN + make() + END + after, encoding="utf-8")
 
 
 if __name__ == "__main__":
