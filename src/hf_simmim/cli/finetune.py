@@ -496,8 +496,7 @@ def print_plan(
         "Layer decay": f"{arguments.layer_decay:g}, peak learning rate {lowest:.3g} for the patch embedding",
         "Output": f"{run.output_dir}" + (f", {describe_resuming(checkpoint, arguments)}" if checkpoint else ""),
     }
-    steps = planned_steps(arguments, len(run.train))
-    if steps < FEW_STEPS and options.augmentation.cutmix > 0:
+    if (steps := planned_steps(arguments, len(run.train))) < FEW_STEPS and options.augmentation.cutmix > 0:
         lines["Note"] = f"{steps} steps are few for the paper's strong augmentation: try --recipe few_labels"
     print_titled(lines)
 
