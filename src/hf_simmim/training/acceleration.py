@@ -21,7 +21,7 @@ def keep_freed_memory() -> bool:
     """Tell the C library to keep freed memory, rather than to return it to the system at once.
 
     Each step of a training allocates the same tensors. By default glibc gives large ones back when they are freed, and
-    the system fills every page with zeros when it is used again, which took 5 to 11 % of a step of Swin-T
+    the system fills every page with zeros when it is used again, which took 6 to 14 % of a step of Swin
     (`benchmarks/step.py`). The peak of memory stays the same; what is freed after it stays with the process.
 
     Does nothing where the user has chosen (`MALLOC_...` in the environment, or another allocator by `LD_PRELOAD`), and
