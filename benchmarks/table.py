@@ -117,7 +117,8 @@ def summary() -> str:
         spread = min(modes.values(), key=lambda row: row["seconds"])["to_ours"]
         cell = f"{spread['median']:.2f} ({spread['min']:.2f} to {spread['max']:.2f})"
         found.setdefault(f"{NAMES[result['encoder']]}, batch {result['batch_size']}", {})[result["dtype"]] = cell
-    lines = ["| training step, times the speed of transformers' best mode | float32 | bfloat16 |", "| --- | ---: | ---: |"]
+    lines = ["| training step, times the speed of transformers' best mode | float32 | bfloat16 |"]
+    lines.append("| --- | ---: | ---: |")
     lines += [f"| {name} | {' | '.join(cells.get(dtype, '') for dtype in dtypes)} |" for name, cells in found.items()]
     return "\n".join(lines) + "\n"
 
