@@ -281,7 +281,7 @@ def test_bfloat16(encoder):
         assert math.isclose(outputs.loss.item(), expected.loss.item(), rel_tol=0.05)
 
 
-@pytest.mark.parametrize("encoder", ["swin", "clip_vision_model", "resnet"])
+@pytest.mark.parametrize("encoder", ["swin", "clip_vision_model", pytest.param("resnet", marks=pytest.mark.slow)])
 def test_compiles_without_graph_breaks(encoder):
     model = make_model(encoder).train()
     for module in model.modules():
@@ -493,7 +493,7 @@ def test_a_model_without_mask_token_loads_from_one_with(tmp_path):
         loaded(pixel_values, bool_masked_pos=mask)
 
 
-@pytest.mark.parametrize("kernel", ["eager", "sdpa", "flex_attention"])
+@pytest.mark.parametrize("kernel", ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)])
 def test_attention_kernels_of_the_encoder(kernel, tmp_path):
     model = make_model("vit")
     model.save_pretrained(tmp_path)

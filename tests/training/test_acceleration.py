@@ -43,7 +43,7 @@ def test_freed_memory_is_kept():
     assert not page_faults(True, MALLOC_ARENA_MAX="2")[0]
 
 
-@pytest.mark.parametrize("encoder", ["swin", "swinv2", "vit"])
+@pytest.mark.parametrize("encoder", ["swin", pytest.param("swinv2", marks=pytest.mark.slow), "vit"])
 def test_compiled_blocks_compute_the_same(encoder):
     torch._dynamo.reset()
     torch.manual_seed(0)
