@@ -106,3 +106,21 @@ def write_result(name: str, result: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     with open(RESULTS / f"{name}.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(result) + "\n")
+
+
+def complete_lines(path: Path) -> list[str]:
+    """Read the lines of a file of results; an incomplete one of a killed run is dropped, also from the file.
+
+    Args:
+        path: The file, which need not exist.
+
+    Returns:
+        The lines.
+    """
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    return whole.splitlines()

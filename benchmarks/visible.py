@@ -20,13 +20,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from measuring import write_result
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
 from hf_simmim.model.masking import random_mask
 
-RESULTS = Path(__file__).resolve().parent / "results" / "visible.jsonl"
 WAYS = ("all", "visible")
 
 
@@ -169,9 +169,7 @@ def main() -> None:
         **{name: version(name) for name in ("torch", "transformers")},
     }
     print("\n" + ", ".join(f"{key} {value}" for key, value in facts.items()))
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(facts | {"results": found}) + "\n")
+    write_result("visible", facts | {"results": found})
 
 
 if __name__ == "__main__":

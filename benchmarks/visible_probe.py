@@ -8,13 +8,11 @@ not a study: differences of a point or less are noise.
 """
 
 import argparse
-import json
 import math
 import os
 import platform
 import time
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
@@ -23,7 +21,8 @@ from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
 from hf_simmim.evaluation.probing import linear_probe
 from hf_simmim.model.masking import random_mask
 
-RESULTS = Path(__file__).resolve().parent / "results" / "visible.jsonl"
+from .measuring import write_result
+
 # Of `examples/data/fashion_mnist_7k`.
 MEAN, STD = 0.286, 0.353
 ENCODER = {
@@ -114,9 +113,7 @@ def main() -> None:
         **{name: version(name) for name in ("torch", "transformers")},
     }
     print("\n" + ", ".join(f"{key} {value}" for key, value in facts.items()))
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(facts | {"results": found}) + "\n")
+    write_result("visible", facts | {"results": found})
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ..measuring import complete_lines
+
 RESULTS = "results.csv"
 SETTINGS = "settings.json"
 
@@ -83,14 +85,8 @@ def read_results(folder: Path, components: dict[str, dict[str, Any]] | None = No
         ValueError: If a row of the same name had other components.
     """
     path = folder / RESULTS
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
     results = []
-    for line in csv.DictReader(whole.splitlines()):
+    for line in csv.DictReader(complete_lines(path)):
         name = line["row"]
         if components and name in components and line["components"] != as_json(components[name]):
             raise ValueError(

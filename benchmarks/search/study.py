@@ -21,6 +21,7 @@ from ..ablation.data import ImageData
 from ..ablation.settings import Settings, study_settings
 from ..ablation.study import device_name
 from ..ablation.train import build_model, fine_tune, pretrain, probes
+from ..measuring import complete_lines
 from .grid import ENCODER, PRETRAININGS, RGB, Pretraining
 from .images import load_set
 
@@ -40,13 +41,7 @@ def read_lines(path: Path = RESULTS) -> list[dict[str, Any]]:
     Returns:
         A dict for each run.
     """
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    return [json.loads(line) for line in whole.splitlines()]
+    return [json.loads(line) for line in complete_lines(path)]
 
 
 def append_line(key: tuple[Any, ...], path: Path, **values: Any) -> None:

@@ -1,15 +1,23 @@
-"""What makes steps faster changes nothing but their time."""
+"""What makes steps faster changes nothing but their time, and trainings use it."""
 
+# Fixtures of a pre-training are arguments here.
+# ruff: noqa: F401, F811
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from pretraining import options, photos
 from tiny import ENCODER_CONFIGS, batch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
+from hf_simmim.cli import pretrain
+from hf_simmim.model.swin import SwinBlock, plain_attention
+from hf_simmim.training import resumable_trainer
 from hf_simmim.training.acceleration import compile_blocks, recompute_activations
 
 FAULTS = """
@@ -61,6 +69,8 @@ def test_compiled_blocks_compute_the_same(encoder):
     settings = model.config.encoder_config
     number = sum(settings.depths) if hasattr(settings, "depths") else settings.num_hidden_layers
     assert compile_blocks(model, backend="aot_eager") == number
+    blocks = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+    assert all(block._compiled_call_impl is not None for block in blocks)
     compiled_loss, compiled_gradients = step()
     assert torch.allclose(compiled_loss, loss, rtol=1e-6)
     for gradient, expected in zip(compiled_gradients, gradients, strict=True):
@@ -101,3 +111,53 @@ def test_a_model_without_blocks_is_refused():
         recompute_activations(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="no blocks that repeat"):
         compile_blocks(nn.Linear(2, 2))
+
+
+def test_a_training_uses_what_its_options_say(photos, tmp_path, monkeypatch):
+    called, forward = [], SimMIMForMaskedImageModeling.forward
+    monkeypatch.setattr(resumable_trainer, "keep_freed_memory", lambda: called.append("memory"))
+    monkeypatch.setattr(resumable_trainer, "compile_blocks", lambda model: called.append("compiled"))
+
+    def noted(self, *args, **kwargs):
+        if self.training:
+            called.append("skips" if kwargs.get("skip_visible") else "computes all")
+            called.append(all(part.recompute_activations for part in self.modules() if isinstance(part, SwinBlock)))
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(SimMIMForMaskedImageModeling, "forward", noted)
+    settings = {"max_steps": 1, "compile_blocks": True, "recompute_activations": True}
+    pretrain.COMMAND.main(options(photos, tmp_path / "all", **settings))
+    assert {"memory", "compiled", "skips", True} == set(called)
+    called.clear()
+    pretrain.COMMAND.main(options(photos, tmp_path / "none", max_steps=1))
+    assert {"memory", "skips", False} == set(called)
+    with pytest.raises(SystemExit, match="exclude each other"):
+        pretrain.COMMAND.main(options(photos, tmp_path / "both", **settings, torch_compile=True))
+
+
+class Products(TorchDispatchMode):
+    """Types of the numbers that batches of matrices are multiplied in."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.bmm.default:
+            self.dtypes.add(args[0].dtype)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("multiplies", [False, True])
+@pytest.mark.parametrize("logits", [torch.float32, torch.bfloat16])
+def test_attention_multiplies_in_bfloat16_where_that_is_fast_and_exact_enough(monkeypatch, multiplies, logits):
+    monkeypatch.setattr("hf_simmim.model.swin.MULTIPLIES_BFLOAT16", multiplies)
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 2, 16, 8) for _ in range(3))
+    bias = torch.randn(2, 16, 16)
+    expected, _ = plain_attention(query, key, value, bias, 0.0, 0.3)
+    with Products() as products:
+        found, _ = plain_attention(query.to(logits), key.to(logits), value.bfloat16(), bias, 0.0, 0.3)
+    is_narrow = multiplies and logits == torch.bfloat16
+    assert products.dtypes == {torch.bfloat16 if is_narrow else torch.float32}
+    assert (found.float() - expected).norm() < 0.02 * expected.norm()

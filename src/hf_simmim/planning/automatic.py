@@ -45,7 +45,7 @@ LONG = 200
 DAY = 24
 # Encoders of fewer parameters are slower in bfloat16 on processors (benchmarks/precision.py).
 FEWEST_FOR_BFLOAT16 = 1_000_000
-# Options whose setting leaves the target alone.
+# Options of head, target and loss; if one of them is set, the target is left alone.
 OBJECTIVE_OPTIONS = (
     *("head", "head_options", "head_inputs", "target", "target_options"),
     *("prediction_stride", "loss", "loss_options", "loss_region"),

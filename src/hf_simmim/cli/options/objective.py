@@ -8,17 +8,13 @@ from ...model.heads import HEADS
 from ...model.losses import LOSS_REGIONS, LOSSES
 from ...model.masking import MASK_STRATEGIES, ratio_range
 from ...model.visible import ENCODE
+from ...planning.automatic import OBJECTIVE_OPTIONS
 from ...training.arguments import json_object
 from .models import EncoderArguments
 
 ENCODE_OPTIONS = ("encode", "decoder_options")
 # Fields of a config that define the pre-training objective.
-COMPONENT_OPTIONS = (
-    *("head", "head_options", "head_inputs"),
-    *("target", "target_options", "prediction_stride"),
-    *("loss", "loss_options", "loss_region"),
-    *ENCODE_OPTIONS,
-)
+COMPONENT_OPTIONS = (*OBJECTIVE_OPTIONS, *ENCODE_OPTIONS)
 # Placeholder for color clusters, which are not negative, until they are fitted to the images.
 UNFITTED = [[-1.0], [-1.0]]
 
