@@ -35,6 +35,8 @@ ROWS: list[tuple[str, SimMIMConfig, float, str]] = [
     ("Swin-B, 160 px", swin(160, 5), 0.6, ""),
     ("Swin-B, 128 px", swin(128, 4), 0.6, ""),
     ("Swin-B, 128 px, HOG (FastMIM)", swin(128, 4, target="hog"), 0.6, ""),
+    ("Swin-B, visible patches, ratio 0.6 (GreenMIM)", swin(192, 6, encode="visible"), 0.6, ""),
+    ("Swin-B, visible patches, ratio 0.75 (GreenMIM)", swin(192, 6, encode="visible"), 0.75, ""),
     ("ViT-B, 224 px (the paper)", vit(), 0.6, "ViT-B, 224 px (the paper)"),
     ("ViT-B, visible patches, ratio 0.6 (MAE)", vit(encode="visible"), 0.6, "ViT-B, 224 px (the paper)"),
     ("ViT-B, visible patches, ratio 0.75 (MAE)", vit(encode="visible"), 0.75, "ViT-B, 224 px (the paper)"),

@@ -5,6 +5,7 @@ whatever else the machine does; the ratio is the median of those of the rounds. 
 backward pass in a process of its own for each, gradients included, less the weights.
 
     python benchmarks/visible.py
+    python benchmarks/visible.py --encoder swin-tiny --image_size 192 --batch_size 16
     python benchmarks/visible.py --ratios 0.75 --batch_size 32 --device cuda
 """
 
@@ -25,7 +26,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
+from hf_simmim.model.configuration_simmim import ENCODER_PRESETS
 from hf_simmim.model.masking import random_mask
+from hf_simmim.training.acceleration import keep_freed_memory
 
 WAYS = ("all", "visible")
 
@@ -41,7 +44,8 @@ class Step:
 
     def __init__(self, encode: str, arguments: argparse.Namespace, ratio: float):
         torch.manual_seed(0)
-        encoder = {"model_type": "vit", "image_size": arguments.image_size} | json.loads(arguments.encoder)
+        settings = json.loads(arguments.encoder) if arguments.encoder[:1] == "{" else ENCODER_PRESETS[arguments.encoder]
+        encoder = {"model_type": "vit", "image_size": arguments.image_size} | settings
         config = SimMIMConfig(encoder_config=encoder, encode=encode)
         self.device = torch.device(arguments.device)
         self.model = SimMIMForMaskedImageModeling(config).to(self.device).train()
@@ -136,7 +140,7 @@ def machine(device: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.75, 0.6], help="Shares of masked patches.")
-    parser.add_argument("--encoder", default="{}", help="Settings of the ViT beside ViT-B/16, as JSON.")
+    parser.add_argument("--encoder", default="{}", help="Preset, or settings beside those of ViT-B/16, as JSON.")
     parser.add_argument("--image_size", type=int, default=224, help="Side of the images in pixels.")
     parser.add_argument("--batch_size", type=int, default=4, help="Images of a step.")
     parser.add_argument("--rounds", type=int, default=5, help="Steps of each model that are timed.")
@@ -146,6 +150,7 @@ def main() -> None:
     parser.add_argument("--memory_of", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
     if arguments.memory_of:
         print(memory(arguments.memory_of[0], arguments, float(arguments.memory_of[1])))
         return

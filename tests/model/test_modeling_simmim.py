@@ -24,7 +24,8 @@ from hf_simmim import ENCODER_PRESETS, SimMIMConfig, SimMIMForMaskedImageModelin
 from hf_simmim.model.masking import random_mask, to_pixels
 
 # Encoders, and a few again with `encode="visible"`.
-CASES = [*ENCODER_CONFIGS, "vit visible", "dinov2_with_registers visible", "clip_vision_model visible"]
+VISIBLE = ["swin", "swinv2", "vit", "dinov2_with_registers", "clip_vision_model"]
+CASES = [*ENCODER_CONFIGS, *(f"{encoder} visible" for encoder in VISIBLE)]
 encoders = pytest.mark.parametrize("encoder", CASES)
 
 
@@ -396,7 +397,8 @@ def test_any_height_and_width(encoder, image_size):
     assert config.image_size == image_size
     assert config.grid_size == tuple(math.ceil(side / geometry.patch_size) for side in image_size)
     pixel_values = torch.randn(2, 3, *image_size, generator=torch.Generator().manual_seed(0))
-    mask = random_mask(config.grid_size, 0.5, 2, unit_size=2, generator=torch.Generator().manual_seed(0))
+    unit_size = max(2, config.mask_step // config.patch_size)
+    mask = random_mask(config.grid_size, 0.5, 2, unit_size=unit_size, generator=torch.Generator().manual_seed(0))
     outputs = model(pixel_values, bool_masked_pos=mask)
     assert outputs.reconstruction.shape == pixel_values.shape
     hidden = to_pixels(mask, geometry.patch_size, image_size)[:, None].expand_as(pixel_values)

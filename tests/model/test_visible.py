@@ -248,7 +248,7 @@ def test_other_image_sizes_and_stock_checkpoints(tmp_path):
 
 
 REFUSED = {
-    "swin": r"windows of the whole grid. Leave encode out, or use one of: vit, deit,.* on the command line --encoder",
+    "hiera": r"windows of the whole grid. Leave encode out, or use one of: swin, swinv2, vit,.* line --encoder",
     "beit": "bias for each pair of positions",
     "dinov3_vit": "rotates queries and keys",
     "resnet": "convolutions",

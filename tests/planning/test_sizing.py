@@ -58,16 +58,14 @@ def test_channels_are_those_of_the_images():
 
 @pytest.mark.parametrize("size", range(32, 257, 32))
 def test_masks_and_windows_tile_the_image(size):
-    chosen = {name: choice.value for name, choice in choose_window(size).items()}
-    assert size % chosen["mask_patch_size"] == 0
-    assert chosen["mask_patch_size"] % 4 == 0
-    assert 1 / 10 <= chosen["mask_patch_size"] / size <= 1 / 4
-    assert (size // 4) % chosen["window_size"] == 0
+    mask = choose_mask_patch(size, 4).value
+    assert (size % mask, mask % 4) == (0, 0)
+    assert 1 / 10 <= mask / size <= 1 / 4
+    assert (size // 4) % choose_window(size).value == 0
 
 
 def test_the_geometry_of_the_paper_is_chosen_at_its_size():
-    chosen = {name: choice.value for name, choice in choose_window(192).items()}
-    assert chosen == {"window_size": 6, "mask_patch_size": 32}
+    assert (choose_window(192).value, choose_mask_patch(192, 4).value) == (6, 32)
 
 
 def test_batches_grow_with_the_images_and_rates_with_the_batch():

@@ -155,7 +155,7 @@ def test_processes_leave_their_group_before_python_ends(case, stays):
     assert result.stdout.split() == ["in", "the", "group:", str(stays)]
 
 
-@pytest.mark.parametrize("encoder", [*ENCODER_CONFIGS, "vit visible"])
+@pytest.mark.parametrize("encoder", [*ENCODER_CONFIGS, "vit visible", "swin visible"])
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
 def test_every_encoder_can_be_sharded(encoder, one_process):
     whole, sharded = make_model(encoder).eval(), make_model(encoder).eval()

@@ -184,12 +184,12 @@ class MaskSettings:
     def scaled(self, first: Reconstructor, other: Reconstructor) -> "MaskSettings":
         """The same settings for another model, with mask patches of about the same share of its image."""
         side = self.patch_size * min(other.image_size) / min(first.image_size)
-        return replace(self, patch_size=max(1, round(side / other.patch_size)) * other.patch_size)
+        return replace(self, patch_size=max(1, round(side / other.mask_step)) * other.mask_step)
 
 
 def mask_patch_sizes(model: Reconstructor) -> range:
-    """Sides in pixels of the mask patches that fit a model: multiples of its patches, at least two in an image."""
-    return range(model.patch_size, max(*model.image_size, model.patch_size + 1), model.patch_size)
+    """Sides in pixels of the mask patches that fit a model, at least two of which are in an image."""
+    return range(model.mask_step, max(*model.image_size, model.mask_step + 1), model.mask_step)
 
 
 def ratio_limits(model: Reconstructor, mask_patch_size: int) -> tuple[float, float]:

@@ -226,7 +226,7 @@ def pretraining_options(
 
 
 def fitting_mask_patch(options: dict[str, Any]) -> int:
-    """Side of mask patches in pixels: that of the options, or the nearest multiple of the patches of the checkpoint.
+    """Side of mask patches in pixels: that of the options, or the nearest one that fits the checkpoint.
 
     Args:
         options: Options of `hf-simmim pretrain`.
@@ -236,10 +236,10 @@ def fitting_mask_patch(options: dict[str, Any]) -> int:
     """
     _, model, training = pretrain.COMMAND.parse(options_of(options))
     config = pretrain.build_config(model)
-    patch = config.patch_size
+    step = config.mask_step
     if "recipe" not in options and "mask_patch_size" not in (training.given or ()):
-        return int(choose_mask_patch(min(config.image_size), patch).value)
-    return max(1, round(model.mask_patch_size / patch)) * patch
+        return int(choose_mask_patch(min(config.image_size), step).value)
+    return max(1, round(model.mask_patch_size / step)) * step
 
 
 def pretrained_checkpoint(

@@ -305,6 +305,11 @@ def dataset_settings(
         "nodata": data.nodata,
     }
     changes = {key: getattr(data, key) for key in CROP_OPTIONS}
+    if model.mask_patch_size % config.mask_step and config.mask_step > config.patch_size:
+        raise ValueError(
+            f"mask_patch_size={model.mask_patch_size}: with encode='visible' this encoder leaves out cells of"
+            f" {config.mask_step} px. Set it to a multiple of {config.mask_step}."
+        )
     # Refuses settings that do not fit each other, without any image.
     MaskedImageDataset([], **changes, **common)  # type: ignore[arg-type]
     return changes, common

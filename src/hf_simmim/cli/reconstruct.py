@@ -36,7 +36,7 @@ from ..formats.address import parse_address
 from ..formats.parts import expand
 from ..formats.slicing import Slicing
 from ..model.image_readers import open_with_pillow
-from ..model.masking import MASK_STRATEGIES, ratio_range, to_pixels
+from ..model.masking import MASK_STRATEGIES, patch_grid, ratio_range, to_pixels
 from ..visualization.grids import reconstruction_grid
 from .command import Command, in_words
 from .options.slices import SliceArguments
@@ -246,7 +246,7 @@ def read_mask(path: str, reconstructors: Sequence[Reconstructor], is_whole: bool
         ValueError: If the picture cannot be read, or masks nothing or everything.
     """
     # On the coarsest grid first, so that the masks of all models agree.
-    coarsest = max(reconstructors, key=lambda reconstructor: reconstructor.patch_size)
+    coarsest = max(reconstructors, key=lambda reconstructor: reconstructor.mask_step)
     try:
         with open_with_pillow(path) as file:
             picture = file.convert("L")
@@ -255,11 +255,11 @@ def read_mask(path: str, reconstructors: Sequence[Reconstructor], is_whole: bool
     if not is_whole:
         left, top, right, bottom = center_box((picture.height, picture.width), coarsest.image_size)
         picture = picture.crop((round(left), round(top), round(right), round(bottom)))
-    patches = mask_from_painting(np.asarray(picture) > 127, coarsest.grid_size)
+    patches = mask_from_painting(np.asarray(picture) > 127, patch_grid(coarsest.image_size, coarsest.mask_step))
     if patches.all() or not patches.any():
         what = "everything and leaves no visible patch" if patches.all() else "nothing"
         raise ValueError(f"mask={path!r} masks {what}. Paint what to mask in white, on black.")
-    pixels = to_pixels(patches[None], coarsest.patch_size, coarsest.image_size)[0]
+    pixels = to_pixels(patches[None], coarsest.mask_step, coarsest.image_size)[0]
     return [mask_from_painting(pixels, reconstructor.grid_size) for reconstructor in reconstructors]
 
 

@@ -242,6 +242,11 @@ class Reconstructor:
         """Side of a patch in pixels."""
         return self.model.config.patch_size
 
+    @property
+    def mask_step(self) -> int:
+        """Side in pixels of which mask patches have to be multiples."""
+        return self.model.config.mask_step
+
     @torch.no_grad()
     def __call__(
         self,

@@ -157,7 +157,8 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
         encode (`str`, *optional*, defaults to `"all"`):
             `"all"` encodes every patch, with a mask token at masked ones: the paper's way. `"visible"` leaves masked
             patches out of the encoder, and a decoder with a mask token at each of them stands before the head, as in
-            MAE: faster the more is masked. Only plain ViTs can, those of `VISIBLE_ENCODERS` in visible.py.
+            MAE and GreenMIM: faster the more is masked. Swin, SwinV2 and plain ViTs can, those of `VISIBLE_ENCODERS` in
+            visible.py.
         decoder_options (`dict`, *optional*):
             Options of the decoder of `encode="visible"`: `hidden_size` (about half of the encoder's), `num_layers` (4)
             and `num_heads` (one for every 64 channels).
@@ -391,6 +392,11 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
     def encoder_stride(self) -> int:
         """Stride of the feature map in pixels."""
         return self._geometry.stride
+
+    @property
+    def mask_step(self) -> int:
+        """Side in pixels of what a mask covers as a whole, of which `mask_patch_size` has to be a multiple."""
+        return self.encoder_stride if self.encode == "visible" else self.patch_size
 
     @property
     def grid_size(self) -> tuple[int, int]:

@@ -27,7 +27,7 @@ from .encoders import (
 from .heads import LinearHead
 from .masking import patch_mask
 from .swinv2 import init_swinv2_weights
-from .visible import encode_visible, init_decoder, keep_visible
+from .visible import encode_visible, init_decoder, keep_visible, masked_cells
 from .weights import (
     describe_loading,
     export_encoder,
@@ -384,7 +384,7 @@ class SimMIMModel(SimMIMPreTrainedModel):
         self.use_mask_token = use_mask_token
         self.geometry = encoder_geometry(config.encoder_config)
         self.encoder = build_encoder(config, use_mask_token)
-        if config.encode == "visible":
+        if config.encode == "visible" and self.geometry.route != "own":
             keep_visible(self.encoder)
         self.mask_token = None
         if use_mask_token and self.geometry.mask_token_shape is not None:
@@ -456,7 +456,8 @@ class SimMIMModel(SimMIMPreTrainedModel):
         tokens = outputs.feature_map.flatten(2).transpose(1, 2)  # B, N, D
         pooled = tokens.mean(dim=1)
         if left_out is not None:
-            pooled = tokens.sum(dim=1) / (~left_out).flatten(1).sum(dim=1, keepdim=True).clamp(min=1)
+            cells = masked_cells(left_out, self.geometry)
+            pooled = tokens.sum(dim=1) / (~cells).flatten(1).sum(dim=1, keepdim=True).clamp(min=1)
         return SimMIMModelOutput(
             last_hidden_state=tokens,
             pooler_output=pooled,

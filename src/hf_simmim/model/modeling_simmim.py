@@ -28,7 +28,7 @@ from .losses import (
 )
 from .masking import patch_grid, patch_mask
 from .modeling_base import SimMIMModel, SimMIMPreTrainedModel, chosen_hidden_states
-from .visible import build_decoder
+from .visible import build_decoder, check_cells, masked_cells
 
 
 @dataclass
@@ -128,9 +128,7 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
         if self.fusion is not None:
             features = self.fusion(features, outputs.hidden_states)
         if self.decoder is not None:
-            features = self.decoder(
-                features, patch_mask(bool_masked_pos, pixel_values, self.simmim.geometry.patch_size)
-            )
+            features = self.decoder(features, self._left_out(pixel_values, bool_masked_pos, pixel_mask))
         rows, columns = patch_grid((pixel_values.shape[2], pixel_values.shape[3]), self.target.stride)
         prediction = self.head(features) if needed is None else predict_cells(self.head, features, needed)
         prediction = prediction[:, :, :rows, :columns]
@@ -154,8 +152,18 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
         if bool_masked_pos is None or not is_eager or self.config.loss_region != "masked":
             return None
         mask: Any = patch_mask(bool_masked_pos, pixel_values, self.simmim.geometry.patch_size)
-        cell = self.simmim.geometry.stride // self.simmim.geometry.patch_size
-        return F.max_pool2d(mask.float(), cell, ceil_mode=True) > 0
+        return masked_cells(mask, self.simmim.geometry)
+
+    def _left_out(
+        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None, pixel_mask: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Cells of the feature map at which the decoder has its mask token, (B, h, w)."""
+        geometry = self.simmim.geometry
+        mask = patch_mask(bool_masked_pos, pixel_values, geometry.patch_size)
+        if mask is None:
+            return None
+        check_cells(mask, geometry, None if pixel_mask is None else pixel_mask.bool())
+        return masked_cells(mask, geometry)
 
     def masked_loss(
         self,

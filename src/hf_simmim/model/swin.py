@@ -21,6 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import maybe_autocast
 
 from .plain_layers import MULTIPLIES_BFLOAT16, project_jointly, project_patches
+from .visible_windows import VisibleWindows, from_places, to_places
 from .windows import WindowLayout, from_windows, needed_rows, reorder, to_windows, window_layout
 
 # Output of a layer, and with `output_attentions` the attention weights (B * W, heads, N, N).
@@ -70,7 +71,7 @@ class WindowSelfAttention(nn.Module):
         self.key = nn.Linear(dim, dim, bias=config.qkv_bias and self.has_key_bias)
         self.value = nn.Linear(dim, dim, bias=config.qkv_bias)
 
-    def bias_table(self, layout: WindowLayout) -> torch.Tensor:
+    def bias_table(self, layout: WindowLayout | VisibleWindows) -> torch.Tensor:
         """Bias of each head (columns) for each relative position (rows)."""
         raise NotImplementedError
 
@@ -83,13 +84,35 @@ class WindowSelfAttention(nn.Module):
         query, key, value, scale = self.split(qkv)
         return biased_attention(query, key, value, bias, dropout, scale)
 
+    # How many tokens a window holds is data: compiled code leaves here.
+    @torch.compiler.disable
+    def attend_visible(self, tokens: torch.Tensor, windows: VisibleWindows) -> torch.Tensor:
+        """Attend in windows of which only the tokens (B, V, C) are there."""
+        dim = tokens.shape[2]
+        # The row that stands for filling and padding is zero, as padding is in whole windows.
+        rows = F.pad(tokens.flatten(0, 1), (0, 0, 0, 1))
+        qkv = to_places(project_jointly(rows, (self.query, self.key, self.value)), windows)  # S, 3 C
+        table = self.bias_table(windows)
+        sizes = [group.num_windows * group.length for group in windows.groups]
+        contexts = []
+        for group, part in zip(windows.groups, qkv.split(sizes), strict=True):
+            bias = F.embedding(group.relative_index, table).permute(0, 3, 1, 2).contiguous()  # G, heads, n, n
+            if group.is_filling is not None:
+                bias = bias.masked_fill(group.is_filling, -torch.inf)
+            part = part.view(1, group.num_windows, group.length, 3, self.num_heads, dim // self.num_heads)
+            context = self.attend(part, bias, self.dropout if self.training else 0.0)
+            contexts.append(context.transpose(2, 3).reshape(-1, dim))
+        return from_places(torch.cat(contexts), windows).view(tokens.shape)
+
     def forward(
         self,
         tokens: torch.Tensor,
-        layout: WindowLayout,
+        layout: WindowLayout | VisibleWindows,
         region_mask: torch.Tensor | None,
         output_attentions: bool = False,
     ) -> MaybeWithWeights:
+        if isinstance(layout, VisibleWindows):
+            return self.attend_visible(tokens, layout)
         batch_size, length, dim = tokens.shape
         window_area = layout.window_size**2
         qkv = project_jointly(tokens, (self.query, self.key, self.value))
@@ -113,7 +136,7 @@ class SwinSelfAttention(WindowSelfAttention):
         super().__init__(config, dim, num_heads, window_size)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
 
-    def bias_table(self, layout: WindowLayout) -> torch.Tensor:
+    def bias_table(self, layout: WindowLayout | VisibleWindows) -> torch.Tensor:
         return self.relative_position_bias_table
 
     def split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
@@ -191,7 +214,7 @@ class SwinAttention(nn.Module):
     def forward(
         self,
         tokens: torch.Tensor,
-        layout: WindowLayout,
+        layout: WindowLayout | VisibleWindows,
         region_mask: torch.Tensor | None,
         output_attentions: bool = False,
     ) -> MaybeWithWeights:
@@ -221,7 +244,11 @@ class SwinBlock(GradientCheckpointingLayer):
         self.output = SwinDense(hidden_dim, dim, config.hidden_dropout_prob)
 
     def attend(
-        self, tokens: torch.Tensor, layout: WindowLayout, region_mask: torch.Tensor | None, output_attentions: bool
+        self,
+        tokens: torch.Tensor,
+        layout: WindowLayout | VisibleWindows,
+        region_mask: torch.Tensor | None,
+        output_attentions: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Output of the attention for tokens (B, L, C), and its weights if requested."""
         if output_attentions:
@@ -257,7 +284,7 @@ class SwinBlock(GradientCheckpointingLayer):
     def forward(
         self,
         tokens: torch.Tensor,
-        layout: WindowLayout,
+        layout: WindowLayout | VisibleWindows,
         region_mask: torch.Tensor | None,
         is_real: torch.Tensor | None,
         output_attentions: bool = False,
@@ -272,15 +299,15 @@ class SwinBlock(GradientCheckpointingLayer):
 
 
 class SwinPatchMerging(nn.Module):
-    """Halve the grid: the four tokens of each 2x2 square become one token with twice the channels."""
+    """Halve the grid: the joined channels of the four tokens of each 2x2 square become twice those of one token."""
 
     def __init__(self, dim: int):
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.reduction(self.norm(join_squares(tokens)))
+    def forward(self, squares: torch.Tensor) -> torch.Tensor:
+        return self.reduction(self.norm(squares))
 
 
 def join_squares(tokens: torch.Tensor) -> torch.Tensor:
@@ -395,15 +422,21 @@ class SwinEmbeddings(nn.Module):
             self.position_embeddings = nn.Parameter(torch.zeros(1, grid_size[0] * grid_size[1], config.embed_dim))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None) -> torch.Tensor:
-        tokens = self.norm(self.patch_embeddings(pixel_values))  # B, h, w, D
+    def forward(
+        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None, kept: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Embed images (B, C, H, W) to (B, h, w, D), or to (B, V, D) at the indices (B, V) of patches that are kept."""
+        tokens = self.patch_embeddings(pixel_values)  # B, h, w, D
+        positions = None if self.position_embeddings is None else self._positions(tokens.shape[1:3])
+        if kept is not None:
+            tokens = tokens.flatten(1, 2).gather(1, kept[..., None].expand(-1, -1, tokens.shape[3]))
+            positions = None if positions is None else positions.flatten(0, 2)[kept]
+        tokens = self.norm(tokens)
         if bool_masked_pos is not None:
             if self.mask_token is None:
                 raise ValueError("This model was built without a mask token. Use SimMIMForMaskedImageModeling.")
             tokens = torch.where(bool_masked_pos[..., None], self.mask_token[:, :, None].to(tokens.dtype), tokens)
-        if self.position_embeddings is not None:
-            tokens = tokens + self._positions(tokens.shape[1:3])
-        return self.dropout(tokens)
+        return self.dropout(tokens if positions is None else tokens + positions)
 
     def _positions(self, grid_size: tuple[int, int]) -> torch.Tensor:
         positions = self.position_embeddings.view(1, *self.grid_size, -1)
@@ -479,9 +512,9 @@ class SwinStages(nn.Module):
             if stage.downsample is None:
                 tokens = keep(tokens)
             elif before_merging:
-                tokens = stage.downsample(keep(tokens))  # type: ignore[operator]
+                tokens = stage.downsample(join_squares(keep(tokens)))  # type: ignore[operator]
             else:
-                tokens = keep(stage.downsample(tokens))  # type: ignore[operator]
+                tokens = keep(stage.downsample(join_squares(tokens)))  # type: ignore[operator]
         return tokens, tuple(hidden_states), tuple(attentions)
 
 

@@ -22,8 +22,8 @@ from .swin import (
     SwinStage,
     WindowSelfAttention,
     init_swin_weights,
-    join_squares,
 )
+from .visible_windows import VisibleWindows
 from .windows import WindowLayout
 
 MAX_LOGIT_SCALE = 100.0
@@ -64,7 +64,7 @@ class Swinv2SelfAttention(WindowSelfAttention):
             nn.Linear(2, POSITION_MLP_DIM), nn.ReLU(), nn.Linear(POSITION_MLP_DIM, num_heads, bias=False)
         )
 
-    def bias_table(self, layout: WindowLayout) -> torch.Tensor:
+    def bias_table(self, layout: WindowLayout | VisibleWindows) -> torch.Tensor:
         # The MLP is too small to be faster in lower precision.
         with maybe_autocast(layout.coordinates.device.type, enabled=False):
             bias = self.continuous_position_bias_mlp(layout.coordinates.to(self.logit_scale.dtype))
@@ -98,7 +98,7 @@ class Swinv2Block(SwinBlock):
     def forward(
         self,
         tokens: torch.Tensor,
-        layout: WindowLayout,
+        layout: WindowLayout | VisibleWindows,
         region_mask: torch.Tensor | None,
         is_real: torch.Tensor | None,
         output_attentions: bool = False,
@@ -111,15 +111,15 @@ class Swinv2Block(SwinBlock):
 
 
 class Swinv2PatchMerging(nn.Module):
-    """Halve the grid: the four tokens of each 2x2 square become one with twice the channels, normalized last."""
+    """Halve the grid: the joined channels of four tokens become twice those of one, normalized last."""
 
     def __init__(self, dim: int):
         super().__init__()
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
         self.norm = nn.LayerNorm(2 * dim)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.reduction(join_squares(tokens)))
+    def forward(self, squares: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.reduction(squares))
 
 
 class Swinv2Stage(SwinStage):

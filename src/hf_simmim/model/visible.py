@@ -1,4 +1,4 @@
-"""Encodes visible patches only, and a light decoder that predicts at the masked ones, as in MAE."""
+"""Encodes visible patches only, and a light decoder that predicts at the masked ones, as in MAE and GreenMIM."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,9 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .encoders import EncoderGeometry, EncoderOutput, mask_pixels, run_encoder, whole
+from .masking import patches_with_pixels
 from .options import COUNT, Option, is_count, optional
+from .visible_windows import visible_windows
 
 # ADD AN ENCODER that can leave masked patches out: a model of transformers whose attention is global and plain, and
 # which adds positions to its patch embeddings once. The value is the name of the module that returns prefix tokens and
@@ -33,12 +35,15 @@ VISIBLE_ENCODERS: dict[str, str] = dict.fromkeys(
     "embeddings",
 )
 
+# Our own encoders that leave out masked cells of their last feature map, see visible_windows.py.
+WINDOWED_ENCODERS = ("swin", "swinv2")
+
 _WINDOWS = "its attention runs in windows of the whole grid"
 _BIAS = "its attention adds a bias for each pair of positions of the whole grid"
 _ROTARY = "its attention rotates queries and keys by positions of the whole grid"
 # Why the best known other encoders cannot.
 _REASONS: dict[str, str] = {
-    **dict.fromkeys(("swin", "swinv2", "donut-swin", "maskformer-swin", "hiera"), _WINDOWS),
+    **dict.fromkeys(("donut-swin", "maskformer-swin", "hiera"), _WINDOWS),
     **dict.fromkeys(("beit", "data2vec-vision"), _BIAS),
     **dict.fromkeys(("dinov3_vit", "mlcd", "mlcd_vision_model", "sapiens2", "sam3_vit_model"), _ROTARY),
     **dict.fromkeys(
@@ -76,14 +81,58 @@ def why_not_visible(model_type: str) -> str | None:
     Returns:
         The reason and the remedy; None if it can.
     """
-    if model_type in VISIBLE_ENCODERS:
+    if model_type in (*VISIBLE_ENCODERS, *WINDOWED_ENCODERS):
         return None
     reason = _REASONS.get(model_type, "it is not a plain vision transformer that adds positions to its patches")
     return (
         f"encode='visible' does not fit the encoder {model_type!r}: {reason}. Leave encode out, or use one of:"
-        f" {', '.join(VISIBLE_ENCODERS)}, such as SimMIMConfig(encoder_config={{'model_type': 'vit'}}), on the command"
+        f" {', '.join((*WINDOWED_ENCODERS, *VISIBLE_ENCODERS))}, such as"
+        " SimMIMConfig(encoder_config={'model_type': 'vit'}), on the command"
         ' line --encoder \'{"model_type": "vit"}\'.'
     )
+
+
+def masked_cells(bool_masked_pos: torch.Tensor, geometry: EncoderGeometry) -> torch.Tensor:
+    """Tell which cells of the feature map are left out: those that hold a masked patch.
+
+    Args:
+        bool_masked_pos: Bool mask of shape (B, ceil(H / patch_size), ceil(W / patch_size)), True = masked.
+        geometry: Geometry of the encoder.
+
+    Returns:
+        Bool tensor of shape (B, ceil(H / stride), ceil(W / stride)).
+    """
+    size = geometry.stride // geometry.patch_size
+    if size == 1:
+        return bool_masked_pos
+    return F.max_pool2d(bool_masked_pos.float(), size, ceil_mode=True) > 0
+
+
+def check_cells(
+    bool_masked_pos: torch.Tensor, geometry: EncoderGeometry, pixel_mask: torch.Tensor | None = None
+) -> None:
+    """Refuse masks that leave parts of a cell visible, which would be left out with the masked parts.
+
+    Args:
+        bool_masked_pos: Bool mask of shape (B, ceil(H / patch_size), ceil(W / patch_size)), True = masked.
+        geometry: Geometry of the encoder.
+        pixel_mask: Bool tensor of shape (B, H, W), False at missing pixels: patches without any other are never masked.
+
+    Raises:
+        ValueError: If a cell is partly masked; the message has the remedy.
+    """
+    size = geometry.stride // geometry.patch_size
+    if size == 1:
+        return
+    visible = ~bool_masked_pos
+    if pixel_mask is not None:
+        visible = visible & patches_with_pixels(pixel_mask, geometry.patch_size)
+    some = F.max_pool2d(visible.float(), size, ceil_mode=True) > 0
+    if bool((some & masked_cells(bool_masked_pos, geometry)).any()):
+        raise ValueError(
+            f"encode='visible' leaves out cells of {geometry.stride} px of this encoder, and the mask covers parts of"
+            f" some. Use a mask_patch_size that is a multiple of {geometry.stride}."
+        )
 
 
 class _Kept(NamedTuple):
@@ -157,17 +206,27 @@ def encode_visible(
         **kwargs: Passed to the encoder, for example `output_attentions`.
 
     Returns:
-        Feature map of shape (B, D, h, w) with zeros at masked patches; hidden states and attentions of prefix tokens
-        and visible patches, padded to the largest number of them in an image.
+        Feature map of shape (B, D, h, w) with zeros at masked cells. Hidden states and attentions of prefix tokens and
+        visible patches, padded to the largest number of them in an image; of windowed encoders, hidden states of all
+        patches with zeros at masked ones, and no attentions.
 
     Source: `MaskedAutoencoderViT.forward_encoder` of facebookresearch/mae.
     """
     size = (pixel_values.shape[2], pixel_values.shape[3])
     height, width = whole(size, geometry.stride)
     pixel_values = F.pad(pixel_values, (0, width - size[1], 0, height - size[0]))
+    rows, columns = height // geometry.patch_size, width // geometry.patch_size
+    bool_masked_pos = F.pad(
+        bool_masked_pos, (0, columns - bool_masked_pos.shape[2], 0, rows - bool_masked_pos.shape[1])
+    )
     # Pixels are hidden here, too, so that none can leak, and a NaN among them reaches no gradient.
     pixel_values = mask_pixels(pixel_values, bool_masked_pos)
-    kept = _kept(bool_masked_pos, geometry.num_prefix_tokens)
+    cells = masked_cells(bool_masked_pos, geometry)
+    kept = _kept(cells, geometry.num_prefix_tokens)
+    grid_size = (height // geometry.stride, width // geometry.stride)
+    if geometry.route == "own":
+        visible, hidden_states = _encode_windows(encoder, pixel_values, kept, grid_size)
+        return EncoderOutput(_scatter(visible, kept.order, kept.is_visible, grid_size), hidden_states, None)
     if kept.mask is not None:
         like = pixel_values.new_empty(*kept.mask.shape, 1)
         kwargs["attention_mask"] = create_bidirectional_mask(encoder.config, like, kept.mask)
@@ -178,12 +237,85 @@ def encode_visible(
     finally:
         embeddings.kept = None
     visible = outputs.last_hidden_state[:, geometry.num_prefix_tokens :]  # B, V, D
-    visible = visible * kept.is_visible[..., None]
-    num_patches = bool_masked_pos[0].numel()
-    tokens = visible.new_zeros(visible.shape[0], num_patches, visible.shape[2])
-    tokens = tokens.scatter(1, kept.order[..., None].expand_as(visible), visible)
-    feature_map = tokens.transpose(1, 2).unflatten(2, (height // geometry.stride, width // geometry.stride))
+    feature_map = _scatter(visible, kept.order, kept.is_visible, grid_size)
     return EncoderOutput(feature_map, outputs.get("hidden_states"), outputs.get("attentions"))
+
+
+def _scatter(
+    tokens: torch.Tensor, order: torch.Tensor, is_visible: torch.Tensor, grid_size: tuple[int, int]
+) -> torch.Tensor:
+    """Tokens (B, V, D) at their places (B, V) in a map (B, D, h, w), zero elsewhere."""
+    tokens = tokens * is_visible[..., None]
+    grid = tokens.new_zeros(tokens.shape[0], grid_size[0] * grid_size[1], tokens.shape[2])
+    grid = grid.scatter(1, order[..., None].expand_as(tokens), tokens)
+    return grid.transpose(1, 2).unflatten(2, grid_size)
+
+
+def _encode_windows(
+    encoder: Any, pixel_values: torch.Tensor, kept: _Kept, grid_size: tuple[int, int]
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Run our Swin or SwinV2 on the visible cells only.
+
+    Tokens lie cell by cell, and within one in the order in which patch merging joins them: merging copies nothing.
+
+    Args:
+        encoder: The encoder.
+        pixel_values: Images of shape (B, C, H, W), of whole cells.
+        kept: The cells to keep.
+        grid_size: (h, w) in cells.
+
+    Returns:
+        Tokens of the last stage (B, V, D), after the final norm, and the hidden states (B, N, C) of all stages with
+        zeros at masked patches.
+    """
+    if torch.compiler.is_exporting():
+        raise ValueError(
+            "A Swin with encode='visible' cannot be exported with masks, whose windows differ from image to image."
+            " Export its features, without bool_masked_pos."
+        )
+    scales = [2**steps for steps in reversed(range(len(encoder.encoder.layers)))]  # tokens of a cell, per side
+    placed = []
+    for scale in scales:
+        within_rows, within_columns = (offsets.to(kept.order.device) for offsets in _merging_order(scale))
+        rows = (kept.order // grid_size[1] * scale)[..., None] + within_rows  # B, V, scale ** 2
+        columns = (kept.order % grid_size[1] * scale)[..., None] + within_columns
+        placed.append((rows.flatten(1), columns.flatten(1)))
+    hidden_states: list[torch.Tensor] = []
+
+    def keep(tokens: torch.Tensor, level: int) -> torch.Tensor:
+        (rows, columns), scale = placed[level], scales[level]
+        size = (grid_size[0] * scale, grid_size[1] * scale)
+        is_visible = kept.is_visible.repeat_interleave(scale**2, dim=1)
+        hidden_states.append(_scatter(tokens, rows * size[1] + columns, is_visible, size).flatten(2).transpose(1, 2))
+        return tokens
+
+    first_rows, first_columns = placed[0]
+    tokens = encoder.embeddings(pixel_values, None, first_rows * (grid_size[1] * scales[0]) + first_columns)
+    tokens = keep(tokens, 0)
+    for level, stage in enumerate(encoder.encoder.layers):
+        rows, columns = placed[level]
+        is_visible = kept.is_visible.repeat_interleave(scales[level] ** 2, dim=1)
+        size = (grid_size[0] * scales[level], grid_size[1] * scales[level])
+        layout = stage.layout(size, tokens.device, tokens.dtype)
+        shifts = (False,) if layout.to_shifted is None or len(stage.blocks) == 1 else (False, True)
+        windows = [visible_windows(rows, columns, is_visible, layout, shift) for shift in shifts]
+        for index, block in enumerate(stage.blocks):
+            tokens = block(tokens, windows[index % len(windows)], None, None)
+        if stage.downsample is None:
+            keep(tokens, level)
+        else:
+            tokens = stage.downsample(tokens.view(len(tokens), -1, 4 * tokens.shape[2]))
+            keep(tokens, level + 1)
+    return encoder.layernorm(tokens), tuple(hidden_states)
+
+
+def _merging_order(scale: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and columns of the scale ** 2 tokens of a cell: squares within squares, each column by column."""
+    rows = columns = torch.zeros(1, dtype=torch.long)
+    while len(rows) < scale**2:
+        rows = (rows[:, None] * 2 + torch.tensor([0, 1, 0, 1])).flatten()
+        columns = (columns[:, None] * 2 + torch.tensor([0, 0, 1, 1])).flatten()
+    return rows, columns
 
 
 def grid_positions(grid_size: tuple[int, int], hidden_size: int, device: torch.device) -> torch.Tensor:

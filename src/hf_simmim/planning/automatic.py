@@ -100,10 +100,10 @@ class Automatic:
         return {name: choice.value for name, choice in self.choices.items()}
 
     def choose_model(self, model: Any, machine: Machine, seen: Survey, presets: Collection[str]) -> None:
-        """Choose encoder, geometry and masks.
+        """Choose encoder and geometry.
 
         Args:
-            model: Options `encoder`, `checkpoint`, `image_size`, `window_size`, `num_channels` and `mask_patch_size`.
+            model: Options `encoder`, `checkpoint`, `image_size`, `window_size` and `num_channels`.
             machine: What the machine offers.
             seen: What the images are like.
             presets: Names of the encoders whose geometry is free.
@@ -118,10 +118,10 @@ class Automatic:
         if "image_size" in self.given:
             if len(set(model.image_size)) > 1 or model.image_size[0] % 4:
                 return
-            choices |= choose_window(model.image_size[0])
+            choices["window_size"] = choose_window(model.image_size[0])
         if not self.is_open("image_mean", "image_std"):
             choices.pop("num_channels", None)
-        for name in (*PRESET_OPTIONS, "mask_patch_size"):
+        for name in PRESET_OPTIONS:
             if self.is_open(name) and name in choices:
                 self.set(model, name, choices[name])
 
@@ -138,7 +138,7 @@ class Automatic:
             The config of the model.
         """
         config = build_config(model)
-        choices = {"mask_patch_size": choose_mask_patch(min(config.image_size), config.patch_size)}
+        choices = {"mask_patch_size": choose_mask_patch(min(config.image_size), config.mask_step)}
         if model.checkpoint is None and self.is_open(*OBJECTIVE_OPTIONS):
             choices |= choose_target(seen, num_images, config.encoder_stride)
         for name, choice in choices.items():

@@ -44,14 +44,14 @@ class Choice:
 
 
 def choose_model(machine: Machine, seen: Survey) -> dict[str, Choice]:
-    """Choose encoder, image size and masks.
+    """Choose encoder and image size.
 
     Args:
         machine: What the machine offers.
         seen: What the images are like.
 
     Returns:
-        Choices for `encoder`, `image_size`, `window_size`, `num_channels` and `mask_patch_size`.
+        Choices for `encoder`, `image_size`, `window_size` and `num_channels`.
     """
     if machine.is_cpu and machine.num_cores < MANY_CORES:
         encoder, largest, reason = "swin-mini", 96, f"{machine.num_cores} processor cores, no GPU"
@@ -68,42 +68,39 @@ def choose_model(machine: Machine, seen: Survey) -> dict[str, Choice]:
     if size == largest < side:
         because += f", and {'a CPU is slow at' if machine.is_cpu else 'the paper does not take'} more than {largest}"
     choices["image_size"] = Choice(size, because)
-    choices |= choose_window(size)
+    choices["window_size"] = choose_window(size)
     number = seen.num_channels
     if number is not None:
         choices["num_channels"] = Choice(number, "gray images" if number == 1 else f"the images have {number}")
     return choices
 
 
-def choose_window(size: int, patch_size: int = 4) -> dict[str, Choice]:
-    """Choose attention window and mask patch for an image size, such that both tile it as in the paper.
+def choose_window(size: int, patch_size: int = 4) -> Choice:
+    """Choose the attention window for an image size, such that windows tile it as in the paper.
 
     Args:
         size: Side of the image in pixels.
         patch_size: Side of a patch in pixels.
 
     Returns:
-        Choices for `window_size`, in patches, and `mask_patch_size`, in pixels.
+        The choice for `window_size`, in patches.
     """
     grid = size // patch_size
     window = next((window for window in (6, 7, 8) if grid % window == 0), 6)
-    return {
-        "window_size": Choice(window, f"{grid} patches on a side"),
-        "mask_patch_size": choose_mask_patch(size, patch_size),
-    }
+    return Choice(window, f"{grid} patches on a side")
 
 
-def choose_mask_patch(size: int, patch_size: int) -> Choice:
-    """Choose the side of mask patches: a sixth of the image's, as 32 of 192 px, in whole patches of the encoder.
+def choose_mask_patch(size: int, step: int) -> Choice:
+    """Choose the side of mask patches: a sixth of the image's, as 32 of 192 px, in whole steps of the model's masks.
 
     Args:
         size: Shorter side of the image in pixels.
-        patch_size: Side of a patch in pixels.
+        step: Side in pixels of which it has to be a multiple.
 
     Returns:
         The choice for `mask_patch_size`, in pixels.
     """
-    sides = range(patch_size, max(patch_size, size // 2) + 1, patch_size)
+    sides = range(step, max(step, size // 2) + 1, step)
 
     def distance(side: int) -> float:
         return abs(math.log(side * 6 / size))

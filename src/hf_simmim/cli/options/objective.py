@@ -72,7 +72,7 @@ class PretrainingModelArguments(EncoderArguments):
         default=None,
         metadata={
             "help": "Patches that the encoder sees (all if unset): all, with mask tokens, or visible, with a light"
-            " decoder behind it, for plain ViTs; then a --mask_ratio of 0.75 pays.",
+            " decoder behind it, for Swin and plain ViTs; then a --mask_ratio of 0.75 pays.",
             "choices": list(ENCODE),
         },
     )

@@ -21,6 +21,7 @@ from ...hub.card import (
 )
 from ...hub.provenance import RunOrigin, hub_id, last_part
 from ...model.masking import span
+from ...model.visible import WINDOWED_ENCODERS
 from ...visualization.grids import DRAWN_COLUMNS
 from ..callbacks import ProbeCallback
 from ..optimization import images_per_step
@@ -254,7 +255,8 @@ def _seen(model: Any) -> str | None:
     if model.config.encode == "all":
         return None
     layers, size = counted(len(model.decoder.layers), "layer"), model.decoder.hidden_size
-    return f"visible patches only, as in MAE; a decoder of {layers} and {size} channels predicts the others"
+    method = "GreenMIM" if model.config.encoder_config.model_type in WINDOWED_ENCODERS else "MAE"
+    return f"visible patches only, as in {method}; a decoder of {layers} and {size} channels predicts the others"
 
 
 def _masking_table(trainer: Any) -> Table:
