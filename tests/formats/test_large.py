@@ -8,6 +8,8 @@ import tifffile
 from PIL import Image
 
 from hf_simmim.formats import large, large_others, large_tiff
+from hf_simmim.formats.address import Address
+from hf_simmim.formats.bands import bands_part
 from hf_simmim.formats.large import MAX_OPEN, open_large, window_address, window_place
 from hf_simmim.model.images import channels_first, open_image, pixels_of
 
@@ -181,6 +183,32 @@ def test_windows_are_crops_of_the_whole_image(case, tmp_path):
     assert_windows_are_crops(path, channels, factor)
 
 
+BANDS = {
+    "five bands": [[4, 3, 2], [5]],
+    "five planes": [[4, 3, 2], [1, 5]],
+    "four pages": [[4, 3, 2], [2]],
+    "OME channels": [[1, 4]],
+    "tifffile's planes": [[3, 1, 2]],
+    "array of bands": [[3, 1, 2], [4, 5]],
+    "uint8 RGBA": [[3, 1, 2], [2]],
+    "uint16 RGB": [[3, 2, 1], [2]],
+    "uint16 RGB at 8 bits": [[3, 2, 1], [2]],
+    "PNG": [[4, 1, 1]],
+}
+
+
+@pytest.mark.parametrize("case", BANDS)
+def test_windows_of_bands_are_crops_of_the_whole_image(case, tmp_path):
+    suffix, write, _, factor = CASES[case]
+    path = tmp_path / f"image{suffix}"
+    write(path)
+    for bands in BANDS[case]:
+        address = str(Address(str(path), {"bands": bands_part(bands)}))
+        assert_windows_are_crops(address, len(bands), factor)
+    with pytest.raises(ValueError, match="numbered from 1 on"):
+        open_image(str(Address(str(path), {"bands": "99", "height": "9", "width": "9"})), 1, factor, None)
+
+
 def test_given_nodata_is_compared_with_the_numbers_of_the_file(tmp_path):
     path = tmp_path / "image.tif"
     tiff(missing_corner(noise(HEIGHT, WIDTH, 3), 7), photometric="rgb", **TILES)(path)
@@ -199,16 +227,18 @@ def test_compressions_of_imagecodecs(compression, tmp_path):
 def test_only_the_touched_tiles_are_decoded(tmp_path, monkeypatch):
     path = tmp_path / "image.tif"
     tiff(noise(512, 512, 3), photometric="rgb", compression="zlib", tile=(64, 64))(path)
-    image, seen = open_large(path), []
+    images, seen = [open_large(path), open_large(str(Address(str(path), {"bands": "3|1"})))], []
     decode = large_tiff.TiffImage._segment
     monkeypatch.setattr(
         large_tiff.TiffImage,
         "_segment",
         lambda self, page, index, *rest: seen.append(index) or decode(self, page, index, *rest),
     )
-    image.read(0, 70, 130, 60, 70)
-    # Two rows and two columns of tiles.
-    assert sorted(seen) == [10, 11, 18, 19] or sorted(seen) == [10, 11, 12, 18, 19, 20]
+    for image in images:
+        seen.clear()
+        image.read(0, 70, 130, 60, 70)
+        # Two rows and two columns of tiles.
+        assert sorted(seen) == [10, 11, 18, 19] or sorted(seen) == [10, 11, 12, 18, 19, 20]
 
 
 def test_levels_pixel_size_and_empty_tiles(tmp_path):

@@ -17,6 +17,7 @@ from ..model.image_readers import (
     upright,
 )
 from .address import Address
+from .large_images import LargeImage
 
 # Pages of a TIFF file that may be bands.
 MAX_PAGES = 1024
@@ -52,8 +53,12 @@ def read_bands(read: Callable[[Source, Wanted], Stored], address: Address, wante
         ValueError: If there is no such band, or which axis holds them is unknown.
     """
     inner = Address(address.path, {name: value for name, value in address.part.items() if name != "bands"})
-    chosen = [int(band) - 1 for band in address.part["bands"].split("|")]
     stored = read(str(inner), wanted._replace(num_channels=_num_bands(address.path), keeps_depth=True))
+    return _choose(stored, address)
+
+
+def _choose(stored: Stored, address: Address) -> Stored:
+    """An image or window of all bands, which keeps its depth, with those that an address names."""
     image = stored.image
     if isinstance(image, Image.Image):
         image = upright(image)
@@ -62,10 +67,7 @@ def read_bands(read: Callable[[Source, Wanted], Stored], address: Address, wante
     array = np.atleast_3d(np.asarray(image))
     if not stored.kind and not isinstance(image, Image.Image) and array.shape[0] < array.shape[-1]:
         array = np.moveaxis(array, 0, -1)
-    if min(chosen) < 0 or max(chosen) >= array.shape[-1]:
-        raise ValueError(
-            f"{address}: the image has {array.shape[-1]} bands, numbered from 1 on. Choose some of them with --bands."
-        )
+    chosen = _indices(address, array.shape[-1])
     array = array[..., chosen]
     if array.dtype == np.uint8 and len(chosen) in (1, 3):
         return stored._replace(
@@ -78,3 +80,46 @@ def read_bands(read: Callable[[Source, Wanted], Stored], address: Address, wante
             image=array if len(chosen) == 3 else array[..., 0], kind="RGB" if len(chosen) == 3 else "L"
         )
     return stored._replace(image=np.ascontiguousarray(np.moveaxis(array, -1, 0)), kind="", largest=0)
+
+
+def _indices(address: Address, count: int) -> list[int]:
+    """Indices of the bands that an address names, of so many."""
+    chosen = [int(band) - 1 for band in address.part["bands"].split("|")]
+    if min(chosen) < 0 or max(chosen) >= count:
+        raise ValueError(
+            f"{address}: the image has {count} bands, numbered from 1 on. Choose some of them with --bands."
+        )
+    return chosen
+
+
+class BandsImage(LargeImage):
+    """Some of the bands of a large image; windows are read without the rest of it.
+
+    Args:
+        image: The image of all bands.
+        address: Its address, with `bands`.
+    """
+
+    def __init__(self, image: LargeImage, address: Address):
+        self._image, self._address = image, address
+        self._chosen = _indices(address, image.num_channels)
+        self.levels, self.pixel_size, self.dtype = image.levels, image.pixel_size, image.dtype
+        self.nodata, self.is_tiled, self.is_masked = image.nodata, image.is_tiled, image.is_masked
+        self.num_channels = len(self._chosen)
+
+    def read(self, level: int, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """Read the numbers of a window, see `LargeImage.read`."""
+        return self._image.read(level, top, left, height, width)[..., self._chosen]
+
+    def stored(self, array: np.ndarray, wanted: Wanted) -> Stored:
+        """Say what the numbers of all bands are, see `LargeImage.stored`, and choose some of them."""
+        everything = wanted._replace(num_channels=self._image.num_channels, keeps_depth=True)
+        return _choose(self._image.stored(array, everything), self._address)
+
+    def window(self, level: int, top: int, left: int, height: int, width: int, wanted: Wanted) -> Stored:
+        """Read a window as an image, see `LargeImage.window`."""
+        return self.scaled(self.stored(self._image.read(level, top, left, height, width), wanted), wanted)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._image.close()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..model.image_readers import TIFF_MAGICS, MissingCodecError, Stored, Wanted, check_size
 from .address import Address, parse_address
+from .bands import BandsImage
 from .large_images import LargeImage
 from .large_others import RasterImage, SlideImage, WholeImage, is_zarr, open_npy, open_zarr
 from .large_tiff import TiffImage, TurnedError
@@ -113,9 +114,12 @@ def open_large(path: str | os.PathLike) -> LargeImage:
 
 
 def _open_part(address: Address) -> LargeImage:
-    if address.part:
+    if address.part.keys() - {"bands"}:
         return WholeImage(str(address))
-    return next(opens for matches, opens in OPENERS.values() if matches(address.path))(address.path)
+    image = next(opens for matches, opens in OPENERS.values() if matches(address.path))(address.path)
+    if not address.part:
+        return image
+    return WholeImage(str(address)) if isinstance(image, WholeImage) else BandsImage(image, address)
 
 
 def is_window(address: Address) -> bool:

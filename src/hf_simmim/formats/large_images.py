@@ -80,7 +80,10 @@ class LargeImage(ABC):
         Returns:
             The image.
         """
-        stored = self.stored(self.read(level, top, left, height, width), wanted)
+        return self.scaled(self.stored(self.read(level, top, left, height, width), wanted), wanted)
+
+    def scaled(self, stored: Stored, wanted: Wanted) -> Stored:
+        """Say by what the numbers of a window are scaled to 8 bits, if they are."""
         if stored.largest == 65535 and stored.kind in ("L", "RGB") and stored.compared is None:
             # Scaled to 8 bits by the brightest pixel of the file, not by that of each window.
             return stored if wanted.keeps_depth else stored._replace(largest=2 ** self._used_bits() - 1)
