@@ -41,9 +41,9 @@ from hf_simmim.visualization.pictures import ERROR_LIMIT, MASK_GRAY
 SETTINGS = {"strategy": "random", "ratio": 0.5, "patch_size": 8, "seed": 0, "painting": None}
 
 
-def save_checkpoint(folder: Path, encoder_config, mask_patch_size: int, target: str = "rgb") -> str:
+def save_checkpoint(folder: Path, encoder_config, mask_patch_size: int, **settings) -> str:
     """A model with its processor."""
-    config = SimMIMConfig(encoder_config=encoder_config, target=target)
+    config = SimMIMConfig(encoder_config=encoder_config, **settings)
     SimMIMForMaskedImageModeling(config).save_pretrained(folder)
     height, width = config.image_size
     processor = SimMIMImageProcessor(
@@ -261,6 +261,13 @@ def test_the_mask_patch_follows_the_model(page, checkpoints):
     assert page.fit(small, 23)[0]["value"] == 24
     for other in (32, 4, None):
         assert page.fit(small, other)[0]["value"] == 8
+
+
+def test_mask_patches_cover_whole_cells_where_the_encoder_leaves_them_out(page, tmp_path):
+    model = save_checkpoint(tmp_path / "visible", swin_config(), 16, encode="visible")
+    update, _ = page.fit(model, 4)
+    assert [update[key] for key in ("minimum", "step", "value")] == [8, 8, 16]
+    assert updated(page, model, patch_size=8)[0] is None
 
 
 def test_sliders_end_where_masks_do(page, checkpoints):

@@ -762,3 +762,13 @@ def test_two_processes_equal_one_of_the_same_global_batch(photos, tmp_path):
         assert len(one) == steps
         # The logarithms of small shares amplify how the weights are rounded.
         assert two == pytest.approx(one, rel=1e-2 if key == "eval_rankme" else 1e-4), key
+
+
+def test_visible_patches_only(run_mim, photos, tmp_path):
+    """Mask patches that leave parts of a cell of Swin visible are refused before anything is trained."""
+    visible = {"encode": "visible", "decoder_options": '{"num_layers": 1}'}
+    run_mim.COMMAND.main(options(photos, tmp_path / "run", mask_ratio=0.75, max_steps=2, **visible))
+    assert "visible patches only, as in GreenMIM; a decoder of 1 layer" in (tmp_path / "run" / "README.md").read_text()
+    with pytest.raises(SystemExit, match="mask_patch_size=4: .* leaves out cells of 8 px. Set it to a multiple of 8"):
+        run_mim.COMMAND.main(options(photos, tmp_path / "refused", mask_patch_size=4, **visible))
+    assert not (tmp_path / "refused").exists()
