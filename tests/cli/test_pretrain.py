@@ -771,4 +771,4 @@ def test_visible_patches_only(run_mim, photos, tmp_path):
     assert "visible patches only, as in GreenMIM; a decoder of 1 layer" in (tmp_path / "run" / "README.md").read_text()
     with pytest.raises(SystemExit, match="mask_patch_size=4: .* leaves out cells of 8 px. Set it to a multiple of 8"):
         run_mim.COMMAND.main(options(photos, tmp_path / "refused", mask_patch_size=4, **visible))
-    assert not (tmp_path / "refused").exists()
+    assert not (tmp_path / "refused" / "run.json").exists()
