@@ -12,6 +12,7 @@ from command_lines import command_line
 from datasets import Dataset
 from matplotlib.figure import Figure
 from PIL import Image
+from segmentation_scenes import write_scenes
 from tiny import VIT_SIZES, swin_config
 from transformers import EvalPrediction, ViTConfig, ViTModel
 
@@ -219,6 +220,34 @@ def test_several_labels_and_numbers(script, checkpoint, tmp_path, monkeypatch, c
     assert verdict.widths["test images"] > 0
     assert verdict.answer == "yes"
     assert result.recommendation == "Recommendation: pre-train on these images."
+
+
+def test_segmentation(script, tmp_path, capsys, monkeypatch):
+    """Masks: the same verdict from mean IoU, whose intervals draw test images again; never on those that decide."""
+    scenes = write_scenes(tmp_path / "scenes", 44)
+    segmenting = FINE_TUNING | {"crop_size": 32, "decoder_channels": 16, "drop_path_rate": 0.0}
+    run = options(scenes, tmp_path / "run", task="segmentation", holdout=0.75, finetune_options=json.dumps(segmenting))
+    script.COMMAND.main(run)
+    printed = capsys.readouterr().out
+    assert "4 annotated images, pre-trained: 2 runs" in printed
+    assert re.search(r"test mean IoU \d+\.\d ± \d+\.\d % \(n = 33\)", printed)
+    results = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    assert results["metric"] == "mean_iou"
+    assert [verdict["num_labels"] for verdict in results["verdicts"]] == [4, 11]
+    widths = [verdict["widths"]["test images"] for verdict in results["verdicts"]]
+    assert 0 < min(widths) < max(widths) < 0.2
+    deciding = json.loads((tmp_path / "run" / "deciding_images.json").read_text())
+    log = json.loads((tmp_path / "run" / "pretrained" / "trainer_state.json").read_text())
+    assert (len(deciding), log["max_steps"]) == (33, 2)  # of 11 images, one held out, in batches of 4
+    for seed in (0, 1):
+        folder = tmp_path / "run" / "4-labels" / "from-scratch" / f"seed-{seed}"
+        counts, true = read_answers(folder)
+        assert (counts.shape, true.shape) == ((33, 2, 3), (33, 3))
+        union = true.sum(0) + counts[:, 1].sum(0) - counts[:, 0].sum(0)
+        mean = np.mean(counts[:, 0].sum(0) / union)
+        assert results["values"]["4"]["from scratch"][str(seed)] == pytest.approx(mean)
+    monkeypatch.setattr(script, "_segment", None)
+    script.COMMAND.main(run)
 
 
 def test_imbalanced_classes_and_missing_ones(script, pictures, tmp_path):

@@ -14,30 +14,29 @@ automatically.
 import contextlib
 import functools
 import json
-import logging as python_logging
 import shutil
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import PartialState
-from datasets import disable_progress_bars, enable_progress_bars
-from transformers.utils import logging
 
-from ..cli import finetune, pretrain
+from ..cli import finetune, pretrain, segment
 from ..data.reading import ImageDataset, check_images
 from ..evaluation.comparing.answers import ANSWERS_FILE
 from ..evaluation.comparing.cost import COST_FILE, Cost, CostMeter, cost_sentences, find_counters, read_cost
 from ..evaluation.comparing.cost import training_cost as logged_cost
 from ..evaluation.comparing.labels_saved import LabelsSaved
-from ..evaluation.comparing.metric import DecidingMetric, choose_metric
+from ..evaluation.comparing.metric import METRICS, DecidingMetric, choose_metric
 from ..evaluation.comparing.report import Results, conclude, means_by_seed, write_report
+from ..evaluation.comparing.test_set import TestSet
 from ..evaluation.comparing.verdicts import Verdict
+from ..evaluation.quiet_runs import quiet
 from ..evaluation.run_progress import RunProgress
 from ..planning.sizing import choose_mask_patch
 from ..training.cards.pretraining import learned_little, read_metrics
@@ -48,37 +47,14 @@ from .options.comparing import ARM_NAMES, CompareArguments
 from .options.models import describe_models
 from .recipes import CommandError, options_of
 
-PACKAGE = __name__.partition(".")[0]
 # Recipe of finetune for all arms, if none is named: that of the paper takes too few steps on few labels.
 FEW_LABELS = "few_labels"
+# Of segmentations, unless options say otherwise.
+FEW_EPOCHS, FEW_BATCH = 100.0, 8
 # Of a run: images per class, and whether it is of a cross-validation.
 Kind = tuple[int, bool]
 # Steps of an arm, whose costs are told.
 STEPS = ("pre-training", "tuning", "fine-tuning")
-
-
-@dataclass(frozen=True)
-class TestSet:
-    """The images that decide, and the metric.
-
-    Args:
-        names: Their names.
-        labels: Their labels.
-        images: Fingerprint of all labeled images.
-        metric: The metric that decides.
-        why: Why it is another one than accuracy; empty if it is accuracy or was asked for.
-        refusals: Why no verdict is possible with this test set, and what to use instead.
-    """
-
-    # Not a test of pytest.
-    __test__ = False
-
-    names: list[str]
-    labels: list[Any]
-    images: str
-    metric: DecidingMetric
-    why: str
-    refusals: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -122,6 +98,8 @@ def check_runs(arguments: CompareArguments) -> TestSet:
     Raises:
         ValueError, OSError: If a run cannot be made; the message says why and what to do.
     """
+    if arguments.task == "segmentation":
+        return _check_segmentations(arguments)
     sources = [arguments.labeled_source()]
     if len(arguments.choices) > 1:
         sources.append(arguments.tuning_source())
@@ -129,9 +107,7 @@ def check_runs(arguments: CompareArguments) -> TestSet:
     images = ""
     for budget in arguments.labels_per_class:
         for source in sources:
-            options = _default_options(arguments) | source | {"seeds": arguments.seeds[:1]}
-            if budget:
-                options["labels_per_class"] = budget
+            options = run_options(arguments, budget) | source | {"seeds": arguments.seeds[:1]}
             parsed = finetune.FineTuningOptions(*finetune.COMMAND.parse(options_of(options)))
             planned = finetune.plan_runs(parsed)[0]
             if not images:
@@ -158,6 +134,21 @@ def check_runs(arguments: CompareArguments) -> TestSet:
             named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             refusals.append((f"since the test set has no image of {named}", "a test set with all classes"))
     return TestSet(list(test_set.rows["name"]), labels, images, metric, why, refusals)
+
+
+def _check_segmentations(arguments: CompareArguments) -> TestSet:
+    """As `check_runs`, for images with a class for each pixel."""
+    for budget in arguments.labels_per_class:
+        data, *_ = segment.COMMAND.parse(options_of(run_source(arguments) | run_options(arguments, budget)))
+        train, test = segment.load_splits(data)
+        if budget:
+            segment.draw_images(train, budget, arguments.seeds[0])
+    parts = [part for pairs in (train, test) for part in pairs]
+    images = "; ".join(json.dumps(digest(part)) for part in parts)
+    metric = METRICS["segmentation"]["mean_iou"]
+    if arguments.metric is not None:
+        metric, _ = choose_metric("segmentation", arguments.metric, [])
+    return TestSet(list(test.images["name"]), [], images, metric, "", [])
 
 
 def known_configs(arguments: CompareArguments) -> dict[str, Any]:
@@ -321,7 +312,7 @@ def fine_tune(
 
     Args:
         arguments: The options of the comparison.
-        options: Options of `hf-simmim finetune`.
+        options: Options of `hf-simmim finetune` or `segment`, with `seeds`.
         folder: Folder of the runs.
         inputs: Fingerprints of images and weights.
         keeps_weights: Whether the trained models are kept; checkpoints are always deleted.
@@ -330,7 +321,7 @@ def fine_tune(
     Returns:
         Contents of `results.json`.
     """
-    options = _default_options(arguments) | options | {"output_dir": str(folder)}
+    options = options | {"output_dir": str(folder)}
     record = RunRecord(folder, options, inputs)
     done = record.results
     if done is None:
@@ -345,9 +336,11 @@ def fine_tune(
             record.note(None)
         PartialState().wait_for_everyone()
         on_run = _announcer(progress)
-        with _metered(folder), _quiet(folder / "log.txt"):
+        with _metered(folder), quiet(folder / "log.txt"):
             # Otherwise Trainer lets the other processes warn, regardless of the verbosity set here.
-            done = _finetune(options_of({"log_level_replica": "error"} | options), on_run)
+            given = {"log_level_replica": "error"} | options
+            is_segmentation = arguments.task == "segmentation"
+            done = _segment(given, on_run) if is_segmentation else _finetune(options_of(given), on_run)
         if is_main:
             record.note(done)
             # Only an interrupted run needs them, and those of a comparison would fill a disk.
@@ -361,7 +354,7 @@ def fine_tune(
 
 
 def _announcer(progress: tuple[RunProgress[Kind], Kind] | None) -> Callable[[], None] | None:
-    """A function that prints the progress where text is printed now, which `_quiet` redirects."""
+    """A function that prints the progress where text is printed now, which `quiet` redirects."""
     if progress is None:
         return None
     runs, kind = progress
@@ -392,6 +385,21 @@ def _pretrain(argv: list[str]) -> None:
     pretrain.run(*pretrain.COMMAND.parse(argv))
 
 
+def _segment(options: dict[str, Any], on_run: Callable[[], None] | None) -> dict[str, Any]:
+    """As `_finetune`, for images with a class for each pixel."""
+    runs = []
+    for seed in options["seeds"]:
+        folder = str(Path(options["output_dir"], f"seed-{seed}"))
+        own = {name: value for name, value in options.items() if name != "seeds"} | {"seed": seed, "output_dir": folder}
+        result = segment.run(*segment.COMMAND.parse(options_of(own)))
+        metrics = {name: result.metrics[f"eval_{name}"] for name in ("mean_iou", "pixel_accuracy")}
+        counts = {"num_train_images": result.num_train_images, "num_eval_images": result.num_eval_images}
+        runs.append({"seed": seed, "metrics": metrics, **counts})
+        if on_run is not None:
+            on_run()
+    return {"summary": {}, "runs": runs}
+
+
 def _finetune(argv: list[str], on_run: Callable[[], None] | None) -> dict[str, Any]:
     """Train and evaluate, and call a function after each run; returns the contents of `results.json`."""
     data, augmentation, model, training = finetune.COMMAND.parse(argv)
@@ -408,45 +416,39 @@ def _options(given: Any) -> dict[str, Any]:
     return dict(given or {})
 
 
-def _default_options(arguments: CompareArguments) -> dict[str, Any]:
-    """Options of `hf-simmim finetune` for all runs."""
+def run_options(arguments: CompareArguments, budget: int) -> dict[str, Any]:
+    """Options of `hf-simmim finetune`, or of `segment`, for all runs with so many labels; 0 for all.
+
+    Args:
+        arguments: The options.
+        budget: Labeled images per class, or in all.
+
+    Returns:
+        The options, without model, seeds and folder.
+    """
     # Progress bars of many short runs would hide the results; Trainer prints to the log instead. The test set is not
     # used before the end.
-    options = {"disable_tqdm": True, "eval_strategy": "no"} | _options(arguments.finetune_options)
-    recipe = arguments.finetune_recipe or (FEW_LABELS if arguments.names_images else None)
-    if recipe is not None:
-        options["recipe"] = recipe
-    return options
+    options: dict[str, Any] = {"disable_tqdm": True, "eval_strategy": "no"}
+    if arguments.task == "segmentation":
+        options |= {"num_train_images": budget} if budget else {}
+        if arguments.finetune_recipe is None:
+            batch = min(FEW_BATCH, budget or FEW_BATCH)
+            options |= {"num_train_epochs": FEW_EPOCHS, "per_device_train_batch_size": batch}
+        recipe = arguments.finetune_recipe
+    else:
+        options |= {"labels_per_class": budget} if budget else {}
+        recipe = arguments.finetune_recipe or (FEW_LABELS if arguments.names_images else None)
+    options |= {"recipe": recipe} if recipe is not None else {}
+    return options | _options(arguments.finetune_options)
 
 
-@contextlib.contextmanager
-def _quiet(path: Path) -> Iterator[None]:
-    """Redirect printed text and our warnings to a file, and only show errors of what is logged."""
-    verbosity = logging.get_verbosity()
-    # Not below that of transformers, whose verbosity does not count for it.
-    ours = python_logging.getLogger(PACKAGE)
-    propagates = ours.propagate
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    disable_progress_bars()
-    try:
-        with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-            handlers: list[python_logging.Handler] = [python_logging.StreamHandler(file)]
-            handlers.append(python_logging.StreamHandler())
-            handlers[1].setLevel(python_logging.ERROR)
-            ours.propagate = False
-            for handler in handlers:
-                ours.addHandler(handler)
-            try:
-                yield
-            finally:
-                for handler in handlers:
-                    ours.removeHandler(handler)
-                ours.propagate = propagates
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
-        enable_progress_bars()
+def run_source(arguments: CompareArguments) -> dict[str, Any]:
+    """Options of `hf-simmim finetune`, or of `segment`, that name the images."""
+    source = arguments.labeled_source()
+    if arguments.task == "segmentation":
+        known = {option.name for kind in segment.COMMAND.kinds for option in fields(kind)}
+        source = {name: value for name, value in source.items() if name in known}
+    return source
 
 
 def choose_rates(
@@ -522,11 +524,11 @@ def run_arms(arguments: CompareArguments, models: list[Model], test_set: TestSet
         choices: dict[str, dict[str, float]] = {}
         for model in models:
             arm = model.arm
-            options: dict[str, Any] = {"checkpoint": model.checkpoint, "from_scratch": model.from_scratch}
-            if budget:
-                options["labels_per_class"] = budget
+            options = run_options(arguments, budget)
+            options |= {"checkpoint": model.checkpoint, "from_scratch": model.from_scratch}
             folder = output_dir / f"{budget or 'all'}-labels" / model.folder
-            labels = f"{budget} labels per class" if budget else "all labels"
+            what = "annotated images" if arguments.task == "segmentation" else "labels per class"
+            labels = f"{budget} {what}" if budget else "all labels"
             which = arm if model.pretraining is None else f"{arm}, pre-training of seed {model.pretraining}"
             _say(f"{labels}, {which}: {len(arguments.seeds)} runs, see {folder / 'log.txt'}")
             digested = model_digest(model.checkpoint, with_weights=not model.from_scratch)
@@ -538,7 +540,7 @@ def run_arms(arguments: CompareArguments, models: list[Model], test_set: TestSet
                     results.spend(arm, STEPS[1], cost)
             choice = choices[arm]
             options |= choice
-            options |= arguments.labeled_source() | {"seeds": arguments.seeds}
+            options |= run_source(arguments) | {"seeds": arguments.seeds}
             runs = fine_tune(arguments, options, folder, inputs, progress=(progress, (budget, False)))["runs"]
             results.spend(arm, STEPS[2], read_cost(folder))
             missing = [run["seed"] for run in runs if metric.key not in run["metrics"]]

@@ -39,6 +39,7 @@ from ..data.labeled.segmentation import (
     load_folder,
 )
 from ..data.sampling import evenly_spaced, sample_generator
+from ..evaluation.comparing.answers import write_answers
 from ..evaluation.segmentation import SegmentationMetrics, classes_of_annotations, forget_evaluation_keys
 from ..hub.card import check_license, normalization
 from ..hub.provenance import RunOrigin, evaluation_source, held_out, hub_id, last_part
@@ -114,6 +115,9 @@ class SegmentationDataArguments(SourceArguments):
     )
     scales: list[float] = field(
         default_factory=lambda: [0.5, 2.0], metadata={"help": "Smallest and largest random scale of training images."}
+    )
+    num_train_images: int | None = field(
+        default=None, metadata={"help": "Number of training images, drawn at random by --seed (all if unset)."}
     )
     max_class_share: float = field(
         default=0.75, metadata={"help": "Largest share of a crop (0 to 1) for a single class, where possible."}
@@ -248,6 +252,26 @@ def load_splits(arguments: SegmentationDataArguments) -> tuple[SegmentationPairs
     if arguments.max_eval_samples is not None:
         validation = validation.select(evenly_spaced(len(validation.images), arguments.max_eval_samples))
     return train, validation
+
+
+def draw_images(train: SegmentationPairs, number: int, seed: int) -> SegmentationPairs:
+    """Draw training images.
+
+    Args:
+        train: All of them.
+        number: How many.
+        seed: Seed of the draw.
+
+    Returns:
+        The drawn ones, in their order.
+
+    Raises:
+        ValueError: If there are not as many.
+    """
+    if not 0 < number <= len(train.images):
+        raise ValueError(f"num_train_images={number}: there are {len(train.images)} training images. Use fewer.")
+    order = torch.randperm(len(train.images), generator=sample_generator(seed)).tolist()
+    return train.select(sorted(order[:number]))
 
 
 def read_class_names(arguments: SegmentationDataArguments) -> list[str] | None:
@@ -395,6 +419,8 @@ def build_trainer(
     before = settings_before(checkpoint.parent) if checkpoint is not None else {}
     statistics = numbers.settle(model_arguments.checkpoint, config.num_channels, train.images, before)
     pixels = PixelSettings(config.num_channels, numbers.rescale, nodata=numbers.nodata, **statistics)
+    if data.num_train_images is not None:
+        train = draw_images(train, data.num_train_images, arguments.seed)
     labels = build_labels(data, train, validation, pixels)
     settings = {
         "encoder": stable_settings(config.encoder_config),
@@ -543,6 +569,8 @@ class SegmentationResult:
         iou: IoU of each class, NaN for classes in neither annotations nor predictions.
         output_dir: Folder of the run, for `from_pretrained`.
         pictures: Path of `segmentation`, if it was drawn.
+        num_train_images: Number of training images.
+        num_eval_images: Number of validation images.
     """
 
     model: UperNetForSemanticSegmentation
@@ -551,6 +579,8 @@ class SegmentationResult:
     iou: dict[str, float]
     output_dir: Path
     pictures: dict[str, Path]
+    num_train_images: int = 0
+    num_eval_images: int = 0
 
 
 @one_run()
@@ -584,6 +614,8 @@ def run(
     if arguments.should_save:
         # Without paths, since the results may be published.
         report(trainer, metrics, f"{begins} {hub_id(name) or last_part(name)}")
+        correct, true, predicted = trainer.compute_metrics.image_counts.transpose(1, 0, 2)  # type: ignore[union-attr]
+        write_answers(Path(str(arguments.output_dir)), np.stack([correct, predicted], axis=1), true)
     if arguments.push_to_hub:
         trainer.finish_pushes()
     output_dir = Path(str(arguments.output_dir))
@@ -595,6 +627,8 @@ def run(
         dict(counted.iou),  # type: ignore[union-attr]
         output_dir,
         existing(output_dir, "segmentation.png"),
+        len(trainer.train_dataset),  # type: ignore[arg-type]
+        len(trainer.eval_dataset),  # type: ignore[arg-type]
     )
 
 

@@ -254,6 +254,31 @@ class ConfusionMatrix(_ClassMetric):
         return {"confusion_matrix": confusion_matrix(true, predicted, labels=range(len(self.class_names)))}
 
 
+def count_pixels(
+    predicted: np.ndarray, true: np.ndarray, num_classes: int, ignore_index: int | None = None
+) -> np.ndarray:
+    """Count the pixels of each class in an image.
+
+    Args:
+        predicted: Label map of the predictions.
+        true: The true one, of the same shape.
+        num_classes: Number of classes K.
+        ignore_index: Value in `true` of pixels that are ignored.
+
+    Returns:
+        int64 array of shape (3, K): pixels that are correct, of the class, and predicted as it.
+
+    Raises:
+        ValueError: If a pixel is of no class.
+    """
+    if ignore_index is not None:
+        is_counted = true != ignore_index
+        predicted, true = predicted[is_counted], true[is_counted]
+    predicted, true = (check_classes(part, num_classes).ravel() for part in (predicted, true))
+    columns = (true[predicted == true], true, predicted)
+    return np.stack([np.bincount(column, minlength=num_classes) for column in columns])
+
+
 class MeanIoU(_ClassMetric):
     """Intersection over union of label maps, from integer maps (B, H, W), or a list of maps (H, W) of any sizes.
 
@@ -281,12 +306,7 @@ class MeanIoU(_ClassMetric):
                     f"Label map {index} has shape {predicted.shape} and its reference {true.shape}. Resize the logits"
                     " to the reference, and take their argmax over classes."
                 )
-            if self.ignore_index is not None:
-                is_counted = true != self.ignore_index
-                predicted, true = predicted[is_counted], true[is_counted]
-            predicted, true = (check_classes(part, num_classes).ravel() for part in (predicted, true))
-            columns = (true[predicted == true], true, predicted)
-            counts += np.stack([np.bincount(column, minlength=num_classes) for column in columns])
+            counts += count_pixels(predicted, true, num_classes, self.ignore_index)
         # Empty if all pixels are ignored.
         return (counts[None][: int(counts.any())],)
 

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import EvalPrediction
 
-from .metrics import MeanIoU
+from .metrics import MeanIoU, count_pixels
 
 # Value that Trainer pads rows of different lengths with.
 TRAINER_PADDING = -100
@@ -65,6 +66,9 @@ class SegmentationMetrics:
         self.ignore_index = ignore_index
         self.metric = MeanIoU(class_names, ignore_index)
         self.iou: dict[str, float] = {}  # by class name, at the last evaluation
+        # Of each image, at the last evaluation: pixels that are correct, of the class, and predicted as it, (N, 3, K).
+        self.image_counts: np.ndarray | None = None
+        self._counts: list[np.ndarray] = []
 
     def __call__(self, evaluation: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         """Add a batch; return the metrics after the last one."""
@@ -74,8 +78,11 @@ class SegmentationMetrics:
         )
         references = references.masked_fill(references == TRAINER_PADDING, self.ignore_index)
         self.metric.add_batch(predictions=predictions.numpy(), references=references.numpy())
+        for predicted, true in zip(predictions.numpy(), references.numpy(), strict=True):
+            self._counts.append(count_pixels(predicted, true, len(self.metric.class_names), self.ignore_index))
         if not compute_result:
             return {}
+        self.image_counts, self._counts = np.stack(self._counts), []
         figures = self.metric.compute()
         self.iou = figures["iou"]
         return {key: figures[key] for key in self.metric_names}

@@ -21,12 +21,21 @@ PREDICTIONS = {
     "multi_label_classification": GENERATOR.normal(size=(60, 4)).round(1),
     "regression": LABELS["regression"] + GENERATOR.normal(size=(60, 2)),
 }
+# Pixels of four classes: the true ones, and those that are correct and predicted.
+LABELS["segmentation"] = GENERATOR.integers(0, 9, (60, 4))
+_CORRECT = GENERATOR.binomial(LABELS["segmentation"], 0.6)
+PREDICTIONS["segmentation"] = np.stack([_CORRECT, _CORRECT + GENERATOR.integers(0, 5, (60, 4))], axis=1)
 CASES = [(kind, name) for kind, metrics in METRICS.items() for name in metrics]
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_metrics_are_those_of_a_run(kind, name):
     metric = METRICS[kind][name]
+    if kind == "segmentation":
+        (correct, predicted), true = PREDICTIONS[kind].sum(axis=0), LABELS[kind].sum(axis=0)
+        expected = (correct / (true + predicted - correct)).mean()
+        assert weighted_metric(metric, PREDICTIONS[kind], LABELS[kind]) == pytest.approx([expected])
+        return
     given = EvalPrediction(predictions=PREDICTIONS[kind], label_ids=LABELS[kind])
     reported = classification_metrics(["a", "b", "c", "d"], kind)(given)
     assert weighted_metric(metric, PREDICTIONS[kind], LABELS[kind]) == pytest.approx([reported[metric.key]])

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from ...evaluation.comparing.metric import METRIC_NAMES
@@ -9,6 +10,7 @@ from ...training.arguments import json_object
 from .images import LabeledSourceArguments
 from .slices import SliceArguments
 
+TASKS = ("classification", "segmentation")
 # Name of each arm in results and folders, by its name on the command line.
 ARM_NAMES = {"pretrained": "pre-trained", "scratch": "from scratch", "public": "public", "continued": "continued"}
 
@@ -26,6 +28,14 @@ class CompareArguments(LabeledSourceArguments):
 
     _argument_group_name = "comparison"
 
+    task: str = field(
+        default="classification",
+        metadata={
+            "help": "What the labels are: classification (of images, also several labels, or numbers), or segmentation:"
+            " --train_dir then has images and masks, as for segment, and so do the others.",
+            "choices": list(TASKS),
+        },
+    )
     arms: list[str] | None = field(
         default=None,
         metadata={
@@ -55,7 +65,7 @@ class CompareArguments(LabeledSourceArguments):
         metadata={
             "help": "Metric that decides, and chooses among learning rates. If unset: accuracy; balanced_accuracy if"
             " the largest class of the test set has more than three times the images of the smallest;"
-            " average_precision for several labels per image; r2 for numbers.",
+            " average_precision for several labels per image; mean_iou for segmentation; r2 for numbers.",
             "choices": list(METRIC_NAMES),
         },
     )
@@ -72,7 +82,8 @@ class CompareArguments(LabeledSourceArguments):
         default=None, metadata={"help": "Pre-trained model to evaluate, instead of pre-training one here."}
     )
     labels_per_class: list[int] = field(
-        default_factory=lambda: [10, 50], metadata={"help": "Label budgets: labeled images per class, 0 for all."}
+        default_factory=lambda: [10, 50],
+        metadata={"help": "Label budgets: labeled images per class, of segmentation in all; 0 for all."},
     )
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2, 3, 4],
@@ -102,10 +113,13 @@ class CompareArguments(LabeledSourceArguments):
         default=None, metadata={"help": "Options of pretrain for the arm continued, on top of those, as JSON."}
     )
     finetune_recipe: str | None = field(
-        default=None, metadata={"help": "Recipe of finetune: a name or a JSON file (few_labels if unset)."}
+        default=None,
+        metadata={
+            "help": "Recipe of finetune or segment: a name or a JSON file (few_labels, or 100 epochs, if unset)."
+        },
     )
     finetune_options: dict | str | None = field(
-        default=None, metadata={"help": "Further options of finetune, as JSON."}
+        default=None, metadata={"help": "Further options of finetune or segment, as JSON."}
     )
     output_dir: str = field(default="runs/comparison", metadata={"help": "Folder of all runs, results and the plot."})
 
@@ -114,6 +128,16 @@ class CompareArguments(LabeledSourceArguments):
         self.finetune_options = json_object("finetune_options", self.finetune_options)
         if min(self.labels_per_class) < 0 or len(set(self.labels_per_class)) < len(self.labels_per_class):
             raise ValueError(f"labels_per_class={self.labels_per_class} must be different numbers, 0 for all labels.")
+        if self.task == "segmentation" and (self.learning_rates or self.layer_decays):
+            raise ValueError(
+                "task='segmentation' has no cross-validation. Leave out --learning_rates and --layer_decays, and set a"
+                ' rate in --finetune_options, such as {"learning_rate": 1e-4}.'
+            )
+        if self.task == "segmentation" and self.label_column is not None:
+            raise ValueError(
+                f"label_column={self.label_column!r}: the column of masks is named in --finetune_options, such as"
+                ' {"annotation_column": "mask"}.'
+            )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds={self.seeds} contains duplicates. Give each seed once.")
         self.continued_options = json_object("continued_options", self.continued_options)
@@ -132,7 +156,17 @@ class CompareArguments(LabeledSourceArguments):
             raise ValueError(f"layer_decays={self.layer_decays} must be in (0, 1], 1 for none.")
         if not all(rate > 0 for rate in self.learning_rates or ()):
             raise ValueError(f"learning_rates={self.learning_rates} must be more than 0.")
-        own = {"seeds", "labels_per_class", "num_folds", "checkpoint", "from_scratch", "output_dir", *_LABELED}
+        own = {
+            "seeds",
+            "seed",
+            "labels_per_class",
+            "num_train_images",
+            "num_folds",
+            "checkpoint",
+            "from_scratch",
+            "output_dir",
+            *_LABELED,
+        }
         for name, value in (self.finetune_options or {}).items():
             if name in own:
                 raise ValueError(
@@ -245,5 +279,9 @@ class CompareArguments(LabeledSourceArguments):
         if self.unlabeled_dir is not None:
             slices = {name: value for name, value in self.labeled_source().items() if name in SLICE_OPTIONS}
             return {"train_dir": self.unlabeled_dir, **slices}
+        if self.task == "segmentation" and self.train_dir is not None:
+            # Beside them are the masks.
+            slices = {name: value for name, value in self.labeled_source().items() if name in SLICE_OPTIONS}
+            return {"train_dir": str(Path(self.train_dir, "images")), **slices}
         left_out = ("label_column", "holdout", "holdout_seed", "validation_dir", "validation_split", "max_eval_samples")
         return {name: value for name, value in self.labeled_source().items() if name not in left_out}

@@ -16,7 +16,8 @@ def write_answers(folder: Path, predictions: Any, labels: Any) -> None:
 
     Args:
         folder: Folder of the run.
-        predictions: Logits (N, K), or numbers (N,) or (N, D), possibly in a tuple with other outputs. With more than
+        predictions: Pixels that are correct and predicted of each class, (N, 2, K), with those of the class as labels
+            (N, K); logits (N, K), or numbers (N,) or (N, D), possibly in a tuple with other outputs. With more than
             200 classes of which an image has one, only the most likely class is kept.
         labels: Classes (N,), zeros and ones (N, K), or numbers.
     """

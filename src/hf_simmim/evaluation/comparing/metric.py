@@ -25,6 +25,7 @@ class DecidingMetric:
         title: Name in sentences.
         is_share: Whether it is from 0 to 1, and shown in percent.
         sign: 1 if more is better, -1 if less is.
+        of_pixels: Whether each image counts by its pixels, so that its share is no whole number of images.
     """
 
     name: str
@@ -32,6 +33,7 @@ class DecidingMetric:
     title: str
     is_share: bool = True
     sign: int = 1
+    of_pixels: bool = False
 
     def shown(self, value: float) -> str:
         """A value as text: percent with one digit, or three significant digits.
@@ -71,6 +73,7 @@ METRICS: dict[str, dict[str, DecidingMetric]] = {
         "macro_f1": MACRO_F1,
         "micro_f1": DecidingMetric("micro_f1", "micro_f1", "micro F1"),
     },
+    "segmentation": {"mean_iou": DecidingMetric("mean_iou", "mean_iou", "mean IoU", of_pixels=True)},
     "regression": {
         "r2": DecidingMetric("r2", "r2", "R²", is_share=False),
         "mae": DecidingMetric("mae", "mae", "mean absolute error", is_share=False, sign=-1),
@@ -206,7 +209,14 @@ def _rmse(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> n
     return np.sqrt(weights @ (predictions - labels) ** 2 / weights.sum(axis=1, keepdims=True)).mean(axis=1)
 
 
+def _mean_iou(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Of numbers of pixels: correct and predicted ones (N, 2, K), and true ones (N, K)."""
+    correct, predicted, true = (weights @ part for part in (predictions[:, 0], predictions[:, 1], labels))
+    return np.nanmean(_divided(correct, true + predicted - correct), axis=1)
+
+
 _WEIGHTED: dict[str, Weighted] = {
+    "mean_iou": _mean_iou,
     "accuracy": _accuracy,
     "balanced_accuracy": _balanced_accuracy,
     "macro_f1": _macro_f1,
@@ -223,8 +233,9 @@ def weighted_metric(metric: DecidingMetric, predictions: Any, labels: Any, weigh
 
     Args:
         metric: The metric.
-        predictions: Logits (N, K) or classes (N,), or numbers (N,) or (N, D).
-        labels: Classes (N,), zeros and ones (N, K), or numbers.
+        predictions: Logits (N, K) or classes (N,), or numbers (N,) or (N, D); of segmentations the numbers of pixels
+            that are correct and predicted, (N, 2, K).
+        labels: Classes (N,), zeros and ones (N, K), or numbers; of segmentations the pixels of each class, (N, K).
         weights: How often each image counts, (B, N); once if None.
 
     Returns:

@@ -224,7 +224,8 @@ def judge(
         return Verdict(num_labels, "cannot tell", mean, None, None, refusal=reasons[0], **facts)  # type: ignore[arg-type]
 
     # Two values, each rounded to a multiple of 1 / num_images.
-    rounding = 0.0 if num_images is None or not metric.is_share else (2 / 12) ** 0.5 / num_images
+    counts_images = metric.is_share and not metric.of_pixels
+    rounding = 0.0 if num_images is None or not counts_images else (2 / 12) ** 0.5 / num_images
     widths = {"seeds": _half_width(seeds, rounding)}
     if len(pretrainings) > 1:
         widths["pre-trainings"] = _half_width(pretrainings, 0.0)
@@ -237,7 +238,7 @@ def judge(
         elif metric.is_share:
             ends = (Z * math.sqrt(sum(value * (1 - value) for value in means) / num_images),) * 2
         # Of Bonett and Price (2012): the interval if the arms agree in all images.
-        least = Z * 2**0.5 / (num_images + 2) if metric.is_share else 0.0
+        least = Z * 2**0.5 / (num_images + 2) if counts_images else 0.0
         ends = max(ends[0], least), max(ends[1], least)
         widths["test images"] = max(ends)
     squared = sum(width**2 for name, width in widths.items() if name != "test images")
