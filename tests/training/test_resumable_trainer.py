@@ -179,9 +179,13 @@ def test_writing_beside_the_training_is_refused_before_it_begins_without_shards(
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
-def test_a_signal_saves_and_ends_with_its_code(tmp_path, name, capfd):
+def test_a_signal_saves_and_ends_with_its_code(tmp_path, name, capfd, request):
     number = getattr(signal, name)
-    before = signal.getsignal(number)
+    inherited = signal.getsignal(number)
+    request.addfinalizer(lambda: signal.signal(number, inherited))
+    # A shell lets its background jobs ignore SIGINT.
+    before = signal.default_int_handler if name == "SIGINT" else inherited
+    signal.signal(number, before)
     trainer = make_trainer("fine-tuning", tmp_path, save_strategy="no")
     trainer.add_callback(AtStep(7, lambda model: os.kill(os.getpid(), number)))
     with pytest.raises(TrainingInterrupted) as ended:
