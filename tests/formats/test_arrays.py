@@ -91,3 +91,62 @@ def test_no_array_of_images(tmp_path):
     (tmp_path / "b.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 100)
     with pytest.raises(ValueError, match="The HDF5 file cannot be opened"):
         stored(tmp_path / "b.h5")
+
+
+PACKED = np.array([[-999, -5000, 0, 100], [7, 20_000, -32_768, 3]], np.int16)
+# What xarray and netCDF4 read: -999 and -32768 are missing, 20,000 is out of range.
+UNPACKED = np.array([[np.nan, 223.15, 273.15, 274.15], [273.22, np.nan, np.nan, 273.18]])
+ATTRIBUTES = {
+    "scale_factor": 0.01,
+    "add_offset": 273.15,
+    "_FillValue": np.int16(-999),
+    "missing_value": np.array([-32_768], np.int16),
+    "valid_range": np.array([-30_000, 10_000], np.int16),
+}
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a.nc", "a.zarr"])
+def test_packed_numbers_mean_what_their_attributes_say(tmp_path, name):
+    path = tmp_path / name
+    if name == "a.zarr":
+        zarr = pytest.importorskip("zarr")
+        array = zarr.create_array(path, data=PACKED)
+        array.attrs.update({key: np.asarray(value).tolist() for key, value in ATTRIBUTES.items()})
+    else:
+        h5py = pytest.importorskip("h5py")
+        with h5py.File(path, "w") as file:
+            file["t2m"] = PACKED
+            file["t2m"].attrs.update(ATTRIBUTES)
+    (address,) = expand([str(path)])
+    for found in (
+        numbers(address),
+        numbers(f"{address}::top=0,left=0,height=2,width=4" if name == "a.zarr" else address),
+    ):
+        np.testing.assert_allclose(found, UNPACKED, atol=1e-4)
+
+
+def test_missing_numbers_without_a_scale_and_unsigned_bytes(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"] = np.array([[1, 2, -1], [3, 4, 5]], np.int8)
+        file["x"].attrs["_Unsigned"] = "true"
+    np.testing.assert_array_equal(numbers(str(tmp_path / "a.h5")), [[1, 2, 255], [3, 4, 5]])
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["x"] = np.array([[1, 2, 1e20], [3, 4, 5]], np.float32)
+        file["x"].attrs["missing_value"] = 1e20
+    np.testing.assert_array_equal(numbers(str(tmp_path / "b.h5")), [[1, 2, np.nan], [3, 4, 5]])
+    # Without missing numbers a picture stays one.
+    write_hdf5(tmp_path / "c.h5", x=COLORS[0])
+    with h5py.File(tmp_path / "c.h5", "a") as file:
+        file["x"].attrs["valid_max"] = 255
+    assert stored(expand([str(tmp_path / "c.h5")], Slicing(array_axes="HWC"))[0]).image.mode == "RGB"
+    with h5py.File(tmp_path / "b.h5", "a") as file:
+        file["x"].attrs["scale_factor"] = "unknown"
+    with pytest.raises(ValueError, match="array x has the attribute scale_factor='unknown', which is no number"):
+        stored(str(tmp_path / "b.h5"))
+
+
+def test_classic_netcdf_is_refused_with_the_remedy(tmp_path):
+    (tmp_path / "a.nc").write_bytes(b"CDF\x01" + bytes(100))
+    with pytest.raises(ValueError, match="classic format.*nccopy -k nc4 a.nc converted.nc"):
+        stored(str(tmp_path / "a.nc"))

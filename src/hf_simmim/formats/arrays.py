@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..model.image_readers import Source, Stored, Wanted, check_size
 from .library import library
+from .packed import unpacked
 from .slicing import Cut, Slicing
 
 # Names that zarr gives to the file of a group or an array.
@@ -48,9 +49,19 @@ def _opened(source: Source) -> Iterator[Any]:
     try:
         file = h5py.File(io.BytesIO(source) if isinstance(source, bytes) else source, "r")
     except OSError as error:
+        if not isinstance(source, bytes) and _is_classic_netcdf(source):
+            raise ValueError(
+                f"{source} is a NetCDF file of the classic format, which is not read. Convert it: nccopy -k nc4"
+                f" {os.path.basename(source)} converted.nc."
+            ) from error
         raise ValueError(f"The HDF5 file cannot be opened ({' '.join(str(error).split())}). Replace it.") from error
     with file:
         yield file
+
+
+def _is_classic_netcdf(path: str | os.PathLike) -> bool:
+    with open(path, "rb") as file:
+        return file.read(3) == b"CDF"
 
 
 def _arrays(place: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -139,7 +150,7 @@ def read_array(source: Source, part: Mapping[str, str], wanted: Wanted) -> Store
             raise ValueError(f"row={row} is not in the array of shape {tuple(array.shape)}.")
         check_size(sizes["H"], sizes["W"], sizes.get("C", 1))
         index = tuple(int(row or 0) if axis == "N" else slice(None) for axis in axes)
-        numbers = np.asarray(array[index])
+        numbers = np.asarray(unpacked(array, what)[index])
     numbers = numbers.astype(numbers.dtype.newbyteorder("="), copy=False)
     order = [axis for axis in axes if axis != "N"]
     is_picture = numbers.dtype == np.uint8 and sizes.get("C", 1) in (1, 3)

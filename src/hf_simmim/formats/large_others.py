@@ -14,6 +14,7 @@ from ..model.image_readers import Stored, Wanted, upright
 from ..model.images import read_stored
 from .large_images import LargeImage, PlainNumbers, as_bands, as_picture, channels_at
 from .library import library
+from .packed import unpacked
 
 # Numbers of a picture that is kept decoded, for its next windows.
 KEPT_NUMBERS = 2**24
@@ -228,7 +229,7 @@ def open_zarr(path: str) -> LargeImage:
     """
     node = library("zarr", "arrays", "Zarr").open(path, mode="r")
     if hasattr(node, "shape"):
-        return ArrayImage([node], channels=channels_at(node.shape))
+        return ArrayImage([unpacked(node, path)], channels=channels_at(node.shape))
     facts = dict(node.attrs)
     scales = facts.get("ome", facts).get("multiscales")
     if not scales:
@@ -258,10 +259,11 @@ class _Squeezed:
                 f"The zarr array has the axes {dict(zip(axes, array.shape, strict=True))}, and c, y and x are read."
                 " Write each plane as an array of its own."
             )
-        self._array, self._first = array, [0] * (len(axes) - 2)
+        self._first = [0] * (len(axes) - 2)
         self._channels = axes.index("c") if "c" in axes else None
         self.shape = array.shape[-2:] if self._channels is None else (array.shape[self._channels], *array.shape[-2:])
-        self.dtype = array.dtype
+        self._array = unpacked(array, "The zarr array")
+        self.dtype = self._array.dtype
 
     def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
         index: list[Any] = [*self._first, *key[-2:]]

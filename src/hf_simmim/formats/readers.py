@@ -208,7 +208,7 @@ FORMATS: tuple[Format, ...] = (
     Format("NIfTI", (".nii",), "nibabel", "medical", is_nifti, read_nifti, cut_nifti),
     Format("NIfTI, compressed", (".nii.gz",), "nibabel", "medical", None, read_nifti, cut_nifti),
     Format("TIFF stack", (".tif", ".tiff"), "tifffile", "tiff", None, read_plane, cut_stack, only_parts=True),
-    Format("HDF5", (".h5", ".hdf5", ".he5"), "h5py", "arrays", is_hdf5, read_array, cut_array),
+    Format("HDF5", (".h5", ".hdf5", ".he5", ".nc", ".nc4"), "h5py", "arrays", is_hdf5, read_array, cut_array),
     Format("Zarr", (".zarr", ".zarr.zip"), "zarr", "arrays", None, read_array, cut_array),
     Format("HEIF", (".heic", ".heif", ".hif"), "pillow_heif", "photos", is_heif, read_heif),
     Format("JPEG XL", (".jxl",), "imagecodecs", "photos", is_jpeg_xl, read_jpeg_xl),

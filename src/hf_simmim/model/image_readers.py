@@ -36,7 +36,7 @@ UNREAD = {".mrc": "mrcfile", **dict.fromkeys((".mrxs", ".vsi"), "openslide-pytho
 UNREAD |= dict.fromkeys((".czi", ".lif", ".nd2"), "the reader of the microscope, such as czifile, nd2 or readlif")
 # Images that are read where the package is installed with one of its extras.
 EXTRAS = {
-    "arrays": ".h5 .hdf5",
+    "arrays": ".h5 .hdf5 .nc .nc4",
     "medical": ".dcm .nii .nii.gz",
     "photos": ".arw .cr2 .cr3 .dng .exr .heic .heif .jxl .nef .orf .raf .rw2",
 }
