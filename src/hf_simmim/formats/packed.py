@@ -65,9 +65,7 @@ class Unpacked:
         self._stored = np.dtype(array.dtype).newbyteorder("=")
         if self._is_unsigned:
             self._stored = np.dtype(f"u{self._stored.itemsize}")
-        is_small = (
-            self._stored.kind in "buif" and self._stored.itemsize <= EXACT_IN_FLOAT32 or self._stored == np.float32
-        )
+        is_small = self._stored.itemsize <= EXACT_IN_FLOAT32 or self._stored == np.float32
         self._float = np.dtype(np.float32 if is_small else np.float64)
         self.dtype = self._float if (self._scale, self._offset) != (1, 0) else self._stored
 
