@@ -22,7 +22,7 @@ from .large_tiff import TiffImage, TurnedError
 SLIDE_SUFFIXES = {".bif", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".vms", ".vmu"}
 RASTER_SUFFIXES = {".img", ".ntf", ".nitf", ".vrt"}
 # TIFF files by other names.
-LARGE_SUFFIXES = SLIDE_SUFFIXES | RASTER_SUFFIXES | {".btf", ".qptiff", ".tf8"}
+LARGE_SUFFIXES = SLIDE_SUFFIXES | RASTER_SUFFIXES | {".btf", ".ptif", ".ptiff", ".qptiff", ".tf8"}
 # Files that stay open in each process.
 MAX_OPEN = 16
 PLACE = ("level", "top", "left", "height", "width")

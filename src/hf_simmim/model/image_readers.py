@@ -33,6 +33,7 @@ NOT_BY_PILLOW = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "
 SUFFIXES = {".fit", ".fits", ".fts", ".mpo", ".npy", ".svs"}
 # Images that are not read, and what opens them.
 UNREAD = {".mrc": "mrcfile", **dict.fromkeys((".mrxs", ".vsi"), "openslide-python")}
+UNREAD |= dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), "SimpleITK, to .nii.gz")
 UNREAD |= dict.fromkeys((".czi", ".lif", ".nd2"), "the reader of the microscope, such as czifile, nd2 or readlif")
 # Images that are read where the package is installed with one of its extras.
 EXTRAS = {
