@@ -330,6 +330,19 @@ def test_tokens_of_other_encoders_do_not_start_at_zero(encoder):
         assert 0.01 < token.std() < 0.03
 
 
+@pytest.mark.parametrize("encoder", ["efficientnet", "mobilevit"])
+def test_images_are_left_at_the_end_of_convolutional_encoders(encoder, tmp_path):
+    """transformers draws the weights of their batch norms around zero; loaded ones stay as they are."""
+    torch.manual_seed(0)
+    model = SimMIMModel(SimMIMConfig(encoder_config={"model_type": encoder, "image_size": 64})).train()
+    assert model(torch.randn(2, 3, 64, 64)).feature_map.std() > 0.1
+    norm = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    torch.nn.init.constant_(norm.weight, 0.5)
+    model.save_pretrained(tmp_path)
+    loaded = SimMIMModel.from_pretrained(tmp_path)
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), loaded.parameters(), strict=True))
+
+
 def test_the_vit_starts_as_released():
     """Projections onto the residual stream are scaled down with depth, and the shared table starts at zero."""
     torch.manual_seed(0)

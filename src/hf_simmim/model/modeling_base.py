@@ -304,10 +304,11 @@ class SimMIMPreTrainedModel(PreTrainedModel):
 
 
 def init_as_official(encoder: nn.Module, mask_token: nn.Parameter | None, std: float) -> None:
-    """Initialize what transformers leaves at zero, or initializes differently from the paper's ViT.
+    """Initialize what transformers leaves at or near zero, or initializes differently from the paper's ViT.
 
     transformers initializes mask and class tokens to zero. In a LayerNorm a zero token multiplies the gradient by
-    1 / sqrt(eps), and clipping then scales all other gradients down.
+    1 / sqrt(eps), and clipping then scales all other gradients down. It draws the weights of the batch norms of
+    EfficientNet and MobileViT around zero, so that nothing of the images is left at their ends.
 
     Args:
         encoder: The encoder from `build_encoder`.
@@ -320,6 +321,10 @@ def init_as_official(encoder: nn.Module, mask_token: nn.Parameter | None, std: f
         init.trunc_normal_(mask_token, std=std)
     if not isinstance(encoder, PreTrainedModel):
         return
+    for module in encoder.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.weight is not None:
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
     for name, parameter in encoder.named_parameters():
         if name.split(".")[-1] in ("mask_token", "cls_token"):
             init.trunc_normal_(parameter, std=std)
