@@ -225,7 +225,8 @@ def encode_visible(
     kept = _kept(cells, geometry.num_prefix_tokens)
     grid_size = (height // geometry.stride, width // geometry.stride)
     if geometry.route == "own":
-        visible, hidden_states = _encode_windows(encoder, pixel_values, kept, grid_size)
+        wants_states = bool(kwargs.get("output_hidden_states"))
+        visible, hidden_states = _encode_windows(encoder, pixel_values, kept, grid_size, wants_states)
         return EncoderOutput(_scatter(visible, kept.order, kept.is_visible, grid_size), hidden_states, None)
     if kept.mask is not None:
         like = pixel_values.new_empty(*kept.mask.shape, 1)
@@ -252,8 +253,8 @@ def _scatter(
 
 
 def _encode_windows(
-    encoder: Any, pixel_values: torch.Tensor, kept: _Kept, grid_size: tuple[int, int]
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    encoder: Any, pixel_values: torch.Tensor, kept: _Kept, grid_size: tuple[int, int], wants_states: bool
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
     """Run our Swin or SwinV2 on the visible cells only.
 
     Tokens lie cell by cell, and within one in the order in which patch merging joins them: merging copies nothing.
@@ -263,10 +264,11 @@ def _encode_windows(
         pixel_values: Images of shape (B, C, H, W), of whole cells.
         kept: The cells to keep.
         grid_size: (h, w) in cells.
+        wants_states: Whether to return hidden states, which take as much memory as those of all patches.
 
     Returns:
         Tokens of the last stage (B, V, D), after the final norm, and the hidden states (B, N, C) of all stages with
-        zeros at masked patches.
+        zeros at masked patches if they are wanted.
     """
     if torch.compiler.is_exporting():
         raise ValueError(
@@ -282,16 +284,17 @@ def _encode_windows(
         placed.append((rows.flatten(1), columns.flatten(1)))
     hidden_states: list[torch.Tensor] = []
 
-    def keep(tokens: torch.Tensor, level: int) -> torch.Tensor:
+    def keep(tokens: torch.Tensor, level: int) -> None:
+        if not wants_states:
+            return
         (rows, columns), scale = placed[level], scales[level]
         size = (grid_size[0] * scale, grid_size[1] * scale)
         is_visible = kept.is_visible.repeat_interleave(scale**2, dim=1)
         hidden_states.append(_scatter(tokens, rows * size[1] + columns, is_visible, size).flatten(2).transpose(1, 2))
-        return tokens
 
     first_rows, first_columns = placed[0]
     tokens = encoder.embeddings(pixel_values, None, first_rows * (grid_size[1] * scales[0]) + first_columns)
-    tokens = keep(tokens, 0)
+    keep(tokens, 0)
     for level, stage in enumerate(encoder.encoder.layers):
         rows, columns = placed[level]
         is_visible = kept.is_visible.repeat_interleave(scales[level] ** 2, dim=1)
@@ -306,7 +309,7 @@ def _encode_windows(
         else:
             tokens = stage.downsample(tokens.view(len(tokens), -1, 4 * tokens.shape[2]))
             keep(tokens, level + 1)
-    return encoder.layernorm(tokens), tuple(hidden_states)
+    return encoder.layernorm(tokens), tuple(hidden_states) if wants_states else None
 
 
 def _merging_order(scale: int) -> tuple[torch.Tensor, torch.Tensor]:
