@@ -9,7 +9,7 @@ import pytest
 import torch
 from cards import table
 from huggingface_hub import ModelCard
-from pretraining import options, photos, read_log
+from pretraining import ENCODER, options, photos, read_log
 from safetensors.torch import load_file
 from tiny import VIT_SIZES
 from transformers import AutoModel, ViTConfig, ViTForMaskedImageModeling, ViTImageProcessorPil
@@ -71,6 +71,17 @@ def test_rates_are_low_for_weights_of_another_model_unless_they_are_set(photos, 
     SimMIMForMaskedImageModeling.from_encoder(stock).save_pretrained(tmp_path / "own")
     trainer = build(photos, tmp_path / "second", tmp_path / "own", max_steps=1)
     assert (trainer.args.learning_rate, trainer.args.layer_decay) == (pytest.approx(2e-4 * 8 / 512), 1)
+
+
+def test_rates_without_a_batch_size_are_those_of_the_checkpoints_encoder(photos, stock, tmp_path):
+    """--encoder has its default then, which is a far larger one."""
+    settings = {"per_device_train_batch_size": None, "num_train_epochs": 1}
+    fresh = build(photos, tmp_path / "fresh", None, encoder=json.dumps(ENCODER), **settings)
+    SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=ENCODER)).save_pretrained(tmp_path / "own")
+    continued = build(photos, tmp_path / "continued", tmp_path / "own", **settings)
+    assert continued.args.learning_rate == fresh.args.learning_rate
+    low = build(photos, tmp_path / "low", stock, **settings)
+    assert low.args.learning_rate == pytest.approx(0.1 * fresh.args.learning_rate)
 
 
 def test_resumed_runs_keep_their_rates(photos, stock, tmp_path, capsys, caplog):

@@ -85,6 +85,10 @@ def test_small_encoders_learn_at_higher_rates():
     )
     assert small == choose_batch(2100, "swin-mini", LAPTOP)["learning_rate"].value == 1.4e-3
     assert large == choose_batch(2100, "swin-tiny", LAPTOP)["learning_rate"].value == 2.8e-4
+    small, large = (
+        choose_batch(2100, None, LAPTOP, parameters)["learning_rate"].value for parameters in (500_000, 50_000_000)
+    )
+    assert (small, large) == (1.4e-3, choose_batch(2100, "swin-base", LAPTOP)["learning_rate"].value)
 
 
 @pytest.mark.parametrize(

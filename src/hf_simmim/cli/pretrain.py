@@ -357,7 +357,9 @@ def build_trainer(
         automatic.choose_model(model_arguments, machine, seen, ENCODER_PRESETS)
         config = automatic.choose_objective(model_arguments, build_config, seen, len(train_images))
         automatic.choose_precision(arguments, config, machine)
-        automatic.choose_batch(arguments, model_arguments.encoder, config, len(train_images), machine)
+        # Weights bring their encoder, so that --encoder has its default, which is another one.
+        encoder = model_arguments.encoder if model_arguments.checkpoint is None else None
+        automatic.choose_batch(arguments, encoder, config, len(train_images), machine)
         dataset_settings(config, data_arguments, model_arguments)
     # Every process computes the same statistics, so none has to wait for another.
     before = settings_before(checkpoint.parent) if checkpoint is not None else {}

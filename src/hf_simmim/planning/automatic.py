@@ -166,12 +166,14 @@ class Automatic:
         self.set(arguments, "bf16", Choice(True, f"{machine.device.upper()} with bfloat16 instructions"))
         arguments.mixed_precision = "bf16" if arguments.bf16 else "no"
 
-    def choose_batch(self, arguments: Any, encoder: str, config: Any, num_images: int, machine: Machine) -> None:
+    def choose_batch(
+        self, arguments: Any, encoder: str | None, config: Any, num_images: int, machine: Machine
+    ) -> None:
         """Choose batch size and learning rate.
 
         Args:
             arguments: Training arguments.
-            encoder: Name of the preset, or a config.
+            encoder: Name of the preset, or a config; None for that of a checkpoint.
             config: Config of the model.
             num_images: Number of training images.
             machine: What the machine offers.

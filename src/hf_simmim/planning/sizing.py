@@ -130,19 +130,21 @@ def choose_target(seen: Survey, num_images: int, encoder_stride: int) -> dict[st
     return {"target": Choice("hog", reason), "target_options": Choice({"cell_size": cell}, "pixels, of the patches")}
 
 
-def choose_batch(num_images: int, encoder: str, machine: Machine, parameters: int | None = None) -> dict[str, Choice]:
+def choose_batch(
+    num_images: int, encoder: str | None, machine: Machine, parameters: int | None = None
+) -> dict[str, Choice]:
     """Choose batch size and learning rate.
 
     Args:
         num_images: Number of training images.
-        encoder: Name of the preset, or a config.
+        encoder: Name of the preset, or a config; None for that of a checkpoint.
         machine: What the machine offers.
         parameters: Number of parameters of an encoder that is no preset.
 
     Returns:
         Choices for `batch_size`, over all devices, and `learning_rate`.
     """
-    like = encoder if encoder in RATES else "swin-tiny"
+    like = "swin-base" if encoder is None else encoder if encoder in RATES else "swin-tiny"
     if like != encoder and parameters is not None and parameters < FEW_PARAMETERS:
         like = "swin-mini"
     wanted = 2 ** max(0, round(math.log2(max(1, num_images / STEPS_AN_EPOCH))))
