@@ -117,6 +117,12 @@ def test_sets_are_folders_for_the_commands(tmp_path, monkeypatch):
     assert data.num_classes == 10
     assert torch.equal(data.images[:, 0, 0, 0].long(), data.labels)
     assert PRETRAININGS["rgb"].row == Row(16)
+    colored = {name: np.stack([value] * 3, axis=-1) if value.ndim == 3 else value for name, value in arrays.items()}
+    np.savez(tmp_path / "clipart.npz", classes=classes, **colored)
+    train, _ = images.write_set("clipart-color", tmp_path)
+    assert len(list(train.iterdir())) == images.NUM_COLOR_CLASSES
+    with Image.open(next(train.rglob("*.png"))) as image:
+        assert image.mode == "RGB"
 
 
 @pytest.mark.parametrize("encoder", list(evidence.ENCODERS))
@@ -141,9 +147,43 @@ def test_evidence_is_a_comparison_with_what_the_commands_choose(tmp_path, monkey
     assert taken["finetune_recipe"] is None
     printed = capsys.readouterr().out
     assert "the table" in printed
-    assert f"surfaces, {encoder} of 0." in printed
+    small = encoder.endswith("-small")
+    assert f"surfaces, {encoder} of {2 if small else 0}." in printed
     assert "the verdict" in printed
     evidence.main(["surfaces", "--encoder", encoder, "--folder", str(tmp_path), "--paper", "--checkpoint", "ours"])
     assert json.loads(Path(taken["finetune_recipe"]).read_text()) == {}
     assert taken["checkpoint"] == "ours"
     assert taken["output_dir"] == str(tmp_path / f"surfaces-{encoder}-paper")
+
+
+def test_evidence_on_public_weights_continues_them_once(tmp_path, monkeypatch):
+    taken, trained = {}, []
+
+    def compare(**options):
+        taken.clear()
+        taken.update(options)
+        folder = Path(options["output_dir"])
+        folder.mkdir(exist_ok=True)
+        (folder / "comparison.md").write_text("the table")
+        return SimpleNamespace(conclusion="the verdict")
+
+    def pretrain(**options):
+        trained.append(options)
+        Path(options["output_dir"]).mkdir(parents=True)
+
+    monkeypatch.setattr(hf_simmim, "compare", compare)
+    monkeypatch.setattr(hf_simmim, "pretrain", pretrain)
+    monkeypatch.setattr(evidence, "save_weights", lambda: tmp_path / "lite0")
+    monkeypatch.setattr(evidence, "write_set", lambda name: (tmp_path / "train", tmp_path / "test"))
+    options = ["clipart-color", "--public", "--continued_epochs", "5", "--folder", str(tmp_path)]
+    for encoder in ("vit-small", "swin-small"):
+        evidence.main([*options, "--encoder", encoder])
+        assert taken["arms"] == ["scratch", "pretrained", "public", "continued"]
+        assert taken["public"] == str(tmp_path / "lite0")
+        assert taken["continued"] == str(tmp_path / "clipart-color-continued")
+        # All arms at one size, whatever that of the public weights.
+        assert taken["finetune_options"]["image_size"] == [64]
+        assert json.loads(taken["pretrain_options"]["encoder"])["num_channels"] == 3
+    # Both encoders are compared with the same weights.
+    assert [(run["checkpoint"], run["num_train_epochs"]) for run in trained] == [(str(tmp_path / "lite0"), 5)]
+    assert not {"learning_rate", "layer_decay", "mask_patch_size"} & trained[0].keys()

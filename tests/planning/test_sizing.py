@@ -87,6 +87,9 @@ def test_small_encoders_learn_at_higher_rates():
     )
     assert small == choose_batch(2100, "swin-mini", LAPTOP)["learning_rate"].value == 1.4e-3
     assert large == choose_batch(2100, "swin-tiny", LAPTOP)["learning_rate"].value == 2.8e-4
+    # With --checkpoint, --encoder keeps its default, which says nothing about the weights.
+    assert choose_batch(2100, "swin-base", LAPTOP, 4_000_000)["learning_rate"].value == small
+    assert choose_batch(2100, "swin-base", LAPTOP, 90_000_000)["learning_rate"].value < large
 
 
 @pytest.mark.parametrize(

@@ -140,13 +140,14 @@ def choose_batch(num_images: int, encoder: str, machine: Machine, parameters: in
         num_images: Number of training images.
         encoder: Name of the preset, or a config.
         machine: What the machine offers.
-        parameters: Number of parameters of an encoder that is no preset.
+        parameters: Number of parameters of the encoder.
 
     Returns:
         Choices for `batch_size`, over all devices, and `learning_rate`.
     """
     like = encoder if encoder in RATES else "swin-tiny"
-    if like != encoder and parameters is not None and parameters < FEW_PARAMETERS:
+    # With a checkpoint, the option of the encoder keeps its default.
+    if parameters is not None and parameters < FEW_PARAMETERS:
         like = "swin-mini"
     wanted = 2 ** max(0, round(math.log2(max(1, num_images / STEPS_AN_EPOCH))))
     batch = max(1, min(max(wanted, 16), LARGEST_BATCH[like], num_images))
