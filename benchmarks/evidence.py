@@ -15,6 +15,9 @@ plot and all runs are in the folder of the runs.
 import argparse
 import json
 import platform
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ import torch
 import transformers
 
 import hf_simmim
+from hf_simmim.training.cards.pretraining import read_metrics
 
 from .ablation.settings import swin, vit
 from .ablation.study import device_name
@@ -59,6 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--checkpoint", help="pre-trained model, instead of pre-training here")
     parser.add_argument("--paper", action="store_true", help="fine-tune by the paper's settings, not by few_labels")
     parser.add_argument("--folder", type=Path, default=Path("runs/evidence"), help="default: %(default)s")
+    parser.add_argument("--results", type=Path, help="folder that also gets the results, by the name of the study")
     args = parser.parse_args(arguments)
     train, test = write_set(args.set)
     output = args.folder / (f"{args.set}-{args.encoder}" + "-paper" * args.paper)
@@ -75,6 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
     finetuning = {"dataloader_num_workers": 0}
     if args.finetune_epochs:
         finetuning["num_train_epochs"] = args.finetune_epochs
+    continued = None
     if args.public is not None:
         public = args.public or str(save_weights())
         shared |= {"num_train_epochs": args.continued_epochs or args.epochs, "seed": args.pretrain_seeds[0]}
@@ -97,11 +103,18 @@ def main(arguments: list[str] | None = None) -> None:
     model = hf_simmim.SimMIMConfig(encoder_config=encoder)
     with torch.device("meta"):
         parameters = hf_simmim.SimMIMModel(model).num_parameters()
-    print(
-        f"{args.set}, {args.encoder} of {parameters / 1e6:.2f} M parameters: {answer.conclusion}\n{device_name('cpu')},"
-        f" {torch.get_num_threads()} threads, torch {torch.__version__}, transformers {transformers.__version__},"
-        f" hf_simmim {hf_simmim.__version__}, Python {platform.python_version()}"
+    title = f"{args.set}, {args.encoder} of {parameters / 1e6:.2f} M parameters"
+    machine = (
+        f"{device_name('cpu')}, {torch.get_num_threads()} threads, torch {torch.__version__}, transformers"
+        f" {transformers.__version__}, hf_simmim {hf_simmim.__version__}, Python {platform.python_version()}"
     )
+    print(f"{title}: {answer.conclusion}\n{machine}")
+    if args.results is not None:
+        command = shlex.join(["python", "-m", "benchmarks.evidence", *(arguments or sys.argv[1:])])
+        folders = [*sorted(output.glob("pretrained*")), *([continued] if continued else [])]
+        metrics = {folder.name: read_metrics(folder) for folder in folders}
+        study = {"title": title, "command": command, "machine": machine, "pretrainings": metrics}
+        save_results(output, args.results, study)
 
 
 def continue_from(public: str, train: Path, folder: Path, options: dict[str, Any]) -> Path:
@@ -123,6 +136,20 @@ def continue_from(public: str, train: Path, folder: Path, options: dict[str, Any
         )
         done.touch()
     return folder
+
+
+def save_results(output: Path, folder: Path, study: dict[str, Any]) -> None:
+    """Keep what a comparison gave.
+
+    Args:
+        output: Folder of the comparison.
+        folder: Folder of the results.
+        study: How it was made, which is stored with it.
+    """
+    everything = {"study": study} | json.loads((output / "comparison.json").read_text(encoding="utf-8"))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{output.name}.json").write_text(json.dumps(everything, indent=2) + "\n", encoding="utf-8")
+    shutil.copy(output / "comparison.png", folder / f"{output.name}.png")
 
 
 if __name__ == "__main__":

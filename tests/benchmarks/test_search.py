@@ -44,6 +44,10 @@ def test_textures_are_cut_from_different_parts(tmp_path, monkeypatch):
     arrays = textures.prepare_textures(tmp_path)
     assert arrays["classes"].tolist() == ["base_wall-left"]
     assert (arrays["train_images"].shape, arrays["test_images"].shape) == ((3, 64, 64), (2, 64, 64))
+    colored = textures.prepare_textures(tmp_path, is_gray=False)
+    assert colored["train_images"].shape == (3, 64, 64, 3)
+    # The same windows: their brightness differs by what brightness and contrast did to other pixels.
+    assert np.corrcoef(colored["train_images"].mean(axis=-1).ravel(), arrays["train_images"].ravel())[0, 1] > 0.9
 
 
 @pytest.fixture
