@@ -77,7 +77,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.checkpoint is None:
         options = {"encoder": json.dumps(encoder), "num_train_epochs": args.epochs, "compute_statistics": True}
         pretraining |= {"pretrain_options": options | shared, "pretrain_seeds": args.pretrain_seeds}
-    finetuning = {"dataloader_num_workers": 0}
+    # That of public weights can be another one.
+    finetuning: dict[str, Any] = {"dataloader_num_workers": 0, "image_size": [SIDE]}
     if args.finetune_epochs:
         finetuning["num_train_epochs"] = args.finetune_epochs
     continued = None
@@ -87,8 +88,6 @@ def main(arguments: list[str] | None = None) -> None:
         continued = continue_from(public, train, args.folder / f"{args.set}-continued", shared)
         pretraining["arms"] += ["public", "continued"]
         pretraining |= {"public": public, "continued": str(continued)}
-        # That of the public weights is another one.
-        finetuning["image_size"] = [SIDE]
     answer = hf_simmim.compare(
         train_dir=str(train),
         validation_dir=str(test),

@@ -4,7 +4,6 @@ python -m benchmarks.evidence_page
 """
 
 import json
-import os
 import statistics
 from pathlib import Path
 from typing import Any
@@ -84,11 +83,10 @@ def learned(study: dict[str, Any]) -> list[str]:
     return lines
 
 
-def section(name: str, found: dict[str, Any]) -> list[str]:
+def section(found: dict[str, Any]) -> list[str]:
     """What the page says of a result.
 
     Args:
-        name: Name of its files.
         found: The result.
 
     Returns:
@@ -96,7 +94,6 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
     """
     study, metric = found["study"], found["metric"].replace("_", " ")
     runs = f"Test {metric} in percent (n = {found['num_deciding_images']}): mean and standard deviation over all runs."
-    picture = os.path.relpath(RESULTS / f"{name}.png", PAGE.parent)
     conclusions = "\n".join(f"- {pair}: {text}" for pair, text in found["conclusions"].items())
     return [
         f"## {study['title'][0].upper()}{study['title'][1:]}",
@@ -115,7 +112,6 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
         "\n".join(learned(study)),
         "Every run:",
         "\n".join(every_run(found)),
-        f"[Picture]({picture})",
     ]
 
 
@@ -126,7 +122,7 @@ def page() -> str:
         found = json.loads(path.read_text(encoding="utf-8"))
         # Those of older versions are described in docs/measured.md.
         if "study" in found:
-            parts += section(path.stem, found)
+            parts += section(found)
     return "\n" + "\n\n".join(part for part in parts if part) + "\n\n"
 
 

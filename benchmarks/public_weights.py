@@ -43,6 +43,8 @@ EPS = 1e-3
 MOMENTUM = 0.01
 # Sigmoid of it is 1 exactly, in float32 and in bfloat16.
 OPEN_GATE = 30.0
+# Of images whose nearest neighbors are looked for, in pixels.
+SIDES = (64, 96, 128)
 # Kernel, stride, expansion, channels in and out of each block.
 BLOCKS = (
     (3, 1, 1, 32, 16),
@@ -196,36 +198,34 @@ def untrained(state: State, seed: int = 0) -> State:
 
 
 @torch.no_grad()
-def neighbors(models: dict[str, EfficientNetModel], name: str, per_class: int = 20) -> dict[str, float]:
+def neighbors(model: EfficientNetModel | None, name: str, side: int = 64, per_class: int = 20) -> float:
     """Balanced accuracy of the nearest neighbors among labeled images of a set, by frozen features.
 
     Args:
-        models: The models by title.
+        model: The model, in evaluation mode; if None, the pixels are the features.
         name: Key of `COLOR_SETS`.
+        side: Side to which the images are resized in pixels.
         per_class: Labeled images of each class.
 
     Returns:
-        Balanced accuracy on the test images by title, that of the pixels alone included.
+        The balanced accuracy on the test images.
     """
-    parts = []
+    values: list[torch.Tensor] = []
+    labels: list[list[str]] = []
     for folder, count in zip(write_set(name), (per_class, None), strict=True):
         paths = [path for each in sorted(folder.iterdir()) for path in sorted(each.glob("*.png"))[:count]]
-        images = [np.asarray(Image.open(path).convert("RGB"), np.float32) for path in paths]
-        pixels = (torch.as_tensor(np.stack(images)).permute(0, 3, 1, 2) - MEAN) / STD
-        parts.append((pixels, [path.parent.name for path in paths]))
-    (train, train_names), (test, test_names) = parts
-    classes = sorted(set(train_names))
-    labels = [[classes.index(name) for name in names] for names in (train_names, test_names)]
-    found = {}
-    for title, model in (models | {"pixels": None}).items():
-        states = [
-            images.flatten(1)
-            if model is None
-            else torch.cat([model(batch).last_hidden_state.mean(dim=(2, 3)) for batch in images.split(50)])
-            for images in (train, test)
-        ]
-        found[title] = knn(states[0], labels[0], states[1], labels[1], len(classes)).balanced_accuracy
-    return found
+        found = []
+        for path in paths:
+            with Image.open(path) as image:
+                resized = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+            pixels = (torch.as_tensor(np.array(resized, np.float32)).permute(2, 0, 1) - MEAN) / STD
+            features_of = pixels if model is None else model(pixels[None]).last_hidden_state.mean(dim=(2, 3))
+            found.append(features_of.flatten())
+        values.append(torch.stack(found))
+        labels.append([path.parent.name for path in paths])
+    classes = sorted(set(labels[0]))
+    numbers = [[classes.index(label) for label in part] for part in labels]
+    return knn(values[0], numbers[0], values[1], numbers[1], len(classes)).balanced_accuracy
 
 
 def save_weights(folder: Path = FOLDER) -> Path:
@@ -276,10 +276,14 @@ def main() -> None:
     print(folder)
     if args.sets:
         public = EfficientNetModel.from_pretrained(folder).eval()
-        models = {"public": public, "untrained": convert(untrained(fetch_weights()[0]))}
+        fresh = convert(untrained(fetch_weights()[0]))
+        print("Balanced accuracy of nearest neighbors among 20 labeled images of each class, in percent:")
+        print(f"| set | {' | '.join(f'public, {side} px' for side in SIDES)} | untrained, 64 px | pixels |")
+        print("| --- | ---: | ---: | ---: | ---: | ---: |")
         for name in args.sets:
-            shown = ", ".join(f"{title} {value:.1%}" for title, value in neighbors(models, name).items())
-            print(f"{name}, balanced accuracy of nearest neighbors among 20 images a class: {shown}")
+            values = [neighbors(public, name, side) for side in SIDES]
+            values += [neighbors(fresh, name), neighbors(None, name)]
+            print(f"| {name} | {' | '.join(f'{100 * value:.1f}' for value in values)} |")
 
 
 if __name__ == "__main__":

@@ -158,36 +158,3 @@ def test_evidence_is_a_comparison_with_what_the_commands_choose(tmp_path, monkey
     assert json.loads(Path(taken["finetune_recipe"]).read_text()) == {}
     assert taken["checkpoint"] == "ours"
     assert taken["output_dir"] == str(tmp_path / f"surfaces-{encoder}-paper")
-
-
-def test_evidence_on_public_weights_continues_them_once(tmp_path, monkeypatch):
-    taken, trained = {}, []
-
-    def compare(**options):
-        taken.clear()
-        taken.update(options)
-        folder = Path(options["output_dir"])
-        folder.mkdir(exist_ok=True)
-        (folder / "comparison.md").write_text("the table")
-        return SimpleNamespace(conclusion="the verdict")
-
-    def pretrain(**options):
-        trained.append(options)
-        Path(options["output_dir"]).mkdir(parents=True)
-
-    monkeypatch.setattr(hf_simmim, "compare", compare)
-    monkeypatch.setattr(hf_simmim, "pretrain", pretrain)
-    monkeypatch.setattr(evidence, "save_weights", lambda: tmp_path / "lite0")
-    monkeypatch.setattr(evidence, "write_set", lambda name: (tmp_path / "train", tmp_path / "test"))
-    options = ["clipart-color", "--public", "--continued_epochs", "5", "--folder", str(tmp_path)]
-    for encoder in ("vit-small", "swin-small"):
-        evidence.main([*options, "--encoder", encoder])
-        assert taken["arms"] == ["scratch", "pretrained", "public", "continued"]
-        assert taken["public"] == str(tmp_path / "lite0")
-        assert taken["continued"] == str(tmp_path / "clipart-color-continued")
-        # All arms at one size, whatever that of the public weights.
-        assert taken["finetune_options"]["image_size"] == [64]
-        assert json.loads(taken["pretrain_options"]["encoder"])["num_channels"] == 3
-    # Both encoders are compared with the same weights.
-    assert [(run["checkpoint"], run["num_train_epochs"]) for run in trained] == [(str(tmp_path / "lite0"), 5)]
-    assert not {"learning_rate", "layer_decay", "mask_patch_size"} & trained[0].keys()
