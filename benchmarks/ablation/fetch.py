@@ -16,7 +16,8 @@ import subprocess
 import tarfile
 import tempfile
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,10 @@ PACKAGES = {
         "1,600 textures of a game, of which gray windows of ten photographed ones are cut",
     ),
 }
+
+PACKAGES["textures-color"] = replace(
+    PACKAGES["textures"], content="1,600 textures of a game, of which the same windows are cut in color"
+)
 
 
 def download(package: Package, folder: Path) -> Path:
@@ -170,7 +175,12 @@ def prepare_fashion(folder: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-PREPARE = {"fashion": prepare_fashion, "clipart": prepare_clip_art, "textures": prepare_textures}
+PREPARE = {
+    "fashion": prepare_fashion,
+    "clipart": prepare_clip_art,
+    "textures": prepare_textures,
+    "textures-color": partial(prepare_textures, is_gray=False),
+}
 
 
 def main() -> None:

@@ -19,15 +19,17 @@ NUM_TRAIN, NUM_TEST = 210, 50
 SCALES = (64, 112)
 
 
-def prepare_textures(folder: Path, seed: int = 0) -> dict[str, np.ndarray]:
+def prepare_textures(folder: Path, seed: int = 0, is_gray: bool = True) -> dict[str, np.ndarray]:
     """Cut windows out of textures that a seed draws: for training from their left parts, for testing from the right.
 
     Args:
         folder: Unpacked package, with a .pk3 file, which is a zip archive.
         seed: Random seed.
+        is_gray: Whether the windows are gray; in color they are the same ones.
 
     Returns:
-        `train_images` and `test_images` (N, 64, 64) uint8, `train_labels`, `test_labels`, and `classes`, the names.
+        `train_images` and `test_images` (N, 64, 64) or (N, 64, 64, 3) uint8, `train_labels`, `test_labels`, and
+        `classes`, the names.
     """
     random = np.random.default_rng(seed)
     found: dict[str, np.ndarray] = {}
@@ -38,8 +40,9 @@ def prepare_textures(folder: Path, seed: int = 0) -> dict[str, np.ndarray]:
                 continue
             with Image.open(BytesIO(archive.read(name))) as image:
                 gray = np.asarray(image.convert("L"))
+                pixels = gray if is_gray else np.asarray(image.convert("RGB"))
             if min(gray.shape) >= MIN_SIDE and gray.std() >= MIN_SPREAD:
-                found[f"{parts[1]}-{Path(name).stem}"] = gray
+                found[f"{parts[1]}-{Path(name).stem}"] = pixels
     chosen = sorted(random.choice(sorted(found), min(NUM_TEXTURES, len(found)), replace=False).tolist())
     print(f"{len(found)} textures of {MIN_SIDE} px or more; drawn: {', '.join(chosen)}")
     arrays: dict[str, np.ndarray] = {"classes": np.array(chosen)}
@@ -56,8 +59,8 @@ def prepare_textures(folder: Path, seed: int = 0) -> dict[str, np.ndarray]:
 
 def _window(texture: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """A window of another scale, quarter turn, brightness and contrast each time."""
-    side = int(random.integers(SCALES[0], min(SCALES[1], *texture.shape) + 1))
-    top, left = (int(random.integers(0, length - side + 1)) for length in texture.shape)
+    side = int(random.integers(SCALES[0], min(SCALES[1], *texture.shape[:2]) + 1))
+    top, left = (int(random.integers(0, length - side + 1)) for length in texture.shape[:2])
     cut = Image.fromarray(texture[top : top + side, left : left + side]).resize((SIDE, SIDE), Image.Resampling.BOX)
     pixels = np.rot90(np.asarray(cut, float), int(random.integers(4)))
     pixels = (pixels - pixels.mean()) * random.uniform(0.6, 1.2) + random.uniform(90, 160)

@@ -1,4 +1,4 @@
-"""The image sets of the search: gray, 64 px, as folders that the commands read."""
+"""The image sets of the search, gray, and of the evidence, also in color: 64 px, as folders that the commands read."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +11,8 @@ from ..ablation.data import FETCHED, ImageData, stratified_sample
 from .surfaces import DEFECTS, draw_surfaces
 
 NUM_IMAGES, NUM_TEST_IMAGES = 2100, 500
-# Of clip art, the most frequent ones.
-NUM_CLASSES = 10
+# Of clip art, the most frequent ones; fewer in color, where larger networks are trained.
+NUM_CLASSES, NUM_COLOR_CLASSES = 10, 5
 
 _Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]
 
@@ -22,14 +22,14 @@ def _surfaces() -> _Arrays:
     return images, labels, *draw_surfaces(NUM_TEST_IMAGES, seed=1), list(DEFECTS)
 
 
-def _fetched(name: str) -> Callable[[], _Arrays]:
+def _fetched(name: str, num_classes: int = NUM_CLASSES, is_gray: bool = True) -> Callable[[], _Arrays]:
     def read() -> _Arrays:
         path = FETCHED / f"{name}.npz"
         if not path.exists():
             raise ValueError(f"{path} does not exist. Fetch it with: python -m benchmarks.ablation.fetch {name}")
         with np.load(path) as stored:
             classes = stored["classes"]
-            kept = np.argsort(-np.bincount(stored["train_labels"]), kind="stable")[:NUM_CLASSES]
+            kept = np.argsort(-np.bincount(stored["train_labels"]), kind="stable")[:num_classes]
             parts = []
             for split, count in (("train", NUM_IMAGES), ("test", NUM_TEST_IMAGES)):
                 labels = stored[f"{split}_labels"]
@@ -37,7 +37,7 @@ def _fetched(name: str) -> Callable[[], _Arrays]:
                 rank = torch.as_tensor(np.argsort(kept)[np.searchsorted(np.sort(kept), labels[rows])])
                 chosen = stratified_sample(rank, count, torch.Generator().manual_seed(0)).numpy()
                 images = stored[f"{split}_images"][rows[chosen]]
-                if images.ndim == 4:
+                if images.ndim == 4 and is_gray:
                     images = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in images])
                 parts += [images, rank.numpy()[chosen]]
         return *parts, [str(classes[index]) for index in kept]  # type: ignore[return-value]
@@ -50,6 +50,16 @@ SETS: dict[str, tuple[str, Callable[[], _Arrays]]] = {
     "surfaces": ("drawn surfaces with small defects; labels are the kinds of defect", _surfaces),
     "textures": ("windows of ten photographed textures of OpenArena; labels are the textures", _fetched("textures")),
     "clipart": ("Open Clip Art, its ten largest subjects in gray", _fetched("clipart")),
+}
+COLOR_SETS: dict[str, tuple[str, Callable[[], _Arrays]]] = {
+    "clipart-color": (
+        "Open Clip Art, its five largest subjects in color",
+        _fetched("clipart", NUM_COLOR_CLASSES, is_gray=False),
+    ),
+    "textures-color": (
+        "windows of ten photographed textures of OpenArena in color; labels are the textures",
+        _fetched("textures-color", is_gray=False),
+    ),
 }
 
 
@@ -71,7 +81,7 @@ def write_set(name: str, folder: Path = FETCHED) -> tuple[Path, Path]:
     """Write a set as PNG files in a folder for each class, unless that is done.
 
     Args:
-        name: Key of `SETS`.
+        name: Key of `SETS` or `COLOR_SETS`.
         folder: Where the sets are.
 
     Returns:
@@ -79,7 +89,7 @@ def write_set(name: str, folder: Path = FETCHED) -> tuple[Path, Path]:
     """
     root = folder / "search" / name
     if not (root / "complete").exists():
-        images, labels, test_images, test_labels, classes = SETS[name][1]()
+        images, labels, test_images, test_labels, classes = (SETS | COLOR_SETS)[name][1]()
         for split, pixels, numbers in (("train", images, labels), ("test", test_images, test_labels)):
             for index, (picture, label) in enumerate(zip(pixels, numbers, strict=True)):
                 path = root / split / classes[int(label)] / f"{index:04}.png"

@@ -44,6 +44,10 @@ def test_textures_are_cut_from_different_parts(tmp_path, monkeypatch):
     arrays = textures.prepare_textures(tmp_path)
     assert arrays["classes"].tolist() == ["base_wall-left"]
     assert (arrays["train_images"].shape, arrays["test_images"].shape) == ((3, 64, 64), (2, 64, 64))
+    colored = textures.prepare_textures(tmp_path, is_gray=False)
+    assert colored["train_images"].shape == (3, 64, 64, 3)
+    # The same windows: their brightness differs by what brightness and contrast did to other pixels.
+    assert np.corrcoef(colored["train_images"].mean(axis=-1).ravel(), arrays["train_images"].ravel())[0, 1] > 0.9
 
 
 @pytest.fixture
@@ -117,6 +121,12 @@ def test_sets_are_folders_for_the_commands(tmp_path, monkeypatch):
     assert data.num_classes == 10
     assert torch.equal(data.images[:, 0, 0, 0].long(), data.labels)
     assert PRETRAININGS["rgb"].row == Row(16)
+    colored = {name: np.stack([value] * 3, axis=-1) if value.ndim == 3 else value for name, value in arrays.items()}
+    np.savez(tmp_path / "clipart.npz", classes=classes, **colored)
+    train, _ = images.write_set("clipart-color", tmp_path)
+    assert len(list(train.iterdir())) == images.NUM_COLOR_CLASSES
+    with Image.open(next(train.rglob("*.png"))) as image:
+        assert image.mode == "RGB"
 
 
 @pytest.mark.parametrize("encoder", list(evidence.ENCODERS))
@@ -141,7 +151,8 @@ def test_evidence_is_a_comparison_with_what_the_commands_choose(tmp_path, monkey
     assert taken["finetune_recipe"] is None
     printed = capsys.readouterr().out
     assert "the table" in printed
-    assert f"surfaces, {encoder} of 0." in printed
+    small = encoder.endswith("-small")
+    assert f"surfaces, {encoder} of {2 if small else 0}." in printed
     assert "the verdict" in printed
     evidence.main(["surfaces", "--encoder", encoder, "--folder", str(tmp_path), "--paper", "--checkpoint", "ours"])
     assert json.loads(Path(taken["finetune_recipe"]).read_text()) == {}

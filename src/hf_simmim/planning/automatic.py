@@ -166,9 +166,7 @@ class Automatic:
         self.set(arguments, "bf16", Choice(True, f"{machine.device.upper()} with bfloat16 instructions"))
         arguments.mixed_precision = "bf16" if arguments.bf16 else "no"
 
-    def choose_batch(
-        self, arguments: Any, encoder: str | None, config: Any, num_images: int, machine: Machine
-    ) -> None:
+    def choose_batch(self, arguments: Any, encoder: str | None, config: Any, num_images: int, machine: Machine) -> None:
         """Choose batch size and learning rate.
 
         Args:

@@ -139,7 +139,7 @@ def choose_batch(
         num_images: Number of training images.
         encoder: Name of the preset, or a config; None for that of a checkpoint.
         machine: What the machine offers.
-        parameters: Number of parameters of an encoder that is no preset.
+        parameters: Number of parameters of the encoder.
 
     Returns:
         Choices for `batch_size`, over all devices, and `learning_rate`.

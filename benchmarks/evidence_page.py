@@ -1,0 +1,139 @@
+"""Writes the tables of docs/evidence.md from the results of `python -m benchmarks.evidence --results`.
+
+python -m benchmarks.evidence_page
+"""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "evidence"
+PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
+BEGIN, END = "<!-- written by benchmarks/evidence_page.py -->\n", "<!-- end -->\n"
+
+
+def _spread(values: list[float]) -> str:
+    deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values):.1f}{deviation}"
+
+
+def _arms(found: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(run["arm"] for run in found["runs"]))
+
+
+def summary(found: dict[str, Any]) -> list[str]:
+    """Mean and standard deviation of all runs by arm and number of labels, and what the arms cost.
+
+    Args:
+        found: A result.
+
+    Returns:
+        Lines of a table.
+    """
+    budgets = list(dict.fromkeys(run["num_labels"] for run in found["runs"]))
+    lines = [f"| arm | {' | '.join(f'{budget} labels' for budget in budgets)} | pre-training, min | fine-tuning, min |"]
+    lines.append(f"| --- |{' ---: |' * (len(budgets) + 2)}")
+    for arm in _arms(found):
+        cells = [
+            _spread([run["value"] for run in found["runs"] if (run["arm"], run["num_labels"]) == (arm, budget)])
+            for budget in budgets
+        ]
+        costs = found["costs"].get(arm, {})
+        for step in ("pre-training", "fine-tuning"):
+            seconds = costs.get(step, {}).get("seconds")
+            cells.append("" if seconds is None else f"{seconds / 60:.1f}")
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return lines
+
+
+def every_run(found: dict[str, Any]) -> list[str]:
+    """The value of every run.
+
+    Args:
+        found: A result.
+
+    Returns:
+        Lines of a table.
+    """
+    lines = ["| labels | arm | pre-training | values of the subsets of labels |", "| ---: | --- | ---: | --- |"]
+    rows: dict[tuple[Any, ...], list[str]] = {}
+    for run in found["runs"]:
+        key = (run["num_labels"], run["arm"], "" if run["pretraining"] is None else run["pretraining"])
+        rows.setdefault(key, []).append(f"{100 * run['value']:.1f}")
+    return lines + [f"| {' | '.join(map(str, key))} | {', '.join(values)} |" for key, values in rows.items()]
+
+
+def learned(study: dict[str, Any]) -> list[str]:
+    """What the pre-trainings learned, as their last evaluation tells.
+
+    Args:
+        study: How a result was made.
+
+    Returns:
+        A list, with a line for each pre-training.
+    """
+    lines = []
+    for name, metrics in study["pretrainings"].items():
+        gain, steps = metrics.get("eval_gain_over_mean_color"), metrics.get("step")
+        if gain is not None:
+            taken = "" if steps is None else f" after {steps:,.0f} steps"
+            direction = "better" if gain >= 0 else "worse"
+            lines.append(f"- `{name}`: masked pixels {abs(gain):.0%} {direction} than the mean color{taken}.")
+    return lines
+
+
+def section(found: dict[str, Any]) -> list[str]:
+    """What the page says of a result.
+
+    Args:
+        found: The result.
+
+    Returns:
+        Paragraphs.
+    """
+    study, metric = found["study"], found["metric"].replace("_", " ")
+    runs = f"Test {metric} in percent (n = {found['num_deciding_images']}): mean and standard deviation over all runs."
+    conclusions = "\n".join(f"- {pair}: {text}" for pair, text in found["conclusions"].items())
+    return [
+        f"## {study['title'][0].upper()}{study['title'][1:]}",
+        f"```bash\n{study['command']}\n```",
+        f"On {study['machine']}.",
+        *found["notes"],
+        f"{found['recommendation']}",
+        runs,
+        "\n".join(summary(found)),
+        conclusions,
+        "Every verdict:",
+        "\n".join(
+            f"- {verdict['first']} against {verdict['second']}, {verdict['text']}" for verdict in found["verdicts"]
+        ),
+        "What the pre-trainings learned:",
+        "\n".join(learned(study)),
+        "Every run:",
+        "\n".join(every_run(found)),
+    ]
+
+
+def page() -> str:
+    """What stands in docs/evidence.md between its marks."""
+    parts = []
+    for path in sorted(RESULTS.glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        # Those of older versions are described in docs/measured.md.
+        if "study" in found:
+            parts += section(found)
+    return "\n" + "\n\n".join(part for part in parts if part) + "\n\n"
+
+
+def main() -> None:
+    """Write the page."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        raise SystemExit(f"{PAGE} has no lines {BEGIN.strip()} and {END.strip()}")
+    PAGE.write_text(before + BEGIN + page() + END + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The evidence in color: its public weights are continued once, and its results become a page."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import hf_simmim
+from benchmarks import evidence, evidence_page
+
+
+def test_evidence_on_public_weights_continues_them_once(tmp_path, monkeypatch):
+    taken, trained = {}, []
+    run = {"num_labels": 25, "arm": "public", "pretraining": None, "value": 0.5}
+    result = {
+        **{"metric": "balanced_accuracy", "num_deciding_images": 500, "recommendation": "Use public.", "notes": []},
+        "conclusions": {"public vs. from scratch": "Public helps."},
+        "verdicts": [{"first": "public", "second": "from scratch", "text": "25 labels: it helps."}],
+        "runs": [run | {"seed": 0}, run | {"seed": 1, "value": 0.6}, run | {"arm": "from scratch", "seed": 0}],
+        "costs": {"public": {"fine-tuning": {"seconds": 90.0, "joules": {}}}},
+    }
+
+    def compare(**options):
+        taken.clear()
+        taken.update(options)
+        folder = Path(options["output_dir"])
+        folder.mkdir(exist_ok=True)
+        (folder / "comparison.md").write_text("the table")
+        (folder / "comparison.json").write_text(json.dumps(result))
+        (folder / "comparison.png").touch()
+        return SimpleNamespace(conclusion="the verdict")
+
+    def pretrain(**options):
+        trained.append(options)
+        folder = Path(options["output_dir"])
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text('{"eval_gain_over_mean_color": -0.25}')
+
+    monkeypatch.setattr(hf_simmim, "compare", compare)
+    monkeypatch.setattr(hf_simmim, "pretrain", pretrain)
+    monkeypatch.setattr(evidence, "save_weights", lambda: tmp_path / "lite0")
+    monkeypatch.setattr(evidence, "write_set", lambda name: (tmp_path / "train", tmp_path / "test"))
+    results = tmp_path / "results"
+    options = [
+        "clipart-color",
+        "--results",
+        str(results),
+        "--public",
+        "--continued_epochs",
+        "5",
+        "--folder",
+        str(tmp_path),
+    ]
+    for encoder in ("vit-small", "swin-small"):
+        evidence.main([*options, "--encoder", encoder])
+        assert taken["arms"] == ["scratch", "pretrained", "public", "continued"]
+        assert taken["public"] == str(tmp_path / "lite0")
+        assert taken["continued"] == str(tmp_path / "clipart-color-continued")
+        # All arms at one size, whatever that of the public weights.
+        assert taken["finetune_options"]["image_size"] == [64]
+        assert json.loads(taken["pretrain_options"]["encoder"])["num_channels"] == 3
+    # Both encoders are compared with the same weights.
+    assert [(run["checkpoint"], run["num_train_epochs"]) for run in trained] == [(str(tmp_path / "lite0"), 5)]
+    assert not {"learning_rate", "layer_decay", "mask_patch_size"} & trained[0].keys()
+    monkeypatch.setattr(evidence_page, "RESULTS", results)
+    monkeypatch.setattr(evidence_page, "PAGE", tmp_path / "evidence.md")
+    (results / "older.json").write_text("{}")
+    (tmp_path / "evidence.md").write_text("no marks")
+    with pytest.raises(SystemExit, match="has no lines"):
+        evidence_page.main()
+    (tmp_path / "evidence.md").write_text(f"before\n{evidence_page.BEGIN}stale table\n{evidence_page.END}after\n")
+    evidence_page.main()
+    page = (tmp_path / "evidence.md").read_text()
+    assert page.startswith("before")
+    assert page.endswith("after\n")
+    assert "stale table" not in page
+    assert "## Clipart-color, vit-small of 2." in page
+    assert "python -m benchmarks.evidence clipart-color --results" in page
+    assert "| public | 55.0 ± 7.1 |  | 1.5 |" in page
+    assert "| 25 | public |  | 50.0, 60.0 |" in page
+    assert "- public against from scratch, 25 labels: it helps." in page
+    assert "masked pixels 25% worse than the mean color." in page
+    assert (results / "clipart-color-vit-small.png").exists()
