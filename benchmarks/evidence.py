@@ -58,7 +58,9 @@ def main(arguments: list[str] | None = None) -> None:
         const="",
         help="public weights, which are two further arms: a folder or a name; without one, EfficientNet-Lite0",
     )
-    parser.add_argument("--continued_epochs", type=int, help="of pre-training from --public (default: --epochs)")
+    parser.add_argument(
+        "--continued_epochs", type=int, help="of pre-training from --public, 0 for none (default: --epochs)"
+    )
     parser.add_argument("--finetune_epochs", type=int, help="of fine-tuning (default: the recipe's)")
     parser.add_argument("--checkpoint", help="pre-trained model, instead of pre-training here")
     parser.add_argument("--paper", action="store_true", help="fine-tune by the paper's settings, not by few_labels")
@@ -83,11 +85,14 @@ def main(arguments: list[str] | None = None) -> None:
         finetuning["num_train_epochs"] = args.finetune_epochs
     continued = None
     if args.public is not None:
-        public = args.public or str(save_weights())
-        shared |= {"num_train_epochs": args.continued_epochs or args.epochs, "seed": args.pretrain_seeds[0]}
-        continued = continue_from(public, train, args.folder / f"{args.set}-continued", shared)
-        pretraining["arms"] += ["public", "continued"]
-        pretraining |= {"public": public, "continued": str(continued)}
+        public, epochs = args.public or str(save_weights()), args.continued_epochs
+        pretraining["arms"].append("public")
+        pretraining["public"] = public
+        if epochs != 0:
+            shared |= {"num_train_epochs": epochs or args.epochs, "seed": args.pretrain_seeds[0]}
+            continued = continue_from(public, train, args.folder / f"{args.set}-continued", shared)
+            pretraining["arms"].append("continued")
+            pretraining["continued"] = str(continued)
     answer = hf_simmim.compare(
         train_dir=str(train),
         validation_dir=str(test),

@@ -63,6 +63,9 @@ def test_evidence_on_public_weights_continues_them_once(tmp_path, monkeypatch):
     # Both encoders are compared with the same weights.
     assert [(run["checkpoint"], run["num_train_epochs"]) for run in trained] == [(str(tmp_path / "lite0"), 5)]
     assert not {"learning_rate", "layer_decay", "mask_patch_size"} & trained[0].keys()
+    evidence.main([*options, "--continued_epochs", "0"])
+    assert taken["arms"] == ["scratch", "pretrained", "public"]
+    assert "continued" not in taken
     monkeypatch.setattr(evidence_page, "RESULTS", results)
     monkeypatch.setattr(evidence_page, "PAGE", tmp_path / "evidence.md")
     (results / "older.json").write_text("{}")
