@@ -15,7 +15,6 @@ def test_evidence_on_public_weights_continues_them_once(tmp_path, monkeypatch):
     run = {"num_labels": 25, "arm": "public", "pretraining": None, "value": 0.5}
     result = {
         **{"metric": "balanced_accuracy", "num_deciding_images": 500, "recommendation": "Use public.", "notes": []},
-        "conclusions": {"public vs. from scratch": "Public helps."},
         "verdicts": [{"first": "public", "second": "from scratch", "text": "25 labels: it helps."}],
         "runs": [run | {"seed": 0}, run | {"seed": 1, "value": 0.6}, run | {"arm": "from scratch", "seed": 0}],
         "costs": {"public": {"fine-tuning": {"seconds": 90.0, "joules": {}}}},
