@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("set", choices=SETS | COLOR_SETS, help="image set")
     parser.add_argument("--encoder", choices=ENCODERS, default="vit", help="default: vit")
     parser.add_argument("--epochs", type=int, default=30, help="of pre-training (default: 30)")
+    parser.add_argument("--target", help="of pre-training (default: what pretrain chooses)")
     parser.add_argument("--labels_per_class", nargs="+", type=int, default=[5, 20], help="default: 5 20")
     parser.add_argument("--pretrain_seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="label subsets (default: 0 1 2)")
@@ -68,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, help="folder that also gets the results, by the name of the study")
     args = parser.parse_args(arguments)
     train, test = write_set(args.set)
-    output = args.folder / (f"{args.set}-{args.encoder}" + "-paper" * args.paper)
+    output = args.folder / ("-".join([args.set, args.encoder, *filter(None, [args.target])]) + "-paper" * args.paper)
     # The defaults of `hf-simmim finetune` are the paper's.
     empty = args.folder / "empty.json"
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -78,6 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     pretraining: dict[str, Any] = {"arms": ["scratch", "pretrained"], "checkpoint": args.checkpoint}
     if args.checkpoint is None:
         options = {"encoder": json.dumps(encoder), "num_train_epochs": args.epochs, "compute_statistics": True}
+        options |= {"target": args.target} if args.target else {}
         pretraining |= {"pretrain_options": options | shared, "pretrain_seeds": args.pretrain_seeds}
     # That of public weights can be another one.
     finetuning: dict[str, Any] = {"dataloader_num_workers": 0, "image_size": [SIDE]}
@@ -108,6 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
     with torch.device("meta"):
         parameters = hf_simmim.SimMIMModel(model).num_parameters()
     title = f"{args.set}, {args.encoder} of {parameters / 1e6:.2f} M parameters"
+    title += f", target {args.target}" if args.target else ""
     machine = (
         f"{device_name('cpu')}, {torch.get_num_threads()} threads, torch {torch.__version__}, transformers"
         f" {transformers.__version__}, hf_simmim {hf_simmim.__version__}, Python {platform.python_version()}"
