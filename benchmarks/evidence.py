@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("set", choices=SETS | COLOR_SETS, help="image set")
     parser.add_argument("--encoder", choices=ENCODERS, default="vit", help="default: vit")
     parser.add_argument("--epochs", type=int, default=30, help="of pre-training (default: 30)")
+    parser.add_argument("--target", help="of pre-training (default: what pretrain chooses)")
     parser.add_argument("--labels_per_class", nargs="+", type=int, default=[5, 20], help="default: 5 20")
     parser.add_argument("--pretrain_seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="label subsets (default: 0 1 2)")
@@ -58,7 +59,9 @@ def main(arguments: list[str] | None = None) -> None:
         const="",
         help="public weights, which are two further arms: a folder or a name; without one, EfficientNet-Lite0",
     )
-    parser.add_argument("--continued_epochs", type=int, help="of pre-training from --public (default: --epochs)")
+    parser.add_argument(
+        "--continued_epochs", type=int, help="of pre-training from --public, 0 for none (default: --epochs)"
+    )
     parser.add_argument("--finetune_epochs", type=int, help="of fine-tuning (default: the recipe's)")
     parser.add_argument("--checkpoint", help="pre-trained model, instead of pre-training here")
     parser.add_argument("--paper", action="store_true", help="fine-tune by the paper's settings, not by few_labels")
@@ -66,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, help="folder that also gets the results, by the name of the study")
     args = parser.parse_args(arguments)
     train, test = write_set(args.set)
-    output = args.folder / (f"{args.set}-{args.encoder}" + "-paper" * args.paper)
+    output = args.folder / ("-".join([args.set, args.encoder, *filter(None, [args.target])]) + "-paper" * args.paper)
     # The defaults of `hf-simmim finetune` are the paper's.
     empty = args.folder / "empty.json"
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -76,6 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     pretraining: dict[str, Any] = {"arms": ["scratch", "pretrained"], "checkpoint": args.checkpoint}
     if args.checkpoint is None:
         options = {"encoder": json.dumps(encoder), "num_train_epochs": args.epochs, "compute_statistics": True}
+        options |= {"target": args.target} if args.target else {}
         pretraining |= {"pretrain_options": options | shared, "pretrain_seeds": args.pretrain_seeds}
     # That of public weights can be another one.
     finetuning: dict[str, Any] = {"dataloader_num_workers": 0, "image_size": [SIDE]}
@@ -83,11 +87,14 @@ def main(arguments: list[str] | None = None) -> None:
         finetuning["num_train_epochs"] = args.finetune_epochs
     continued = None
     if args.public is not None:
-        public = args.public or str(save_weights())
-        shared |= {"num_train_epochs": args.continued_epochs or args.epochs, "seed": args.pretrain_seeds[0]}
-        continued = continue_from(public, train, args.folder / f"{args.set}-continued", shared)
-        pretraining["arms"] += ["public", "continued"]
-        pretraining |= {"public": public, "continued": str(continued)}
+        public, epochs = args.public or str(save_weights()), args.continued_epochs
+        pretraining["arms"].append("public")
+        pretraining["public"] = public
+        if epochs != 0:
+            shared |= {"num_train_epochs": epochs or args.epochs, "seed": args.pretrain_seeds[0]}
+            continued = continue_from(public, train, args.folder / f"{args.set}-continued", shared)
+            pretraining["arms"].append("continued")
+            pretraining["continued"] = str(continued)
     answer = hf_simmim.compare(
         train_dir=str(train),
         validation_dir=str(test),
@@ -103,6 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
     with torch.device("meta"):
         parameters = hf_simmim.SimMIMModel(model).num_parameters()
     title = f"{args.set}, {args.encoder} of {parameters / 1e6:.2f} M parameters"
+    title += f", target {args.target}" if args.target else ""
     machine = (
         f"{device_name('cpu')}, {torch.get_num_threads()} threads, torch {torch.__version__}, transformers"
         f" {transformers.__version__}, hf_simmim {hf_simmim.__version__}, Python {platform.python_version()}"

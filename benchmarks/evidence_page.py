@@ -94,7 +94,6 @@ def section(found: dict[str, Any]) -> list[str]:
     """
     study, metric = found["study"], found["metric"].replace("_", " ")
     runs = f"Test {metric} in percent (n = {found['num_deciding_images']}): mean and standard deviation over all runs."
-    conclusions = "\n".join(f"- {pair}: {text}" for pair, text in found["conclusions"].items())
     return [
         f"## {study['title'][0].upper()}{study['title'][1:]}",
         f"```bash\n{study['command']}\n```",
@@ -103,7 +102,6 @@ def section(found: dict[str, Any]) -> list[str]:
         f"{found['recommendation']}",
         runs,
         "\n".join(summary(found)),
-        conclusions,
         "Every verdict:",
         "\n".join(
             f"- {verdict['first']} against {verdict['second']}, {verdict['text']}" for verdict in found["verdicts"]

@@ -15,7 +15,6 @@ def test_evidence_on_public_weights_continues_them_once(tmp_path, monkeypatch):
     run = {"num_labels": 25, "arm": "public", "pretraining": None, "value": 0.5}
     result = {
         **{"metric": "balanced_accuracy", "num_deciding_images": 500, "recommendation": "Use public.", "notes": []},
-        "conclusions": {"public vs. from scratch": "Public helps."},
         "verdicts": [{"first": "public", "second": "from scratch", "text": "25 labels: it helps."}],
         "runs": [run | {"seed": 0}, run | {"seed": 1, "value": 0.6}, run | {"arm": "from scratch", "seed": 0}],
         "costs": {"public": {"fine-tuning": {"seconds": 90.0, "joules": {}}}},
@@ -63,6 +62,9 @@ def test_evidence_on_public_weights_continues_them_once(tmp_path, monkeypatch):
     # Both encoders are compared with the same weights.
     assert [(run["checkpoint"], run["num_train_epochs"]) for run in trained] == [(str(tmp_path / "lite0"), 5)]
     assert not {"learning_rate", "layer_decay", "mask_patch_size"} & trained[0].keys()
+    evidence.main([*options, "--continued_epochs", "0"])
+    assert taken["arms"] == ["scratch", "pretrained", "public"]
+    assert "continued" not in taken
     monkeypatch.setattr(evidence_page, "RESULTS", results)
     monkeypatch.setattr(evidence_page, "PAGE", tmp_path / "evidence.md")
     (results / "older.json").write_text("{}")
