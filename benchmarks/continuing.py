@@ -52,9 +52,9 @@ LORA_RANK, LAST_BLOCKS = 8, 2
 WAYS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
     "full rate": {"layer_decay": 1.0},
-    "a hundredth": {"layer_decay": LAYER_DECAY},
     f"--lora {LORA_RANK}": {"lora": LORA_RANK},
     f"--train_layers {LAST_BLOCKS}": {"train_layers": LAST_BLOCKS},
+    "a hundredth": {"layer_decay": LAYER_DECAY},
 }
 # Share of the learning rate from scratch, where a way names it.
 RATES = {"full rate": 1.0, "a hundredth": 0.01}
@@ -258,7 +258,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sources", nargs="+", choices=SETS, default=list(SETS), help="sets of the first weights")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
     parser.add_argument("--epochs", type=float, default=10, help="of the training with labels (default: 10)")
-    parser.add_argument("--steps", type=int, default=600, help="of the training without (default: 600)")
+    parser.add_argument("--steps", type=int, default=400, help="of the training without (default: 400)")
     parser.add_argument("--evaluations", type=int, default=10, help="of drift (default: 10)")
     parser.add_argument("--folder", type=Path, default=Path("runs/continuing"), help="default: %(default)s")
     parser.add_argument("--results", type=Path, default=RESULTS / "continuing.jsonl", help="default: %(default)s")

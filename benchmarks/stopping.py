@@ -1,7 +1,7 @@
 """When to stop a pre-training: which checkpoint each rule chooses, and what it is worth after fine-tuning.
 
 Each image set is pre-trained with several seeds by `hf-simmim pretrain` with the settings that it chooses (target,
-masks, batch size, learning rate), a probe, and a checkpoint at each of 20 evaluations. On that same training each rule
+masks, batch size, learning rate), a probe, and a checkpoint at each evaluation. On that same training each rule
 chooses a checkpoint: the highest linear probe, k-NN or RankMe, the lowest validation loss, the last; and what
 `--stop_by probe` and `--stop_by rank` would have done is computed by their own rule from the log. (A rule only ends a
 training; until then it changes nothing.) The chosen checkpoints, and random weights, are fine-tuned with few labels by
@@ -9,7 +9,7 @@ training; until then it changes nothing.) The chosen checkpoints, and random wei
 
     python -m benchmarks.ablation.fetch clipart       # once, for that set
     python -m benchmarks.stopping
-    python -m benchmarks.stopping --sets fashion --seeds 0 1 2 --epochs 30
+    python -m benchmarks.stopping --sets fashion --seeds 0 1 2
 
 Every run is a line of benchmarks/results/stopping.jsonl, and a killed study goes on. Checkpoints are in --folder.
 """
@@ -197,7 +197,8 @@ def run_study(args: argparse.Namespace, runs: FinishedRuns) -> None:
 def differences(lines: Sequence[dict[str, Any]], choice: Choice, last: Choice) -> list[float]:
     """Accuracy of a choice minus that of the last checkpoint on each label subset, in percentage points."""
     found = {(line["step"], line["subset"]): 100 * line["accuracy"] for line in lines}
-    subsets = {subset for step, subset in found if step == last.kept}
+    # A killed study has those of some subsets.
+    subsets = {subset for step, subset in found if step == last.kept and (choice.kept, subset) in found}
     return [found[choice.kept, subset] - found[last.kept, subset] for subset in sorted(subsets)]
 
 
@@ -224,7 +225,8 @@ def print_report(args: argparse.Namespace, lines: Sequence[dict[str, Any]]) -> N
             found = choices(line["log"], args.patience)
             for rule, choice in found.items():
                 accuracies = [100 * each["accuracy"] for each in own if each["step"] == choice.kept]
-                rows.setdefault(rule, []).append((line, choice, accuracies, differences(own, choice, found[LAST])))
+                if gains := differences(own, choice, found[LAST]):
+                    rows.setdefault(rule, []).append((line, choice, accuracies, gains))
         for rule, cells in rows.items():
             epochs = " ".join(f"{_epoch(line, choice.kept):g}" for line, choice, *_ in cells)
             hours = [
@@ -281,9 +283,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="image sets (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of pre-training (default: 0 1 2)")
     parser.add_argument("--subsets", nargs="+", type=int, default=[0, 1, 2], help="of labels (default: 0 1 2)")
-    parser.add_argument("--epochs", type=float, default=30, help="of pre-training (default: 30)")
-    parser.add_argument("--evaluations", type=int, default=20, help="evaluations and checkpoints (default: 20)")
-    parser.add_argument("--labels", type=int, default=10, help="for fine-tuning, of each class (default: 10)")
+    parser.add_argument("--epochs", type=float, default=12, help="of pre-training (default: 12)")
+    parser.add_argument("--evaluations", type=int, default=12, help="evaluations and checkpoints (default: 12)")
+    parser.add_argument("--labels", type=int, default=5, help="for fine-tuning, of each class (default: 5)")
     parser.add_argument("--probe_labels", type=int, default=50, help="for the probe, of each class (default: 50)")
     parser.add_argument("--patience", type=int, default=5, help="evaluations of --stop_by (default: 5)")
     parser.add_argument("--folder", type=Path, default=Path("runs/stopping"), help="default: %(default)s")
