@@ -120,6 +120,7 @@ def test_a_killed_study_of_stopping_goes_on(tiny, tmp_path, monkeypatch, capsys)
     stopping.main([*words, "--report_only"])
 
 
+@pytest.mark.slow
 def test_continuing_compares_ways_on_both_sets(tiny, tmp_path, monkeypatch, capsys):
     pytest.importorskip("peft")
     monkeypatch.setattr(continuing, "LAST_BLOCKS", 1)

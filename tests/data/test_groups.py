@@ -154,7 +154,7 @@ def test_the_test_set_of_a_comparison_is_of_other_files(scans):
     (arguments,) = compare.COMMAND.parse(
         ["--train_dir", str(scans), "--arms", "scratch", "public", "--public", "x", "--labels_per_class", "4"]
     )
-    options = compare._default_options(arguments) | arguments.labeled_source()
+    options = compare.run_options(arguments, 4) | compare.run_source(arguments)
     planned = finetune.plan_runs(finetune.FineTuningOptions(*finetune.COMMAND.parse(compare.options_of(options))))[0]
     assert not set.intersection(*sides(planned.train.rows, planned.evaluation.rows))
 

@@ -219,6 +219,7 @@ def test_gradient_checkpointing_changes_nothing():
 def test_compiles_to_one_graph(make):
     model = SimMIMBackbone(SimMIMConfig(encoder_config=make(depths=[1, 1], num_heads=[1, 1]))).eval()
     pixel_values = torch.randn(1, 3, 32, 32)
+    torch.compiler.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     with torch.no_grad():
         for ours, expected in zip(compiled(pixel_values)[0], model(pixel_values)[0], strict=True):

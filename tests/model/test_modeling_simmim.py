@@ -293,6 +293,7 @@ def test_compiles_without_graph_breaks(encoder):
     expected.loss.backward()
     gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad]
     model.zero_grad()
+    torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     outputs = compiled(pixel_values, bool_masked_pos=mask)
     outputs.loss.backward()

@@ -184,6 +184,7 @@ def test_compiled():
     """The number of visible patches is data, so the graph breaks there; nothing else changes."""
     model = make_model()
     pixel_values, mask = batch(model.config)
+    torch.compiler.reset()
     compiled = torch.compile(model, backend="aot_eager")
     with torch.no_grad():
         for bool_masked_pos in (mask, uneven_mask()[:2], None):

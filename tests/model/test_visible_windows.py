@@ -156,6 +156,7 @@ def test_training_with_stochastic_depth_checkpointing_and_less_memory():
 def test_compiled_blocks_leave_the_windows_to_eager_code():
     model = make_model()
     pixel_values = torch.randn(2, 3, 32, 32)
+    torch.compiler.reset()
     compiled = torch.compile(model, backend="aot_eager")
     with torch.no_grad():
         for mask in (draw_masks((4, 4), (0.75, 0.75)), draw_masks((4, 4), (0.5, 0.75))):

@@ -70,7 +70,7 @@ SMALL: dict[str, Callable[[list[str]], dict[str, Any]]] = {
         "seeds": [0, 1],
         "labels_per_class": 2,
         "layer_decays": 0.8 if "--layer_decays" in words else None,
-        "finetune_options": json.dumps(STEP),
+        "finetune_options": json.dumps(STEP | ({"crop_size": 32, "decoder_channels": 16} if "--task" in words else {})),
         "pretrain_options": None if "--checkpoint" in words else json.dumps(STEP | UNLESS_CHECKPOINT),
     },
     "replay": lambda words: {"checkpoint": "runs/my_photos"},
