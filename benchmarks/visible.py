@@ -44,8 +44,7 @@ class Step:
 
     def __init__(self, encode: str, arguments: argparse.Namespace, ratio: float):
         torch.manual_seed(0)
-        settings = json.loads(arguments.encoder) if arguments.encoder[:1] == "{" else ENCODER_PRESETS[arguments.encoder]
-        encoder = {"model_type": "vit", "image_size": arguments.image_size} | settings
+        encoder = {"model_type": "vit"} | arguments.encoder | {"image_size": arguments.image_size}
         config = SimMIMConfig(encoder_config=encoder, encode=encode)
         self.device = torch.device(arguments.device)
         self.model = SimMIMForMaskedImageModeling(config).to(self.device).train()
@@ -140,7 +139,12 @@ def machine(device: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.75, 0.6], help="Shares of masked patches.")
-    parser.add_argument("--encoder", default="{}", help="Preset, or settings beside those of ViT-B/16, as JSON.")
+    parser.add_argument(
+        "--encoder",
+        type=lambda text: ENCODER_PRESETS[text] if text in ENCODER_PRESETS else json.loads(text),
+        default={},
+        help="Preset, or settings beside those of ViT-B/16, as JSON.",
+    )
     parser.add_argument("--image_size", type=int, default=224, help="Side of the images in pixels.")
     parser.add_argument("--batch_size", type=int, default=4, help="Images of a step.")
     parser.add_argument("--rounds", type=int, default=5, help="Steps of each model that are timed.")
@@ -167,7 +171,7 @@ def main() -> None:
         cells += [f"{row['speedup_range'][0]} to {row['speedup_range'][1]}", *row["peak_mb"].values()]
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
     facts = {
-        "encoder": {"model_type": "vit"} | json.loads(arguments.encoder),
+        "encoder": {"model_type": "vit"} | arguments.encoder,
         **{name: getattr(arguments, name) for name in ("image_size", "batch_size", "rounds", "device", "bf16")},
         "machine": machine(arguments.device),
         "python": platform.python_version(),
