@@ -248,6 +248,11 @@ def test_segmentation(script, tmp_path, capsys, monkeypatch):
         assert results["values"]["4"]["from scratch"][str(seed)] == pytest.approx(mean)
     monkeypatch.setattr(script, "_segment", None)
     script.COMMAND.main(run)
+    # A mask that cannot be used is refused before anything is trained.
+    monkeypatch.setattr(script, "_pretrain", None)
+    Image.new("RGB", (64, 64)).save(sorted((scenes / "masks").iterdir())[3])
+    with pytest.raises(SystemExit, match="convert its colors to class ids"):
+        script.COMMAND.main([*run, "--output_dir", str(tmp_path / "other")])
 
 
 def test_imbalanced_classes_and_missing_ones(script, pictures, tmp_path):

@@ -27,12 +27,13 @@ import numpy as np
 from accelerate import PartialState
 
 from ..cli import finetune, pretrain, segment
+from ..data.labeled.segmentation import PixelSettings
 from ..data.reading import ImageDataset, check_images
 from ..evaluation.comparing.answers import ANSWERS_FILE
 from ..evaluation.comparing.cost import COST_FILE, Cost, CostMeter, cost_sentences, find_counters, read_cost
 from ..evaluation.comparing.cost import training_cost as logged_cost
 from ..evaluation.comparing.labels_saved import LabelsSaved
-from ..evaluation.comparing.metric import METRICS, DecidingMetric, choose_metric
+from ..evaluation.comparing.metric import DecidingMetric, choose_metric
 from ..evaluation.comparing.report import Results, conclude, means_by_seed, write_report
 from ..evaluation.comparing.test_set import TestSet
 from ..evaluation.comparing.verdicts import Verdict
@@ -43,7 +44,7 @@ from ..training.cards.pretraining import learned_little, read_metrics
 from ..training.fingerprints import digest, model_digest
 from ..training.run_folder import RunRecord
 from .command import Command, existing, in_words, make_folder
-from .options.comparing import ARM_NAMES, CompareArguments
+from .options.comparing import ARM_NAMES, TASKS, CompareArguments
 from .options.models import describe_models
 from .recipes import CommandError, options_of
 
@@ -139,15 +140,17 @@ def check_runs(arguments: CompareArguments) -> TestSet:
 def _check_segmentations(arguments: CompareArguments) -> TestSet:
     """As `check_runs`, for images with a class for each pixel."""
     for budget in arguments.labels_per_class:
-        data, *_ = segment.COMMAND.parse(options_of(run_source(arguments) | run_options(arguments, budget)))
+        data, numbers, *_ = segment.COMMAND.parse(options_of(run_source(arguments) | run_options(arguments, budget)))
         train, test = segment.load_splits(data)
         if budget:
             segment.draw_images(train, budget, arguments.seeds[0])
+    # Masks that cannot be used are refused now, not after a pre-training.
+    for channels in {config.num_channels for config in known_configs(arguments).values()}:
+        pixels = PixelSettings(channels, numbers.rescale, [0.0] * channels, [1.0] * channels, numbers.nodata)
+        segment.build_labels(data, train, test, pixels)
     parts = [part for pairs in (train, test) for part in pairs]
     images = "; ".join(json.dumps(digest(part)) for part in parts)
-    metric = METRICS["segmentation"]["mean_iou"]
-    if arguments.metric is not None:
-        metric, _ = choose_metric("segmentation", arguments.metric, [])
+    metric, _ = choose_metric("segmentation", arguments.metric or "mean_iou", [])
     return TestSet(list(test.images["name"]), [], images, metric, "", [])
 
 
@@ -339,8 +342,7 @@ def fine_tune(
         with _metered(folder), quiet(folder / "log.txt"):
             # Otherwise Trainer lets the other processes warn, regardless of the verbosity set here.
             given = {"log_level_replica": "error"} | options
-            is_segmentation = arguments.task == "segmentation"
-            done = _segment(given, on_run) if is_segmentation else _finetune(options_of(given), on_run)
+            done = _finetune(options_of(given), on_run) if arguments.task == TASKS[0] else _segment(given, on_run)
         if is_main:
             record.note(done)
             # Only an interrupted run needs them, and those of a comparison would fill a disk.
