@@ -37,8 +37,7 @@ from hf_simmim.evaluation.intervals import paired_bootstrap, wilson_interval
 from hf_simmim.evaluation.probing import extract_features, knn
 
 from .ablation.settings import vit
-from .measuring import RESULTS
-from .study_runs import SETS, FinishedRuns, ImageFolders, about_line, write_folders
+from .study_runs import SETS, FinishedRuns, ImageFolders, about_line, run_command, write_folders
 
 ENCODER = vit(8, 128, 5, 4) | {"image_size": 32, "num_channels": 3}
 # The same on all machines.
@@ -260,15 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=float, default=10, help="of the training with labels (default: 10)")
     parser.add_argument("--steps", type=int, default=400, help="of the training without (default: 400)")
     parser.add_argument("--evaluations", type=int, default=10, help="of drift (default: 10)")
-    parser.add_argument("--folder", type=Path, default=Path("runs/continuing"), help="default: %(default)s")
-    parser.add_argument("--results", type=Path, default=RESULTS / "continuing.jsonl", help="default: %(default)s")
-    parser.add_argument("--report_only", action="store_true", help="print the tables of earlier runs")
-    args = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    runs = FinishedRuns(args.results)
-    if not args.report_only:
-        run_study(args, runs)
-    print_report(args, runs.lines())
+    run_command(parser, arguments, "continuing", run_study, print_report)
 
 
 if __name__ == "__main__":

@@ -23,14 +23,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 import hf_simmim
 from hf_simmim.training.stopping import StopRule
 
 from .ablation.settings import vit
-from .measuring import RESULTS
-from .study_runs import SETS, FinishedRuns, ImageFolders, about_line, in_points, mean_interval, write_folders
+from .study_runs import (
+    SETS,
+    FinishedRuns,
+    ImageFolders,
+    about_line,
+    in_points,
+    mean_interval,
+    run_command,
+    write_folders,
+)
 
 # 0.46 M parameters with the head, that of the demo; and 0.60 M.
 ENCODERS = {
@@ -288,15 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--labels", type=int, default=5, help="for fine-tuning, of each class (default: 5)")
     parser.add_argument("--probe_labels", type=int, default=50, help="for the probe, of each class (default: 50)")
     parser.add_argument("--patience", type=int, default=5, help="evaluations of --stop_by (default: 5)")
-    parser.add_argument("--folder", type=Path, default=Path("runs/stopping"), help="default: %(default)s")
-    parser.add_argument("--results", type=Path, default=RESULTS / "stopping.jsonl", help="default: %(default)s")
-    parser.add_argument("--report_only", action="store_true", help="print the tables of earlier runs")
-    args = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    runs = FinishedRuns(args.results)
-    if not args.report_only:
-        run_study(args, runs)
-    print_report(args, runs.lines())
+    run_command(parser, arguments, "stopping", run_study, print_report)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What studies by the commands repeat: image sets as folders, a file of finished runs, intervals over pre-trainings."""
 
+import argparse
 import contextlib
 import json
 import math
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 import hf_simmim
@@ -18,7 +20,7 @@ from hf_simmim.data.labeled.splits import few_labels
 
 from .ablation.data import load_images
 from .ablation.verdicts import student_quantile
-from .measuring import complete_lines, machine
+from .measuring import RESULTS, complete_lines, machine
 
 # Side in pixels of the stored images, and what they are, in words.
 SETS = {
@@ -149,3 +151,30 @@ def about_line(lines: Sequence[dict[str, Any]]) -> str:
     """Machine and versions of runs, each once."""
     found = dict.fromkeys(", ".join(f"{key} {value}" for key, value in line["about"].items()) for line in lines)
     return "; ".join(found)
+
+
+def run_command(
+    parser: argparse.ArgumentParser,
+    arguments: list[str] | None,
+    name: str,
+    run_study: Callable[[argparse.Namespace, FinishedRuns], None],
+    print_report: Callable[[argparse.Namespace, list[dict[str, Any]]], None],
+) -> None:
+    """Run what a study lacks, and print its tables.
+
+    Args:
+        parser: Parser of the options of the study, without those that all have.
+        arguments: The words of the command; those of this process if None.
+        name: Name of the study.
+        run_study: Runs what is not finished.
+        print_report: Prints the tables of the finished runs.
+    """
+    parser.add_argument("--folder", type=Path, default=Path("runs", name), help="default: %(default)s")
+    parser.add_argument("--results", type=Path, default=RESULTS / f"{name}.jsonl", help="default: %(default)s")
+    parser.add_argument("--report_only", action="store_true", help="print the tables of earlier runs")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    runs = FinishedRuns(args.results)
+    if not args.report_only:
+        run_study(args, runs)
+    print_report(args, runs.lines())
