@@ -81,6 +81,12 @@ CASES = {
         1,
         1 / 255,
     ),
+    "dark window of 12 bits in color": (
+        ".tif",
+        tiff(missing_corner(noise(HEIGHT, WIDTH, 3, dtype=np.uint16, high=4096), 3), photometric="rgb", **TILES),
+        3,
+        1 / 255,
+    ),
     "uint16 gray, deflate strips": (
         ".tif",
         tiff(noise(HEIGHT, WIDTH, dtype=np.uint16), compression="zlib", predictor=True, rowsperstrip=7),
@@ -193,6 +199,7 @@ BANDS = {
     "uint8 RGBA": [[3, 1, 2], [2]],
     "uint16 RGB": [[3, 2, 1], [2]],
     "uint16 RGB at 8 bits": [[3, 2, 1], [2]],
+    "dark window of 12 bits in color": [[3, 2, 1], [2]],
     "PNG": [[4, 1, 1]],
 }
 
