@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import alternate, machine, peak_memory, ratio, seconds, write_result
+from measuring import alternate, machine, peak_memory, peak_tensors, ratio, seconds, write_result
 from peers import ENCODERS, build_inputs, build_loss
 
 from hf_simmim.training.acceleration import keep_freed_memory, recompute_activations
@@ -64,7 +64,7 @@ class Worker:
 
 
 def work(mode: str, args: argparse.Namespace) -> None:
-    """Answer the questions of the parent process: `loss`, `step` in seconds, and `memory` in MiB."""
+    """Answer the questions of the parent process: `loss`, `step` in seconds, `memory` and `tensors` in MiB."""
     torch.set_num_threads(args.threads)
     if mode.startswith("ours") and not mode.endswith("default-malloc"):
         keep_freed_memory()
@@ -90,6 +90,8 @@ def work(mode: str, args: argparse.Namespace) -> None:
             answer = loss().item()
         elif line == "memory\n":
             answer = peak_memory(step, args.device, whole=True)
+        elif line == "tensors\n":
+            answer = peak_tensors(step, model, optimizer, *inputs.values())
         else:
             answer = seconds(step, args.device)
         print(f"= {answer}", flush=True)
@@ -132,15 +134,18 @@ def measure(workers: dict[str, Worker], args: argparse.Namespace) -> dict[str, A
     times = alternate({mode: worker.step for mode, worker in workers.items()}, args.rounds)
     medians = {mode: statistics.median(values) for mode, values in times.items()}
     print(f"\n{args.encoder}, batch {args.batch_size}, {args.dtype}, {args.rounds} rounds, optimizer included\n")
-    print("| | images/s | time of it to that of ours (min to max) | peak memory, MiB |\n| --- | ---: | ---: | ---: |")
+    print("| | images/s | time of it to that of ours (min to max) | peak memory, MiB | of it tensors |")
+    print("| --- | ---: | ---: | ---: | ---: |")
     rows = {}
     for mode, values in times.items():
-        row = {"seconds": round(medians[mode], 4), "mib": round(workers[mode].ask("memory"))}
+        row: dict[str, Any] = {"seconds": round(medians[mode], 4), "mib": round(workers[mode].ask("memory"))}
+        if args.device == "cpu" and not mode.endswith("compiled"):
+            row["tensor_mib"] = round(workers[mode].ask("tensors"))
         rows[mode] = row | {"to_ours": ratio(values, times["ours"])}
         spread = rows[mode]["to_ours"]
         print(
             f"| {mode} | {args.batch_size / medians[mode]:.2f} | {spread['median']:.3f} ({spread['min']:.3f} to"
-            f" {spread['max']:.3f}) | {row['mib']} |",
+            f" {spread['max']:.3f}) | {row['mib']} | {row.get('tensor_mib', '')} |",
             flush=True,
         )
     peers = [mode for mode in times if not mode.startswith("ours")]

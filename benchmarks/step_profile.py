@@ -1,6 +1,7 @@
 """Where the time of a training step goes, and the least that each part can take on this processor.
 
-The parts are those of torch's profiler, by operator and shapes. The limit of products is their arithmetic at the rate
+Each operator is timed when it is called, by its name and shapes; torch's profiler would make the memory of a training
+grow, and take longer than the step. The limit of products is their arithmetic at the rate
 of a large product of the same type, that of everything else its bytes at the rate of a copy, both measured in the same
 run: the sum of the limits is what could be reached if nothing ever waited for anything else. Not called profile.py:
 Python's own `cProfile` imports a module of that name.
@@ -18,35 +19,51 @@ from typing import Any
 import torch
 from measuring import machine, write_result
 from peers import ENCODERS, build_inputs, build_loss
-from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hf_simmim.training.acceleration import keep_freed_memory
 
 # Operators of each part; others, such as views, only take the time of their call.
 PARTS = {
-    "products of tokens and weights": ("aten::mm", "aten::addmm"),
-    "products of attention": ("aten::bmm", "aten::baddbmm"),
-    "softmax": ("aten::_softmax", "aten::_softmax_backward_data"),
-    "norms and activations": (
-        *("aten::native_layer_norm", "aten::native_layer_norm_backward", "aten::gelu", "aten::gelu_backward"),
-    ),
+    "products of tokens and weights": ("mm", "addmm"),
+    "products of attention": ("bmm", "baddbmm"),
+    "softmax": ("_softmax", "_softmax_backward_data"),
+    "norms and activations": ("native_layer_norm", "native_layer_norm_backward", "gelu", "gelu_backward"),
     "data movement": (
-        *("aten::cat", "aten::index_select", "aten::index", "aten::index_copy", "aten::fill_", "aten::zero_"),
-        *("aten::where", "aten::masked_fill", "aten::pixel_shuffle", "aten::pixel_unshuffle", "aten::embedding"),
-        *("aten::embedding_dense_backward", "aten::copy_"),
+        *("cat", "stack", "clone", "index_select", "index", "index_put", "index_copy", "fill_", "zero_", "copy_"),
+        *("where", "masked_fill", "pixel_shuffle", "pixel_unshuffle", "embedding", "embedding_dense_backward"),
+        *("_to_copy", "new_zeros", "zeros_like"),
     ),
-    "sums and differences": ("aten::add", "aten::add_", "aten::sub", "aten::mul", "aten::mul_", "aten::sum"),
-    "loss": ("aten::abs", "aten::sgn", "aten::div", "aten::neg"),
-    "convolution": (
-        *("aten::_slow_conv2d_forward", "aten::_slow_conv2d_backward", "aten::mkldnn_convolution"),
-        *("aten::convolution_backward",),
-    ),
-    "optimizer": ("aten::_fused_adamw_",),
+    "sums and differences": ("add", "add_", "sub", "mul", "mul_", "sum"),
+    "loss": ("abs", "sgn", "div", "neg"),
+    "convolution": ("convolution", "convolution_backward"),
+    "optimizer": ("_fused_adamw_",),
 }
 PART_OF = {operator: part for part, operators in PARTS.items() for operator in operators}
 # Bytes of an element of a parameter that AdamW reads and writes: weight, gradient and two moments, three of them back.
 OPTIMIZER_BYTES = 7 * 4
 STEPS = 5
+
+
+class Clock(TorchDispatchMode):
+    """Calls and seconds of each operator, by its name and the shapes of its arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[tuple[str, tuple[Any, ...]], int] = defaultdict(int)
+        self.seconds: dict[tuple[str, tuple[Any, ...]], float] = defaultdict(float)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        start = time.perf_counter()
+        result = function(*args, **(kwargs or {}))
+        end = time.perf_counter()
+        leaves = tree_leaves(args) if function._schema.name == "aten::cat" else args
+        shapes = tuple(tuple(value.shape) for value in leaves if isinstance(value, torch.Tensor))
+        key = function._schema.name.removeprefix("aten::"), shapes
+        self.calls[key] += 1
+        self.seconds[key] += end - start
+        return result
 
 
 def best_rate(work: float, run: Any, repeats: int = 15) -> float:
@@ -73,17 +90,17 @@ def memory_rate() -> float:
     return best_rate(2 * source.nbytes, lambda: goal.copy_(source))
 
 
-def operations(name: str, shapes: list[Any]) -> float:
+def operations(name: str, shapes: tuple[Any, ...]) -> float:
     """Arithmetic operations of a product, from the shapes of its arguments."""
-    first, second = [shape for shape in shapes if isinstance(shape, (list, tuple)) and len(shape) >= 2][-2:]
-    if name in ("aten::bmm", "aten::baddbmm"):
+    first, second = [shape for shape in shapes if len(shape) >= 2][-2:]
+    if name in ("bmm", "baddbmm"):
         return 2.0 * first[0] * first[1] * first[2] * second[2]
     return 2.0 * first[0] * first[1] * second[1]
 
 
-def elements(shapes: list[Any]) -> int:
+def elements(shapes: tuple[Any, ...]) -> int:
     """Elements of all arguments, and of an output as large as the largest of them."""
-    sizes = [math.prod(shape) for shape in shapes if shape and all(isinstance(side, int) for side in shape)]
+    sizes = [math.prod(shape) for shape in shapes]
     return sum(sizes) + max(sizes, default=0)
 
 
@@ -92,7 +109,7 @@ def main() -> None:
     parser.add_argument("--encoder", choices=ENCODERS, default="swin-tiny", help="default: %(default)s")
     parser.add_argument("--batch_size", type=int, default=4, help="images per batch (default: %(default)s)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 uses autocast")
-    parser.add_argument("--mode", default="ours", help="as --modes of step.py (default: %(default)s)")
+    parser.add_argument("--mode", default="ours", help="as --modes of step.py, not compiled (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -113,24 +130,28 @@ def main() -> None:
         start = time.perf_counter()
         step()
         plain.append(time.perf_counter() - start)
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
+    with Clock():
+        step()
+    with Clock() as clock:
         for _ in range(STEPS):
             step()
     dtype = getattr(torch, args.dtype)
     rates = {"operations": product_rate(dtype), "bytes": memory_rate()}
     times: dict[str, float] = defaultdict(float)
     limits: dict[str, float] = defaultdict(float)
-    for event in profiled.key_averages(group_by_input_shape=True):
-        part = PART_OF.get(event.key, "calls and views")
-        times[part] += event.self_cpu_time_total / 1e6 / STEPS
+    for (name, shapes), calls in clock.calls.items():
+        part = PART_OF.get(name, "views")
+        times[part] += clock.seconds[name, shapes] / STEPS
         if part.startswith("products"):
-            limits[part] += event.count / STEPS * operations(event.key, event.input_shapes) / rates["operations"]
-        elif part not in ("calls and views", "optimizer"):
+            limits[part] += calls / STEPS * operations(name, shapes) / rates["operations"]
+        elif part not in ("views", "optimizer"):
             size = 2 if args.dtype == "bfloat16" and part != "loss" else 4
-            limits[part] += event.count / STEPS * elements(event.input_shapes) * size / rates["bytes"]
+            limits[part] += calls / STEPS * elements(shapes) * size / rates["bytes"]
     limits["optimizer"] = sum(value.numel() for value in model.parameters()) * OPTIMIZER_BYTES / rates["bytes"]
-    total, least = sum(times.values()), sum(limits.values())
+    least = sum(limits.values())
     seconds = statistics.median(plain)
+    times["calls, Python"] = max(seconds - sum(times.values()), 0.0)
+    total = sum(times.values())
     facts = machine("cpu")
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     print(

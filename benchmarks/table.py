@@ -39,9 +39,10 @@ def machine_of(result: dict[str, Any]) -> str:
 def steps() -> list[str]:
     """Training steps: ours against each other implementation, and peak memory."""
     lines = [
-        "| encoder, batch, dtype, threads | against | ours is faster by (min to max) | peak memory, MiB | machine |"
+        "| encoder, batch, dtype, threads | against | ours is faster by (min to max) | peak memory, MiB |"
+        " of it tensors | machine |"
     ]
-    lines.append("| --- | --- | ---: | ---: | --- |")
+    lines.append("| --- | --- | ---: | ---: | ---: | --- |")
     for result in newest("step", "encoder", "batch_size", "dtype", "device", "threads"):
         title = f"{result['encoder']}, {result['batch_size']}, {result['dtype']}, {result['threads']}"
         for mode, row in result["modes"].items():
@@ -49,9 +50,11 @@ def steps() -> list[str]:
                 continue
             spread = row["to_ours"]
             best = " (best)" if mode == result["best_peer"] else ""
+            own, other = (entry.get("tensor_mib") for entry in (result["modes"]["ours"], row))
+            tensors = f"{own} against {other}" if own and other else ""
             lines.append(
                 f"| {title} | {mode}{best} | {spread['median']:.2f} ({spread['min']:.2f} to {spread['max']:.2f}) |"
-                f" {result['modes']['ours']['mib']} against {row['mib']} | {machine_of(result)} |"
+                f" {result['modes']['ours']['mib']} against {row['mib']} | {tensors} | {machine_of(result)} |"
             )
     return lines
 

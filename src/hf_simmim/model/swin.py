@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -229,8 +228,6 @@ class SwinBlock(GradientCheckpointingLayer):
 
     attention_class: type[WindowSelfAttention] = SwinSelfAttention
     norm_class: type[nn.LayerNorm] = nn.LayerNorm
-    # Set by a training: the activations of the MLP are computed again for the gradients, rather than kept until then.
-    recompute_activations = False
 
     def __init__(self, config: PreTrainedConfig, dim: int, num_heads: int, window_size: int, drop_path: float):
         super().__init__()
@@ -261,16 +258,7 @@ class SwinBlock(GradientCheckpointingLayer):
 
     def dense(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens (..., C) through the two dense layers."""
-        hidden = self.intermediate(tokens)
-        if not (self.recompute_activations and torch.is_grad_enabled()):
-            return self.activate(hidden)
-        # Computing again ends before the product, whose output no gradient needs.
-        draws = self.output.dropout.p > 0
-        return checkpoint(self.activate, hidden, use_reentrant=False, preserve_rng_state=draws)
-
-    def activate(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The second part of the MLP: activation and output layer."""
-        return self.output(self.activation(hidden))
+        return self.output(self.activation(self.intermediate(tokens)))
 
     def add_mlp(self, tokens: torch.Tensor, needed: torch.Tensor | None) -> torch.Tensor:
         """Add the MLP to tokens (B, L, C): to all, or to those whose indices into B * L are needed."""

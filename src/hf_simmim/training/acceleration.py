@@ -1,20 +1,29 @@
 """How the steps of a training use their machine: freed memory that is kept, compiled blocks, recomputed activations."""
 
+import contextlib
 import ctypes
+import functools
 import os
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import torch._dynamo
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from transformers.modeling_layers import GradientCheckpointingLayer
-
-from ..model.swin import SwinBlock
 
 # Options of glibc's mallopt.
 TRIM_THRESHOLD = -1
 MMAP_MAX = -4
 # The largest value that mallopt takes, in bytes.
 NEVER = 2**31 - 1
+# Operators whose outputs are kept when activations are computed again: products with weights, and attention that never
+# writes its weights. What another version of torch does not have cannot be called there.
+PRODUCTS = ("mm", "addmm", "linear", "convolution")
+FUSED_ATTENTION = ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
+KEPT = [*PRODUCTS, *(f"_scaled_dot_product_{name}" for name in FUSED_ATTENTION)]
 
 
 def keep_freed_memory() -> bool:
@@ -70,24 +79,70 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
     return len(blocks)
 
 
-def recompute_activations(model: nn.Module) -> int:
-    """Let the blocks of Swin and SwinV2 compute the activations of their MLPs again for the gradients.
+class RefuseChanges(TorchDispatchMode):
+    """Refuses operators that change a kept output in place: they would change it again when the rest is computed again.
 
-    These are the largest tensors that a step keeps, and the cheapest to compute again: that takes no product. With
-    gradient checkpointing, everything is computed again.
+    Selective checkpointing itself overlooks such changes where the output has been given another shape in between.
 
     Args:
-        model: The model.
+        kept: The operators whose outputs are kept.
+    """
+
+    def __init__(self, kept: list[Any]):
+        super().__init__()
+        self.kept = kept
+        self.storages: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function._schema.is_mutable:
+            changed = (value for value in args if isinstance(value, torch.Tensor))
+            if any(value.untyped_storage()._cdata in self.storages for value in changed):
+                raise ValueError(
+                    f"The encoder changes the output of a product in place ({function}), so it cannot be kept. Leave"
+                    " --recompute_activations out, or use --gradient_checkpointing."
+                )
+        result = function(*args, **(kwargs or {}))
+        if function in self.kept:
+            first = result[0] if isinstance(result, (tuple, list)) else result
+            self.storages.add(first.untyped_storage()._cdata)
+        return result
+
+
+def _keeping(kept: list[Any]) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+    """Contexts of a block's forward, and of computing it again."""
+    forward, again = create_selective_checkpoint_contexts(kept)
+
+    @contextlib.contextmanager
+    def checked() -> Iterator[None]:
+        with forward, RefuseChanges(kept):
+            yield
+
+    return checked(), again
+
+
+def recompute_activations(model: nn.Module) -> int:
+    """Let the blocks of an encoder compute again for the gradients whatever takes no product with weights.
+
+    Norms, activation functions, window attention, and copies are most of what a step keeps and little of its time. What
+    is kept is the input of each block and the outputs of its products. With gradient checkpointing, everything but the
+    inputs is computed again.
+
+    Args:
+        model: The model, whose blocks are those that activation checkpointing knows.
 
     Returns:
         Number of blocks.
 
     Raises:
-        ValueError: If the model has no such blocks.
+        ValueError: If the model has no such blocks; in a step, if the output of a product is changed in place.
+
+    Source: "Current and New Activation Checkpointing Techniques in PyTorch", PyTorch blog, 2025.
     """
-    blocks = [module for module in model.modules() if isinstance(module, SwinBlock)]
+    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not blocks:
-        raise ValueError("recompute_activations is for Swin and SwinV2. Use --gradient_checkpointing.")
+        raise ValueError("This encoder has no blocks that repeat. Leave --recompute_activations out.")
+    kept = [getattr(torch.ops.aten, name).default for name in KEPT if hasattr(torch.ops.aten, name)]
+    run: Any = functools.partial(checkpoint, use_reentrant=False, context_fn=functools.partial(_keeping, kept))
     for block in blocks:
-        block.recompute_activations = True
+        block.gradient_checkpointing, block._gradient_checkpointing_func = True, run
     return len(blocks)

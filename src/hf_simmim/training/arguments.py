@@ -167,7 +167,7 @@ class SimMIMTrainingArguments(TrainingArguments):
     recompute_activations: bool = field(
         default=False,
         metadata={
-            "help": "Compute the activations of Swin's MLPs again for the gradients: less memory, a little time."
+            "help": "Compute again for the gradients what takes no product with weights: less memory for a little time."
         },
     )
     save_code: bool = field(
@@ -210,6 +210,7 @@ class SimMIMTrainingArguments(TrainingArguments):
                 " cc-by-nc-4.0: https://huggingface.co/docs/hub/repositories-licenses."
             )
         _check_trackers(self.report_to)
+        self._check_memory_options()
         self.lr_scheduler_kwargs = json_object("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
         if schedule in SIMMIM_SCHEDULES:
             # Trainer's own check only knows transformers' schedules.
@@ -226,6 +227,18 @@ class SimMIMTrainingArguments(TrainingArguments):
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
         if self.learning_rate is None:
             self.learning_rate = self.base_learning_rate * images_per_step(self) / self.base_batch_size
+
+    def _check_memory_options(self) -> None:
+        if self.compile_blocks and self.torch_compile:
+            raise ValueError("compile_blocks and torch_compile exclude each other. Leave one out.")
+        reasons = {
+            "gradient_checkpointing": "which computes everything again",
+            "torch_compile": "which chooses by itself what it computes again",
+            "compile_blocks": "which chooses by itself what it computes again",
+        }
+        for name, reason in reasons.items():
+            if self.recompute_activations and getattr(self, name):
+                raise ValueError(f"recompute_activations does nothing beside {name}, {reason}. Leave one out.")
 
     def _start_processes(self) -> None:
         # accelerate forgets --ddp_timeout on processors, so a process that stopped would be waited for half an hour.

@@ -447,14 +447,11 @@ class ResumableTrainer(Trainer):
 
     def _change_blocks(self) -> None:
         """Compile the blocks of the model, and let them compute activations again, as the arguments say."""
-        compiles = getattr(self.args, "compile_blocks", False)
-        if compiles and self.args.torch_compile:
-            raise TrainingStoppedError("--compile_blocks and --torch_compile exclude each other. Leave one out.")
         model: Any = self.model
         try:
             if getattr(self.args, "recompute_activations", False):
                 recompute_activations(model)
-            if compiles:
+            if getattr(self.args, "compile_blocks", False):
                 compile_blocks(model)
         except ValueError as error:
             raise TrainingStoppedError(str(error)) from error
@@ -464,10 +461,16 @@ class ResumableTrainer(Trainer):
         if not self._has_changed_blocks:
             self._change_blocks()
         if self.is_deepspeed_enabled:
-            if self.args.torch_compile and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
+            divides_weights = self.accelerator.state.deepspeed_plugin.zero_stage == 3
+            if self.args.torch_compile and divides_weights:
                 logger.warning(
                     "--torch_compile with DeepSpeed ZeRO-3 compiles again at every step, which was very slow where it"
                     " was tried. Leave one of them out."
+                )
+            if getattr(self.args, "recompute_activations", False) and divides_weights:
+                raise TrainingStoppedError(
+                    "--recompute_activations does not work with DeepSpeed ZeRO-3, which changes the outputs of products"
+                    " in place. Leave it out, or use --gradient_checkpointing."
                 )
             try:
                 return super()._prepare_for_training(*args, **kwargs)
