@@ -139,7 +139,7 @@ class InPlace(GradientCheckpointingLayer):
 def test_what_cannot_be_recomputed_is_refused():
     model = InPlace().train()
     recompute_activations(model)
-    with pytest.raises(ValueError, match=r"changed in place \(aten.add_.Tensor\)"):
+    with pytest.raises(ValueError, match=r"in place \(aten.add_.Tensor\)"):
         model(torch.randn(2, 3, 4, requires_grad=True))
     with pytest.raises(ValueError, match="Leave --recompute_activations out"):
         recompute_activations(nn.Linear(2, 2))
