@@ -93,21 +93,24 @@ def peak_tensors(step: Callable[[], Any], *held: Any) -> float:
     return tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"] / 2**20
 
 
-def alternate(steps: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def alternate(
+    steps: dict[str, Callable[[], float]], rounds: int, warm_up: int = WARM_UP_ROUNDS
+) -> dict[str, list[float]]:
     """Time steps one after the other in every round, so that drift of the machine cancels.
 
     Args:
         steps: By name, a function that runs a step and returns its time in seconds.
-        rounds: Number of rounds that count; `WARM_UP_ROUNDS` more come first.
+        rounds: Number of rounds that count.
+        warm_up: Number of rounds before them.
 
     Returns:
         The times of each step.
     """
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for index in range(WARM_UP_ROUNDS + rounds):
+    for index in range(warm_up + rounds):
         for name in list(steps)[:: 1 if index % 2 else -1]:
             times[name].append(steps[name]())
-    return {name: values[WARM_UP_ROUNDS:] for name, values in times.items()}
+    return {name: values[warm_up:] for name, values in times.items()}
 
 
 def ratio(slower: list[float], faster: list[float]) -> dict[str, float]:
