@@ -248,6 +248,11 @@ def test_segmentation(script, tmp_path, capsys, monkeypatch):
         assert results["values"]["4"]["from scratch"][str(seed)] == pytest.approx(mean)
     monkeypatch.setattr(script, "_segment", None)
     script.COMMAND.main(run)
+    # A class that no test mask has allows no verdict.
+    assert script.check_runs(*script.COMMAND.parse(run)).refusals == []
+    (scenes / "classes.txt").write_text("ground\ndisc\nsquare\nstar\n")
+    ((why, _),) = script.check_runs(*script.COMMAND.parse(run)).refusals
+    assert why == "since the test set has no image of star"
     # A mask that cannot be used is refused before anything is trained.
     monkeypatch.setattr(script, "_pretrain", None)
     Image.new("RGB", (64, 64)).save(sorted((scenes / "masks").iterdir())[3])

@@ -35,7 +35,7 @@ from ..evaluation.comparing.cost import training_cost as logged_cost
 from ..evaluation.comparing.labels_saved import LabelsSaved
 from ..evaluation.comparing.metric import DecidingMetric, choose_metric
 from ..evaluation.comparing.report import Results, conclude, means_by_seed, write_report
-from ..evaluation.comparing.test_set import TestSet
+from ..evaluation.comparing.test_set import TestSet, missing_classes
 from ..evaluation.comparing.verdicts import Verdict
 from ..evaluation.quiet_runs import quiet
 from ..evaluation.run_progress import RunProgress
@@ -129,11 +129,7 @@ def check_runs(arguments: CompareArguments) -> TestSet:
     refusals = []
     if test_set.class_names is not None:
         counts = np.bincount(labels) if np.ndim(labels) == 1 else np.asarray(labels).sum(axis=0)
-        counts = np.pad(counts, (0, len(test_set.class_names) - len(counts)))
-        missing = [name for name, count in zip(test_set.class_names, counts, strict=True) if not count]
-        if missing:
-            named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-            refusals.append((f"since the test set has no image of {named}", "a test set with all classes"))
+        refusals = missing_classes(test_set.class_names, counts.tolist())
     return TestSet(list(test_set.rows["name"]), labels, images, metric, why, refusals)
 
 
@@ -144,14 +140,16 @@ def _check_segmentations(arguments: CompareArguments) -> TestSet:
         train, test = segment.load_splits(data)
         if budget:
             segment.draw_images(train, budget, arguments.seeds[0])
+    refusals: list[tuple[str, str]] = []
     # Masks that cannot be used are refused now, not after a pre-training.
     for channels in {config.num_channels for config in known_configs(arguments).values()}:
         pixels = PixelSettings(channels, numbers.rescale, [0.0] * channels, [1.0] * channels, numbers.nodata)
-        segment.build_labels(data, train, test, pixels)
+        found, counts = segment.build_labels(data, train, test, pixels)
+        refusals = missing_classes(found.class_names, counts)
     parts = [part for pairs in (train, test) for part in pairs]
     images = "; ".join(json.dumps(digest(part)) for part in parts)
     metric, _ = choose_metric("segmentation", arguments.metric or "mean_iou", [])
-    return TestSet(list(test.images["name"]), [], images, metric, "", [])
+    return TestSet(list(test.images["name"]), [], images, metric, "", refusals)
 
 
 def known_configs(arguments: CompareArguments) -> dict[str, Any]:

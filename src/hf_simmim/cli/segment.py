@@ -298,8 +298,18 @@ def read_class_names(arguments: SegmentationDataArguments) -> list[str] | None:
 
 def build_labels(
     arguments: SegmentationDataArguments, train: SegmentationPairs, validation: SegmentationPairs, pixels: PixelSettings
-) -> SegmentationLabels:
-    """Check all pairs and determine the classes; a warning names classes that no training image has."""
+) -> tuple[SegmentationLabels, list[int]]:
+    """Check all pairs and determine the classes; a warning names classes that no training image has.
+
+    Args:
+        arguments: The options.
+        train: Training images and annotations.
+        validation: Validation images and annotations.
+        pixels: How images are read.
+
+    Returns:
+        The classes, and the validation pixels of each.
+    """
     names = read_class_names(arguments)
     common: dict[str, Any] = {
         "num_channels": pixels.num_channels,
@@ -319,11 +329,11 @@ def build_labels(
     if labels.ignore_index in range(len(names)):
         raise ValueError(f"ignore_index={labels.ignore_index} is one of the {len(names)} classes. Use another id.")
     seen = check_pairs(train, labels, **common).pixels
-    check_pairs(validation, labels, decode_images=True, **common)
+    tested = check_pairs(validation, labels, decode_images=True, **common).pixels
     absent = [name for name, count in zip(names, seen, strict=True) if not count]
     if absent:
         logger.warning(f"No training image has {', '.join(absent[:5])}{' and others' if len(absent) > 5 else ''}.")
-    return labels
+    return labels, list(tested)
 
 
 def build_config(model: SegmentationModelArguments, data: SegmentationDataArguments) -> SimMIMConfig:
@@ -421,7 +431,7 @@ def build_trainer(
     pixels = PixelSettings(config.num_channels, numbers.rescale, nodata=numbers.nodata, **statistics)
     if data.num_train_images is not None:
         train = draw_images(train, data.num_train_images, arguments.seed)
-    labels = build_labels(data, train, validation, pixels)
+    labels, _ = build_labels(data, train, validation, pixels)
     settings = {
         "encoder": stable_settings(config.encoder_config),
         "initial weights": initial_weights(model_arguments.checkpoint),

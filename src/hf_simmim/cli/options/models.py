@@ -190,8 +190,8 @@ def describe_models(configs: Mapping[str, Any]) -> tuple[dict[str, str], dict[st
     for arm, config in configs.items():
         with torch.device("meta"):
             parameters = dict(SimMIMModel(config).named_parameters())
-        count, (height, width) = sum(part.numel() for part in parameters.values()), config.image_size
-        kind = config.encoder_config.model_type
-        texts[arm] = f"{kind}, {count / 1e6:.1f} M parameters, {height} x {width} px"
+        count, kind = sum(part.numel() for part in parameters.values()), config.encoder_config.model_type
+        # Not the image size of the config: another one may be trained and tested with.
+        texts[arm] = f"{kind}, {count / 1e6:.1f} M parameters"
         shapes[arm] = kind, sorted(tuple(part.shape) for name, part in parameters.items() if "position" not in name)
     return texts, shapes

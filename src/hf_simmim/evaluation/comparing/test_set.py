@@ -1,5 +1,6 @@
 """The images that decide a comparison, and by which metric."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,3 +29,20 @@ class TestSet:
     metric: DecidingMetric
     why: str
     refusals: list[tuple[str, str]]
+
+
+def missing_classes(class_names: Sequence[str], counts: Sequence[int]) -> list[tuple[str, str]]:
+    """Refuse a verdict where the test set lacks a class.
+
+    Args:
+        class_names: All classes.
+        counts: Of each, the number of test images, or of their pixels; classes at the end may be left out.
+
+    Returns:
+        Refusals of a `TestSet`.
+    """
+    missing = [name for index, name in enumerate(class_names) if index >= len(counts) or not counts[index]]
+    if not missing:
+        return []
+    named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+    return [(f"since the test set has no image of {named}", "a test set with all classes")]
