@@ -127,6 +127,11 @@ def test_the_command_repeats_how_files_are_cut(tmp_path):
         folder=tmp_path / "scans", output_dir=tmp_path / "out", workers=1, stacks="ZC", gray_window=[40, 400.5]
     )
     assert "--stacks ZC --gray_window 40 400.5 " in result.command
+    result = hf_simmim.audit(folder=tmp_path / "scans", output_dir=tmp_path / "out", workers=1, gray_window=["file"])
+    assert "--gray_window file " in result.command
+    for wrong in (["40"], ["40", "wide"], ["40", "1", "2"]):
+        with pytest.raises(ValueError, match="must be two numbers, a center and a width, such as 40 400, or file"):
+            hf_simmim.audit(folder=tmp_path / "scans", output_dir=tmp_path / "out", workers=1, gray_window=wrong)
 
 
 def test_parts_join_to_what_one_machine_finds(folder, tmp_path, capsys):

@@ -19,7 +19,8 @@ class Slicing:
             pages, slowest first, of T (times), Z (slices) and C (channels), such as TZC.
         array_name: Name of the array in a file of many; the only one of an image's shape if None.
         array_axes: Axes of that array, of N (images), H, W and C, such as NHW; first N if None.
-        gray_window: Center and width of the range of a DICOM image that becomes 0 to 255; its numbers if None.
+        gray_window: Center and width of the range of a DICOM image that becomes 0 to 255, or `file` for the first
+            window or table that the file names; its numbers if None.
         bands: Numbers of the bands of other images that are channels, from 1 on, in order; all if None.
     """
 
@@ -29,7 +30,7 @@ class Slicing:
     stacks: str = "channels"
     array_name: str | None = None
     array_axes: str | None = None
-    gray_window: tuple[float, float] | None = None
+    gray_window: tuple[float, float] | str | None = None
     bands: tuple[int, ...] | None = None
 
     def options(self) -> dict[str, list[str]]:
@@ -59,8 +60,12 @@ class Slicing:
             raise ValueError(f"array_axes={axes!r} must name H and W, and N and C where there are, such as NHWC.")
         if self.bands is not None and not (self.bands and min(self.bands) > 0):
             raise ValueError(f"bands={self.bands} are numbered from 1 on, such as 3 2 1.")
-        if self.gray_window is not None and not self.gray_window[1] >= 1:
-            raise ValueError(f"gray_window={self.gray_window} is a center and a width of 1 or more, such as 40 400.")
+        window = self.gray_window
+        if window is not None and (window != "file" if isinstance(window, str) else not window[1] >= 1):
+            raise ValueError(
+                f"gray_window={window!r} is a center and a width of 1 or more, such as 40 400, or file, for what each"
+                " file names."
+            )
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
