@@ -17,6 +17,14 @@ class SliceArguments:
             " if unset, the last one if they are equal)."
         },
     )
+    orientation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where the axes of NIfTI volumes lead, such as RAS (to the right, to the front and up): they are"
+            " turned so, without loss, before slices are taken, and --slice_axis is one of these axes (as stored if"
+            " unset)."
+        },
+    )
     slice_neighbors: int = field(
         default=0,
         metadata={
@@ -73,6 +81,7 @@ class SliceArguments:
             *(self.slice_axis, self.slice_neighbors, self.volume_series, self.stacks, self.array_name, self.array_axes),
             _gray_window(self.gray_window),
             None if self.bands is None else tuple(self.bands),
+            self.orientation,
         )
 
 
