@@ -250,7 +250,7 @@ def test_no_hint_where_no_bits_are_lost(monkeypatch):
     seen = []
     monkeypatch.setattr(images.logger, "warning_once", seen.append)
     content = b"P5 4 2 100\n" + bytes([0, 25, 50, 100, 1, 2, 3, 4])
-    np.testing.assert_array_equal(pixels_of(open_image(content, 1, 1 / 255), 1)[0, 0], [0, 64, 128, 255])
+    np.testing.assert_array_equal(pixels_of(open_image(content, 1, 1 / 255), 1)[0, 0], [0, 64, 127, 255])
     # Dark 16 bits have a hint of their own, which no other contradicts.
     numbers = np.linspace(0, 4095, 32 * 24).astype(np.uint16).reshape(24, 32)
     open_image(pnm("P5", 65535, numbers), 1, 1 / 255)
