@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from fields import noise, numbers, stored, write_nifti
 
+from hf_simmim.data.labeled.segmentation import load_folder
 from hf_simmim.formats import nifti, parts
 from hf_simmim.formats.nifti import slice_axis
 from hf_simmim.formats.parts import expand, orientations
@@ -211,5 +212,27 @@ def test_mixed_orientations_are_named(tmp_path, monkeypatch):
     assert len(warnings) == 1
     assert "2 orientations as they are stored: 2 LPS, 1 RAS" in warnings[0]
     assert "--orientation RAS" in warnings[0]
-    assert orientations(addresses) == {"LPS": 2, "RAS": 1}
+    assert orientations(addresses) == dict(zip(files, ["LPS", "RAS", "LPS"], strict=True))
     assert not orientations(expand(files, Slicing(orientation="RAS")))
+
+
+def test_a_mask_that_lies_differently_is_refused(tmp_path):
+    for name, codes in (("images", "LPS"), ("masks", "RAS")):
+        (tmp_path / name).mkdir()
+        write_turned(tmp_path / name / "a.nii", codes, ARRAY.astype(np.uint8) % 3)
+    with pytest.raises(
+        ValueError, match="a.nii is stored in the orientation LPS, and its mask in RAS.*--orientation RAS"
+    ):
+        load_folder(tmp_path)
+    images, masks = load_folder(tmp_path, Slicing(orientation="RAS"))
+    assert len(images) == len(masks) == 5
+    assert masks["name"][0].endswith(",orientation=RAS")
+    expected = [by_nibabel(tmp_path / name / "a.nii", "RAS")[:, :, 2] for name in ("images", "masks")]
+    for rows, array in zip((images, masks), expected, strict=True):
+        np.testing.assert_array_equal(numbers(rows["name"][2]), array)
+    # One that does not say how it lies is taken as it is.
+    image = nibabel.Nifti1Image(ARRAY.astype(np.uint8) % 3, np.eye(4))
+    image.set_sform(None, code=0)
+    image.set_qform(None, code=0)
+    nibabel.save(image, tmp_path / "masks" / "a.nii")
+    assert len(load_folder(tmp_path).images) == 5

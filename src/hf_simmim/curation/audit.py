@@ -249,7 +249,7 @@ def audit_folder(
         return Audit(str(folder), [str(other) for other in against], facts)
     names = [str(other) for other in against]
     audit = Audit(str(folder), names, facts[: len(paths[0])], slicing=slicing or Slicing())
-    audit.orientations = dict(orientations(unique))
+    audit.orientations = dict(Counter(orientations(unique).values()))
     compare(audit, facts[len(paths[0]) :], thumbnails)
     left_out = audit.excluded()
     audit.advice = advise([found for found in audit.facts if found.path not in left_out] or audit.facts)

@@ -88,21 +88,21 @@ def mixed_orientations(counts: Mapping[str, int]) -> str:
     )
 
 
-def orientations(names: Sequence[str]) -> Counter[str]:
-    """Count the orientations of volumes as they are stored.
+def orientations(names: Sequence[str]) -> dict[str, str]:
+    """Orientations of volumes as they are stored.
 
     Args:
         names: Paths and addresses; several addresses of a file are one volume.
 
     Returns:
-        Number of volumes by orientation, such as LPS; empty if they are all turned to one.
+        Where the axes of each volume lead, such as LPS, or unknown, by its path; without those that are turned.
     """
     addresses = [parse_address(name) for name in names]
     paths = {address.path for address in addresses if "slice" in address.part and "orientation" not in address.part}
     volumes = [(path, found) for path in sorted(paths) for found in [format_of(path)] if found is not None]
     with ThreadPoolExecutor() as pool:
-        stored = pool.map(lambda one: _cut(one[0], one[1], Slicing()).orientation, volumes)
-        return Counter(orientation for orientation in stored if orientation)
+        stored = list(pool.map(lambda one: _cut(one[0], one[1], Slicing()).orientation, volumes))
+    return {path: orientation for (path, _), orientation in zip(volumes, stored, strict=True) if orientation}
 
 
 def _is_plain(path: str) -> bool:
