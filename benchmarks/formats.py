@@ -296,9 +296,15 @@ def by_pydicom(path: Path) -> np.ndarray:
     return pixels.apply_modality_lut(pixels.pixel_array(dataset), dataset)
 
 
-def write_nifti(path: Path, array: np.ndarray) -> None:
+def by_pydicom_shown(path: Path) -> np.ndarray:
+    """12 bits as the window or table of the file shows them, as 0 to 255."""
+    shown = library("pydicom.pixels").apply_voi_lut(by_pydicom(path), library("pydicom").dcmread(path))
+    return np.rint(shown / 4095 * 255)
+
+
+def write_nifti(path: Path, array: np.ndarray, side: float = 1.0) -> None:
     nibabel = library("nibabel")
-    image = nibabel.Nifti1Image(array, np.diag([1.0, 1.0, 3.0, 1.0]))
+    image = nibabel.Nifti1Image(array, np.diag([side, side, 3.0, 1.0]))
     image.header.set_slope_inter(0.5, -3)
     nibabel.save(image, path)
 
@@ -306,6 +312,11 @@ def write_nifti(path: Path, array: np.ndarray) -> None:
 def by_nibabel(path: Path) -> np.ndarray:
     numbers = library("nibabel").load(path).get_fdata()
     return np.moveaxis(numbers.reshape(*numbers.shape[:2], -1, order="F"), -1, 0)
+
+
+def by_nibabel_canonical(path: Path) -> np.ndarray:
+    nibabel = library("nibabel")
+    return np.moveaxis(nibabel.as_closest_canonical(nibabel.load(path)).get_fdata(), -1, 0)
 
 
 def write_hdf5(path: Path, array: np.ndarray) -> None:
@@ -393,6 +404,16 @@ FIELDS = [
         "4095 - pydicom",
         lambda path: 4095 - by_pydicom(path),
     ),
+    Field(
+        "DICOM, by its own window",
+        "a.dcm",
+        lambda path: write_dicom(path, TWELVE, 12, WindowCenter=2000, WindowWidth=1500),
+        "pydicom",
+        "pydicom",
+        by_pydicom_shown,
+        1,
+        Slicing(gray_window="file"),
+    ),
     Field("DICOM, RGB", "a.dcm", lambda path: write_dicom(path, RGB, 8, "RGB"), "pydicom", "pydicom", by_pydicom, 3),
     Field(
         "DICOM, 4 frames",
@@ -405,6 +426,16 @@ FIELDS = [
     Field("DICOM, no pixels", "a.dcm", lambda path: path.write_bytes(b"\0" * 128 + b"DICM"), "pydicom", "", by_pydicom),
     Field("NIfTI, scaled", "a.nii", lambda path: write_nifti(path, SCAN), "nibabel", "nibabel", by_nibabel),
     Field("NIfTI, compressed", "a.nii.gz", lambda path: write_nifti(path, SCAN), "nibabel", "nibabel", by_nibabel),
+    Field(
+        "NIfTI, turned from LPS to RAS",
+        "a.nii",
+        lambda path: write_nifti(path, SCAN, -1.0),
+        "nibabel",
+        "nibabel",
+        by_nibabel_canonical,
+        1,
+        Slicing(orientation="RAS"),
+    ),
     Field(
         "NIfTI, 3 times",
         "a.nii",

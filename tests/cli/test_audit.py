@@ -127,6 +127,28 @@ def test_the_command_repeats_how_files_are_cut(tmp_path):
         folder=tmp_path / "scans", output_dir=tmp_path / "out", workers=1, stacks="ZC", gray_window=[40, 400.5]
     )
     assert "--stacks ZC --gray_window 40 400.5 " in result.command
+    options = {"folder": tmp_path / "scans", "output_dir": tmp_path / "out", "workers": 1}
+    result = hf_simmim.audit(**options, gray_window=["file"], orientation="LPS")
+    assert "--gray_window file " in result.command
+    assert "--orientation LPS " in result.command
+    for wrong in (["40"], ["40", "wide"], ["40", "1", "2"]):
+        with pytest.raises(ValueError, match="must be two numbers, a center and a width, such as 40 400, or file"):
+            hf_simmim.audit(**options, gray_window=wrong)
+
+
+def test_mixed_orientations_of_volumes_are_in_the_summary(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    (tmp_path / "scans").mkdir()
+    numbers = np.random.default_rng(0).integers(0, 900, (24, 20, 2)).astype(np.int16)
+    for name, side in (("a", 1.0), ("b", -1.0), ("c", -1.0)):
+        image = nibabel.Nifti1Image(numbers, np.diag([side, side, 3.0, 1.0]))
+        nibabel.save(image, tmp_path / "scans" / f"{name}.nii")
+    options = {"folder": tmp_path / "scans", "output_dir": tmp_path / "out", "workers": 1}
+    found = [line for line in hf_simmim.audit(**options).summary if "as they are stored" in line]
+    assert len(found) == 1
+    assert ": 2 LPS, 1 RAS." in found[0]
+    options["output_dir"] = tmp_path / "turned"
+    assert "as they are stored" not in " ".join(hf_simmim.audit(**options, orientation="RAS").summary)
 
 
 def test_parts_join_to_what_one_machine_finds(folder, tmp_path, capsys):

@@ -406,6 +406,41 @@ def test_finished_runs_leave_no_checkpoints(script, pictures, tmp_path, monkeypa
         assert (folder / "seed-0" / "model.safetensors").exists() == keeps
 
 
+def test_new_runs_decode_images_as_the_first_one_did(script, pictures, tmp_path, monkeypatch):
+    """A comparison that goes on where other decoders are installed does not mix them."""
+    found = {}
+
+    def decoder_of(argv):
+        place = argv.index("--image_decoder") + 1 if "--image_decoder" in argv else None
+        folder = Path(argv[argv.index("--output_dir") + 1])
+        found[folder.name] = None if place is None else argv[place]
+        (folder / "seed-0").mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def train(argv, on_run):
+        # What is chosen where nothing was before.
+        (decoder_of(argv) / "seed-0" / "run.json").write_text(json.dumps({"image_decoder": "pillow-torch"}))
+        return {}
+
+    monkeypatch.setattr(script, "_finetune", train)
+    (arguments,) = script.COMMAND.parse(options(pictures, tmp_path))
+    for arm in ("from-scratch", "pre-trained"):
+        script.fine_tune(arguments, {}, tmp_path / "4-labels" / arm, {})
+    script.fine_tune(arguments, {"image_decoder": "pillow"}, tmp_path / "4-labels" / "public", {})
+    # A run that has begun keeps its own; the record of a run does not know what others had.
+    script.fine_tune(arguments, {"seeds": [3]}, tmp_path / "4-labels" / "from-scratch", {})
+    assert found == {"from-scratch": None, "pre-trained": "pillow-torch", "public": "pillow"}
+    assert "image_decoder" not in (tmp_path / "4-labels" / "pre-trained" / "done.json").read_text()
+    # Pre-trainings have their own.
+    assert arguments.kept_decoder(tmp_path / "continued") == {}
+    (tmp_path / "pretrained").mkdir()
+    (tmp_path / "pretrained" / "run.json").write_text(json.dumps({"image_decoder": "simplejpeg"}))
+    assert arguments.kept_decoder(tmp_path / "continued") == {"image_decoder": "simplejpeg"}
+    assert arguments.kept_decoder(tmp_path / "pretrained") == {}
+    arguments.task = "segmentation"
+    assert arguments.kept_decoder(tmp_path / "4-labels" / "continued") == {}
+
+
 def test_other_options_images_or_weights_are_other_runs(script, pictures, tmp_path, monkeypatch):
     """Neither results nor checkpoints of an interrupted run are those of what is asked for now."""
     found: list[list[str]] = []

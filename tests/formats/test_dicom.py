@@ -134,6 +134,100 @@ def test_the_window_is_that_of_the_standard(tmp_path):
         assert stored(address).image.mode == "L"
 
 
+def opened_by_file(path):
+    (address,) = expand([str(path)], Slicing(gray_window="file"))
+    assert address.endswith("::window=file")
+    assert stored(address).image.mode == "L"
+    return numbers(address)
+
+
+def by_pydicom(path, array, is_inverted=False):
+    """What pydicom shows, in the range that it gives windows and tables, as 0 to 255."""
+    dataset = pydicom.dcmread(path)
+    shown = pixels.apply_voi_lut(pixels.apply_modality_lut(array, dataset), dataset).astype(np.float64)
+    if "VOILUTSequence" in dataset:
+        low, high = 0, 2 ** dataset.VOILUTSequence[0].LUTDescriptor[2] - 1
+    else:
+        slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
+        signed = dataset.PixelRepresentation * 2 ** (dataset.BitsStored - 1)
+        low, high = ((end - signed) * slope + intercept for end in (0, 2**dataset.BitsStored - 1))
+    shown = np.rint((shown - low) / (high - low) * 255)
+    return 255 - shown if is_inverted else shown
+
+
+@pytest.mark.parametrize("function", [None, "LINEAR", "LINEAR_EXACT", "SIGMOID"])
+def test_the_window_of_the_file_is_the_first_one(function, tmp_path):
+    array = noise(24, 32, low=-1000, high=1000, dtype=np.int16)
+    named = {} if function is None else {"VOILUTFunction": function}
+    window = {"WindowCenter": [40, 900], "WindowWidth": [400, 10], "RescaleSlope": 2, "RescaleIntercept": 10}
+    for meaning in ("MONOCHROME2", "MONOCHROME1"):
+        write_dicom(tmp_path / "a.dcm", array, 16, meaning, **window, **named)
+        expected = by_pydicom(tmp_path / "a.dcm", array, meaning == "MONOCHROME1")
+        # Halves may be rounded the other way.
+        difference = np.abs(opened_by_file(tmp_path / "a.dcm") - expected)
+        assert difference.max() <= 1
+        assert difference.mean() < 0.005
+        assert len(np.unique(expected)) > 50
+    if function in (None, "LINEAR"):
+        (address,) = expand([str(tmp_path / "a.dcm")], Slicing(gray_window=(40, 400)))
+        np.testing.assert_array_equal(numbers(address), opened_by_file(tmp_path / "a.dcm"))
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_a_table_of_the_file_comes_before_its_window(bits, tmp_path):
+    array = noise(24, 32, low=0, high=4096)
+    table, entries = pydicom.Dataset(), np.sort(noise(200, low=0, high=2**bits, dtype=np.int64))
+    table.add_new("LUTDescriptor", "US", [200, 100, bits])
+    table.add_new("LUTData", "US", entries.tolist())
+    both = {"WindowCenter": 40, "WindowWidth": 400, "VOILUTSequence": [table]}
+    write_dicom(tmp_path / "a.dcm", array, 12, **both)
+    low = np.clip(array, 0, 299)
+    # pydicom wraps larger numbers around if entries have 8 bits.
+    expected = by_pydicom(tmp_path / "a.dcm", low)
+    np.testing.assert_array_equal(opened_by_file(tmp_path / "a.dcm"), expected)
+    del table.LUTData
+    table.add_new("LUTData", "OW", entries.astype("<u2").tobytes())
+    write_dicom(tmp_path / "b.dcm", array, 12, **both)
+    np.testing.assert_array_equal(opened_by_file(tmp_path / "b.dcm"), expected)
+    # Padding stays missing.
+    write_dicom(tmp_path / "c.dcm", array, 12, **both, PixelPaddingValue=int(array[0, 0]))
+    (address,) = expand([str(tmp_path / "c.dcm")], Slicing(gray_window="file"))
+    assert np.isnan(numbers(address)[0, 0])
+    table.LUTDescriptor = [300, 100, bits]
+    write_dicom(tmp_path / "d.dcm", array, 12, **both)
+    with pytest.raises(ValueError, match=r"a table of 300 entries.*holds 200 up to.*Set --gray_window"):
+        opened_by_file(tmp_path / "d.dcm")
+
+
+def test_frames_have_windows_of_their_own(tmp_path):
+    array = noise(2, 24, 32, low=0, high=4096)
+    groups = []
+    for center in (1000, 3000):
+        window, group = pydicom.Dataset(), pydicom.Dataset()
+        window.WindowCenter, window.WindowWidth = center, 500
+        group.FrameVOILUTSequence = [window]
+        groups.append(group)
+    write_dicom(tmp_path / "a.dcm", array, 12, PerFrameFunctionalGroupsSequence=groups)
+    for address, frame, center in zip(
+        expand([str(tmp_path / "a.dcm")], Slicing(gray_window="file")), array, (1000, 3000), strict=True
+    ):
+        assert ",window=file" in address
+        expected = np.rint(((frame - (center - 0.5)) / 499 + 0.5).clip(0, 1) * 255)
+        np.testing.assert_array_equal(numbers(address), expected)
+
+
+def test_a_file_without_a_window_is_refused(tmp_path):
+    for name, elements in (("none", {}), ("empty", {"WindowCenter": None, "WindowWidth": None})):
+        write_dicom(tmp_path / f"{name}.dcm", DEEP, 12, **elements)
+        with pytest.raises(ValueError, match="names no window and no table.*--gray_window 40 400"):
+            opened_by_file(tmp_path / f"{name}.dcm")
+    write_dicom(tmp_path / "c.dcm", DEEP, 12, WindowCenter=40, WindowWidth=400, VOILUTFunction="CUBIC")
+    with pytest.raises(ValueError, match="the function CUBIC and the width 400"):
+        opened_by_file(tmp_path / "c.dcm")
+    with pytest.raises(ValueError, match=r"gray_window='files' is a center and a width.*or file"):
+        Slicing(gray_window="files")
+
+
 def test_colors(tmp_path):
     write_dicom(tmp_path / "a.dcm", RGB, 8, "RGB")
     np.testing.assert_array_equal(numbers(tmp_path / "a.dcm"), RGB)

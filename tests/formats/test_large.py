@@ -412,26 +412,3 @@ def test_pixels_outside_of_a_rasters_mask_are_missing(tmp_path):
     assert np.isnan(window[:, :, :10]).all()
     assert not np.isnan(window[:, :, 10:]).any()
     np.testing.assert_array_equal(window[:, :, 10:], noise(3, 64, 64)[:, :, 20:40])
-
-
-def test_slides(tmp_path):
-    pytest.importorskip("openslide")
-    path, base = tmp_path / "slide.svs", scene()
-    text = "Aperio Image Library v10\n210x150 [0,0 210x150] (64x64) JPEG/RGB Q=90|AppMag = 40|MPP = 0.25"
-    base = np.tile(base, (4, 4, 1))
-    pytest.importorskip("imagecodecs")
-    with tifffile.TiffWriter(path) as file:
-        options = {"photometric": "rgb", "compression": "jpeg", "tile": (64, 64), "metadata": None}
-        file.write(base, description=text, **options)
-        file.write(base[::8, ::8], photometric="rgb", description=text, metadata=None)
-        file.write(base[::4, ::4], description=text, **options)
-    slide = open_large(path)
-    assert type(slide).__name__ == "SlideImage"
-    assert (slide.levels, slide.pixel_size) == ([(600, 840), (150, 210)], 0.25)
-    window = numbers(window_address(path, 0, 100, 200, 64, 80), 3, 1 / 255)
-    np.testing.assert_array_equal(window, np.moveaxis(slide.read(0, 100, 200, 64, 80)[..., :3], -1, 0))
-    assert np.abs(window.astype(int) - np.moveaxis(base[100:164, 200:280], -1, 0)).mean() < 8
-    # Without OpenSlide it is read as the TIFF file that it is.
-    tiles = large_tiff.TiffImage(str(path))
-    assert (tiles.levels, tiles.pixel_size) == (slide.levels, slide.pixel_size)
-    assert np.abs(tiles.read(0, 100, 200, 64, 80).astype(int) - np.moveaxis(window, 0, -1)).max() <= 2

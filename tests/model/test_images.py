@@ -10,7 +10,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from hf_simmim.model.images import channels_first, convert_channels, open_image
+from hf_simmim.model import images
+from hf_simmim.model.images import channels_first, convert_channels, open_image, pixels_of
 
 EIGHT_BITS, SIXTEEN_BITS = 1 / 255, 1 / 65535
 LARGEST = {"uint8": 255, "uint16": 65535, "int16": 32767, "float32": 1.0}
@@ -219,3 +220,39 @@ def test_compression_that_needs_another_package_says_so(tmp_path):
     file = io.BytesIO()
     deep.save(file, "TIFF", compression="tiff_lzw")
     np.testing.assert_array_equal(read(file.getvalue(), 1, SIXTEEN_BITS), random_array("uint16", 1))
+
+
+def pnm(kind, largest, numbers):
+    head = f"{kind} {numbers.shape[1]} {numbers.shape[0]} {largest}\n".encode()
+    return head + numbers.astype(">u2").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "largest", "hint"),
+    [("P5", 4095, "12 bits"), ("P5", 1000, "10 bits"), ("P6", 1023, "10 bits"), ("P5", 65535, "16 bits")],
+)
+def test_the_hint_names_the_depth_of_the_file(kind, largest, hint, monkeypatch):
+    seen = []
+    monkeypatch.setattr(images.logger, "warning_once", seen.append)
+    numbers = np.linspace(0, largest, 32 * 24).astype(np.uint16).reshape(24, 32)
+    channels = 3 if kind == "P6" else 1
+    content = pnm(kind, largest, np.repeat(numbers[..., None], channels, axis=-1))
+    found = pixels_of(open_image(content, channels, 1 / 255), channels)
+    assert np.abs(found[0] - numbers * (255.0 / largest)).max() < 1
+    assert len(seen) == 1
+    assert f"Images of {hint} are scaled to 8 bits" in seen[0]
+    assert seen[0].endswith(f"such as 1/{largest}.")
+    # The factor of the hint keeps all numbers.
+    np.testing.assert_array_equal(pixels_of(open_image(content, channels, 1 / largest), channels)[0], numbers)
+
+
+def test_no_hint_where_no_bits_are_lost(monkeypatch):
+    seen = []
+    monkeypatch.setattr(images.logger, "warning_once", seen.append)
+    content = b"P5 4 2 100\n" + bytes([0, 25, 50, 100, 1, 2, 3, 4])
+    np.testing.assert_array_equal(pixels_of(open_image(content, 1, 1 / 255), 1)[0, 0], [0, 64, 127, 255])
+    # Dark 16 bits have a hint of their own, which no other contradicts.
+    numbers = np.linspace(0, 4095, 32 * 24).astype(np.uint16).reshape(24, 32)
+    open_image(pnm("P5", 65535, numbers), 1, 1 / 255)
+    assert len(seen) == 1
+    assert "use only 12 bits" in seen[0]

@@ -73,7 +73,7 @@ def test_a_folder_alone_is_enough(monkeypatch, tmp_path, gray, rehearsed):
     assert (model.target, model.target_options) == ("hog", {"cell_size": 8})
     assert trainer.model.config.loss == "l2"
     assert lines["  target"] == "hog: 57 gray images; --target rgb draws reconstructions"
-    assert " min at 100 images/s, 1.1 GB of memory" in lines["Forecast"]
+    assert " min at 100 images/s, 1.15 GB of memory" in lines["Forecast"]
 
 
 def test_on_a_gpu_the_same_command_takes_a_larger_encoder(monkeypatch, tmp_path, gray, rehearsed):

@@ -1,7 +1,10 @@
 """Measured steps: what they leave behind, and what is computed from them."""
 
 import copy
+import gc
 import json
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -14,7 +17,14 @@ from tiny import swin_config
 from hf_simmim.cli import pretrain
 from hf_simmim.data.masked_images import collate
 from hf_simmim.planning import rehearsal as rehearsal_module
-from hf_simmim.planning.rehearsal import Rehearsal, forecast, rehearse, rough_time
+from hf_simmim.planning.rehearsal import (
+    EVALUATION_MEMORY,
+    EVALUATION_PAGES,
+    Rehearsal,
+    forecast,
+    rehearse,
+    rough_time,
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +60,14 @@ def test_a_rehearsal_leaves_no_trace(trainer):
     assert found.images_per_second == pytest.approx(8 / found.step_seconds)
     assert found.evaluation_images_per_second > found.images_per_second
     assert found.memory > 50e6
+    assert found.workers == 0
+
+
+def test_workers_are_measured(trainer, monkeypatch):
+    monkeypatch.setattr(trainer.args, "dataloader_num_workers", 1)
+    found = rehearse(trainer.model, trainer.train_dataset, trainer.args, collate, trainer.processing_class, num_steps=3)
+    assert 1e6 < found.workers < found.memory
+    assert not gc.get_freeze_count()
 
 
 def test_long_steps_end_the_rehearsal(trainer, monkeypatch):
@@ -66,7 +84,7 @@ def arguments(**kwargs):
         "eval_strategy": "epoch", "eval_steps": None, "save_strategy": "epoch", "save_steps": None, "world_size": 1,
         "save_total_limit": 2, "device": torch.device("cpu"), "max_steps": -1, "num_train_epochs": 3.0,
         "per_device_train_batch_size": 10, "train_batch_size": 10, "gradient_accumulation_steps": 1,
-        "dataloader_drop_last": True,
+        "dataloader_drop_last": True, "dataloader_num_workers": 0,
     }  # fmt: skip
     return types.SimpleNamespace(**(defaults | kwargs))
 
@@ -77,7 +95,7 @@ def test_a_forecast_by_hand():
     expected = forecast(found, model, arguments(), num_images=100, num_evaluated=40, num_cores=2)
     # 8 s to start, 30 steps, 4 evaluations of 2 s, and 0.5 s for each of 4 evaluations and 3 saves.
     assert expected.hours * 3600 == pytest.approx(8 + 60 + 8 + 3.5)
-    assert (expected.images_per_second, expected.memory) == (5.0, 7)
+    assert (expected.images_per_second, expected.memory) == (5.0, 7 + EVALUATION_MEMORY)
     # Two checkpoints and a third before the oldest is deleted, of three times the weights, and the weights.
     assert expected.disk == 10_000_000
     assert expected.kilowatt_hours == pytest.approx(20 * expected.hours / 1000)
@@ -86,7 +104,53 @@ def test_a_forecast_by_hand():
     )
     assert few.hours * 3600 == pytest.approx(8 + 60 + 3 * 2 + 1.5)
     assert few.disk == 1_000_000
-    assert str(expected) == "1 min at 5 images/s, 0 MB of memory, 10 MB of disk, about 0.00044 kWh"
+    assert str(expected) == "1 min at 5 images/s, 80 MB of memory, 10 MB of disk, about 0.00044 kWh"
+
+
+def test_memory_of_evaluations_and_their_workers():
+    model = torch.nn.Linear(1000, 250, bias=False)  # 1 MB
+    found = Rehearsal(2.0, 5.0, 20.0, memory=7_000_000, workers=3_000_000)
+
+    def memory(num_evaluated=40, **kwargs):
+        return forecast(found, model, arguments(**kwargs), 100, num_evaluated, num_cores=2).memory
+
+    # Those of the evaluation are as many, and hold weights and two moments, of which theirs has the weights.
+    grown = EVALUATION_MEMORY + EVALUATION_PAGES + 3_000_000 + 2_000_000
+    assert memory(dataloader_num_workers=2) == 7_000_000 + grown
+    assert memory(num_evaluated=0, dataloader_num_workers=2) == 7_000_000
+    assert memory(device=torch.device("cuda"), dataloader_num_workers=2) == 7_000_000
+
+
+SHARED = """
+import mmap, os, psutil, time
+from hf_simmim.planning.rehearsal import process_memory
+size = 64 * 2**20
+memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.write(b"a" * size)
+children = []
+for _ in range(2):
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+    children.append(child)
+shared = process_memory() - psutil.Process().memory_info().rss
+memory.seek(0)
+memory.write(b"b" * size)
+old = process_memory() - psutil.Process().memory_info().rss
+for child in children:
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+print(shared // 2**20, old // 2**20)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counted as Linux does")
+def test_memory_that_workers_share_counts_once():
+    result = subprocess.run([sys.executable, "-c", SHARED], check=True, capture_output=True, text=True)
+    shared, old = map(int, result.stdout.split())
+    # What this process has, and then the old contents, which only the workers share.
+    assert shared < 40
+    assert 56 <= old - shared <= 72
 
 
 def test_times_are_in_their_own_units():

@@ -2,6 +2,7 @@
 
 # Fixtures of a pre-training are arguments here.
 # ruff: noqa: F401, F811
+import gc
 import os
 import subprocess
 import sys
@@ -50,6 +51,49 @@ def test_freed_memory_is_kept():
     assert kept < 100 < 1000 < returned
     # The user's own choice stands.
     assert not page_faults(True, MALLOC_ARENA_MAX="2")[0]
+
+
+FREED = """
+import gc, psutil, torch
+from hf_simmim.training.acceleration import keep_freed_memory, prepare_to_fork
+keep_freed_memory()
+memory = lambda: psutil.Process().memory_info().rss // 2**20
+before = memory()
+torch.ones(2**25).sum()
+kept = memory() - before
+prepare_to_fork("{device}")
+print(kept, memory() - before, gc.get_freeze_count() > 1000)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_freed_memory_is_not_shared_with_workers(device):
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_") and key != "LD_PRELOAD"}
+    program = [sys.executable, "-c", FREED.format(device=device)]
+    kept, left, is_frozen = subprocess.run(
+        program, check=True, capture_output=True, text=True, env=plain
+    ).stdout.split()
+    assert int(kept) > 100
+    assert (int(left) < 60) == (device == "cpu")
+    assert is_frozen == "True"
+
+
+def test_a_training_prepares_to_fork_its_workers(photos, tmp_path, monkeypatch):
+    prepared, prepare = [], resumable_trainer.prepare_to_fork
+
+    def noted(device):
+        prepared.append(device)
+        prepare(device)
+
+    monkeypatch.setattr(resumable_trainer, "prepare_to_fork", noted)
+    settings = {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
+    pretrain.COMMAND.main(options(photos, tmp_path / "workers", dataloader_num_workers=1, **settings))
+    # Workers of training and evaluation, which stay.
+    assert prepared == ["cpu", "cpu"]
+    assert not gc.get_freeze_count()
+    pretrain.COMMAND.main(options(photos, tmp_path / "none", dataloader_num_workers=0, **settings))
+    assert len(prepared) == 2
 
 
 @pytest.mark.parametrize("encoder", ["swin", pytest.param("swinv2", marks=pytest.mark.slow), "vit"])

@@ -261,7 +261,7 @@ def pretrained_checkpoint(
             if PartialState().is_main_process:
                 path.write_text(json.dumps(test_set.names, indent=2), encoding="utf-8")
         with _metered(folder):
-            _pretrain(options_of(options))
+            _pretrain(options_of(arguments.kept_decoder(folder) | options))
         if PartialState().is_main_process:
             record.note({})
     return str(folder)
@@ -339,7 +339,7 @@ def fine_tune(
         on_run = _announcer(progress)
         with _metered(folder), quiet(folder / "log.txt"):
             # Otherwise Trainer lets the other processes warn, regardless of the verbosity set here.
-            given = {"log_level_replica": "error"} | options
+            given = {"log_level_replica": "error"} | arguments.kept_decoder(folder) | options
             done = _finetune(options_of(given), on_run) if arguments.task == TASKS[0] else _segment(given, on_run)
         if is_main:
             record.note(done)

@@ -23,7 +23,7 @@ from ..curation.packing import Packed, pack_images
 from ..curation.shard_files import PackSettings, PackSource, lengths
 from ..curation.shrinking import FORMATS, ShrinkSettings
 from ..data.labeled.images import load_labeled_images
-from ..data.labeled.segmentation import stem_of
+from ..data.labeled.segmentation import check_orientations, stem_of
 from ..data.sources import SHARD_SUFFIXES, image_addresses, packed_files
 from ..formats.address import parse_address
 from ..formats.slicing import Slicing
@@ -172,6 +172,7 @@ def find_source(images: PackedImageArguments) -> PackSource:
     if images.annotation_dir is not None:
         single = replace(images.slicing, slice_neighbors=0, gray_window=None)
         annotations = _annotations([short[index] for index in chosen], Path(images.annotation_dir), single)
+        check_orientations([names[index] for index in chosen], annotations)
     rows = rows if len(chosen) == len(rows) else rows.select(chosen)
     return PackSource(
         rows,

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..data.sources import image_addresses
+from ..formats.parts import mixed_orientations, orientations
 from ..formats.slicing import Slicing
 from .advice import Advice, advise
 from .facts import Facts, Thumbnails, gather
@@ -59,6 +60,7 @@ class Audit:
         num_unchecked: Number of pairs that were not compared closely, because most images are alike.
         advice: What to set.
         slicing: How volumes, series, stacks and arrays became images.
+        orientations: Number of volumes in each orientation as stored, if they are not turned.
     """
 
     folder: str
@@ -73,6 +75,7 @@ class Audit:
     num_unchecked: int = 0
     advice: Advice = field(default_factory=Advice)
     slicing: Slicing = field(default_factory=Slicing)
+    orientations: dict[str, int] = field(default_factory=dict)
 
     @property
     def unreadable(self) -> list[Facts]:
@@ -146,6 +149,8 @@ class Audit:
             lines.append(f"No image is in {', '.join(self.against)} too.")
         if not (self.unreadable or self.blank or self.exact or self.near or self.leaks):
             lines.append("No broken or blank images and no copies were found.")
+        if mixed_orientations(self.orientations):
+            lines.append(mixed_orientations(self.orientations))
         if self.num_unchecked:
             lines.append(
                 "Most images look alike, as pictures of one kind of thing do: near duplicates are listed, but not left"
@@ -244,6 +249,7 @@ def audit_folder(
         return Audit(str(folder), [str(other) for other in against], facts)
     names = [str(other) for other in against]
     audit = Audit(str(folder), names, facts[: len(paths[0])], slicing=slicing or Slicing())
+    audit.orientations = dict(Counter(orientations(unique).values()))
     compare(audit, facts[len(paths[0]) :], thumbnails)
     left_out = audit.excluded()
     audit.advice = advise([found for found in audit.facts if found.path not in left_out] or audit.facts)

@@ -60,7 +60,8 @@ def read_dicom(source: Source, part: Mapping[str, str], wanted: Wanted) -> Store
 
     Args:
         source: Path, or content of the file.
-        part: `frame` of a file of several, and `window`, the center and width of the range that becomes 0 to 255.
+        part: `frame` of a file of several, and `window`, the center and width of the range that becomes 0 to 255, or
+            `file` for the first window or table that the file names.
         wanted: What it is read for.
 
     Returns:
@@ -215,7 +216,9 @@ def _gray(dataset: Any, array: np.ndarray, frame: int, bits: int, is_inverted: b
         is_turned = is_inverted and window is None
         numbers = (ends - array.astype(np.float64) if is_turned else array.astype(np.float64)) * slope + intercept
     if window is not None:
-        numbers = _windowed(numbers, window)
+        numbers = (
+            _windowed(numbers, dataset, frame) if window == "file" else _linear(numbers, *map(float, window.split(":")))
+        )
         numbers = 255 - numbers if is_inverted else numbers
         if missing is None:
             return Stored(Image.fromarray(numbers))
@@ -225,11 +228,72 @@ def _gray(dataset: Any, array: np.ndarray, frame: int, bits: int, is_inverted: b
     return Stored(numbers.astype(np.int32 if is_whole and bits <= 16 and abs(numbers).max() < 2**31 else np.float32))
 
 
-def _windowed(numbers: np.ndarray, window: str) -> np.ndarray:
+def _linear(numbers: np.ndarray, center: float, width: float) -> np.ndarray:
     """Gray of 8 bits by the linear function of the standard (PS3.3, C.11.2.1.2.1)."""
-    center, width = (float(value) for value in window.split(":"))
-    shares = (numbers - (center - 0.5)) / max(width - 1, 1e-6) + 0.5
+    return _to_8_bits((numbers - (center - 0.5)) / max(width - 1, 1e-6) + 0.5)
+
+
+def _to_8_bits(shares: np.ndarray) -> np.ndarray:
     return np.rint(shares.clip(0, 1) * 255).astype(np.uint8)
+
+
+def _windowed(numbers: np.ndarray, dataset: Any, frame: int) -> np.ndarray:
+    """Gray of 8 bits by the first table or window of the file (PS3.3, C.11.2), a table first, as by pydicom."""
+    places = [dataset]
+    for name, index in (("SharedFunctionalGroupsSequence", 0), ("PerFrameFunctionalGroupsSequence", frame)):
+        groups = dataset.get(name) or []
+        if index < len(groups):
+            places += list(groups[index].get("FrameVOILUTSequence") or [])
+    tables = dataset.get("VOILUTSequence")
+    if tables and None not in (tables[0].get("LUTDescriptor"), tables[0].get("LUTData")):
+        return _by_table(numbers, tables[0], dataset)
+    for place in reversed(places):
+        center, width = _first(place.get("WindowCenter")), _first(place.get("WindowWidth"))
+        if center is None or width is None:
+            continue
+        function = str(place.get("VOILUTFunction") or "LINEAR").upper()
+        if function == "LINEAR" and width >= 1:
+            return _linear(numbers, center, width)
+        if function == "LINEAR_EXACT" and width > 0:
+            return _to_8_bits((numbers - center) / width + 0.5)
+        if function == "SIGMOID" and width > 0:
+            return _to_8_bits(1 / (1 + np.exp((-4 * (numbers - center) / width).clip(-700, 700))))
+        raise ValueError(
+            f"The DICOM file names a window of the function {function} and the width {width:g}, which is none of the"
+            " standard. Set --gray_window to a center and a width."
+        )
+    raise ValueError(
+        "The DICOM file names no window and no table, which --gray_window file applies. Set a center and a width, such"
+        " as --gray_window 40 400."
+    )
+
+
+def _first(values: Any) -> float | None:
+    """The first of several values."""
+    if values is None or values == "":
+        return None
+    return float(values if isinstance(values, (int, float)) else values[0])
+
+
+def _by_table(numbers: np.ndarray, table: Any, dataset: Any) -> np.ndarray:
+    """Gray of 8 bits by a table of the file (PS3.3, C.11.2.1.1)."""
+    count, first, bits = (int(value) for value in table.LUTDescriptor)
+    count = count or 2**16
+    entries = table.LUTData
+    if isinstance(entries, bytes):
+        order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
+        # Some programs pack entries of 8 bits, and pad them to an even number.
+        is_packed = bits == 8 and len(entries) == count + count % 2
+        entries = np.frombuffer(entries, np.dtype("u1" if is_packed else f"{order}u2"))
+    entries = np.atleast_1d(np.asarray(entries)).astype(np.int64)[:count]
+    is_whole = numbers.dtype.kind in "iu" or bool((numbers == np.rint(numbers)).all())
+    if len(entries) < count or entries.max() >= 2**bits or not is_whole:
+        raise ValueError(
+            f"The DICOM file names a table of {count} entries of {bits} bits, which holds {len(entries)} up to"
+            f" {entries.max(initial=0)}, for {'whole numbers' if is_whole else 'fractions'}. Set --gray_window to a"
+            " center and a width."
+        )
+    return _to_8_bits(entries[(np.rint(numbers).astype(np.int64) - first).clip(0, count - 1)] / (2**bits - 1))
 
 
 def cut_dicom(path: str, slicing: Slicing) -> Cut:
@@ -246,7 +310,8 @@ def cut_dicom(path: str, slicing: Slicing) -> Cut:
         ValueError, OSError: If it cannot be read.
     """
     frames = _num_frames(_header(path, ["NumberOfFrames"]))
-    window = {} if slicing.gray_window is None else {"window": "{:g}:{:g}".format(*slicing.gray_window)}
+    given = slicing.gray_window
+    window = {"window": given if isinstance(given, str) else "{:g}:{:g}".format(*given)} if given is not None else {}
     if frames == 1:
         return Cut([window])
     return Cut([{"frame": str(frame), **window} for frame in range(frames)], "frame", frames)

@@ -16,7 +16,7 @@ from .address import Address, parse_address
 from .bands import BandsImage
 from .large_images import LargeImage
 from .large_others import RasterImage, SlideImage, WholeImage, is_zarr, open_npy, open_zarr
-from .large_tiff import TiffImage, TurnedError
+from .large_tiff import SlideOnlyError, TiffImage, TurnedError
 
 # Whole slides that OpenSlide reads, and rasters that GDAL reads and Pillow does not.
 SLIDE_SUFFIXES = {".bif", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".vms", ".vmu"}
@@ -33,6 +33,8 @@ def _open_tiff(path: str) -> LargeImage:
         return TiffImage(path)
     except TurnedError:
         return WholeImage(path)
+    except SlideOnlyError as reason:
+        return _by_openslide(path, reason)
     except MissingCodecError:
         try:
             return RasterImage(path)
@@ -41,15 +43,26 @@ def _open_tiff(path: str) -> LargeImage:
         raise
 
 
-def _open_slide(path: str) -> LargeImage:
+def _by_openslide(path: str, reason: SlideOnlyError) -> LargeImage:
     try:
-        return SlideImage(path)
-    except ValueError as missing:
-        # Many slides are TIFF files whose tiles Pillow decodes.
+        return SlideImage(path, reason.is_simple)
+    except Exception as error:  # not installed, or it does not read the file either
+        raise ValueError(
+            f'{reason}, which OpenSlide reads: pip install "hf-simmim[slides]". ({" ".join(str(error).split())})'
+        ) from error
+
+
+def _open_slide(path: str) -> LargeImage:
+    if _head(path).startswith(TIFF_MAGICS):
+        # By its tiles, if they are all of it: OpenSlide places windows by pixels of level 0, between those of a level
+        # that is no whole fraction of it.
         try:
-            return _open_tiff(path)
-        except Exception:
-            raise missing from None
+            return TiffImage(path)
+        except SlideOnlyError as reason:
+            return _by_openslide(path, reason)
+        except Exception:  # it may still be one that OpenSlide reads
+            pass
+    return SlideImage(path)
 
 
 def _open_jpeg2000(path: str) -> LargeImage:

@@ -26,22 +26,30 @@ MICROMETERS = {"micrometer": 1.0, "micron": 1.0, "nanometer": 1e-3, "millimeter"
 class SlideImage(LargeImage):
     """A whole slide, read by OpenSlide or tiffslide.
 
+    OpenSlide places windows by whole pixels of level 0. In a level that is no whole fraction of it, they lie up to half
+    such a pixel off, and are interpolated.
+
     Args:
         path: The file.
+        is_simple: Whether tiffslide may read it where OpenSlide does not.
 
     Raises:
         ValueError: If neither library is installed.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, is_simple: bool = True):
         try:
             openslide: Any = importlib.import_module("openslide")
             opens, prefix = openslide.OpenSlide, "openslide"
             if opens.detect_format(path) is None:
-                raise ImportError(path)
+                raise ImportError(f"OpenSlide does not know the format of {path}")
         except (ImportError, OSError):
+            if not is_simple:
+                raise
             opens, prefix = library("tiffslide", "slides", "Whole slide").TiffSlide, "tiffslide"
         self._slide = opens(path)
+        # tiffslide cuts off the fraction of a place, and OpenSlide keeps it.
+        self._whole = math.ceil if prefix == "tiffslide" else round
         self.levels = [(height, width) for width, height in self._slide.level_dimensions]
         size = self._slide.properties.get(f"{prefix}.mpp-x")
         self.pixel_size = float(size) if size else None
@@ -51,14 +59,25 @@ class SlideImage(LargeImage):
     def read(self, level: int, top: int, left: int, height: int, width: int) -> np.ndarray:
         """Read a window, see `LargeImage.read`; with transparency where nothing was scanned."""
         # Places are given in pixels of level 0.
-        down, across = (whole / part for whole, part in zip(self.levels[0], self.levels[level], strict=True))
+        factor = self._slide.level_downsamples[level]
+        place = (self._whole(left * factor), self._whole(top * factor))
         with self._lock:
-            picture = self._slide.read_region((round(left * across), round(top * down)), level, (width, height))
-        return np.asarray(picture.convert("RGBA"))
+            picture = self._slide.read_region(place, level, (width, height))
+        if picture.mode not in ("L", "RGB", "RGBA"):
+            raise ValueError(
+                f"The slide holds numbers of the mode {picture.mode}, which are not read. Convert it to RGB."
+            )
+        array = np.array(picture.convert("RGBA"))
+        # At the edges of interpolated windows pixels are transparent in part.
+        array[..., 3] = np.where(array[..., 3] < 128, 0, 255)
+        return array
 
     def stored(self, array: np.ndarray, wanted: Wanted) -> Stored:
         """Say what the numbers are, see `LargeImage.stored`."""
-        return Stored(as_picture(array[..., :3] if (array[..., 3] == 255).all() else array))
+        if not array[..., 3].any():
+            # As what lies beside a scan is laid on white.
+            array = np.full_like(array, 255)
+        return Stored(as_picture(array[..., :3] if array[..., 3].all() else array))
 
     def close(self) -> None:
         """Close the file."""

@@ -34,6 +34,10 @@ from ..model.image_readers import (
 from .large_images import LargeImage, PlainNumbers, as_bands
 
 JPEG = 7
+# YCbCr in JPEG 2000 of old Aperio scanners, which the file may call RGB; decoders of JPEG 2000 leave it as it is.
+APERIO_YCBCR = 33003
+# Slides in TIFF files whose image is not the tiles of the first page side by side, by tifffile's names of them.
+OTHER_SLIDES = {"bif": "Ventana", "ndpi": "Hamamatsu", "scn": "Leica"}
 # Lengths of OME's units in micrometers.
 UNITS = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 
@@ -46,6 +50,7 @@ class TiffImage(LargeImage):
 
     Raises:
         ValueError: If the file holds what is not read as an image, such as a stack, or needs a codec.
+        SlideOnlyError: If it is a slide whose tiles are not all of its image.
     """
 
     def __init__(self, path: str):
@@ -59,6 +64,10 @@ class TiffImage(LargeImage):
         self._plain_pages: dict[tuple[int, int], PlainNumbers] = {}
         self._lock = threading.Lock()
         self._tiff = tifffile.TiffFile(path)
+        vendor = next((name for kind, name in OTHER_SLIDES.items() if getattr(self._tiff, f"is_{kind}")), None)
+        if vendor is not None:
+            self._tiff.close()
+            raise SlideOnlyError(f"The TIFF file is a slide of {vendor}", is_simple=vendor != "Ventana")
         series = next(
             (one for one in self._tiff.series if one.keyframe is not None and one.keyframe.index == whole),
             self._tiff.series[0],
@@ -75,6 +84,17 @@ class TiffImage(LargeImage):
         frame = series.keyframe
         self._samples = frame.samplesperpixel
         self._pages: list[list[Any]] = [list(level.pages) for level in series.levels]
+        if int(frame.compression) == APERIO_YCBCR:
+            self._tiff.close()
+            raise SlideOnlyError("The TIFF file is a slide in YCbCr and JPEG 2000 (compression 33003)")
+        if self._tiff.is_svs or self._tiff.is_philips:
+            counts = [count for level in self._pages for count in level[0].databytecounts]
+            if not all(counts):
+                # Elsewhere, missing tiles are nodata or 0, as GDAL reads them.
+                self._tiff.close()
+                raise SlideOnlyError(
+                    f"The TIFF file is a slide of which {counts.count(0)} of {len(counts)} tiles are missing"
+                )
         if frame.photometric == 6 and frame.compression == JPEG:
             # Colors of JPEG tiles are decoded as RGB.
             self._page[262] = (2,)
@@ -193,6 +213,19 @@ class TiffImage(LargeImage):
         self._tiff.close()
 
 
+class SlideOnlyError(ValueError):
+    """Raised for a TIFF file that OpenSlide reads, and whose tiles alone would be another image.
+
+    Args:
+        reason: Why, without a period.
+        is_simple: Whether tiffslide reads such files as well.
+    """
+
+    def __init__(self, reason: str, is_simple: bool = False):
+        super().__init__(reason)
+        self.is_simple = is_simple
+
+
 class TurnedError(ValueError):
     """Raised for a TIFF file that is not stored upright, of which no windows are read."""
 
@@ -259,7 +292,7 @@ def _by_pillow(frame: Any, data: bytes, size: tuple[int, int], samples: int, tab
 
 
 def _pixel_size(tiff: tifffile.TiffFile, frame: Any) -> float | None:
-    """Micrometers of a pixel, as OME, Aperio, ImageJ, or a resolution in centimeters say."""
+    """Micrometers of a pixel, as OME, Aperio, Philips, ImageJ, or a resolution in centimeters say."""
     text = str(frame.description or "")
     with contextlib.suppress(ValueError, ZeroDivisionError, KeyError, AttributeError, TypeError):
         if "<OME" in text or tiff.is_ome:
@@ -267,6 +300,12 @@ def _pixel_size(tiff: tifffile.TiffFile, frame: Any) -> float | None:
             size = re.search(r'PhysicalSizeX="([\d.eE+-]+)"', text)
             unit = re.search(r'PhysicalSizeXUnit="([^"]+)"', text)
             return float(size[1]) * UNITS[unit[1] if unit else "µm"] if size else None
+        if tiff.is_philips:
+            # Millimeters of rows and columns.
+            size = re.search(
+                r'"DICOM_PIXEL_SPACING"[^>]*>\s*(?:"|&quot;)[\d.eE+-]+(?:"|&quot;)\s+(?:"|&quot;)([\d.eE+-]+)', text
+            )
+            return float(size[1]) * 1e3 if size else None
         match = re.search(r"\bMPP\s*=\s*([\d.]+)", text)
         if match:
             return float(match[1]) or None

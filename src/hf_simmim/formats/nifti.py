@@ -70,6 +70,11 @@ def _shape(volume: Any) -> tuple[int, ...]:
     return shape + (1,) * (3 - len(shape))
 
 
+def _zooms(volume: Any) -> tuple[float, ...]:
+    """Spacing of the voxels along three axes."""
+    return (*(float(zoom) for zoom in volume.header.get_zooms()), 1.0, 1.0, 1.0)[:3]
+
+
 def slice_axis(shape: tuple[int, ...], zooms: tuple[float, ...]) -> int:
     """Axis that slices are counted along: the one of the largest voxel spacing, the last one if none is larger.
 
@@ -83,28 +88,83 @@ def slice_axis(shape: tuple[int, ...], zooms: tuple[float, ...]) -> int:
     thin = [axis for axis in range(3) if shape[axis] == 1]
     if thin:
         return thin[-1]
-    spacing = [float(zoom) for zoom in (*zooms, 1, 1, 1)[:3]]
+    spacing = [float(zoom) for zoom in zooms[:3]]
     largest = max(spacing)
     return max(axis for axis in range(3) if spacing[axis] >= largest * 0.999)
 
 
+def stored_orientation(volume: Any) -> str:
+    """Where the axes of a volume of nibabel lead, such as LPS: left, posterior, superior; empty if it is not said."""
+    header = volume.header
+    if not (int(header["qform_code"]) or int(header["sform_code"])):
+        return ""
+    codes = library("nibabel", "medical", "NIfTI").aff2axcodes(volume.affine)
+    return "" if None in codes else "".join(codes)
+
+
+class _Turn:
+    """Where the axes of a volume are in its file, which is turned to an orientation by permuting and mirroring them.
+
+    Args:
+        volume: Volume of nibabel.
+        orientation: Codes of the wanted axes, such as RAS; as stored if None.
+
+    Raises:
+        ValueError: If the file does not say how it lies.
+    """
+
+    def __init__(self, volume: Any, orientation: str | None):
+        self.order, self.is_mirrored = [0, 1, 2], [False] * 3
+        if orientation is None:
+            return
+        if not stored_orientation(volume):
+            raise ValueError(
+                "The NIfTI file does not say how its axes lie (qform_code and sform_code are 0, or its matrix has no"
+                f" inverse), so that it cannot be turned to orientation={orientation}. Write its position into it, for"
+                " example with set_sform of nibabel, or leave --orientation unset."
+            )
+        places = library("nibabel.orientations", "medical", "NIfTI")
+        turn = places.ornt_transform(places.io_orientation(volume.affine), places.axcodes2ornt(orientation))
+        self.order = [int(place) for place in np.argsort(turn[:, 0])]
+        self.is_mirrored = [bool(turn[place, 1] < 0) for place in self.order]
+
+    def of_axes(self, stored: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What there is of each axis of the turned volume, such as its shape."""
+        return (*(stored[place] for place in self.order), *stored[3:])
+
+    def slice(self, axis: int, index: int, size: int) -> tuple[int, int]:
+        """The axis and index in the file of a slice of the turned volume."""
+        return self.order[axis], size - 1 - index if self.is_mirrored[axis] else index
+
+    def turned(self, numbers: np.ndarray, axis: int) -> np.ndarray:
+        """A slice of the file, whose first two axes are the others of its volume, as it lies in the turned volume."""
+        rows, columns = (place for place in range(3) if place != axis)
+        if self.order[rows] > self.order[columns]:
+            numbers = numbers.swapaxes(0, 1)
+        mirrored = tuple(place for place, at in enumerate((rows, columns)) if self.is_mirrored[at])
+        # Tensors have no negative strides.
+        return np.ascontiguousarray(np.flip(numbers, mirrored)) if mirrored else numbers
+
+
 def read_nifti(source: Source, part: Mapping[str, str], wanted: Wanted) -> Stored:
-    """Read a slice; its rows are the first of the other two axes, as the file stores them.
+    """Read a slice; its rows are the first of the other two axes, as the file stores them, or turned to an orientation.
 
     Args:
         source: Path, or content of the file.
-        part: `axis` and `slice`; `volume` of a file of several, or `volume=all` if they are channels.
+        part: `axis` and `slice`, of the volume that is turned to `orientation`, if there is one; `volume` of a file of
+            several, or `volume=all` if they are channels.
         wanted: What it is read for.
 
     Returns:
         The numbers of the slice (H, W), or (H, W, C); a picture if they are bytes of red, green and blue.
 
     Raises:
-        ValueError: If the part is not in the file, or the numbers are complex.
+        ValueError: If the part is not in the file, the numbers are complex, or it cannot be turned.
     """
     volume = _volume(source)
-    shape = _shape(volume)
-    axis = int(part["axis"]) if "axis" in part else slice_axis(shape, volume.header.get_zooms())
+    turn = _Turn(volume, part.get("orientation"))
+    shape = turn.of_axes(_shape(volume))
+    axis = int(part["axis"]) if "axis" in part else slice_axis(shape, turn.of_axes(_zooms(volume)))
     index, of = part.get("slice"), part.get("volume", "0" if len(shape) < 4 or shape[3] == 1 else None)
     if index is None and shape[axis] == 1:
         index = "0"
@@ -122,16 +182,18 @@ def read_nifti(source: Source, part: Mapping[str, str], wanted: Wanted) -> Store
     if dtype.kind == "c":
         raise ValueError("The NIfTI file holds complex numbers. Save their magnitude.")
     places: list[Any] = [slice(None)] * 3
-    places[axis] = int(index)
+    stored_axis, stored_index = turn.slice(axis, int(index), shape[axis])
+    places[stored_axis] = stored_index
     if len(volume.shape) > 3:
         places += [slice(None) if of == "all" else int(of)]
     places += [0] * (len(volume.shape) - len(places))
     numbers = np.asanyarray(volume.dataobj[tuple(places[: len(volume.shape)])])
+    stored_sides = [size for place, size in enumerate(_shape(volume)[:3]) if place != stored_axis]
     if dtype.names:
         colors = np.stack([numbers[name] for name in dtype.names[:3]], axis=-1)
-        return Stored(Image.fromarray(np.ascontiguousarray(colors.reshape(rows, columns, 3))))
+        return Stored(Image.fromarray(np.ascontiguousarray(turn.turned(colors.reshape(*stored_sides, 3), axis))))
     numbers = numbers.astype(numbers.dtype.newbyteorder("="), copy=False)
-    numbers = numbers.reshape((rows, columns, sizes[3]) if of == "all" else (rows, columns))
+    numbers = turn.turned(numbers.reshape([*stored_sides, sizes[3]] if of == "all" else stored_sides), axis)
     return Stored(np.moveaxis(numbers, -1, 0) if numbers.ndim == 3 else numbers)
 
 
@@ -154,10 +216,20 @@ def cut_nifti(path: str, slicing: Slicing) -> Cut:
         volume = nibabel.load(path)
     except Exception as error:  # nibabel has a kind for each part of a file
         raise ValueError(f"The NIfTI file cannot be read ({' '.join(str(error).split())}). Replace it.") from error
-    shape = _shape(volume)
-    axis = slicing.slice_axis if slicing.slice_axis is not None else slice_axis(shape, volume.header.get_zooms())
+    try:
+        turn = _Turn(volume, slicing.orientation)
+    except ValueError:
+        # What is wrong is said when it is read; the file alone would be read in another way.
+        return Cut([{"axis": "2", "slice": "0", "orientation": str(slicing.orientation)}])
+    shape = turn.of_axes(_shape(volume))
+    axis = slicing.slice_axis if slicing.slice_axis is not None else slice_axis(shape, turn.of_axes(_zooms(volume)))
+    named = {} if slicing.orientation is None else {"orientation": slicing.orientation}
     volumes = [{}] if len(shape) < 4 or shape[3] == 1 else [{"volume": str(index)} for index in range(shape[3])]
     if len(volumes) > 1 and slicing.volume_series == "channels":
         volumes = [{"volume": "all"}]
-    parts = [{"axis": str(axis), "slice": str(index), **volume} for volume in volumes for index in range(shape[axis])]
-    return Cut(parts, "slice", shape[axis])
+    parts = [
+        {"axis": str(axis), "slice": str(index), **volume, **named}
+        for volume in volumes
+        for index in range(shape[axis])
+    ]
+    return Cut(parts, "slice", shape[axis], stored_orientation(volume) or "unknown")

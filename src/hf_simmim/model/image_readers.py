@@ -171,8 +171,7 @@ def _too_large(pixels: int, channels: int) -> str:
 
 def check_size(height: int, width: int, channels: int = 1) -> None:
     """Raise a ValueError if an image is larger than the limit, before it is decoded."""
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and height * width * max(channels / NUMBERS_PER_PIXEL, 1) > 2 * limit:
+    if height * width * max(channels / NUMBERS_PER_PIXEL, 1) > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
         raise ValueError(_too_large(height * width, channels))
 
 
@@ -260,6 +259,7 @@ GDAL_NODATA = 42113
 PILLOW_COMPRESSIONS = {1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32946}
 TIFF_KINDS = {0: "L", 1: "L", 2: "RGB", 3: "P", 4: "L", 5: "CMYK", 6: "YCbCr"}
 TIFF_REFUSED = {8: "CIELab", 9: "ICCLab", 10: "ITULab", 32803: "raw sensor values", 32844: "LogL", 32845: "LogLuv"}
+TIFF_REFUSED[33003] = "YCbCr of Aperio slides (compression 33003, which OpenSlide reads if the file is named .svs)"
 TAG_TYPES = {1: "B", 2: "s", 3: "H", 4: "I", 6: "b", 7: "s", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16: "Q"}
 TAGS = {254, 255, 256, 257, 258, 259, 262, 270, 274, 277, 284, 320, 330, 338, 339, GDAL_NODATA}
 
@@ -350,7 +350,8 @@ def read_tiff(source: Source, wanted: Wanted) -> Stored:
     page = pages[whole[0]]
     form = [page.get(tag) for tag in (256, 257, 258, 339, 277)]
     planes = [index for index in whole if [pages[index].get(tag) for tag in (256, 257, 258, 339, 277)] == form]
-    samples, meaning = first_value(page, 277, 1), first_value(page, 262, 1)
+    meaning_tag = 259 if first_value(page, 259, 1) == 33003 else 262
+    samples, meaning = first_value(page, 277, 1), first_value(page, meaning_tag, 1)
     check_size(page[257][0], page[256][0], samples)
     if meaning in TIFF_REFUSED or meaning not in TIFF_KINDS:
         raise ValueError(
@@ -525,8 +526,7 @@ def _raw_mode(image: Any) -> str:
 
 
 def _is_little(image: Any) -> bool:
-    order = _raw_mode(image)[-1]
-    return order == "L" or (order == "N" and sys.byteorder == "little")
+    return _raw_mode(image)[-1] in ("L", "N" if sys.byteorder == "little" else "L")
 
 
 def picture_kind(page: Directory) -> str:

@@ -337,11 +337,11 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-def warn_of_lost_bits() -> None:
-    """Warn once that 16-bit images are scaled to 8 bits."""
+def warn_of_lost_bits(largest: int) -> None:
+    """Warn once that images of a depth are scaled to 8 bits."""
     logger.warning_once(
-        "16-bit images are scaled to 8 bits, because rescale_factor is 1/255. To keep their values, set the factor that"
-        " fits them, such as 1/65535."
+        f"Images of {largest.bit_length()} bits are scaled to 8 bits, because rescale_factor is 1/255. To keep their"
+        f" values, set the factor that fits them, such as 1/{largest}."
     )
 
 
@@ -428,7 +428,7 @@ def _to_8_bits(numbers: np.ndarray, largest: int = 65535, missing: np.ndarray | 
     Returns:
         uint8 of the same shape.
     """
-    warn_of_lost_bits()
+    stated = largest
     if largest == 65535:
         brightest = int(numbers.max() if missing is None else numbers[~missing].max())
         bits = max(brightest.bit_length(), 8)
@@ -439,6 +439,8 @@ def _to_8_bits(numbers: np.ndarray, largest: int = 65535, missing: np.ndarray | 
                 f" scaled by 1/{largest}, dark images of 16 bits too. If they are all of {bits} bits, set"
                 f" rescale_factor=1/{largest} (--rescale_factor 1/{largest}); 1/65535 if they are dark."
             )
+    if stated == largest > 255:
+        warn_of_lost_bits(largest)
     if largest & (largest + 1) == 0 and largest > 255:
         # The upper bits are the 8-bit image.
         return (numbers >> (largest.bit_length() - 8)).clip(0, 255).astype(np.uint8)

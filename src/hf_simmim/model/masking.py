@@ -337,16 +337,16 @@ def average_distance(
     if masked.flatten(1).all(1).any():
         raise ValueError("A mask covers a whole image and leaves no visible pixel. Use a smaller mask_ratio.")
     far = height + width  # further than any pixel
-    y = torch.arange(height, device=mask.device)[:, None]
-    x = torch.arange(width, device=mask.device)
+    y, x = torch.arange(height, device=mask.device)[:, None], torch.arange(width, device=mask.device)
     above = torch.where(masked, -far, y).cummax(dim=1).values
     below = torch.where(masked, 2 * far, y).flip(1).cummin(dim=1).values.flip(1)
     in_column = torch.minimum(y - above, below - y).square().float().view(-1, width)  # B * H, W
     in_row = (x[:, None] - x).square().float()
-    # In chunks, because each row takes W * W numbers.
-    chunks = in_column.split(max(1, 2**21 // width**2))
-    nearest = torch.cat([(chunk[:, None] + in_row).amin(dim=2).sqrt() for chunk in chunks]).view(masked.shape)
-    return nearest.flatten(1).sum(1) / masked.flatten(1).sum(1).clamp(min=1)
+    # In chunks, because each row takes W * W numbers, and into one result, so that their memory is used again.
+    nearest = torch.empty_like(in_column)
+    for chunk, found in zip(*(part.split(max(1, 2**21 // width**2)) for part in (in_column, nearest)), strict=True):
+        torch.amin(chunk[:, None] + in_row, dim=2, out=found)
+    return nearest.sqrt().view(masked.shape).flatten(1).sum(1) / masked.flatten(1).sum(1).clamp(min=1)
 
 
 # Smallest block of BEiT, 16 of 196 patches, and the largest aspect ratio of a block.

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from ..data.masked_images import MaskedImageDataset
 from ..data.transforms import normalize
+from ..training.acceleration import keep_freed_memory, prepare_to_fork
 from ..training.optimization import create_optimizers, images_per_step, planned_steps
 
 # Steps that are not timed: memory is allocated, and workers start.
@@ -25,6 +26,9 @@ NUM_WARMUP, NUM_STEPS, MAX_SECONDS = 2, 20, 12.0
 CORE_WATTS, GPU_WATTS = 10.0, 350.0
 # Seconds from the command to the first step, and for pictures, card and files at an evaluation or a save.
 START_SECONDS, EVENT_SECONDS = 8.0, 0.5
+# Bytes that stay after evaluations on a processor: Matplotlib and its pictures, and the heap between them that steps do
+# not fit in any more, and pages that workers no longer share; for all images of `benchmarks/plan_check.py` alike.
+EVALUATION_MEMORY, EVALUATION_PAGES = 80_000_000, 20_000_000
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,14 @@ class Rehearsal:
         images_per_second: Images over all devices, in training.
         evaluation_images_per_second: Images of one device, in evaluation.
         memory: Bytes at most: of the device if it is a GPU, else of the process with its workers.
+        workers: Bytes of these that the workers hold; 0 of a GPU.
     """
 
     step_seconds: float
     images_per_second: float
     evaluation_images_per_second: float
     memory: int
+    workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,8 @@ def rough_time(hours: float) -> str:
 
 def size(num_bytes: float) -> str:
     """Format a number of bytes."""
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
+    digits = 1 if num_bytes >= 1e10 else 2
+    return f"{num_bytes / 1e9:.{digits}f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
 
 
 def rehearse(
@@ -113,12 +120,15 @@ def rehearse(
         torch.OutOfMemoryError: If the batch does not fit the device.
     """
     device, accumulation = arguments.device, arguments.gradient_accumulation_steps
+    if device.type == "cpu":
+        # As the training does, which is faster then, and takes another amount of memory.
+        keep_freed_memory()
     dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     needed = (NUM_WARMUP + num_steps) * accumulation * arguments.per_device_train_batch_size
     keys = list(itertools.islice(itertools.cycle(range(len(dataset))), needed))
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), contextlib.ExitStack() as at_the_end:
         copied = copy.deepcopy(model).to(device).train()
         optimizer, _ = create_optimizers(copied, arguments, num_steps)
         loader = DataLoader(
@@ -128,8 +138,11 @@ def rehearse(
             collate_fn=collate,
             num_workers=arguments.dataloader_num_workers,
         )
+        if arguments.dataloader_num_workers:
+            at_the_end.callback(gc.unfreeze)
+            prepare_to_fork(device.type)
         batches = iter(loader)
-        memory, started, count = 0, time.perf_counter(), -NUM_WARMUP
+        started, count = time.perf_counter(), -NUM_WARMUP
         while count < num_steps and (count < 2 or time.perf_counter() - started < MAX_SECONDS):
             if count == 0:
                 started = time.perf_counter()
@@ -142,16 +155,15 @@ def rehearse(
             optimizer.zero_grad()
             _wait(device)
             count += 1
-            memory = max(memory, 0 if device.type == "cuda" else process_memory())
         step_seconds = (time.perf_counter() - started) / max(1, count)
+        workers = 0 if device.type == "cuda" else process_memory() - psutil.Process().memory_info().rss
         evaluated = _evaluation_speed(copied, inputs, device, dtype)
-        if device.type == "cuda":
-            memory = torch.cuda.max_memory_allocated(device)
+        memory = peak_memory(device)
         del batches, loader, copied, optimizer, loss, inputs
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return Rehearsal(step_seconds, images_per_step(arguments) / step_seconds, evaluated, memory)
+    return Rehearsal(step_seconds, images_per_step(arguments) / step_seconds, evaluated, memory, workers)
 
 
 def _inputs(batch: dict[str, Any], processor: Any, device: torch.device) -> dict[str, torch.Tensor]:
@@ -183,11 +195,26 @@ def _evaluation_speed(model: Any, inputs: dict[str, torch.Tensor], device: torch
 def process_memory() -> int:
     """Bytes that this process and its workers hold in memory, where what they share counts once."""
     process = psutil.Process()
+    children = process.children(recursive=True)
+    try:
+        own = _rollup(process.pid)
+        # What workers share with each other, but no longer with this process, is theirs, too.
+        total = own["Rss"] - own["Anonymous"] + own["Pss_Anon"]
+        parts = [_rollup(child.pid) for child in children if child.is_running()]
+        return total + sum(part["Pss_Anon"] + part["Pss_Shmem"] for part in parts)
+    except (OSError, KeyError, ValueError, psutil.Error):  # not Linux, or a worker has just ended
+        pass
     total = process.memory_info().rss
-    for child in process.children(recursive=True):
+    for child in children:
         with contextlib.suppress(psutil.Error):
             total += getattr(child.memory_full_info(), "uss", child.memory_info().rss)
     return total
+
+
+def _rollup(process: int) -> dict[str, int]:
+    """Bytes by kind of memory of a process of Linux."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
+    return {name: int(value.split()[0]) * 1024 for name, _, value in (line.partition(":") for line in lines)}
 
 
 def peak_memory(device: torch.device) -> int:
@@ -235,9 +262,15 @@ def forecast(
     # Weights and two moments of the optimizer in each checkpoint, and the weights at the end.
     kept = min(saves, arguments.save_total_limit or saves)
     disk = weights * (3 * (kept + (saves > kept)) + 1)
+    memory = rehearsal.memory
+    if arguments.device.type != "cuda" and evaluations:
+        memory += EVALUATION_MEMORY
+        if arguments.dataloader_num_workers:
+            # Workers of the evaluation stay, too. They are forked later, and keep the weights and moments of that time.
+            memory += rehearsal.workers + 2 * weights + EVALUATION_PAGES
     watts = CORE_WATTS * num_cores if arguments.device.type == "cpu" else GPU_WATTS * devices
     hours = seconds / 3600
-    return Forecast(rehearsal.images_per_second, hours, rehearsal.memory, disk, watts * hours / 1000)
+    return Forecast(rehearsal.images_per_second, hours, memory, disk, watts * hours / 1000)
 
 
 def _events(strategy: Any, every: float | None, steps: int, epochs: float) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import functools
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -48,6 +49,24 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(MMAP_MAX, 0)) and bool(mallopt(TRIM_THRESHOLD, NEVER))
+
+
+def prepare_to_fork(device: str) -> None:
+    """Keep what processes that are forked now will share with this one: its memory, until one of them writes there.
+
+    Memory that `keep_freed_memory` kept would be written in the next step of a training on processors, so that the
+    other process kept a copy of nothing; it is given back to the system. Objects of Python are written by its garbage
+    collector, which leaves those of now alone, until `gc.unfreeze`.
+
+    Args:
+        device: Type of the device of the training.
+
+    Source: malloc_trim(3), and the documentation of `gc.freeze`.
+    """
+    gc.freeze()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None and device == "cpu":
+        trim(0)
 
 
 def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:

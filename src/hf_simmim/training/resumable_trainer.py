@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import math
 import shutil
 import warnings
@@ -18,7 +19,7 @@ from transformers.utils import logging
 
 from ..data.sampling import IndexSampler
 from ..model.modeling_base import SimMIMPreTrainedModel
-from .acceleration import compile_blocks, keep_freed_memory, recompute_activations
+from .acceleration import compile_blocks, keep_freed_memory, prepare_to_fork, recompute_activations
 from .agreement import fail_together, leave_before_python_ends
 from .arguments import without_paths
 from .log_sums import LogSums
@@ -76,6 +77,7 @@ class ResumableTrainer(Trainer):
         self._saved_step = -1
         self._stop_signals = StopSignals()
         self._has_changed_blocks = False
+        self._is_training = False
         super().__init__(*args, **kwargs)
         if self.args.device.type == "cpu":
             keep_freed_memory()
@@ -97,6 +99,8 @@ class ResumableTrainer(Trainer):
     def _get_dataloader(self, *args, **kwargs):
         loader = super()._get_dataloader(*args, **kwargs)
         self._stop_signals.guard(loader)
+        if self.args.dataloader_num_workers and self._is_training:
+            prepare_to_fork(self.args.device.type)
         return loader
 
     @property
@@ -138,7 +142,7 @@ class ResumableTrainer(Trainer):
             return finished
         self._is_finite, self._saved_step = True, -1
         self._run_file = run_file_text(Path(str(self.args.output_dir)))
-        with self._stop_signals.handled():
+        with self._stop_signals.handled(), self._until_workers_end():
             output = super().train(*args, **kwargs)
             self._finish_writing()
             number = self._stop_signals.finish()
@@ -154,6 +158,16 @@ class ResumableTrainer(Trainer):
                 print(f"Ended by a signal {left}; {checkpoint_name(step)} is saved. Repeat the command to resume.")
             raise TrainingInterrupted(128 + number)
         return output
+
+    @contextlib.contextmanager
+    def _until_workers_end(self) -> Iterator[None]:
+        self._is_training = True
+        try:
+            yield
+        finally:
+            self._is_training = False
+            # Frozen by `prepare_to_fork`.
+            gc.unfreeze()
 
     def _restored_if_complete(self, checkpoint: Any) -> TrainOutput | None:
         """Restore the weights of a run that was complete; None if anything is left for Trainer to do."""

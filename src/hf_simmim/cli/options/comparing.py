@@ -1,6 +1,7 @@
 """Options of `compare`: the arms, the images, and what is trained."""
 
 import itertools
+import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,31 @@ class CompareArguments(LabeledSourceArguments):
         """The arm whose architecture the arm scratch has, by its name on the command line."""
         others = [name for name in ("pretrained", "public", "continued") if name in self.arm_keys]
         return self.scratch_like or others[0]
+
+    def kept_decoder(self, folder: Path) -> dict[str, str]:
+        """The option of a new run by which it decodes images as the runs before it, maybe of another machine.
+
+        Args:
+            folder: Folder of the run.
+
+        Returns:
+            `image_decoder` of the first run of its kind in the folder of the comparison. Nothing if there is none, if
+            the run has begun, which keeps its own, or if such runs have no choice.
+        """
+        if folder.parent == Path(self.output_dir):
+            pattern = "*/run.json"
+        elif self.task == TASKS[0]:
+            pattern = "*-labels/**/run.json"
+        else:
+            return {}
+        if any(folder.rglob("run.json")):
+            return {}
+        earlier = sorted(Path(self.output_dir).glob(pattern), key=lambda path: (path.stat().st_mtime, path))
+        for path in earlier:
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            if settings.get("image_decoder"):
+                return {"image_decoder": settings["image_decoder"]}
+        return {}
 
     def labeled_source(self) -> dict[str, Any]:
         """Options of `hf-simmim finetune` that name the images."""

@@ -1,5 +1,6 @@
 """Options of commands that say how volumes, series, stacks and arrays become images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ...formats.slicing import Slicing
@@ -14,6 +15,14 @@ class SliceArguments:
         metadata={
             "help": "Axis of NIfTI volumes that slices are counted along, 0, 1 or 2 (that of the largest voxel spacing"
             " if unset, the last one if they are equal)."
+        },
+    )
+    orientation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where the axes of NIfTI volumes lead, such as RAS (to the right, to the front and up): they are"
+            " turned so, without loss, before slices are taken, and --slice_axis is one of these axes (as stored if"
+            " unset)."
         },
     )
     slice_neighbors: int = field(
@@ -46,14 +55,13 @@ class SliceArguments:
         default=None,
         metadata={"help": "Axes of that array, of N (images), H, W and C, such as NHWC (by its shape if unset)."},
     )
-    gray_window: list[float] | None = field(
+    gray_window: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Center and width of the range of DICOM images that becomes 0 to 255, such as 40 400 (their numbers"
-            " if unset, such as Hounsfield units)."
+            "help": "Center and width of the range of DICOM images that becomes 0 to 255, such as 40 400; or file, for"
+            " the first window or table that each file names (their numbers if unset, such as Hounsfield units)."
         },
     )
-
     bands: list[int] | None = field(
         default=None,
         metadata={
@@ -69,11 +77,23 @@ class SliceArguments:
         Raises:
             ValueError: If one is out of its range.
         """
-        window = self.gray_window
-        if window is not None and len(window) != 2:
-            raise ValueError(f"gray_window={window} must be two numbers, a center and a width, such as 40 400.")
         return Slicing(
             *(self.slice_axis, self.slice_neighbors, self.volume_series, self.stacks, self.array_name, self.array_axes),
-            None if window is None else (window[0], window[1]),
+            _gray_window(self.gray_window),
             None if self.bands is None else tuple(self.bands),
+            self.orientation,
         )
+
+
+def _gray_window(words: Sequence[str | float] | None) -> tuple[float, float] | str | None:
+    """A center and a width, or "file"."""
+    if words is None or words == "file" or list(words) == ["file"]:
+        return None if words is None else "file"
+    try:
+        center, width = (float(word) for word in words)
+    except ValueError as error:
+        raise ValueError(
+            f"gray_window={words} must be two numbers, a center and a width, such as 40 400, or file, for what each"
+            " file names."
+        ) from error
+    return center, width

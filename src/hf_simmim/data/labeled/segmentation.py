@@ -20,6 +20,7 @@ from PIL import Image
 from transformers.utils import logging
 
 from ...formats.address import Address, parse_address
+from ...formats.parts import orientations
 from ...formats.slicing import Slicing
 from ...model.images import fill_missing, has_missing, open_image, real_pixels, upright
 from ..reading import NUM_TRIES, NoReadableImageError, describe, open_row
@@ -54,7 +55,7 @@ def load_folder(folder: str | Path, slicing: Slicing | None = None) -> Segmentat
         The pairs, sorted by name.
 
     Raises:
-        ValueError: If an image has no mask, or a name occurs twice.
+        ValueError: If an image has no mask, a name occurs twice, or a volume and its mask lie differently.
         FileNotFoundError: If a folder does not exist.
     """
     folders = [Path(folder) / name for name in ("images", "masks")]
@@ -71,9 +72,34 @@ def load_folder(folder: str | Path, slicing: Slicing | None = None) -> Segmentat
     if extra:
         logger.warning(f"{extra} masks in {folders[1]} have no image and are left out.")
     names = sorted(rows[0])
-    return SegmentationPairs(
+    pairs = SegmentationPairs(
         images.select([rows[0][name] for name in names]), masks.select([rows[1][name] for name in names])
     )
+    check_orientations(pairs.images["name"], pairs.annotations["name"])
+    return pairs
+
+
+def check_orientations(images: Sequence[str], masks: Sequence[str]) -> None:
+    """Refuse volumes whose masks are stored in another orientation, so that their slices show other places.
+
+    Args:
+        images: Paths and addresses of images.
+        masks: Those of their masks, in the same order.
+
+    Raises:
+        ValueError: If one lies differently, and is not turned.
+    """
+    stored = [orientations(list(names)) for names in (images, masks)]
+    if not all(stored):
+        return
+    for image, mask in zip(images, masks, strict=True):
+        paths = [parse_address(name).path for name in (image, mask)]
+        found = [volumes.get(path, "unknown") for volumes, path in zip(stored, paths, strict=True)]
+        if "unknown" not in found and found[0] != found[1]:
+            raise ValueError(
+                f"{paths[0]} is stored in the orientation {found[0]}, and its mask in {found[1]}, so that their slices"
+                " do not show the same places. Turn both, for example with --orientation RAS."
+            )
 
 
 def _by_stem(dataset: Dataset, folder: Path) -> dict[str, int]:
