@@ -13,9 +13,9 @@ from .study_runs import in_points, mean_interval
 RESULTS = Path(__file__).parent / "results" / "evidence"
 PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
 TARGETS = (
-    "Test accuracy in percent, balanced for clip art, after pre-training by `--target hog` and by `--target rgb` with the"
-    " same seeds, on the same subsets of labels: means over subsets and pre-trainings, and the difference with a 95 %"
-    " interval over the subsets."
+    "Test accuracy in percent, balanced for clip art, after pre-training by `--target hog` and by `--target rgb` with"
+    " the same seeds, on the same subsets of labels: means over subsets and pre-trainings, and the difference with a"
+    " 95 % interval over the subsets."
 )
 BEGIN, END = "<!-- written by benchmarks/evidence_page.py -->\n", "<!-- end -->\n"
 
