@@ -144,9 +144,11 @@ def test_continuing_compares_ways_on_both_sets(tiny, tmp_path, monkeypatch, caps
     rates = {way: ways[way]["trained"]["settings"]["learning_rate"] for way in continuing.WAYS}
     assert rates["full rate"] == pytest.approx(10 * rates["default"]) == pytest.approx(rates["--lora 8"])
     assert rates["a hundredth"] == pytest.approx(rates["default"] / 10)
-    assert [ways[way]["trained"]["settings"]["layer_decay"] for way in rates] == [0.8, 1, 1, 0.8, 0.8]
+    decays, factors = ([ways[way]["trained"]["settings"][key] for way in rates] for key in ("layer_decay", "new_rate"))
+    assert decays == [0.8, 0.8, 1, 1, 0.8, 0.8]
+    assert factors == [10, 1, 1, 1, 10, 1]
     # The default is what nobody set.
-    assert not {"learning_rate", "layer_decay", "lora", "train_layers"} & options["default"].keys()
+    assert not {"learning_rate", "layer_decay", "new_rate", "lora", "train_layers"} & options["default"].keys()
     monkeypatch.setattr(hf_simmim, "pretrain", None)
     capsys.readouterr()
     continuing.main([*words, "--results", str(results)])
