@@ -6,7 +6,7 @@ on the images of another set without labels by `hf-simmim pretrain --checkpoint`
 names say: by the defaults for weights that masked images did not train (a tenth of the learning rate of a pre-training
 from scratch with layer-wise decay 0.8, and all of it for the new head and mask token), with these at a tenth, too, at
 the full rate without that decay, at a hundredth of it, by adapters (`--lora`), and of the last blocks alone
-(`--train_layers`), both with what else the command chooses.
+(`--train_layers`), with what else the command chooses.
 
 Before and after, 20 nearest neighbors classify the test images of both sets by the encoder's mean-pooled output, among
 their training images. Differences are on the same test images, with 95 % intervals by a paired bootstrap. What
@@ -47,15 +47,16 @@ COMMON: dict[str, Any] = {"bf16": False, "dataloader_num_workers": 0, "disable_t
 # Of the training with labels.
 LABELED: dict[str, Any] = {"recipe": "few_labels", "per_device_train_batch_size": 64, "layer_decay": 1.0}
 PAIRS = (("fashion", "clipart"), ("clipart", "fashion"))
-BEFORE, DEFAULT = "before", "default"
+BEFORE, DEFAULT, SLOW_HEAD = "before", "default", "head at a tenth, too"
 LORA_RANK, LAST_BLOCKS = 8, 2
 # Options of each way; the default comes first, because the others' rates are multiples of its.
 WAYS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
-    "head at a tenth, too": {"new_rate": 1.0},
+    SLOW_HEAD: {"new_rate": 1.0},
     "full rate": {"layer_decay": 1.0},
     f"--lora {LORA_RANK}": {"lora": LORA_RANK},
     f"--train_layers {LAST_BLOCKS}": {"train_layers": LAST_BLOCKS},
+    f"--train_layers {LAST_BLOCKS}, {SLOW_HEAD}": {"train_layers": LAST_BLOCKS, "new_rate": 1.0},
     "a hundredth": {"layer_decay": LAYER_DECAY},
 }
 # Share of the learning rate from scratch, where a way names it.
