@@ -4,12 +4,14 @@ There are no public weights for such small images, so the weights to start from 
 parameters (color, 32 px, 16 tokens), with all labels of one image set, by `hf-simmim finetune`. They are then trained
 on the images of another set without labels by `hf-simmim pretrain --checkpoint`, in ways that differ in what their
 names say: by the defaults for weights that masked images did not train (a tenth of the learning rate of a pre-training
-from scratch, layer-wise decay 0.8), at the full rate without that decay, at a hundredth of it, by adapters (`--lora`),
-and of the last blocks alone (`--train_layers`), both with what else the command chooses.
+from scratch with layer-wise decay 0.8, and all of it for the new head and mask token), with these at a tenth, too, at
+the full rate without that decay, at a hundredth of it, by adapters (`--lora`), and of the last blocks alone
+(`--train_layers`), with what else the command chooses.
 
 Before and after, 20 nearest neighbors classify the test images of both sets by the encoder's mean-pooled output, among
-their training images. Differences are on the same test images, with 95 % intervals by a paired bootstrap. Drift is what
-`pretrain` logs: the share of nearest neighbors among validation images of the new set that have changed.
+their training images. Differences are on the same test images, with 95 % intervals by a paired bootstrap. What
+`pretrain` logs: drift, the share of nearest neighbors among validation images of the new set that have changed, and the
+masked error of these images.
 
     python -m benchmarks.ablation.fetch clipart       # once
     python -m benchmarks.continuing
@@ -45,14 +47,16 @@ COMMON: dict[str, Any] = {"bf16": False, "dataloader_num_workers": 0, "disable_t
 # Of the training with labels.
 LABELED: dict[str, Any] = {"recipe": "few_labels", "per_device_train_batch_size": 64, "layer_decay": 1.0}
 PAIRS = (("fashion", "clipart"), ("clipart", "fashion"))
-BEFORE, DEFAULT = "before", "default"
+BEFORE, DEFAULT, SLOW_HEAD = "before", "default", "head at a tenth, too"
 LORA_RANK, LAST_BLOCKS = 8, 2
 # Options of each way; the default comes first, because the others' rates are multiples of its.
 WAYS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
+    SLOW_HEAD: {"new_rate": 1.0},
     "full rate": {"layer_decay": 1.0},
     f"--lora {LORA_RANK}": {"lora": LORA_RANK},
     f"--train_layers {LAST_BLOCKS}": {"train_layers": LAST_BLOCKS},
+    f"--train_layers {LAST_BLOCKS}, {SLOW_HEAD}": {"train_layers": LAST_BLOCKS, "new_rate": 1.0},
     "a hundredth": {"layer_decay": LAYER_DECAY},
 }
 # Share of the learning rate from scratch, where a way names it.
@@ -115,7 +119,7 @@ def train_further(
     return {
         "agreement": [[entry["step"], entry[name]] for entry in result.log if name in entry],
         "loss": [[entry["step"], entry["eval_loss"]] for entry in result.log if "eval_loss" in entry],
-        "settings": {key: settings[key] for key in ("learning_rate", "layer_decay", "images_per_step")},
+        "settings": {key: settings[key] for key in ("learning_rate", "layer_decay", "new_rate", "images_per_step")},
         "target": result.model.config.target,
         "trained_parameters": trained,
         "seconds": round(time.process_time() - began, 1),
@@ -197,11 +201,12 @@ def _shares(lines: Sequence[dict[str, Any]], name: str) -> np.ndarray:
 
 def _row(way: str, ran: Sequence[dict[str, Any]], starts: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     """A row of the table: accuracies on both sets, and differences to the weights before."""
-    cells = [way, "", ""]
+    cells = [way, "", "", ""]
     if way != BEFORE:
         settings = ran[0]["trained"]["settings"]
-        agreement = np.mean([line["trained"]["agreement"][-1][1] for line in ran])
-        cells[1:] = [f"{settings['learning_rate']:g}, {settings['layer_decay']:g}", f"{100 * (1 - agreement):.0f}"]
+        rates = f"{settings['learning_rate']:g}, {settings['layer_decay']:g}, x {settings['new_rate']:g}"
+        agreement, error = (np.mean([line["trained"][key][-1][1] for line in ran]) for key in ("agreement", "loss"))
+        cells[1:] = [rates, f"{error:.3f}", f"{100 * (1 - agreement):.0f}"]
     seeds = {line["seed"] for line in ran}
     before = [line for line in starts if line["seed"] in seeds]
     for name in names:
@@ -226,20 +231,21 @@ def print_report(args: argparse.Namespace, lines: Sequence[dict[str, Any]]) -> N
         accuracies = " ".join(f"{100 * line['accuracy']:.1f}" for line in starts)
         print(f"\nFrom {source} ({SETS[source][2]}) to {target} ({SETS[target][2]})")
         print(f"Weights trained with all labels of {source}: test accuracy {accuracies} % by their classifier\n")
-        titles = [f"{target}, {args.steps:,} steps", "rate, decay", "neighbors changed, %"]
+        titles = [f"{target}, {args.steps:,} steps", "rate, decay, head", "masked error", "neighbors changed, %"]
         for name in (target, source):
             titles += [f"k-NN on {name}, %", "minus before"]
         print(f"| {' | '.join(titles)} |\n| --- | --- |{' ---: |' * (len(titles) - 2)}")
         for way, each in by_way.items():
             if each:
                 print(_row(way, each, by_way[BEFORE], (target, source)))
-        print("\nEvery run, k-NN in percent, and neighbors changed at each evaluation:")
+        print("\nEvery run, k-NN in percent, and at each evaluation neighbors changed and masked error:")
         for line in ran:
             shares = (f"{name} {100 * right.count('1') / len(right):.1f}" for name, right in line["answers"].items())
             trained = line["trained"]
             path = " ".join(f"{1 - agreement:.0%}" for _, agreement in trained.get("agreement", []))
+            errors = " ".join(f"{error:.3f}" for _, error in trained.get("loss", []))
             size = f"; {trained['trained_parameters']:,} parameters; {trained['seconds']:.0f} s" if trained else ""
-            print(f"  seed {line['seed']}, {line['way']}: {', '.join(shares)}; {path}{size}")
+            print(f"  seed {line['seed']}, {line['way']}: {', '.join(shares)}; {path}; {errors}{size}")
     seconds = sum(line.get("seconds", 0) + line.get("trained", {}).get("seconds", 0) for line in lines)
     print(
         "\nIntervals are of other test images (Wilson's; of differences a paired bootstrap), not of other trainings."

@@ -15,7 +15,7 @@ class Pretraining:
         row: Target, loss and masks.
         encoder: Config of the encoder.
         batch_size: Images a step.
-        epochs: Passes over the images.
+        epochs: Passes over the images; 0 for training from scratch.
         learning_rate: Peak learning rate of AdamW.
     """
 
@@ -27,19 +27,21 @@ class Pretraining:
 
 
 # 0.50 M parameters with the head.
-ENCODER = vit(16, 96, 4, 3)
+ENCODER, PATCH_8 = vit(16, 96, 4, 3), vit(8, 96, 4, 3)
 RGB = Pretraining(Row(16), ENCODER)
 HOG = Pretraining(Row(16, target="hog", target_options={"cell_size": 8}, loss=None), ENCODER, learning_rate=2e-3)
 NORMALIZED = Row(16, target="normalized_rgb", target_options={"window_size": 15}, loss="l2")
 PRETRAININGS: dict[str, Pretraining | None] = {
     "scratch": None,
+    # What the rows with this encoder are compared with.
+    "scratch, patch 8": replace(HOG, encoder=PATCH_8, epochs=0),
     # What `hf-simmim pretrain` did for such an encoder and 2,100 images before this search.
     "before": Pretraining(Row(32), ENCODER, batch_size=128, learning_rate=5.7e-4),
     "rgb": RGB,
     "rgb, rate 4e-3": replace(RGB, learning_rate=4e-3),
     "rgb, l2": replace(RGB, row=Row(16, loss="l2"), learning_rate=2e-3),
     "rgb, 90 epochs": replace(RGB, epochs=90, learning_rate=2e-3),
-    "rgb, patch 8, mask 8": replace(RGB, row=Row(8), encoder=vit(8, 96, 4, 3), learning_rate=2e-3),
+    "rgb, patch 8, mask 8": replace(RGB, row=Row(8), encoder=PATCH_8, learning_rate=2e-3),
     "normalized": replace(RGB, row=NORMALIZED, learning_rate=2e-3),
     "hog": HOG,
     "hog, batch 128": replace(HOG, batch_size=128),
@@ -50,5 +52,5 @@ PRETRAININGS: dict[str, Pretraining | None] = {
     "hog, cells of 4 px": replace(HOG, row=replace(HOG.row, target_options={"cell_size": 4})),
     "hog, 10 epochs": replace(HOG, epochs=10),
     "hog, 90 epochs": replace(HOG, epochs=90),
-    "hog, patch 8": replace(HOG, encoder=vit(8, 96, 4, 3)),
+    "hog, patch 8": replace(HOG, encoder=PATCH_8),
 }

@@ -57,8 +57,8 @@ def _introduction(lines: list[dict[str, Any]]) -> str:
         f" search (masks of 32 px, 128 images a step). Then the whole network is fine-tuned with 50 and with 200 labels"
         f" ({FINE_TUNE_STEPS} steps of {FINE_TUNE_BATCH}, the same crops and flips, learning rate 1e-3 for every row)."
         f" Accuracies are of {NUM_TEST_IMAGES} test images, in percent: mean and standard deviation over label subsets"
-        f" and pre-trainings, and the difference to training from scratch on the same subsets, with a 95 % interval"
-        f" (Student's t over the subsets). Probe and k-NN use frozen features and {PROBED} labels."
+        f" and pre-trainings, and the difference to training the same encoder from scratch on the same subsets, with a"
+        f" 95 % interval (Student's t over the subsets). Probe and k-NN use frozen features and {PROBED} labels."
         f"\n\n{len(lines)} runs in {seconds / 3600:.1f} hours on one core of an {about['device']}, with versions"
         f" torch {about['torch']}, transformers {about['transformers']}, Python {about['python']}. Intervals are not"
         " corrected for multiple comparisons. The settings were chosen on these sets: what they gain on others is not"
@@ -109,7 +109,8 @@ def _table(lines: list[dict[str, Any]]) -> str:
             runs = _runs(lines, row, count)
             spread = f" ± {statistics.stdev(runs.values()):.1f}" if len(runs) > 1 else ""
             cells.append(f"{statistics.fmean(runs.values()):.1f}{spread}" if runs else "not run")
-            found = difference(runs, _runs(lines, SCRATCH, count)) if row != SCRATCH else None
+            control = f"{SCRATCH}, patch 8" if "patch 8" in row else SCRATCH
+            found = difference(runs, _runs(lines, control, count)) if row != control else None
             cells.append(f"{found[0]:+.1f} ({found[0] - found[1]:+.1f} to {found[0] + found[1]:+.1f})" if found else "")
         text.append(f"| {' | '.join(cells)} |")
     return "\n".join(text)

@@ -117,7 +117,7 @@ def _run(data: ImageData, tried: Pretraining | None, keys: list[tuple[Any, ...]]
     components = (tried or RGB).row
     model = build_model(components, settings, data, pretrain_seed)
     loss = None
-    if tried is not None:
+    if tried is not None and tried.epochs:
         loss = pretrain(model, components, settings, data, pretrain_seed, torch.float32)
     seconds = round(time.perf_counter() - start, 1)
     linear, neighbors = probes(model, settings, data, 0, torch.float32)

@@ -84,3 +84,20 @@ def test_evidence_on_public_weights_continues_them_once(tmp_path, monkeypatch):
     assert "- public against from scratch, 25 labels: it helps." in page
     assert "masked pixels 25% worse than the mean color." in page
     assert (results / "clipart-color-vit-small.png").exists()
+    assert "against RGB" not in page
+
+
+def test_targets_are_compared_in_pairs():
+    def study(*values):
+        pairs = [(seed, pretraining) for seed in (0, 1) for pretraining in (0, 1)]
+        runs = [
+            {"num_labels": 25, "arm": "pre-trained", "seed": seed, "pretraining": pretraining, "value": value}
+            for (seed, pretraining), value in zip(pairs, values, strict=False)
+        ]
+        return {"runs": [*runs, runs[0] | {"arm": "from scratch", "pretraining": None, "value": 0.9}]}
+
+    results = {"a-hog": study(0.5, 0.7, 0.6, 0.8), "a-rgb": study(0.4, 0.8, 0.5), "b-hog": study(0.5)}
+    # 10 and -10 points on the first subset, 10 on the second, where the other pre-training is missing.
+    row = "| a | 25 | 60.0 | 56.7 | +5.0 (-58.5 to +68.5) | 2 of 3 |"
+    assert evidence_page.targets(results)[2:] == [row]
+    assert evidence_page.targets({"b-hog": study(0.5)}) == []

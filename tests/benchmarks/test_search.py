@@ -64,6 +64,8 @@ def tiny(monkeypatch):
     monkeypatch.setattr(study, "FINE_TUNE_STEPS", 1)
     monkeypatch.setattr(study, "PROBED", 10)
     rows = {"scratch": None, "hog": Pretraining(PRETRAININGS["hog"].row, vit(16, 16, 1, 1), batch_size=8, epochs=0.2)}
+    rows["scratch, patch 8"] = Pretraining(rows["hog"].row, vit(8, 16, 1, 1), epochs=0)
+    rows["hog, patch 8"] = Pretraining(rows["hog"].row, vit(8, 16, 1, 1), batch_size=8, epochs=0.2)
     monkeypatch.setattr(study, "PRETRAININGS", rows)
     monkeypatch.setattr(study, "ENCODER", vit(16, 16, 1, 1))
 
@@ -89,6 +91,19 @@ def test_a_killed_search_goes_on(tiny, tmp_path, monkeypatch):
     assert text.count("| surfaces | hog | 0 | 4 | 0.001 | ") == 2
     with pytest.raises(ValueError, match="has no runs yet"):
         report.write_report(tmp_path / "none.jsonl", page)
+
+
+def test_another_encoder_has_its_own_training_from_scratch(tiny, tmp_path, monkeypatch):
+    controls = []
+    monkeypatch.setattr(report, "difference", lambda runs, scratch: controls.append(scratch))
+    results, page = tmp_path / "search.jsonl", tmp_path / "search.md"
+    rows = ["scratch", "scratch, patch 8", "hog, patch 8"]
+    words = ["--sets", "surfaces", "--rows", *rows, "--labels", "4", "--seeds", "0", "1"]
+    search.main([*words, "--results", str(results), "--report", str(page)])
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [line["steps"] for line in lines if line["seed"] is None] == [0, 0, 1]
+    own = {(line["seed"], 0): 100 * line["accuracy"] for line in lines[3:6] if line["seed"] is not None}
+    assert controls == [own]
 
 
 def test_differences_are_of_the_same_label_subsets():

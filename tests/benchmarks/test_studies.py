@@ -124,7 +124,8 @@ def test_a_killed_study_of_stopping_goes_on(tiny, tmp_path, monkeypatch, capsys)
 def test_continuing_compares_ways_on_both_sets(tiny, tmp_path, monkeypatch, capsys):
     pytest.importorskip("peft")
     monkeypatch.setattr(continuing, "LAST_BLOCKS", 1)
-    monkeypatch.setitem(continuing.WAYS, "--train_layers 2", {"train_layers": 1})
+    for way in [way for way in continuing.WAYS if "--train_layers" in way]:
+        monkeypatch.setitem(continuing.WAYS, way, continuing.WAYS[way] | {"train_layers": 1})
     monkeypatch.setattr(continuing, "write_folders", lambda name, folder: write_folders(name, folder, 5))
     results = tmp_path / "continuing.jsonl"
     words = ["--sources", "clipart", "--epochs", "1", "--steps", "2", "--evaluations", "1", "--folder", str(tmp_path)]
@@ -144,9 +145,11 @@ def test_continuing_compares_ways_on_both_sets(tiny, tmp_path, monkeypatch, caps
     rates = {way: ways[way]["trained"]["settings"]["learning_rate"] for way in continuing.WAYS}
     assert rates["full rate"] == pytest.approx(10 * rates["default"]) == pytest.approx(rates["--lora 8"])
     assert rates["a hundredth"] == pytest.approx(rates["default"] / 10)
-    assert [ways[way]["trained"]["settings"]["layer_decay"] for way in rates] == [0.8, 1, 1, 0.8, 0.8]
+    decays, factors = ([ways[way]["trained"]["settings"][key] for way in rates] for key in ("layer_decay", "new_rate"))
+    assert decays == [0.8, 0.8, 1, 1, 0.8, 0.8, 0.8]
+    assert factors == [10, 1, 1, 1, 10, 1, 1]
     # The default is what nobody set.
-    assert not {"learning_rate", "layer_decay", "lora", "train_layers"} & options["default"].keys()
+    assert not {"learning_rate", "layer_decay", "new_rate", "lora", "train_layers"} & options["default"].keys()
     monkeypatch.setattr(hf_simmim, "pretrain", None)
     capsys.readouterr()
     continuing.main([*words, "--results", str(results)])

@@ -59,18 +59,26 @@ def test_rates_are_low_for_weights_of_another_model_unless_they_are_set(photos, 
     trainer = build(photos, tmp_path / "low", stock)
     assert trainer.args.learning_rate == pytest.approx(0.1 * 2e-4 * 8 / 512, rel=1e-2)
     assert trainer.args.layer_decay == 0.8
-    groups = {group["name"]: group for group in trainer.create_optimizer().param_groups}
+    groups = trainer.create_optimizer().param_groups
+    assert groups[0]["lr"] == trainer.args.learning_rate  # as it is logged
     names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
-    rates = {names[id(part)]: group["lr_scale"] for group in groups.values() for part in group["params"]}
-    assert rates["head.projection.weight"] == 1
-    # Stock weights have none, so it is new.
-    assert rates["simmim.encoder.embeddings.mask_token"] == 1
-    assert rates["simmim.encoder.embeddings.patch_embeddings.projection.weight"] == pytest.approx(0.8**3)
+    rates = {names[id(part)]: group["lr"] for group in groups for part in group["params"]}
+    # Stock weights have neither, so both have the rate of a training from scratch.
+    assert rates["head.projection.weight"] == pytest.approx(2e-4 * 8 / 512, rel=1e-2)
+    assert rates["simmim.encoder.embeddings.mask_token"] == rates["head.projection.bias"]
+    assert rates["simmim.encoder.layernorm.weight"] == trainer.args.learning_rate
+    lowest = rates["simmim.encoder.embeddings.patch_embeddings.projection.weight"]
+    assert lowest == pytest.approx(0.8**3 * trainer.args.learning_rate)
+    trainer = build(photos, tmp_path / "own_rate", stock, new_rate=3)
+    groups = trainer.create_optimizer().param_groups
+    assert groups[-1]["lr"] == pytest.approx(3 * groups[0]["lr"])
     trainer = build(photos, tmp_path / "set", stock, base_learning_rate=1e-3, layer_decay=1)
     assert (trainer.args.learning_rate, trainer.args.layer_decay) == (pytest.approx(1e-3 * 8 / 512), 1)
+    assert trainer.args.new_rate == 1
     SimMIMForMaskedImageModeling.from_encoder(stock).save_pretrained(tmp_path / "own")
     trainer = build(photos, tmp_path / "second", tmp_path / "own", max_steps=1)
     assert (trainer.args.learning_rate, trainer.args.layer_decay) == (pytest.approx(2e-4 * 8 / 512), 1)
+    assert trainer.args.new_rate == 1
 
 
 def test_rates_without_a_batch_size_are_those_of_the_checkpoints_encoder(photos, stock, tmp_path):
@@ -88,16 +96,26 @@ def test_resumed_runs_keep_their_rates(photos, stock, tmp_path, capsys, caplog):
     settings = {"encoder": None, "checkpoint": stock, "learning_rate": None, "max_steps": 4, "save_steps": 2}
     settings |= {"save_strategy": "steps", "eval_strategy": "no"}
     pretrain.COMMAND.main(options(photos, tmp_path, **settings))
-    assert "layer_decay    0.8: masked images did not train these weights" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "layer_decay    0.8: masked images did not train these weights" in printed
+    assert "new_rate       10.0: " in printed
     trainer = build(photos, tmp_path, stock, max_steps=6)
     assert (trainer.args.learning_rate, trainer.args.layer_decay) == (pytest.approx(3.13e-7), 0.8)
+    assert trainer.args.new_rate == 10
     assert "keeps its learning rate" not in caplog.text
+    with pytest.raises(ValueError, match="another new_rate: 10.0 before, 2.0 now"):
+        build(photos, tmp_path, stock, max_steps=6, new_rate=2)
+    # As an older version wrote it, which trained the head at the rate of the encoder.
+    run = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({key: run[key] for key in run if key != "new_rate"}))
+    assert build(photos, tmp_path, stock, max_steps=6).args.new_rate == 1
     # As an older version wrote it, which trained everything at the full rate.
     run = json.loads((tmp_path / "run.json").read_text())
     run = {key: value for key, value in run.items() if key != "layer_decay"} | {"learning_rate": 1e-3, "chosen": {}}
     (tmp_path / "run.json").write_text(json.dumps(run))
     trainer = build(photos, tmp_path, stock, max_steps=6)
     assert (trainer.args.learning_rate, trainer.args.layer_decay) == (1e-3, 1)
+    assert trainer.args.new_rate == 1
 
 
 def test_only_the_last_blocks_are_trained(photos, stock, tmp_path):
@@ -161,6 +179,7 @@ def test_what_adapters_cannot_do_is_refused(photos, stock, tmp_path, monkeypatch
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else find(name))
     for setting, message in (
         ({"lora": 0}, "lora=0 must be a rank of 1 or more"),
+        ({"new_rate": 0}, "new_rate=0.0 must be above 0"),
         ({"lora": 2, "train_layers": 1}, "exclude each other"),
         ({"lora": 2}, r"needs peft. Run: pip install 'hf-simmim\[peft\]'"),
     ):

@@ -179,6 +179,20 @@ def test_every_trained_parameter_is_in_one_group():
         assert groups[0]["lr"] == 1.0
 
 
+def test_what_is_new_can_have_a_rate_of_its_own():
+    model = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=vit_config()))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for layer_decay in (1.0, 0.7):
+        groups = parameter_groups(model, 0.5, 0.05, layer_decay, full_rate=("mask_token",), new_factor=10)
+        new = [group for group in groups if group["name"].startswith("new_")]
+        assert groups[-len(new) :] == new
+        assert {group["lr"] for group in new} == {5.0}
+        found = {names[id(parameter)] for group in new for parameter in group["params"]}
+        assert found == {name for name in names.values() if name.startswith("head.") or name.endswith("mask_token")}
+        assert (groups[0]["lr"], len(groups) - len(new)) == (0.5, 2 if layer_decay == 1 else 7)
+        assert sum(len(group["params"]) for group in groups) == len(names)
+
+
 def test_wrapped_models_keep_their_rates():
     model = SimMIMForImageClassification(SimMIMConfig(encoder_config=swin_config()))
     expected = [group["name"] for group in parameter_groups(model, 1.0, 0.05, 0.7)]

@@ -53,6 +53,7 @@ def create_optimizer(
     layer_decay: float = 1.0,
     official: bool = True,
     full_rate: Collection[str] = (),
+    new_factor: float = 1.0,
 ) -> torch.optim.Optimizer:
     """Create the optimizer of `create_optimizers`.
 
@@ -62,6 +63,7 @@ def create_optimizer(
         layer_decay: As in `parameter_groups`.
         official: As in `parameter_groups`.
         full_rate: As in `parameter_groups`.
+        new_factor: As in `parameter_groups`.
 
     Returns:
         The optimizer.
@@ -70,9 +72,8 @@ def create_optimizer(
         ValueError: If `layer_decay` is out of range.
     """
     optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)  # type: ignore[arg-type]
-    return optimizer_class(
-        parameter_groups(model, options["lr"], arguments.weight_decay, layer_decay, official, full_rate), **options
-    )
+    decays = (arguments.weight_decay, layer_decay, official)
+    return optimizer_class(parameter_groups(model, options["lr"], *decays, full_rate, new_factor), **options)
 
 
 def parameter_groups(
@@ -82,6 +83,7 @@ def parameter_groups(
     layer_decay: float = 1.0,
     official: bool = True,
     full_rate: Collection[str] = (),
+    new_factor: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Group trained parameters by depth, each group with its own learning rate.
 
@@ -96,10 +98,12 @@ def parameter_groups(
         official: As in `decay_parameter_names`.
         full_rate: Last parts of the names of parameters that get the full rate wherever they are, such as those that
             are new.
+        new_factor: Factor of the rate of the head and the decoder of a pre-training and of what `full_rate` names. If
+            it is not 1, these are groups of their own at the end.
 
     Returns:
         Groups for a torch optimizer, from the heads down, with the keys `params`, `lr`, `lr_scale`, `weight_decay` and
-        `name`, such as `layer_3_decay`.
+        `name`, such as `layer_3_decay` or `new_decay`.
 
     Raises:
         ValueError: If `layer_decay` is out of range.
@@ -110,17 +114,19 @@ def parameter_groups(
         raise ValueError(f"layer_decay={layer_decay} must be in (0, 1], such as 0.9 for Swin-B.")
     decayed = set(decay_parameter_names(model, official))
     depths, top = _depths(model) if layer_decay < 1 else ({}, 0)
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    groups: dict[tuple[bool, int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         is_full = _plain(name).rpartition(".")[2] in full_rate
         depth, has_decay = top if is_full else _depth_of(_plain(name), depths, top), name in decayed
-        scale = layer_decay ** (top - depth)
+        is_new = new_factor != 1 and (is_full or _plain(name).startswith(("head.", "decoder.")))
+        scale = new_factor if is_new else layer_decay ** (top - depth)
         group = groups.setdefault(
-            (depth, has_decay),
+            # Trainer logs the rate of the first group.
+            (not is_new, depth, has_decay),
             {
-                "name": f"layer_{depth}_{'decay' if has_decay else 'no_decay'}",
+                "name": f"{'new' if is_new else f'layer_{depth}'}_{'decay' if has_decay else 'no_decay'}",
                 "params": [],
                 "lr": learning_rate * scale,
                 "lr_scale": scale,

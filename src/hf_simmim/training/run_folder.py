@@ -29,7 +29,7 @@ VOLATILE_KEYS = ("architectures", "dtype", "transformers_version", "_name_or_pat
 # of the checkpoint as well, but it may be computed from the number of processes, which may change.
 FIXED_OPTIONS = (
     *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "official", "layer_decay"),
-    *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    *("new_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
 )
 
 

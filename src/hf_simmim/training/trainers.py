@@ -543,19 +543,19 @@ class SimMIMTrainer(RunTrainer):
         return torch.stack([torch.stack(figure, dim=1) for figure in figures], dim=1)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Create the optimizer as Trainer does, with the argument `layer_decay` if there is one.
+        """Create the optimizer as Trainer does, with the arguments `layer_decay` and `new_rate` if there are any.
 
         Args:
             model: The model if it is another than the trainer's, such as a sharded one.
 
         Returns:
-            The optimizer. Mask tokens, which weights of another model do not have, get the full learning rate.
+            The optimizer. Mask tokens, which weights of another model do not have, get the rate of the head.
         """
-        decay = getattr(self.args, "layer_decay", None) or 1.0
-        if self.optimizer is None and decay < 1:
+        decay, factor = getattr(self.args, "layer_decay", None) or 1.0, getattr(self.args, "new_rate", None) or 1.0
+        if self.optimizer is None and (decay < 1 or factor != 1):
             trained: Any = self.model if model is None else model
             official = getattr(self.args, "official", True)
-            self.optimizer = create_optimizer(trained, self.args, decay, official, full_rate=("mask_token",))
+            self.optimizer = create_optimizer(trained, self.args, decay, official, ("mask_token",), factor)
         return super().create_optimizer(model)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:

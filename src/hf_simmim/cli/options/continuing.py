@@ -1,5 +1,6 @@
 """Options of pre-training that continues from weights, and their defaults for weights of another model."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,13 @@ class ContinuingArguments:
             " learning rate, where --checkpoint is a model that masked images did not train."
         },
     )
+    new_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Factor of the learning rate for the head and the mask token. If unset, 1; but 10, which makes it"
+            " that of a training from scratch, where --checkpoint lowers the learning rate to a tenth."
+        },
+    )
     train_layers: int | None = field(
         default=None,
         metadata={
@@ -49,6 +57,8 @@ class ContinuingArguments:
     def __post_init__(self):
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay} must be in (0, 1], such as 0.8, or 1 for none.")
+        if self.new_rate is not None and not 0 < self.new_rate < math.inf:
+            raise ValueError(f"new_rate={self.new_rate} must be above 0, such as 10, or 1 for the rate of all.")
         if self.train_layers is not None and self.train_layers < 1:
             raise ValueError(f"train_layers={self.train_layers} must be 1 or more, or unset to train all.")
         if self.lora is not None and self.lora < 1:
@@ -114,6 +124,8 @@ def settle_rates(
         if arguments.layer_decay is None:
             # Older versions had none.
             arguments.layer_decay = before.get("layer_decay") or 1.0
+        if arguments.new_rate is None:
+            arguments.new_rate = before.get("new_rate") or 1.0
         if is_open and "learning_rate" in automatic.before:
             automatic.set(arguments, "learning_rate", Choice(arguments.learning_rate, ""))
         return
@@ -124,6 +136,11 @@ def settle_rates(
         if is_low:
             arguments.layer_decay = LAYER_DECAY
             automatic.choices["layer_decay"] = Choice(LAYER_DECAY, "masked images did not train these weights")
+    if arguments.new_rate is None:
+        arguments.new_rate = 1.0
+        if is_low and is_open:
+            arguments.new_rate = 1 / RATE_SHARE
+            automatic.choices["new_rate"] = Choice(arguments.new_rate, "head and mask token begin from nothing")
     if is_low and is_open:
         rate = float(f"{RATE_SHARE * arguments.learning_rate:.3g}")
         arguments.learning_rate = rate

@@ -129,6 +129,7 @@ def render_training(trainer: Any, config: Any, facts: CardFacts) -> ModelCard:
             "initial weights": facts.base_model or origin.checkpoint or "random",
             **optimization_table(arguments, num_steps),
             "layer-wise decay": layer_decay(arguments),
+            "head and mask token": new_rate(arguments),
             **facts.training_rows,
             **hardware_table(trainer, facts.time),
             "speed": facts.speed,
@@ -365,6 +366,12 @@ def layer_decay(arguments: Any) -> str | None:
     if not decay or decay == 1:
         return None
     return f"{decay:g}, factor of the learning rate from each layer to the one below"
+
+
+def new_rate(arguments: Any) -> str | None:
+    """Rate of the head and the mask token, if it is another."""
+    factor = getattr(arguments, "new_rate", None)
+    return None if not factor or factor == 1 else f"{factor:g} times the learning rate"
 
 
 def session_time(trainer: Any) -> str | None:
