@@ -92,6 +92,21 @@ def scaling() -> list[str]:
     ]
 
 
+def trainings() -> list[str]:
+    """Whole trainings against the way of run_mim.py."""
+    lines = ["| training, batch, dtype | photos | images/s, ours and run_mim | times as fast (min to max) | machine |"]
+    lines.append("| --- | --- | ---: | ---: | --- |")
+    for result in newest("end_to_end", "encoder", "image_size", "batch_size", "bf16", "photos", "device"):
+        row, dtype = result["images_per_second"]["steps"], "bfloat16" if result["bf16"] else "float32"
+        spread = row["ratio"]
+        lines.append(
+            f"| {result['encoder']}, {result['batch_size']}, {dtype} | {result['photos']} |"
+            f" {row['ours']:.1f}, {row['run_mim']:.1f} | {spread['median']:.2f} ({spread['min']:.2f} to"
+            f" {spread['max']:.2f}) | {machine_of(result)} |"
+        )
+    return lines
+
+
 def imports() -> list[str]:
     """Time of the import."""
     lines = []
@@ -107,7 +122,7 @@ def imports() -> list[str]:
 
 def page() -> str:
     """What stands in docs/measured.md between its marks."""
-    parts = [steps(), profiles(), scaling(), imports()]
+    parts = [steps(), profiles(), trainings(), scaling(), imports()]
     return "\n" + "\n\n".join("\n".join(part) for part in parts if part) + "\n\n"
 
 
