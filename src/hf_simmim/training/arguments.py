@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, ClassVar
 
-from torch import distributed
+from torch import accelerator, distributed
 from transformers import SchedulerType, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -218,6 +218,8 @@ class SimMIMTrainingArguments(TrainingArguments):
         if self.metric_for_best_model is not None and self.greater_is_better is None:
             # transformers takes everything for better where it is greater, but losses.
             self.greater_is_better = not self.metric_for_best_model.endswith(ERRORS)
+        # Otherwise transformers asks for use_cpu, where there is nothing else.
+        self.use_cpu = self.use_cpu or (self.bf16 and not accelerator.is_available())
         self._start_processes()
         super().__post_init__()
         if self.fp16 and self.device.type == "cpu":
