@@ -219,6 +219,7 @@ def test_a_training_uses_what_its_options_say(photos, tmp_path, monkeypatch):
         (["compile_blocks", "torch_compile"], "exclude each other"),
         (["recompute_activations", "compile_blocks"], "nothing beside compile_blocks"),
         (["recompute_activations", "gradient_checkpointing"], "computes everything again"),
+        (["recompute_activations", "activation_checkpointing"], "computes everything again"),
     ],
 )
 def test_options_that_exclude_each_other_are_refused(photos, tmp_path, names, message):

@@ -235,11 +235,12 @@ class SimMIMTrainingArguments(TrainingArguments):
             raise ValueError("compile_blocks and torch_compile exclude each other. Leave one out.")
         reasons = {
             "gradient_checkpointing": "which computes everything again",
+            "activation_checkpointing": "which computes everything again",
             "torch_compile": "which chooses by itself what it computes again",
             "compile_blocks": "which chooses by itself what it computes again",
         }
         for name, reason in reasons.items():
-            if self.recompute_activations and getattr(self, name):
+            if self.recompute_activations and getattr(self, name, False):
                 raise ValueError(f"recompute_activations does nothing beside {name}, {reason}. Leave one out.")
 
     def _start_processes(self) -> None:
