@@ -180,6 +180,7 @@ def test_pre_trained_weights_and_the_control(script, scenes, checkpoint, tmp_pat
         trainer, _ = script.build_trainer(*parsed)
         assert torch.equal(trainer.model.state_dict()[f"backbone.{table}"], pretrained[table]) == (not flags)
         assert trainer.model.backbone.is_gradient_checkpointing
+        assert trainer.train().global_step > 0
         rates = {round(group["lr_scale"], 3) for group in trainer.optimizer.param_groups}
         assert rates == {1.0}
 

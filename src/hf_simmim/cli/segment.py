@@ -464,9 +464,9 @@ def build_trainer(
     model = build_model(config, model_arguments, labels)
     begin_run(arguments, settings)
     if arguments.gradient_checkpointing:
-        # UperNet itself does not support it.
+        # UperNet itself does not support it, which Trainer asks by the newer name where there is one.
         model.backbone.gradient_checkpointing_enable(arguments.gradient_checkpointing_kwargs)
-        arguments.gradient_checkpointing = False
+        arguments.gradient_checkpointing = arguments.activation_checkpointing = False
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     train_dataset = SegmentationDataset(
         *(train, labels, pixels, data.side, data.crop, seed, data.scales, data.max_class_share)
