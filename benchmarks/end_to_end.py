@@ -8,7 +8,7 @@ way. The rate of steps is that after the first of them; that of the command coun
 such as imports and a first look at the images, and so depends on the number of steps. Requires scikit-image.
 
     python benchmarks/end_to_end.py
-    python benchmarks/end_to_end.py --size 4000 3000 --encoder swin-mini --image_size 96 --bf16
+    python benchmarks/end_to_end.py --size 4000 3000 --bf16
 """
 
 import argparse
@@ -24,12 +24,13 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import load_dataset
-from loading_speed import MEAN, STD, make_files
+from loading_speed import like_torchvision, make_files
 from measuring import alternate, machine, ratio, write_result
 from PIL import Image
 from transformers import SwinConfig, SwinForMaskedImageModeling, Trainer, TrainerCallback, TrainingArguments
 
 from hf_simmim import ENCODER_PRESETS
+from hf_simmim.data.transforms import Box
 
 MASK_PATCH, MASK_RATIO = 32, 0.6
 SCALE, ASPECT = (0.67, 1.0), (3 / 4, 4 / 3)
@@ -46,7 +47,7 @@ def random_crop(image: Image.Image, size: int) -> torch.Tensor:
         float32 tensor of shape (3, size, size).
     """
     width, height = image.size
-    box = (0, 0, width, height)
+    box: Box = (0, 0, width, height)
     for _ in range(10):
         area = width * height * float(torch.empty(1).uniform_(*SCALE))
         aspect = float(torch.exp(torch.empty(1).uniform_(float(np.log(ASPECT[0])), float(np.log(ASPECT[1])))))
@@ -55,11 +56,7 @@ def random_crop(image: Image.Image, size: int) -> torch.Tensor:
             top, left = (int(torch.randint(0, limit + 1, ())) for limit in (height - high, width - wide))
             box = (left, top, left + wide, top + high)
             break
-    image = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
-    if torch.rand(1) < 0.5:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
-    return pixels.sub(MEAN).div(STD)
+    return like_torchvision(image, box, (size, size), bool(torch.rand(()) < 0.5))
 
 
 def random_mask(side: int, patch_size: int) -> torch.Tensor:
@@ -82,8 +79,6 @@ class PrintSteps(TrainerCallback):
 def train_as_run_mim(args: argparse.Namespace) -> None:
     """Train as transformers' run_mim.py does."""
     settings = ENCODER_PRESETS[args.encoder] | {"image_size": args.image_size, "encoder_stride": 32}
-    if args.window_size:
-        settings["window_size"] = args.window_size
     config = SwinConfig(**{key: value for key, value in settings.items() if key != "model_type"})
     images = load_dataset("imagefolder", data_dir=str(args.worker), split="train")
 
@@ -147,7 +142,6 @@ def main() -> None:
     swins = [name for name in ENCODER_PRESETS if name.startswith("swin-")]
     parser.add_argument("--encoder", choices=swins, default="swin-tiny", help="default: %(default)s")
     parser.add_argument("--image_size", type=int, default=192, help="side in pixels (default: %(default)s)")
-    parser.add_argument("--window_size", type=int, help="the encoder's if unset; the commands choose one that fits")
     parser.add_argument("--size", type=int, nargs=2, default=[1280, 960], help="width and height of the photos")
     parser.add_argument("--batch_size", type=int, default=16, help="images per step (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=12, help="steps of a training (default: %(default)s)")
@@ -170,21 +164,10 @@ def main() -> None:
         shared = ["--per_device_train_batch_size", args.batch_size, "--max_steps", args.steps]
         shared += ["--dataloader_num_workers", args.workers, "--bf16", args.bf16, "--image_size", args.image_size]
         ours = [sys.executable, "-m", "hf_simmim", "pretrain", "--train_dir", photos, "--output_dir", f"{root}/run"]
-        ours += [
-            "--encoder",
-            args.encoder,
-            *shared,
-            "--restart",
-            "true",
-            "--holdout",
-            0,
-            "--mask_patch_size",
-            MASK_PATCH,
-        ]
+        ours += ["--encoder", args.encoder, "--restart", "true", "--holdout", 0, "--mask_patch_size", MASK_PATCH]
+        ours += shared
         ours += ["--eval_strategy", "no", "--save_strategy", "no", "--logging_steps", 1, "--disable_tqdm", "true"]
         ours += ["--use_cpu", args.device == "cpu"]
-        if args.window_size:
-            ours += ["--window_size", args.window_size]
         theirs = [sys.executable, __file__, *sys.argv[1:], "--worker", photos]
         found: dict[str, list[tuple[float, float]]] = {"ours": [], "run_mim": []}
 

@@ -62,15 +62,20 @@ def read_ours(decoder: str, file: bytes, seed: int) -> torch.Tensor:
     return as_tensor(array[:, ::-1] if is_flipped else array)
 
 
-def read_peer(file: bytes, seed: int) -> torch.Tensor:
-    """Read like torchvision's transforms."""
-    image = Image.open(io.BytesIO(file)).convert("RGB")
-    box, is_flipped = draw((image.height, image.width), seed)
-    image = image.crop(tuple(round(edge) for edge in box)).resize(TARGET[::-1], Image.Resampling.BILINEAR)
+def like_torchvision(image: Image.Image, box: Box, size: tuple[int, int], is_flipped: bool) -> torch.Tensor:
+    """What torchvision's transforms make of a crop (left, top, right, bottom): a normalized tensor (3, H, W)."""
+    image = image.crop(tuple(round(edge) for edge in box)).resize(size[::-1], Image.Resampling.BILINEAR)
     if is_flipped:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
     return pixels.sub(MEAN).div(STD)
+
+
+def read_peer(file: bytes, seed: int) -> torch.Tensor:
+    """Read like torchvision's transforms."""
+    image = Image.open(io.BytesIO(file)).convert("RGB")
+    box, is_flipped = draw((image.height, image.width), seed)
+    return like_torchvision(image, box, TARGET, is_flipped)
 
 
 def images_per_second(read: Callable[[bytes, int], object], files: list[bytes], seconds: float) -> float:

@@ -167,7 +167,7 @@ class SimMIMTrainingArguments(TrainingArguments):
     recompute_activations: bool = field(
         default=False,
         metadata={
-            "help": "Compute again for the gradients what takes no product with weights: less memory for a little time."
+            "help": "Compute again for the gradients what takes no product with weights: less memory for some time."
         },
     )
     save_code: bool = field(
