@@ -65,7 +65,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     files = [*PACKAGE.rglob("*.py"), *recipes, PACKAGE / "py.typed"]
     sources = {f"hf_simmim/{path.relative_to(PACKAGE).as_posix()}" for path in files}
     assert len(recipes) > 10
-    assert names == sources | {"hf_simmim/hub/model_card_template.md", "hf_simmim_cli.py"}
+    assert names == sources | {"hf_simmim/hub/model_card_template.md"}
     template = wheel.read("hf_simmim/hub/model_card_template.md").decode()
     assert template == template_path().read_text()
 

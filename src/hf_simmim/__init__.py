@@ -4,28 +4,23 @@ Models, config and image processor, which the Auto classes of transformers know 
 commands as Python calls.
 """
 
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForMaskedImageModeling,
-)
-from transformers.utils import is_torchvision_available
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from .calls import audit, compare, embed, finetune, pack, plan, predict, pretrain, probe, reconstruct, replay, segment
-from .formats.readers import register_readers
-from .model import masking
-from .model.configuration_simmim import ENCODER_PRESETS, SimMIMConfig
-from .model.image_processing_simmim import SimMIMImageProcessor, SimMIMImageProcessorPil
-from .model.modeling_base import SimMIMModel, SimMIMModelOutput, SimMIMPreTrainedModel
-from .model.modeling_simmim import (
-    SimMIMBackbone,
-    SimMIMForImageClassification,
-    SimMIMForMaskedImageModeling,
-    SimMIMMaskedImageModelingOutput,
-)
+from .registration import register_when_imported
+
+if TYPE_CHECKING:
+    from .model import masking
+    from .model.configuration_simmim import ENCODER_PRESETS, SimMIMConfig
+    from .model.image_processing_simmim import SimMIMImageProcessor, SimMIMImageProcessorPil
+    from .model.modeling_base import SimMIMModel, SimMIMModelOutput, SimMIMPreTrainedModel
+    from .model.modeling_simmim import (
+        SimMIMBackbone,
+        SimMIMForImageClassification,
+        SimMIMForMaskedImageModeling,
+        SimMIMMaskedImageModelingOutput,
+    )
 
 __version__ = "0.1.0"
 
@@ -56,15 +51,33 @@ __all__ = [
     "segment",
 ]
 
-register_readers()
+# Where the names are that need torch, which is imported with the first of them.
+_MODULES = {
+    "configuration_simmim": ("ENCODER_PRESETS", "SimMIMConfig"),
+    "image_processing_simmim": ("SimMIMImageProcessor", "SimMIMImageProcessorPil"),
+    "modeling_base": ("SimMIMModel", "SimMIMModelOutput", "SimMIMPreTrainedModel"),
+    "modeling_simmim": (
+        "SimMIMBackbone",
+        "SimMIMForImageClassification",
+        "SimMIMForMaskedImageModeling",
+        "SimMIMMaskedImageModelingOutput",
+    ),
+}
+_PLACES = {name: module for module, names in _MODULES.items() for name in names}
 
-_processors: dict[str, type] = {"pil": SimMIMImageProcessorPil}
-if is_torchvision_available():
-    _processors["torchvision"] = SimMIMImageProcessor
 
-AutoConfig.register(SimMIMConfig.model_type, SimMIMConfig)
-AutoModel.register(SimMIMConfig, SimMIMModel)
-AutoBackbone.register(SimMIMConfig, SimMIMBackbone)
-AutoModelForImageClassification.register(SimMIMConfig, SimMIMForImageClassification)
-AutoModelForMaskedImageModeling.register(SimMIMConfig, SimMIMForMaskedImageModeling)
-AutoImageProcessor.register(SimMIMConfig, image_processor_classes=_processors)
+def __getattr__(name: str) -> Any:
+    if name == "masking":
+        return importlib.import_module(".model.masking", __name__)
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f".model.{_PLACES[name]}", __name__), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_when_imported()

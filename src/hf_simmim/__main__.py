@@ -1,15 +1,11 @@
-"""The command line: `hf-simmim NAME ...`, or `python -m hf_simmim NAME ...` for `accelerate launch -m`.
-
-`hf-simmim` starts in `hf_simmim_cli`, which answers what needs no torch without importing this package.
-"""
+"""The command line: `hf-simmim NAME ...`, or `python -m hf_simmim NAME ...` for `accelerate launch -m`."""
 
 import importlib
 import sys
 from collections.abc import Sequence
 
-from hf_simmim_cli import answered
-
-from .cli.recipes import CommandError
+from . import __version__
+from .cli.options.names import answered
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -22,19 +18,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: If there is no such command, or it cannot be done; the message says why and what to do.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not answered(argv):
-        run(argv)
+    # What needs no torch is answered without importing it.
+    if answered(argv, __version__):
+        return
+    from .cli.recipes import CommandError
 
-
-def run(argv: Sequence[str]) -> None:
-    """Run a command whose names were checked.
-
-    Args:
-        argv: Name of the command and its options.
-
-    Raises:
-        SystemExit: If it cannot be done; the message says why and what to do.
-    """
     try:
         # Only the one that is asked for: each brings the libraries that it needs.
         command = importlib.import_module(f".cli.{argv[0]}", __package__).COMMAND

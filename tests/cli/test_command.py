@@ -8,14 +8,13 @@ import subprocess
 import sys
 
 import pytest
-from paths import PACKAGE
 
 import hf_simmim
-import hf_simmim_cli
 from hf_simmim.__main__ import main
 from hf_simmim.cli import COMMANDS
 from hf_simmim.cli.command import Command, CommandError
 from hf_simmim.cli.convert import ConvertArguments
+from hf_simmim.cli.options import names
 
 
 def help_of(capsys, *words) -> str:
@@ -86,12 +85,13 @@ def test_mistakes_are_one_line(words, message):
 )
 def test_mistakes_and_help_need_no_torch(words, answer):
     code = f"""
-import sys, hf_simmim_cli
+import sys
+from hf_simmim.__main__ import main
 try:
-    hf_simmim_cli.main({words})
+    main({words})
 except SystemExit as error:
     print(error)
-print({{"torch", "transformers", "numpy", "hf_simmim"}} & set(sys.modules))
+print({{"torch", "transformers", "numpy"}} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer in done.stdout
@@ -102,15 +102,15 @@ print({{"torch", "transformers", "numpy", "hf_simmim"}} & set(sys.modules))
 def test_no_option_is_refused_that_the_parser_takes(name):
     """The options as text, which are checked first, are those of the parser."""
     command = importlib.import_module(f"hf_simmim.cli.{name}").COMMAND
-    assert hf_simmim_cli.option_names(PACKAGE, name) == command.option_names()
+    assert names.option_names(name) == command.option_names()
     options = {option for action in command._parser()._actions for option in action.option_strings}
-    assert not hf_simmim_cli.answered([name, *(options - {"-h", "--help"})])
+    assert not names.answered([name, *(options - {"-h", "--help"})], "0")
 
 
-@pytest.mark.parametrize("other", hf_simmim_cli.OTHER_NAMES)
+@pytest.mark.parametrize("other", names.OTHER_NAMES)
 def test_every_other_name_leads_to_an_option(other):
     commands = [importlib.import_module(f"hf_simmim.cli.{name}").COMMAND.option_names() for name in COMMANDS]
-    for name in hf_simmim_cli.OTHER_NAMES[other]:
+    for name in names.OTHER_NAMES[other]:
         assert any(name in options and other not in options for options in commands), name
 
 

@@ -23,14 +23,13 @@ from safetensors import SafetensorError
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
-from hf_simmim_cli import nearest
-
 from ..data.reading import NoReadableImageError
 from ..hub.provenance import safe_command
 from ..training.agreement import num_processes
 from ..training.arguments import SimMIMTrainingArguments
 from ..training.run_lock import unlock_runs
 from ..training.saving.checkpoints import TrainingStoppedError
+from .options.names import nearest
 from .recipes import CommandError, options_of, recipe_names, recipe_options
 
 PROGRAM = "hf-simmim"

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from hf_simmim_cli import nearest, no_recipe
+from .options.names import nearest, no_recipe
 
 RECIPE_FILES = Path(__file__).parent / "recipe_files"
 

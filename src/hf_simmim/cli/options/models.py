@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from hf_simmim_cli import nearest
-
 from ...checkpoints.loading import load_config
 from ...model.configuration_simmim import ENCODER_PRESETS, SimMIMConfig
 from ...model.modeling_base import SimMIMModel
+from .names import nearest
 
 TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -1,20 +1,19 @@
-"""The command line before anything heavy is imported: help, version, and mistakes that need no torch to be seen.
+"""Names of commands, options and recipes, before anything heavy is imported: help, version, and mistakes in names.
 
-`import hf_simmim` registers models with transformers and so takes seconds. This module stands beside the package, for a
-module within it could not be imported without it, and reads what it must know from the package's text: the names of
-commands from `cli/__init__.py`, their options from the dataclasses that `COMMAND` names, and those of TrainingArguments
-from the installed transformers. It refuses only what the command's own parser would refuse too.
+Torch takes seconds to import. So the options are read from the text of the package, from the dataclasses that `COMMAND`
+names, and those of TrainingArguments from the text of the installed transformers. Only what the command's own parser
+would refuse too is refused.
 """
 
 import ast
 import difflib
-import importlib
 import importlib.util
-import re
-import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from .. import COMMANDS
+
+PACKAGE = Path(__file__).parents[2]
 HELP = """hf-simmim {version}: pre-train a vision backbone on your own images, and use it.
 
 usage: hf-simmim COMMAND [options]
@@ -103,25 +102,12 @@ def nearest(name: str, known: Collection[str], prefix: str = "") -> str:
     return f" Did you mean {prefix}{match[0]}?" if match else " See --help-all for all valid names."
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command: the entry point of `hf-simmim`.
-
-    Args:
-        argv: Name of the command and its options; those of the process if None.
-
-    Raises:
-        SystemExit: If there is no such command, or it cannot be done; the message says why and what to do.
-    """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not answered(argv):
-        importlib.import_module("hf_simmim.__main__").run(argv)
-
-
-def answered(argv: Sequence[str]) -> bool:
+def answered(argv: Sequence[str], version: str) -> bool:
     """Print help or version, if that is asked for, or refuse mistakes in the names of commands, options and recipes.
 
     Args:
         argv: Name of the command and its options.
+        version: That of the package.
 
     Returns:
         Whether nothing is left to do.
@@ -129,38 +115,35 @@ def answered(argv: Sequence[str]) -> bool:
     Raises:
         SystemExit: If a name is unknown; the message names the nearest one.
     """
-    package = Path(str(importlib.util.find_spec("hf_simmim").origin)).parent  # type: ignore[arg-type]
-    commands = _assigned(package / "cli" / "__init__.py", "COMMANDS")
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help", "help"):
-        width = max(map(len, commands))
-        lines = "\n".join(f"  {key:<{width}}  {text}" for key, text in commands.items())
-        print(HELP.format(version=_assigned(package / "__init__.py", "__version__"), commands=lines))
+        width = max(map(len, COMMANDS))
+        lines = "\n".join(f"  {key:<{width}}  {text}" for key, text in COMMANDS.items())
+        print(HELP.format(version=version, commands=lines))
         return True
     if name == "--version":
-        print(_assigned(package / "__init__.py", "__version__"))
+        print(version)
         return True
-    if name not in commands:
-        remedy = nearest(name, commands).replace("--help-all for all valid names", "--help for all commands")
+    if name not in COMMANDS:
+        remedy = nearest(name, COMMANDS).replace("--help-all for all valid names", "--help for all commands")
         raise SystemExit(f"error: there is no command {name!r}.{remedy}")
-    mistake = _mistake(package, name, argv[1:])
+    mistake = _mistake(name, argv[1:])
     if mistake is not None:
         raise SystemExit(f"error: {mistake}")
     return False
 
 
-def option_names(package: Path, command: str) -> set[str]:
+def option_names(command: str) -> set[str]:
     """Names of all options of a command, read from the text of the package and of the installed transformers.
 
     Args:
-        package: Folder of the package.
         command: Name of the command.
 
     Returns:
         The names; empty if they cannot be read.
     """
     spec = importlib.util.find_spec("transformers")
-    sources = [*(package / "cli").rglob("*.py"), package / "training" / "arguments.py"]
+    sources = [*(PACKAGE / "cli").rglob("*.py"), PACKAGE / "training" / "arguments.py"]
     sources += [Path(folder) / "training_args.py" for folder in (spec and spec.submodule_search_locations) or ()]
     classes: dict[str, ast.ClassDef] = {}
     for path in sources:
@@ -168,7 +151,7 @@ def option_names(package: Path, command: str) -> set[str]:
         classes |= {node.name: node for node in _tree(path).body if isinstance(node, ast.ClassDef)}
     names = {"recipe"}
     # The dataclasses whose fields are the options.
-    kinds = _command(_tree(package / "cli" / f"{command}.py")).get("kinds")
+    kinds = _command(_tree(PACKAGE / "cli" / f"{command}.py")).get("kinds")
     queue = [item.id for item in kinds.elts if isinstance(item, ast.Name)] if isinstance(kinds, ast.Tuple) else []
     if not queue:
         return set()
@@ -199,11 +182,11 @@ def _is_option(line: ast.AnnAssign) -> bool:
     return not any(setting.arg == "init" and ast.unparse(setting.value) == "False" for setting in settings)
 
 
-def _mistake(package: Path, command: str, argv: Sequence[str]) -> str | None:
+def _mistake(command: str, argv: Sequence[str]) -> str | None:
     """What is wrong with the names of options and of the recipe, if anything is."""
     if {"-h", "--help", "--help-all"} & set(argv):
         return None
-    known = option_names(package, command)
+    known = option_names(command)
     for position, word in enumerate(argv):
         option, _, value = word.partition("=")
         name = option[2:].replace("-", "_")
@@ -214,9 +197,9 @@ def _mistake(package: Path, command: str, argv: Sequence[str]) -> str | None:
             return f"unknown option {option}.{nearest(name, known, '--')}"
         if name == "recipe":
             value = value or next(iter(argv[position + 1 :]), "")
-            other = _command(_tree(package / "cli" / f"{command}.py")).get("recipes_of")
+            other = _command(_tree(PACKAGE / "cli" / f"{command}.py")).get("recipes_of")
             folder = other.value if isinstance(other, ast.Constant) and other.value else command
-            names = sorted(path.stem for path in (package / "cli" / "recipe_files" / str(folder)).glob("*.json"))
+            names = sorted(path.stem for path in (PACKAGE / "cli" / "recipe_files" / str(folder)).glob("*.json"))
             if value and not value.startswith("--") and value not in names and not Path(value).is_file():
                 return no_recipe(value, names)
     return None
@@ -240,9 +223,3 @@ def no_recipe(name: str, names: Collection[str]) -> str:
 
 def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
-
-
-def _assigned(path: Path, name: str) -> "dict[str, str]":
-    """The literal that a module assigns to a name."""
-    found = re.search(rf"^{name} = (\{{.*?^\}}|\".*?\")$", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    return ast.literal_eval(found[1]) if found else {}
