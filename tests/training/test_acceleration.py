@@ -14,13 +14,15 @@ from pretraining import options, photos
 from tiny import ENCODER_CONFIGS, batch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
 from hf_simmim.cli import pretrain
 from hf_simmim.model.swin import SwinBlock, plain_attention
 from hf_simmim.training import resumable_trainer
-from hf_simmim.training.acceleration import compile_blocks, recompute_activations
+from hf_simmim.training.acceleration import CastsOfAStep, compile_blocks, recompute_activations
+from hf_simmim.training.resumable_trainer import ResumableTrainer
 
 FAULTS = """
 import resource, torch
@@ -178,6 +180,60 @@ class InPlace(GradientCheckpointingLayer):
         output = self.dense(tokens)
         output += tokens
         return output.tanh()
+
+
+class CountCasts(TorchDispatchMode):
+    """Counts the casts of a model's weights."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.weights = {parameter.data_ptr() for parameter in model.parameters()}
+        self.number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.number += function is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.weights
+        return function(*args, **(kwargs or {}))
+
+
+def casts_of_training(model, **settings):
+    """Casts of the weights in two steps of three batches, and the trained weights."""
+    settings = {"gradient_accumulation_steps": 3, "bf16": True} | settings
+    arguments = TrainingArguments(
+        per_device_train_batch_size=2, max_steps=2, use_cpu=True, save_strategy="no", report_to="none", **settings
+    )
+    pixel_values, masks = batch(model.config, 12)
+    rows = [{"pixel_values": image, "bool_masked_pos": mask} for image, mask in zip(pixel_values, masks, strict=True)]
+    with CountCasts(model) as casts:
+        ResumableTrainer(model, arguments, train_dataset=rows).train()
+    return casts.number, model.state_dict()
+
+
+def test_weights_are_cast_once_a_step(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    config = SimMIMConfig(encoder_config=ENCODER_CONFIGS["swin"]())
+    start = SimMIMForMaskedImageModeling(config).state_dict()
+    found = {}
+    for name, settings in {"kept": {}, "checkpointing": {"gradient_checkpointing": True}, "as torch does": {}}.items():
+        if name == "as torch does":
+            monkeypatch.setattr(CastsOfAStep, "on_step_begin", lambda *args, **kwargs: None)
+        model = SimMIMForMaskedImageModeling(config)
+        model.load_state_dict(start)
+        found[name] = casts_of_training(model, output_dir=str(tmp_path), **settings)
+        # Nothing is kept afterwards: the next context would not cast what was changed since.
+        assert torch.autocast_increment_nesting() == 1
+        torch.autocast_decrement_nesting()
+    assert 0 < 2 * found["kept"][0] < found["as torch does"][0] < found["checkpointing"][0]
+    for name, weight in found["as torch does"][1].items():
+        assert torch.equal(weight, found["kept"][1][name]), name
+
+
+def test_an_error_in_a_step_leaves_no_casts(tmp_path):
+    model = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=ENCODER_CONFIGS["swin"]()))
+    model.register_forward_hook(lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        casts_of_training(model, output_dir=str(tmp_path))
+    assert torch.autocast_increment_nesting() == 1
+    torch.autocast_decrement_nesting()
 
 
 def test_what_cannot_be_recomputed_is_refused():

@@ -13,8 +13,11 @@ import torch._dynamo
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+# Set in layers and models of transformers that compute activations again.
+FLAG = "gradient_checkpointing"
 # Options of glibc's mallopt.
 TRIM_THRESHOLD = -1
 MMAP_MAX = -4
@@ -67,6 +70,46 @@ def prepare_to_fork(device: str) -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
     if trim is not None and device == "cpu":
         trim(0)
+
+
+class CastsOfAStep(TrainerCallback):
+    """Lets autocast cast the weights once a step, rather than once for each of its accumulated batches.
+
+    Autocast forgets what it has cast at the end of the outermost context. From the first batch of a step to the change
+    of the weights, its contexts are counted as inside another one, in which autocast itself is off.
+    """
+
+    def __init__(self) -> None:
+        self._is_kept = False
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start to keep casts."""
+        self.close()
+        # With reentrant checkpointing casts are made without gradients, and must be made again with them.
+        parts = kwargs["model"].modules()
+        if args.gradient_accumulation_steps > 1 and not any(getattr(part, FLAG, False) for part in parts):
+            torch.autocast_increment_nesting()
+            self._is_kept = True
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget casts: the weights change."""
+        self.close()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget casts."""
+        self.close()
+
+    def close(self) -> None:
+        """Forget the casts that are kept, if any are, as autocast does at its end."""
+        if self._is_kept and torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
+        self._is_kept = False
 
 
 def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:

@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from ..data.sampling import IndexSampler
 from ..model.modeling_base import SimMIMPreTrainedModel
-from .acceleration import compile_blocks, keep_freed_memory, prepare_to_fork, recompute_activations
+from .acceleration import CastsOfAStep, compile_blocks, keep_freed_memory, prepare_to_fork, recompute_activations
 from .agreement import fail_together, leave_before_python_ends
 from .arguments import without_paths
 from .log_sums import LogSums
@@ -88,6 +88,9 @@ class ResumableTrainer(Trainer):
         self.add_callback(self.skipped_steps)
         self._log_sums = LogSums(self)
         self.add_callback(self._log_sums)
+        self._casts = CastsOfAStep()
+        if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
+            self.add_callback(self._casts)
         leave_before_python_ends()
 
     def _get_train_sampler(self, train_dataset=None):
@@ -142,7 +145,7 @@ class ResumableTrainer(Trainer):
             return finished
         self._is_finite, self._saved_step = True, -1
         self._run_file = run_file_text(Path(str(self.args.output_dir)))
-        with self._stop_signals.handled(), self._until_workers_end():
+        with self._stop_signals.handled(), self._until_workers_end(), contextlib.closing(self._casts):
             output = super().train(*args, **kwargs)
             self._finish_writing()
             number = self._stop_signals.finish()
