@@ -1,6 +1,7 @@
 """Images a second of two processes of one thread (DDP) against one process of two threads, the same batch in all.
 
-Both take turns, round by round. On two cores neither can be faster than twice one thread.
+Both take turns, round by round. On two cores neither can be faster than twice one thread. Gradients lie in the buckets
+that are exchanged, as in trainings.
 
     python benchmarks/scaling.py
 """
@@ -34,7 +35,7 @@ def make_step(args: argparse.Namespace, batch_size: int, is_parallel: bool) -> A
     inputs = build_inputs(args.encoder, batch_size)
     model, _ = build_loss("ours", args.encoder, inputs, None)
     if is_parallel:
-        model = torch.nn.parallel.DistributedDataParallel(model)
+        model = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
     def step() -> None:

@@ -83,7 +83,11 @@ def gradient(batch_size: int, accumulation: int, components: dict) -> dict[str, 
     model = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=swin_config(), **components))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     with tempfile.TemporaryDirectory() as folder:
-        make_trainer(model, folder, batch_size, accumulation).train()
+        trainer = make_trainer(model, folder, batch_size, accumulation)
+        trainer.train()
+        if torch.distributed.is_initialized():
+            # Not copied into what processes exchange.
+            assert trainer.model_wrapped.gradient_as_bucket_view
     return {name: before[name] - parameter.detach() for name, parameter in model.named_parameters()}
 
 

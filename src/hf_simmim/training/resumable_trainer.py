@@ -81,6 +81,9 @@ class ResumableTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if self.args.device.type == "cpu":
             keep_freed_memory()
+        if self.accelerator.ddp_handler is not None:
+            # Gradients lie where processes exchange them, instead of being copied there and back.
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True
         # Content of run.json, if a command wrote it.
         self._run_file: str | None = None
         self.add_callback(self._stop_signals)
