@@ -23,12 +23,16 @@ LARGE_GPU = Machine("cuda", 1, 80 * GIB, 16, has_bf16=True)
 @pytest.fixture
 def rehearsed(monkeypatch):
     """Rehearsals that take no time; the batches that do not fit can be set."""
-    state = types.SimpleNamespace(largest=1000, batches=[])
+    state = types.SimpleNamespace(largest=1000, batches=[], compiled=Rehearsal(0.4, 125.0, 300.0, GIB, 0, 30.0))
 
     def rehearse(model, dataset, arguments, *rest):
         state.batches.append(arguments.per_device_train_batch_size)
         if arguments.per_device_train_batch_size > state.largest:
             raise torch.OutOfMemoryError("CUDA out of memory")
+        if arguments.compile_blocks:
+            if state.compiled is None:
+                raise RuntimeError("Failed to find a C compiler")
+            return state.compiled
         return Rehearsal(0.5, 100.0, 300.0, GIB)
 
     monkeypatch.setattr(automatic_module, "rehearse", rehearse)
@@ -182,6 +186,54 @@ def test_batches_that_do_not_fit_are_accumulated(monkeypatch, tmp_path, gray, re
     assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (4, 4)
     with pytest.raises(ValueError, match="A batch of 6 images does not fit the memory"):
         built(monkeypatch, tmp_path / "other", gray, per_device_train_batch_size=6)
+
+
+@pytest.mark.parametrize(
+    ("compiled", "options", "expected"),
+    [
+        (
+            Rehearsal(0.4, 125.0, 300.0, GIB, 0, 30.0),
+            {"hours": 1},
+            "True: steps are 1.25 times as fast, and compiling takes 30 s",
+        ),
+        # Faster by less than the compiling takes, and slower.
+        (
+            Rehearsal(0.499, 100.2, 300.0, GIB, 0, 30.0),
+            {"hours": 1},
+            "False: steps are 1.00 times as fast, and compiling takes 30 s",
+        ),
+        (
+            Rehearsal(0.6, 83.0, 300.0, GIB, 0, 30.0),
+            {"hours": 1},
+            "False: steps are 0.83 times as fast, and compiling takes 30 s",
+        ),
+        (None, {"hours": 1}, "False: it failed (RuntimeError: Failed to find a C compiler)"),
+        # Too short to be tried, and not left open.
+        (Rehearsal(0.1, 500.0, 300.0, GIB, 0, 30.0), {"hours": 0.1}, None),
+        (Rehearsal(0.1, 500.0, 300.0, GIB, 0, 30.0), {"hours": 1, "recompute_activations": True}, None),
+    ],
+)
+def test_blocks_are_compiled_where_that_pays(monkeypatch, tmp_path, gray, rehearsed, compiled, options, expected):
+    monkeypatch.setattr(automatic_module, "COMPILED_ON", ("cpu",))
+    rehearsed.compiled = compiled
+    is_chosen = str(expected).startswith("True")
+    trainer, (_, _, arguments) = built(monkeypatch, tmp_path, gray, **options)
+    assert arguments.compile_blocks == is_chosen
+    assert trainer.plan.expected.images_per_second == (125 if is_chosen else 100)
+    reason = trainer.plan.lines(arguments, 57).get("  compile_blocks")
+    assert reason == expected
+    if is_chosen:
+        # A resumed run is compiled too, without another trial.
+        rehearsed.compiled = None
+        monkeypatch.setattr(pretrain, "prepare_output_dir", lambda arguments: tmp_path / "run" / "checkpoint-1")
+        monkeypatch.setattr(pretrain, "settle_settings", lambda arguments, settings, checkpoint: settings)
+        assert built(monkeypatch, tmp_path, gray, **options)[1][2].compile_blocks
+
+
+def test_on_processors_no_compiling_is_tried(monkeypatch, tmp_path, gray, rehearsed):
+    _, (_, _, arguments) = built(monkeypatch, tmp_path, gray, hours=1)
+    assert not arguments.compile_blocks
+    assert len(rehearsed.batches) == 1
 
 
 def test_a_resumed_run_keeps_its_choices(monkeypatch, tmp_path, gray, rehearsed):

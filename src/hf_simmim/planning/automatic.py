@@ -11,6 +11,7 @@ from transformers import IntervalStrategy
 
 from ..data.survey import Survey
 from ..model.modeling_base import SimMIMModel
+from ..training.acceleration import repeated_blocks
 from ..training.agreement import everyones
 from ..training.optimization import images_per_step, planned_steps
 from .machine import Machine
@@ -18,6 +19,7 @@ from .rehearsal import (
     EVENT_SECONDS,
     START_SECONDS,
     Forecast,
+    Rehearsal,
     folder_size,
     forecast,
     peak_memory,
@@ -37,6 +39,12 @@ from .sizing import (
     smaller_batch,
 )
 
+# Where compiled blocks are tried: on processors they were slower (benchmarks/step.py, `ours compiled`).
+COMPILED_ON = ("cuda",)
+# Seconds that a training takes at least before compiled blocks are tried, which takes about a minute.
+WORTH_COMPILING = 900
+# Options beside which blocks are not compiled without being asked.
+EXCLUDES_COMPILING = ("compile_blocks", "torch_compile", "gradient_checkpointing", "activation_checkpointing")
 # Evaluations and saves of a training whose length was chosen.
 NUM_EVENTS = 20
 # Steps of a training that is long enough to be forecast.
@@ -223,6 +231,8 @@ class Automatic:
         is_open = self.is_on and self.is_open("num_train_epochs", "max_steps")
         hours = arguments.hours
         if self.expected_before is not None:
+            if "compile_blocks" in self.before:
+                self.set(arguments, "compile_blocks", Choice(False, ""))
             if "num_train_epochs" in self.before:
                 self._set_length(arguments, Choice(arguments.num_train_epochs, ""), len(train))
             return Forecast(**self.expected_before)
@@ -245,16 +255,70 @@ class Automatic:
             self.choices["per_device_train_batch_size"] = Choice(smaller, "more do not fit the memory")
             self.choices["gradient_accumulation_steps"] = Choice(parts, "for the same number of images a step")
             arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = smaller, parts
-        # The processes must train equally long.
+        # The processes must train equally long, and run the same code.
         found = everyones(found)[0]
         num_evaluated = 0 if evaluation is None else len(evaluation)
-        if hours is not None or is_open:
-            each = num_evaluated / found.evaluation_images_per_second + 2 * EVENT_SECONDS
-            choice = choose_epochs(
-                len(train), found.images_per_second, machine, hours, START_SECONDS + NUM_EVENTS * each
+
+        def settle_length() -> int:
+            if hours is not None or is_open:
+                each = num_evaluated / found.evaluation_images_per_second + 2 * EVENT_SECONDS
+                choice = choose_epochs(
+                    len(train), found.images_per_second, machine, hours, START_SECONDS + NUM_EVENTS * each
+                )
+                self._set_length(arguments, choice, len(train))
+            return planned_steps(arguments, len(train))
+
+        steps = settle_length()
+        if self._may_compile(model, arguments) and steps * found.step_seconds > WORTH_COMPILING:
+            found = self._try_compiled(
+                found, steps, arguments, lambda: rehearse(model, train, arguments, collate, processor)
             )
-            self._set_length(arguments, choice, len(train))
+            settle_length()
         return forecast(found, model, arguments, len(train), num_evaluated, machine.num_cores)
+
+    def _may_compile(self, model: Any, arguments: Any) -> bool:
+        has_engine = arguments.fsdp or arguments.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED")
+        return bool(
+            self.is_on
+            and arguments.device.type in COMPILED_ON
+            and self.is_open(*EXCLUDES_COMPILING, "recompute_activations")
+            and not has_engine
+            and repeated_blocks(model)
+        )
+
+    def _try_compiled(
+        self, plain: Rehearsal, num_steps: int, arguments: Any, run: Callable[[], Rehearsal]
+    ) -> Rehearsal:
+        """Try steps with compiled blocks, and choose them if the training is shorter with them.
+
+        Args:
+            plain: What steps take without.
+            num_steps: Steps of the training.
+            arguments: Training arguments.
+            run: Function that tries some steps.
+
+        Returns:
+            What the steps of the training take.
+        """
+        arguments.compile_blocks = True
+        compiled, error = None, None
+        try:
+            compiled = run()
+        except Exception as problem:  # such as a missing compiler, of many types
+            error = problem
+        finally:
+            arguments.compile_blocks = False
+        failed = next((one for one in everyones(error) if one is not None), None)
+        if failed is not None:
+            text = " ".join(str(failed).split())[:100]
+            self.set(arguments, "compile_blocks", Choice(False, f"it failed ({type(failed).__name__}: {text})"))
+            return plain
+        compiled = everyones(compiled)[0]
+        pays = plain.compiling_pays(compiled, num_steps)
+        faster = plain.step_seconds / compiled.step_seconds
+        reason = f"steps are {faster:.2f} times as fast, and compiling takes {compiled.first_seconds:.0f} s"
+        self.set(arguments, "compile_blocks", Choice(pays, reason))
+        return compiled if pays else plain
 
     def _set_length(self, arguments: Any, choice: Choice, num_images: int) -> None:
         """Set the number of epochs, and evaluations and saves that are not too many."""

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from ..data.masked_images import MaskedImageDataset
 from ..data.transforms import normalize
-from ..training.acceleration import keep_freed_memory, prepare_to_fork
+from ..training.acceleration import change_blocks, keep_freed_memory, prepare_to_fork
 from ..training.optimization import create_optimizers, images_per_step, planned_steps
 
 # Steps that are not timed: memory is allocated, and workers start.
@@ -41,6 +41,7 @@ class Rehearsal:
         evaluation_images_per_second: Images of one device, in evaluation.
         memory: Bytes at most: of the device if it is a GPU, else of the process with its workers.
         workers: Bytes of these that the workers hold; 0 of a GPU.
+        first_seconds: Seconds of the steps before those that are timed; compilation is among them.
     """
 
     step_seconds: float
@@ -48,6 +49,19 @@ class Rehearsal:
     evaluation_images_per_second: float
     memory: int
     workers: int = 0
+    first_seconds: float = 0.0
+
+    def compiling_pays(self, compiled: "Rehearsal", num_steps: int) -> bool:
+        """Whether a training is shorter with compiled blocks, the time of compiling them included.
+
+        Args:
+            compiled: What steps took with compiled blocks.
+            num_steps: Steps of the training.
+
+        Returns:
+            Whether it is.
+        """
+        return compiled.first_seconds + num_steps * compiled.step_seconds < num_steps * self.step_seconds
 
 
 @dataclass(frozen=True)
@@ -118,6 +132,7 @@ def rehearse(
 
     Raises:
         torch.OutOfMemoryError: If the batch does not fit the device.
+        ValueError: If the model has no blocks to compile or to compute again, and the arguments ask for that.
     """
     device, accumulation = arguments.device, arguments.gradient_accumulation_steps
     if device.type == "cpu":
@@ -130,6 +145,9 @@ def rehearse(
     keys = list(itertools.islice(itertools.cycle(range(len(dataset))), needed))
     with torch.random.fork_rng(), contextlib.ExitStack() as at_the_end:
         copied = copy.deepcopy(model).to(device).train()
+        change_blocks(copied, arguments)
+        if arguments.gradient_checkpointing:
+            copied.gradient_checkpointing_enable(arguments.gradient_checkpointing_kwargs)
         optimizer, _ = create_optimizers(copied, arguments, num_steps)
         loader = DataLoader(
             dataset,
@@ -142,9 +160,10 @@ def rehearse(
             at_the_end.callback(gc.unfreeze)
             prepare_to_fork(device.type)
         batches = iter(loader)
-        started, count = time.perf_counter(), -NUM_WARMUP
+        started, count, first_seconds = time.perf_counter(), -NUM_WARMUP, 0.0
         while count < num_steps and (count < 2 or time.perf_counter() - started < MAX_SECONDS):
             if count == 0:
+                first_seconds = time.perf_counter() - started
                 started = time.perf_counter()
             for _ in range(accumulation):
                 inputs = _inputs(next(batches), processor, device)
@@ -163,7 +182,8 @@ def rehearse(
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return Rehearsal(step_seconds, images_per_step(arguments) / step_seconds, evaluated, memory, workers)
+    speed = images_per_step(arguments) / step_seconds
+    return Rehearsal(step_seconds, speed, evaluated, memory, workers, first_seconds)
 
 
 def _inputs(batch: dict[str, Any], processor: Any, device: torch.device) -> dict[str, torch.Tensor]:

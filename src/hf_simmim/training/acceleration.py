@@ -112,6 +112,34 @@ class CastsOfAStep(TrainerCallback):
         self._is_kept = False
 
 
+def repeated_blocks(model: nn.Module) -> list[Any]:
+    """The blocks of an encoder: those that activation checkpointing knows; none of some encoders.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The blocks, in order.
+    """
+    return [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+
+
+def change_blocks(model: nn.Module, arguments: Any) -> None:
+    """Compile the blocks of a model, or let them compute activations again, as training arguments say.
+
+    Args:
+        model: The model.
+        arguments: Training arguments; those of transformers alone say neither.
+
+    Raises:
+        ValueError: If the model has no such blocks.
+    """
+    if getattr(arguments, "recompute_activations", False):
+        recompute_activations(model)
+    if getattr(arguments, "compile_blocks", False):
+        compile_blocks(model)
+
+
 def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
     """Compile each block of an encoder in place, rather than the whole; blocks of one shape share what was compiled.
 
@@ -129,7 +157,7 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
 
     Source: "Reducing torch.compile cold start compilation time with regional compilation", a recipe of PyTorch.
     """
-    blocks: list[nn.Module] = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+    blocks = repeated_blocks(model)
     if not blocks:
         raise ValueError("This encoder has no blocks that repeat. Compile it as a whole, by --torch_compile.")
     # All blocks share one function, which torch would stop to compile after its eighth variant: rates of stochastic
@@ -200,7 +228,7 @@ def recompute_activations(model: nn.Module) -> int:
 
     Source: "Current and New Activation Checkpointing Techniques in PyTorch", PyTorch blog, 2025.
     """
-    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    blocks = repeated_blocks(model)
     if not blocks:
         raise ValueError("This encoder has no blocks that repeat. Leave --recompute_activations out.")
     kept = [getattr(torch.ops.aten, name).default for name in KEPT if hasattr(torch.ops.aten, name)]

@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from ..data.sampling import IndexSampler
 from ..model.modeling_base import SimMIMPreTrainedModel
-from .acceleration import CastsOfAStep, compile_blocks, keep_freed_memory, prepare_to_fork, recompute_activations
+from .acceleration import CastsOfAStep, change_blocks, keep_freed_memory, prepare_to_fork
 from .agreement import fail_together, leave_before_python_ends
 from .arguments import without_paths
 from .log_sums import LogSums
@@ -469,10 +469,7 @@ class ResumableTrainer(Trainer):
         """Compile the blocks of the model, and let them compute activations again, as the arguments say."""
         model: Any = self.model
         try:
-            if getattr(self.args, "recompute_activations", False):
-                recompute_activations(model)
-            if getattr(self.args, "compile_blocks", False):
-                compile_blocks(model)
+            change_blocks(model, self.args)
         except ValueError as error:
             raise TrainingStoppedError(str(error)) from error
         self._has_changed_blocks = True
