@@ -12,6 +12,8 @@ import torch
 import transformers
 from torch.distributed._tools.mem_tracker import MemTracker
 
+from hf_simmim.model.plain_layers import MULTIPLIES_BFLOAT16
+
 RESULTS = Path(__file__).parent / "results"
 WARM_UP_ROUNDS = 3
 
@@ -38,6 +40,22 @@ def machine(device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def is_emulated(dtype: str, device: str) -> bool:
+    """Whether a processor only emulates a dtype, which is so slow that no training uses it; says so if it does.
+
+    Args:
+        dtype: `"float32"` or `"bfloat16"`.
+        device: `"cpu"` or `"cuda"`.
+
+    Returns:
+        Whether it does.
+    """
+    emulates = dtype == "bfloat16" and device == "cpu" and not MULTIPLIES_BFLOAT16
+    if emulates:
+        print("Not measured: this processor has no instructions for bfloat16.")
+    return emulates
 
 
 def seconds(step: Callable[[], Any], device: str) -> float:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import alternate, machine, peak_memory, peak_tensors, ratio, seconds, write_result
+from measuring import alternate, is_emulated, machine, peak_memory, peak_tensors, ratio, seconds, write_result
 from peers import ENCODERS, build_inputs, build_loss
 
 from hf_simmim.training.acceleration import keep_freed_memory, recompute_activations
@@ -113,6 +113,8 @@ def main() -> None:
         work(args.worker, args)
         return
 
+    if is_emulated(args.dtype, args.device):
+        return
     workers = {mode: Worker(mode, sys.argv[1:]) for mode in args.modes}
     try:
         result = measure(workers, args)

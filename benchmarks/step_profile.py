@@ -17,7 +17,7 @@ from collections import defaultdict
 from typing import Any
 
 import torch
-from measuring import machine, write_result
+from measuring import is_emulated, machine, write_result
 from peers import ENCODERS, build_inputs, build_loss
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -111,6 +111,8 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 uses autocast")
     parser.add_argument("--mode", default="ours", help="as --modes of step.py, not compiled (default: %(default)s)")
     args = parser.parse_args()
+    if is_emulated(args.dtype, "cpu"):
+        return
     torch.set_num_threads(1)
     keep_freed_memory()
     model, run = build_loss(args.mode, args.encoder, build_inputs(args.encoder, args.batch_size), None)
