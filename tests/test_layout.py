@@ -18,7 +18,7 @@ BELOW = {
     "evaluation": {"data", "model", "visualization"},
     "hub": {"data", "model"},
     "training": {"data", "evaluation", "formats", "hub", "model", "visualization"},
-    "planning": {"data", "model", "training"},
+    "planning": {"data", "model", "training", "visualization"},
     "curation": {"data", "evaluation", "formats", "model", "visualization"},
     "checkpoints": {"data", "hub", "model"},
     "cli": {

@@ -66,7 +66,7 @@ def test_a_folder_alone_is_enough(monkeypatch, tmp_path, gray, rehearsed):
     assert trainer.processing_class.mask_patch_size == 8
     assert model.encoder == "swin-mini"
     assert (arguments.per_device_train_batch_size, arguments.bf16) == (16, False)
-    # 20 minutes, of which the start and 20 evaluations take 28.2 s; 57 images at 100 a second; 800 at most.
+    # 20 minutes, of which the start and 20 evaluations take 18.6 s; 57 images at 100 a second; 800 at most.
     assert arguments.num_train_epochs == 800
     assert arguments.learning_rate == pytest.approx(1e-3)
     chosen = json.loads((tmp_path / "run" / "run.json").read_text())["chosen"]
@@ -77,7 +77,7 @@ def test_a_folder_alone_is_enough(monkeypatch, tmp_path, gray, rehearsed):
     assert (model.target, model.target_options) == ("hog", {"cell_size": 8})
     assert trainer.model.config.loss == "l2"
     assert lines["  target"] == "hog: 57 gray images; --target rgb draws reconstructions"
-    assert " min at 100 images/s, 1.15 GB of memory" in lines["Forecast"]
+    assert " min at 32 images/s, 1.15 GB of memory" in lines["Forecast"]
 
 
 def test_on_a_gpu_the_same_command_takes_a_larger_encoder(monkeypatch, tmp_path, gray, rehearsed):
@@ -171,9 +171,9 @@ def test_a_recipe_is_taken_to_the_digit(monkeypatch, tmp_path, gray, rehearsed):
 def test_hours_size_the_run(monkeypatch, tmp_path, gray, rehearsed):
     trainer, (_, _, arguments) = built(monkeypatch, tmp_path, gray, recipe="small_budget__cpu", num_channels=1,
                                        per_device_train_batch_size=4, hours=0.05)  # fmt: skip
-    # 180 s, of which the start and 20 evaluations take 28.2; 57 images at 100 a second.
-    assert arguments.num_train_epochs == 266
-    assert arguments.eval_steps == arguments.save_steps == 14 * 57 // 4
+    # 180 s, of which the start and 20 evaluations take 18.6; 57 images at 100 a second.
+    assert arguments.num_train_epochs == 283
+    assert arguments.eval_steps == arguments.save_steps == 15 * 57 // 4
     assert list(trainer.plan.automatic.choices) == [
         "num_train_epochs", "eval_strategy", "eval_steps", "save_strategy", "save_steps"
     ]  # fmt: skip
@@ -219,7 +219,9 @@ def test_blocks_are_compiled_where_that_pays(monkeypatch, tmp_path, gray, rehear
     is_chosen = str(expected).startswith("True")
     trainer, (_, _, arguments) = built(monkeypatch, tmp_path, gray, **options)
     assert arguments.compile_blocks == is_chosen
-    assert trainer.plan.expected.images_per_second == (125 if is_chosen else 100)
+    # 16 images in 0.4 or 0.5 s, and some time for evaluations and saves.
+    speed = 16 / (0.4 if is_chosen else 0.5)
+    assert 0.97 * speed < trainer.plan.expected.images_per_second < speed
     reason = trainer.plan.lines(arguments, 57).get("  compile_blocks")
     assert reason == expected
     if is_chosen:

@@ -110,20 +110,24 @@ def arguments(**kwargs):
 
 def test_a_forecast_by_hand():
     model = torch.nn.Linear(1000, 250, bias=False)  # 1 MB
-    found = Rehearsal(step_seconds=2.0, images_per_second=5.0, evaluation_images_per_second=20.0, memory=7)
+    found = Rehearsal(
+        step_seconds=2.0, images_per_second=5.0, evaluation_images_per_second=20.0, memory=7, picture_seconds=0.25
+    )
     expected = forecast(found, model, arguments(), num_images=100, num_evaluated=40, num_cores=2)
-    # 8 s to start, 30 steps, 4 evaluations of 2 s, and 0.5 s for each of 4 evaluations and 3 saves.
-    assert expected.hours * 3600 == pytest.approx(8 + 60 + 8 + 3.5)
-    assert (expected.images_per_second, expected.memory) == (5.0, 7 + EVALUATION_MEMORY)
+    # 8 s to start, 30 steps, 4 evaluations of 40 images, as many training images and the features of 40, and of two
+    # pictures of 0.25 s, and 0.5 s for each of 3 saves.
+    assert expected.hours * 3600 == pytest.approx(8 + 60 + 4 * 6.5 + 1.5)
+    assert expected.images_per_second == pytest.approx(300 / (60 + 4 * 6.5 + 1.5))
+    assert expected.memory == 7 + EVALUATION_MEMORY
     # Two checkpoints and a third before the oldest is deleted, of three times the weights, and the weights.
     assert expected.disk == 10_000_000
     assert expected.kilowatt_hours == pytest.approx(20 * expected.hours / 1000)
     few = forecast(
         found, model, arguments(eval_strategy="steps", eval_steps=15, save_strategy="no"), 100, 40, num_cores=2
     )
-    assert few.hours * 3600 == pytest.approx(8 + 60 + 3 * 2 + 1.5)
+    assert few.hours * 3600 == pytest.approx(8 + 60 + 3 * 6.5)
     assert few.disk == 1_000_000
-    assert str(expected) == "1 min at 5 images/s, 80 MB of memory, 10 MB of disk, about 0.00044 kWh"
+    assert str(expected) == "2 min at 3 images/s, 80 MB of memory, 10 MB of disk, about 0.00053 kWh"
 
 
 def test_memory_of_evaluations_and_their_workers():

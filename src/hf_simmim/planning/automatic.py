@@ -16,7 +16,7 @@ from ..training.agreement import everyones
 from ..training.optimization import images_per_step, planned_steps
 from .machine import Machine
 from .rehearsal import (
-    EVENT_SECONDS,
+    SAVE_SECONDS,
     START_SECONDS,
     Forecast,
     Rehearsal,
@@ -261,7 +261,7 @@ class Automatic:
 
         def settle_length() -> int:
             if hours is not None or is_open:
-                each = num_evaluated / found.evaluation_images_per_second + 2 * EVENT_SECONDS
+                each = found.evaluation_seconds(num_evaluated, arguments) + SAVE_SECONDS
                 choice = choose_epochs(
                     len(train), found.images_per_second, machine, hours, START_SECONDS + NUM_EVENTS * each
                 )

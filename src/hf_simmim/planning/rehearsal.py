@@ -5,6 +5,7 @@ import copy
 import gc
 import itertools
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,14 +19,18 @@ from torch.utils.data import DataLoader
 from ..data.masked_images import MaskedImageDataset
 from ..data.transforms import normalize
 from ..training.acceleration import change_blocks, keep_freed_memory, prepare_to_fork
+from ..training.image_samples import COMPARED_IMAGES
 from ..training.optimization import create_optimizers, images_per_step, planned_steps
+from ..visualization.plots import plot_losses
 
 # Steps that are not timed: memory is allocated, and workers start.
 NUM_WARMUP, NUM_STEPS, MAX_SECONDS = 2, 20, 12.0
 # Watts that a processor core and a GPU are assumed to take, where nothing measures them.
 CORE_WATTS, GPU_WATTS = 10.0, 350.0
-# Seconds from the command to the first step, and for pictures, card and files at an evaluation or a save.
-START_SECONDS, EVENT_SECONDS = 8.0, 0.5
+# Seconds from the command to the first step, and for the files of a save.
+START_SECONDS, SAVE_SECONDS = 8.0, 0.5
+# Pictures of an evaluation: the losses, and reconstructions or the spectrum of the features.
+NUM_PICTURES = 2
 # Bytes that stay after evaluations on a processor: Matplotlib and its pictures, and the heap between them that steps do
 # not fit in any more, and pages that workers no longer share; for all images of `benchmarks/plan_check.py` alike.
 EVALUATION_MEMORY, EVALUATION_PAGES = 80_000_000, 20_000_000
@@ -42,6 +47,7 @@ class Rehearsal:
         memory: Bytes at most: of the device if it is a GPU, else of the process with its workers.
         workers: Bytes of these that the workers hold; 0 of a GPU.
         first_seconds: Seconds of the steps before those that are timed; compilation is among them.
+        picture_seconds: Seconds that a picture takes.
     """
 
     step_seconds: float
@@ -50,6 +56,22 @@ class Rehearsal:
     memory: int
     workers: int = 0
     first_seconds: float = 0.0
+    picture_seconds: float = 0.0
+
+    def evaluation_seconds(self, num_evaluated: int, arguments: Any) -> float:
+        """Seconds of an evaluation: all validation images, as many training images, features of both, and pictures.
+
+        Args:
+            num_evaluated: Number of validation images.
+            arguments: Training arguments.
+
+        Returns:
+            The seconds.
+        """
+        compared = getattr(arguments, "compared_images", COMPARED_IMAGES)
+        images = num_evaluated + min(num_evaluated, compared) + min(num_evaluated, 2 * compared)
+        rate = self.evaluation_images_per_second * max(1, arguments.world_size)
+        return images / rate + NUM_PICTURES * self.picture_seconds
 
     def compiling_pays(self, compiled: "Rehearsal", num_steps: int) -> bool:
         """Whether a training is shorter with compiled blocks, the time of compiling them included.
@@ -69,7 +91,7 @@ class Forecast:
     """What a training will take.
 
     Args:
-        images_per_second: Images over all devices, in training.
+        images_per_second: Training images over all devices, by the time with evaluations and saves.
         hours: From the command to the end, with evaluations and saves.
         memory: Bytes at most.
         disk: Bytes of checkpoints and results at most.
@@ -183,7 +205,7 @@ def rehearse(
     if device.type == "cuda":
         torch.cuda.empty_cache()
     speed = images_per_step(arguments) / step_seconds
-    return Rehearsal(step_seconds, speed, evaluated, memory, workers, first_seconds)
+    return Rehearsal(step_seconds, speed, evaluated, memory, workers, first_seconds, _picture_seconds())
 
 
 def _inputs(batch: dict[str, Any], processor: Any, device: torch.device) -> dict[str, torch.Tensor]:
@@ -210,6 +232,18 @@ def _evaluation_speed(model: Any, inputs: dict[str, torch.Tensor], device: torch
         model(**inputs)
         _wait(device)
     return len(inputs["pixel_values"]) / max(1e-9, time.perf_counter() - started)
+
+
+def _picture_seconds() -> float:
+    """Seconds of a plot of losses, once Matplotlib is there."""
+    log = [{"step": step, "loss": 1.0, "eval_loss": 1.0, "eval_masked_l1": 1.0} for step in range(20)]
+    seconds = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(2):
+            started = time.perf_counter()
+            plot_losses(log, Path(folder) / "loss_curve.png")
+            seconds = time.perf_counter() - started
+    return seconds
 
 
 def process_memory() -> int:
@@ -276,8 +310,8 @@ def forecast(
     evaluations = _events(arguments.eval_strategy, arguments.eval_steps, steps, epochs) + 1 if num_evaluated else 0
     saves = _events(arguments.save_strategy, arguments.save_steps, steps, epochs)
     devices = max(1, arguments.world_size)
-    seconds = START_SECONDS + steps * rehearsal.step_seconds + (evaluations + saves) * EVENT_SECONDS
-    seconds += evaluations * num_evaluated / rehearsal.evaluation_images_per_second / devices
+    seconds = steps * rehearsal.step_seconds + saves * SAVE_SECONDS
+    seconds += evaluations * rehearsal.evaluation_seconds(num_evaluated, arguments)
     weights = sum(parameter.numel() for parameter in model.parameters()) * 4
     # Weights and two moments of the optimizer in each checkpoint, and the weights at the end.
     kept = min(saves, arguments.save_total_limit or saves)
@@ -289,8 +323,8 @@ def forecast(
             # Workers of the evaluation stay, too. They are forked later, and keep the weights and moments of that time.
             memory += rehearsal.workers + 2 * weights + EVALUATION_PAGES
     watts = CORE_WATTS * num_cores if arguments.device.type == "cpu" else GPU_WATTS * devices
-    hours = seconds / 3600
-    return Forecast(rehearsal.images_per_second, hours, memory, disk, watts * hours / 1000)
+    hours = (START_SECONDS + seconds) / 3600
+    return Forecast(steps * images_per_step(arguments) / seconds, hours, memory, disk, watts * hours / 1000)
 
 
 def _events(strategy: Any, every: float | None, steps: int, epochs: float) -> int:
