@@ -65,11 +65,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--finetune_epochs", type=int, help="of fine-tuning (default: the recipe's)")
     parser.add_argument("--checkpoint", help="pre-trained model, instead of pre-training here")
     parser.add_argument("--paper", action="store_true", help="fine-tune by the paper's settings, not by few_labels")
+    parser.add_argument("--name", help="of the study, after set and encoder, to keep it beside another one")
     parser.add_argument("--folder", type=Path, default=Path("runs/evidence"), help="default: %(default)s")
     parser.add_argument("--results", type=Path, help="folder that also gets the results, by the name of the study")
     args = parser.parse_args(arguments)
     train, test = write_set(args.set)
-    output = args.folder / ("-".join([args.set, args.encoder, *filter(None, [args.target])]) + "-paper" * args.paper)
+    names = [args.set, args.encoder, *filter(None, [args.name, args.target])]
+    output = args.folder / ("-".join(names) + "-paper" * args.paper)
     # The defaults of `hf-simmim finetune` are the paper's.
     empty = args.folder / "empty.json"
     args.folder.mkdir(parents=True, exist_ok=True)

@@ -62,6 +62,9 @@ def test_evidence_on_public_weights_continues_them_once(tmp_path, monkeypatch):
     # Both encoders are compared with the same weights.
     assert [(run["checkpoint"], run["num_train_epochs"]) for run in trained] == [(str(tmp_path / "lite0"), 5)]
     assert not {"learning_rate", "layer_decay", "mask_patch_size"} & trained[0].keys()
+    # A study of the same set and encoder beside it.
+    evidence.main([*options, "--name", "20-labels", "--target", "hog"])
+    assert Path(taken["output_dir"]).name == "clipart-color-vit-20-labels-hog"
     evidence.main([*options, "--continued_epochs", "0"])
     assert taken["arms"] == ["scratch", "pretrained", "public"]
     assert "continued" not in taken
@@ -99,5 +102,12 @@ def test_targets_are_compared_in_pairs():
     results = {"a-hog": study(0.5, 0.7, 0.6, 0.8), "a-rgb": study(0.4, 0.8, 0.5), "b-hog": study(0.5)}
     # 10 and -10 points on the first subset, 10 on the second, where the other pre-training is missing.
     row = "| a | 25 | 60.0 | 56.7 | +5.0 (-58.5 to +68.5) | 2 of 3 |"
-    assert evidence_page.targets(results)[2:] == [row]
+    everything = "| all |  |  |  | +5.0 (-58.5 to +68.5) | 2 of 3 |"
+    assert evidence_page.targets(results)[2:] == [row, everything]
+    # A single value of another row, 20 points.
+    more = evidence_page.targets(results | {"b-rgb": study(0.3)})
+    assert more[-2:] == [
+        "| b | 25 | 50.0 | 30.0 | +20.0 | 1 of 1 |",
+        "| all |  |  |  | +10.0 (-14.8 to +34.8) | 3 of 4 |",
+    ]
     assert evidence_page.targets({"b-hog": study(0.5)}) == []
