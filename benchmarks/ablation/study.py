@@ -46,7 +46,8 @@ from .train import build_model, faster_dtype, row_distance, run_row
 
 OUTPUT = Path(__file__).parents[2] / "docs" / "ablation"
 DEFAULT_OUTPUT = "docs/ablation, of other scales than cpu in a folder of their name there"
-# Data set of a scale, where it is not the largest one that is there.
+# Data set of a scale, where it is not the largest one that is there. On textures in color 400 steps of the baseline did
+# harm: 36.6 % after fine-tuning on 100 labels against 79.2 % from scratch, with one seed.
 DATA = {"small": "clipart-color"}
 NUM_SEEDS = {"cpu": 2, "small": 5, "gpu": 3}
 _worker: dict[str, Any] = {}
