@@ -10,12 +10,35 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from hf_simmim.evaluation.comparing.metric import choose_metric
+
 EMBEDDED = Path(__file__).parents[2] / "examples" / "data" / "fashion_mnist_7k"
 FETCHED = Path(__file__).parents[1] / "data"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Where images come from.
+
+    Args:
+        title: What they are, in words.
+        file: Name of the arrays that `fetch.py` writes; None for images that come with the package.
+        num_classes: Number of classes to keep, the most frequent ones; all if None.
+    """
+
+    title: str
+    file: str | None = None
+    num_classes: int | None = None
+
+
 DATA_SETS = {
-    "embedded": "Fashion-MNIST, 6,000 of the training and 1,000 of the test images",
-    "fashion": "Fashion-MNIST",
-    "clipart": "Open Clip Art, duplicates removed",
+    "embedded": DataSet("Fashion-MNIST, 6,000 of the training and 1,000 of the test images"),
+    "fashion": DataSet("Fashion-MNIST", "fashion"),
+    "clipart": DataSet("Open Clip Art, duplicates removed", "clipart"),
+    "clipart-color": DataSet("Open Clip Art, its five largest subjects in color", "clipart", 5),
+    "textures-color": DataSet(
+        "windows of ten photographed textures of OpenArena in color; labels are the textures", "textures-color", 10
+    ),
 }
 # Area (share of the image) and aspect ratio of crops, as in the paper.
 CROP_AREA = (0.67, 1.0)
@@ -43,6 +66,8 @@ class ImageData:
     def __post_init__(self) -> None:
         self.num_classes = int(self.labels.max()) + 1
         self.mean, self.std = _statistics(self.images)
+        # Accuracy, or balanced accuracy if the test images are imbalanced.
+        self.metric = choose_metric("single_label_classification", None, self.test_labels.tolist())[0].title
 
     def to(self, device: str) -> "ImageData":
         """The same data on a device."""
@@ -84,14 +109,11 @@ def load_images(name: str, image_size: int, num_images: int, num_test_images: in
     """
     if name not in DATA_SETS:
         raise ValueError(f"data={name!r} is unknown. Use one of: {', '.join(DATA_SETS)}.")
-    if name == "embedded":
+    source = DATA_SETS[name]
+    if source.file is None:
         arrays = [array for split in ("train", "test") for array in _read_parquet(EMBEDDED / f"{split}.parquet")]
     else:
-        path = folder / f"{name}.npz"
-        if not path.exists():
-            raise ValueError(f"{path} does not exist. Fetch it with: python -m benchmarks.ablation.fetch {name}")
-        with np.load(path) as stored:
-            arrays = [stored[key] for key in ("train_images", "train_labels", "test_images", "test_labels")]
+        arrays, _ = read_fetched(source.file, source.num_classes, folder)
     parts: list[torch.Tensor] = []
     for images, labels, count in ((*arrays[:2], num_images), (*arrays[2:], num_test_images)):
         kept = stratified_sample(torch.as_tensor(labels).long(), count, torch.Generator().manual_seed(0))
@@ -99,6 +121,39 @@ def load_images(name: str, image_size: int, num_images: int, num_test_images: in
         pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
         parts += [_resized(pixels, image_size), torch.as_tensor(labels).long()[kept]]
     return ImageData(name, *parts)
+
+
+def read_fetched(
+    file: str, num_classes: int | None = None, folder: Path = FETCHED
+) -> tuple[list[np.ndarray], list[str]]:
+    """Read arrays that `fetch.py` wrote, or the most frequent classes of them.
+
+    Args:
+        file: Name of the file, without its ending.
+        num_classes: Number of classes to keep, numbered from the most frequent one; all, as they are stored, if None.
+        folder: Folder of the file.
+
+    Returns:
+        Training images (N, H, W) or (N, H, W, C), their labels (N,), test images and their labels, and the names of
+        the kept classes; none with all classes.
+
+    Raises:
+        ValueError: If the file does not exist.
+    """
+    path = folder / f"{file}.npz"
+    if not path.exists():
+        raise ValueError(f"{path} does not exist. Fetch it with: python -m benchmarks.ablation.fetch {file}")
+    with np.load(path) as stored:
+        arrays = [stored[key] for key in ("train_images", "train_labels", "test_images", "test_labels")]
+        if num_classes is None:
+            return arrays, []
+        kept = np.argsort(-np.bincount(arrays[1]), kind="stable")[:num_classes]
+        names = [str(stored["classes"][label]) for label in kept]
+    parts = []
+    for images, labels in (arrays[:2], arrays[2:]):
+        rows = np.flatnonzero(np.isin(labels, kept))
+        parts += [images[rows], np.argsort(kept)[np.searchsorted(np.sort(kept), labels[rows])]]
+    return parts, names
 
 
 def _read_parquet(path: Path) -> tuple[np.ndarray, np.ndarray]:

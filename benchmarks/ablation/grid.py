@@ -1,5 +1,6 @@
 """Grid of the study: rows of components, grouped as in the paper's tables."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -141,7 +142,7 @@ def mask_name(row: Row) -> str:
     return f"{row.strategy} {row.mask_patch_size} px {row.mask_ratio:g}"
 
 
-def select_rows(tables: dict[str, dict[str, Row]], wanted: list[str] | None, scratch: Row) -> dict[str, Row]:
+def select_rows(tables: dict[str, dict[str, Row]], wanted: Collection[str] | None, scratch: Row) -> dict[str, Row]:
     """Select the rows to run, each once, always with the baseline and the row from scratch.
 
     Args:

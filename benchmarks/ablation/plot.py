@@ -17,14 +17,17 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#00
 MARKERS = "osD^vPX"
 
 
-def draw_distances(path: Path, rows: dict[str, Row], results: list[Result], image_size: int) -> None:
-    """Draw fine-tuning accuracy over AvgDist, a curve for each strategy and mask patch.
+def draw_distances(
+    path: Path, rows: dict[str, Row], results: list[Result], image_size: int, metric: str = "accuracy"
+) -> None:
+    """Draw accuracy after fine-tuning over AvgDist, a curve for each strategy and mask patch.
 
     Args:
         path: Path of the picture.
         rows: Rows of the table of masks, by name.
         results: The results.
         image_size: Side of the images in pixels.
+        metric: Name of what was measured.
     """
     runs = {name: [result for result in results if result.row == name] for name in [*rows, "scratch"]}
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
@@ -49,7 +52,7 @@ def draw_distances(path: Path, rows: dict[str, Row], results: list[Result], imag
             ratio = f"{rows[name].mask_ratio:g}"
             axes.annotate(ratio, (left, top), xytext=(6, 6), textcoords="offset points", color=color, fontsize=9)
     axes.set_xlabel(f"AvgDist in pixels of a {image_size} px image")
-    axes.set_ylabel("fine-tuning accuracy, %")
+    axes.set_ylabel(f"{metric} after fine-tuning, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9, loc="best")
     for side in ("top", "right"):

@@ -1,14 +1,20 @@
 """Report of the study: tables, verdicts and the plot of AvgDist, from the results on the disk."""
 
+import math
 import statistics
+from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from hf_simmim import SimMIMConfig, SimMIMModel
 
 from .cost import Cost, read_costs
 from .data import DATA_SETS
 from .grid import TABLES, Row, mask_name, scratch_row, study_tables
 from .plot import draw_distances
-from .results import Result, read_results, read_settings
+from .results import SETTINGS, Result, read_results, read_settings
 from .settings import Settings
 from .verdicts import MARGIN, Verdict, pooled_noise, scores_of, verdicts
 
@@ -31,7 +37,7 @@ def write_report(folder: Path) -> Path:
     """
     kept = read_settings(folder)
     shared, about = kept["shared"], kept["about"]
-    settings = Settings(**{name: shared[name] for name in Settings.__dataclass_fields__})
+    settings = Settings(**{name: shared[name] for name in Settings.__dataclass_fields__ if name in shared})
     results = read_results(folder)
     if not results:
         raise ValueError(f"{folder} has no results yet. Run the study first.")
@@ -43,10 +49,11 @@ def write_report(folder: Path) -> Path:
     costs = read_costs(folder)
     parts = [
         "# Ablation study",
-        _introduction(settings, shared, about, results),
+        _introduction(settings, shared, results),
+        *_other_sizes(folder),
         "## The paper's claims",
         _verdict_table(verdicts(rows, results, settings.image_size)),
-        _noise_text(results),
+        _noise_text(results, rows),
         "## From scratch and the baseline",
         _table({name: rows[name] for name in ("scratch", "baseline") if name in rows}, results),
     ]
@@ -54,7 +61,7 @@ def write_report(folder: Path) -> Path:
         parts += [f"## {TABLES[name]}", *_notes(name, settings)]
         parts.append(_table(table, results, costs if name == "heads" else {}, has_distance=name == "masking"))
         if name == "masking":
-            draw_distances(folder / PLOT, table, results, settings.image_size)
+            draw_distances(folder / PLOT, table, results, settings.image_size, _metric(shared))
             parts.append(
                 f"![accuracy against AvgDist]({PLOT})\n\n*AvgDist is the mean distance of masked pixels from the"
                 " nearest visible pixel. Numbers at the points are mask ratios, error bars the standard deviation over"
@@ -72,20 +79,53 @@ def _measured(rows: dict[str, Row], results: list[Result]) -> dict[str, Row]:
     return {name: row for name, row in rows.items() if name in names}
 
 
-def _introduction(settings: Settings, shared: dict[str, Any], about: dict[str, Any], results: list[Result]) -> str:
-    seeds = sorted({result.seed for result in results})
+def _metric(shared: dict[str, Any]) -> str:
+    return shared.get("metric") or "accuracy"
+
+
+def _encoder(settings: Settings) -> str:
+    """Kind and size of the encoder, in words."""
+    with torch.device("meta"):
+        config = SimMIMConfig(encoder_config=settings.encoder | {"image_size": settings.image_size})
+        parameters = SimMIMModel(config).num_parameters()
+    return f"a {settings.encoder['model_type']} encoder of {parameters / 1e6:.2f} M parameters"
+
+
+def _introduction(settings: Settings, shared: dict[str, Any], results: list[Result]) -> str:
     seen = settings.pretrain_steps * settings.batch_size / shared["images"][0]
+    metric = _metric(shared)
+    why = "" if metric == "accuracy" else ", the mean over the classes, since the test images are imbalanced"
     return (
-        f"The ablation study of section 4.1 of [SimMIM](https://arxiv.org/abs/2111.09886) on a small scale: a"
-        f" {settings.encoder['model_type']} encoder, {shared['data']} images ({DATA_SETS[shared['data']]};"
+        f"The ablation study of section 4.1 of [SimMIM](https://arxiv.org/abs/2111.09886) on a small scale:"
+        f" {_encoder(settings)}, {shared['data']} images ({DATA_SETS[shared['data']].title};"
         f" {shared['images'][0]:,} for training, {shared['images'][1]:,} for testing) at {settings.image_size} px,"
-        f" {seen:.1f} epochs of pre-training, {len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}. Each row differs"
+        f" {seen:.1f} epochs of pre-training, {_seeds(results)}. Each row differs"
         f" from the baseline (random masks of {settings.mask_patch_sizes[1]} px, mask ratio 0.6, linear head, RGB, l1"
-        " on masked pixels) only in what its name states. Test accuracies are in percent, as mean and standard"
-        f" deviation over seeds: of the whole network fine-tuned on {settings.num_labels:,} labels, and of a linear"
-        f" probe and k-NN on frozen features with {settings.num_probe_images:,} labels."
+        f" on masked pixels) only in what its name states. Numbers are test {metric} in percent{why}, as mean and"
+        f" standard deviation over seeds: of the whole network fine-tuned on {settings.num_labels:,} labels, and of a"
+        f" linear probe and k-NN on frozen features with {settings.num_probe_images:,} labels."
         f"\n\nSo small a study cannot confirm or refute results on ImageNet. It shows what holds at this scale."
     )
+
+
+def _seeds(results: list[Result]) -> str:
+    """Number of the seeds, and of rows that lack some, in words."""
+    seeds = {result.seed for result in results}
+    rows = Counter(result.row for result in results)
+    text = f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}"
+    lacking = sum(count < len(seeds) for count in rows.values())
+    return text if not lacking else f"{text} ({lacking} of {len(rows)} rows lack some of them)"
+
+
+def _other_sizes(folder: Path) -> list[str]:
+    """Links to studies in folders inside this one, and to the one around it."""
+    links = []
+    for path in [*sorted(folder.glob(f"*/{SETTINGS}")), *folder.parent.glob(SETTINGS)]:
+        shared = read_settings(path.parent)["shared"]
+        kind, size, images = shared["encoder"]["model_type"], shared["image_size"], shared["data"]
+        place = f"{path.parent.name}/" if path.parent.parent == folder else "../"
+        links.append(f"[{kind}, {size} px, {images}]({place}{REPORT})")
+    return [f"The study at another size: {', '.join(links)}."] * bool(links)
 
 
 def _verdict_table(found: list[Verdict]) -> str:
@@ -99,14 +139,16 @@ def _verdict_table(found: list[Verdict]) -> str:
     return "\n".join(lines)
 
 
-def _noise_text(results: list[Result]) -> str:
+def _noise_text(results: list[Result], rows: dict[str, Row]) -> str:
     noise = pooled_noise(scores_of(results))
     spread = "is unknown with one seed" if noise.freedom == 0 else f"is {100 * noise.deviation:.1f} points"
+    added = {row.target for row in rows.values()} & {"normalized_rgb", "hog"}
+    own = " The paper has no normalized RGB and no HOG: they are judged as its other targets." if added else ""
     return (
-        "All claims are about fine-tuning accuracy. The noise of a single run, pooled over all rows after removing the"
-        f" common effect of the seeds, {spread} ({noise.freedom} degrees of freedom). *No worse* and *equal* allow for"
-        f" {100 * MARGIN:.0f} point. Intervals are not corrected for multiple comparisons: one in twenty is wrong by"
-        " chance."
+        "All claims are about fine-tuning, on the seeds that the compared rows share. The noise of a single run, pooled"
+        f" over all rows after removing the common effect of the seeds, {spread} ({noise.freedom} degrees of freedom)."
+        f" *No worse* and *equal* allow for {100 * MARGIN:.0f} point. Intervals are not corrected for multiple"
+        f" comparisons: one in twenty is wrong by chance.{own}"
     )
 
 
@@ -161,10 +203,21 @@ def _notes(table: str, settings: Settings) -> list[str]:
     if table == "targets":
         return ["The default loss is cross entropy for classes and l2 for HOG; the baseline is RGB with l1."]
     if table == "masking":
-        return ["Ratios are rounded up to whole mask patches: 0.6 masks 10 of 16 patches, 0.4 masks 2 of 4."]
+        return [f"Ratios are rounded up to whole mask patches: {_rounding(settings)}."]
     if table == "resolution":
         return ["The baseline predicts every pixel; strides are those of the prediction in pixels."]
     return []
+
+
+def _rounding(settings: Settings) -> str:
+    """What rounding does to masks of few patches, in words."""
+    parts = []
+    for size, ratios in zip(settings.mask_patch_sizes[1:], settings.random_ratios[1:], strict=True):
+        patches = (settings.image_size // size) ** 2
+        masked = ", ".join(f"{math.ceil(ratio * patches)}" for ratio in ratios)
+        shares = ", ".join(f"{ratio:g}" for ratio in ratios)
+        parts.append(f"{shares} of {patches} patches of {size} px {'is' if len(ratios) == 1 else 'are'} {masked}")
+    return "; ".join(parts)
 
 
 def _conditions(settings: Settings, shared: dict[str, Any], about: dict[str, Any], results: list[Result]) -> str:
@@ -181,7 +234,7 @@ def _conditions(settings: Settings, shared: dict[str, Any], about: dict[str, Any
             f"{len(results)} runs, median {statistics.median(seconds):.0f} s, in total"
             f" {sum(seconds) / about['workers'] / 60:.0f} minutes on {about['workers']} processes",
         ),
-        ("data", f"{DATA_SETS[shared['data']]}; random crops of 67 to 100 % of the area, flips"),
+        ("data", f"{DATA_SETS[shared['data']].title}; random crops of 67 to 100 % of the area, flips"),
         ("encoder", encoder),
         (
             "pre-training",

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,9 @@ DISTANCE_MASKS = 1024
 CLUSTERED_IMAGES = 500
 CLUSTERED_PIXELS = 100  # per image
 
+# From predicted classes (N,) and labels (N,) to a number from 0 to 1.
+Measure = Callable[[torch.Tensor, torch.Tensor], float]
+
 
 def run_row(name: str, row: Row, seed: int, settings: Settings, data: ImageData, dtype: torch.dtype) -> Result:
     """Pre-train a row and evaluate its features.
@@ -47,8 +50,8 @@ def run_row(name: str, row: Row, seed: int, settings: Settings, data: ImageData,
     if row.is_pretrained:
         loss = pretrain(model, row, settings, data, seed, dtype)
         distance = row_distance(row, model.config)
-    linear_probe, knn = probes(model, settings, data, seed, dtype)
-    accuracy = fine_tune(model, settings, data, seed, dtype)
+    linear_probe, knn = probes(model, settings, data, seed, dtype, data.metric)
+    accuracy = fine_tune(model, settings, data, seed, dtype, data.metric)
     return Result(name, seed, accuracy, linear_probe, knn, distance, loss, time.perf_counter() - start)
 
 
@@ -143,11 +146,13 @@ def pretrain(model: nn.Module, row: Row, settings: Settings, data: ImageData, se
     return torch.stack(losses[-math.ceil(len(losses) / 10) :]).float().mean().item()
 
 
-def fine_tune(model: nn.Module, settings: Settings, data: ImageData, seed: int, dtype: torch.dtype) -> float:
+def fine_tune(
+    model: nn.Module, settings: Settings, data: ImageData, seed: int, dtype: torch.dtype, metric: str = "accuracy"
+) -> float:
     """Fine-tune the encoder of a model, with a linear layer on the mean of its tokens, on few labels.
 
     Returns:
-        Accuracy on the test images.
+        Accuracy on the test images, or another one of `METRICS`.
     """
     device = data.images.device
     encoder = model.simmim
@@ -167,7 +172,7 @@ def fine_tune(model: nn.Module, settings: Settings, data: ImageData, seed: int, 
         _step(trained, loss, optimizer, schedule)
     with torch.no_grad():
         scores = classifier(features(model, data.test_images, data, dtype))
-    return _accuracy(scores.argmax(1), data.test_labels)
+    return METRICS[metric](scores.argmax(1), data.test_labels)
 
 
 @torch.no_grad()
@@ -178,8 +183,11 @@ def features(model: nn.Module, images: torch.Tensor, data: ImageData, dtype: tor
         return torch.cat([encoder(data.normalize(chunk)).pooler_output.float() for chunk in images.split(256)])
 
 
-def probes(model: nn.Module, settings: Settings, data: ImageData, seed: int, dtype: torch.dtype) -> tuple[float, float]:
-    """Test accuracies of a linear probe and of k-NN on frozen features."""
+def probes(
+    model: nn.Module, settings: Settings, data: ImageData, seed: int, dtype: torch.dtype, metric: str = "accuracy"
+) -> tuple[float, float]:
+    """Test accuracies, or values of another one of `METRICS`, of a linear probe and of k-NN on frozen features."""
+    measure = METRICS[metric]
     generator = torch.Generator().manual_seed(seed)
     labeled = stratified_sample(data.labels, settings.num_probe_images, generator).to(data.labels.device)
     train, labels = features(model, data.images[labeled], data, dtype), data.labels[labeled]
@@ -187,12 +195,14 @@ def probes(model: nn.Module, settings: Settings, data: ImageData, seed: int, dty
     mean, std = train.mean(0), train.std(0) + 1e-6
     train, test = (train - mean) / std, (test - mean) / std
     return (
-        _accuracy(_linear_scores(train, labels, test, data.num_classes).argmax(1), data.test_labels),
-        _accuracy(_neighbor_scores(train, labels, test, data.num_classes).argmax(1), data.test_labels),
+        measure(_linear_scores(train, labels, test, data.num_classes, measure).argmax(1), data.test_labels),
+        measure(_neighbor_scores(train, labels, test, data.num_classes).argmax(1), data.test_labels),
     )
 
 
-def _linear_scores(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, num_classes: int) -> torch.Tensor:
+def _linear_scores(
+    train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, num_classes: int, measure: Measure
+) -> torch.Tensor:
     """Logistic regression, with the penalty that is best on a fifth of the training features."""
 
     def fit(inputs: torch.Tensor, targets: torch.Tensor, penalty: float) -> nn.Linear:
@@ -213,7 +223,7 @@ def _linear_scores(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor
     cut = max(1, len(train) // 5)  # the sample is shuffled
     best = max(
         PROBE_PENALTIES,
-        key=lambda penalty: _accuracy(fit(train[cut:], labels[cut:], penalty)(train[:cut]).argmax(1), labels[:cut]),
+        key=lambda penalty: measure(fit(train[cut:], labels[cut:], penalty)(train[:cut]).argmax(1), labels[:cut]),
     )
     layer = fit(train, labels, best)
     with torch.no_grad():
@@ -228,8 +238,18 @@ def _neighbor_scores(train: torch.Tensor, labels: torch.Tensor, test: torch.Tens
     return votes.scatter_add_(1, labels[nearest], values)
 
 
-def _accuracy(predicted: torch.Tensor, labels: torch.Tensor) -> float:
+def accuracy(predicted: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of right predictions (N,)."""
     return (predicted == labels).float().mean().item()
+
+
+def balanced_accuracy(predicted: torch.Tensor, labels: torch.Tensor) -> float:
+    """Mean over the classes of the share of right predictions (N,), which a frequent class cannot decide."""
+    is_right = (predicted == labels).double()
+    return torch.stack([is_right[labels == label].mean() for label in labels.unique()]).mean().item()
+
+
+METRICS: dict[str, Measure] = {"accuracy": accuracy, "balanced accuracy": balanced_accuracy}
 
 
 def _batches(num_images: int, batch_size: int, steps: int, seed: int) -> Iterator[torch.Tensor]:

@@ -9,6 +9,7 @@ shows that the choice is worse, or different, and "cannot tell" otherwise.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -62,10 +63,15 @@ def scores_of(results: Iterable[Result], metric: str = "fine_tune") -> dict[str,
 
 
 def pooled_noise(scores: Scores) -> Noise:
-    """Estimate the noise from the rows that have all seeds."""
-    seeds = sorted({seed for row in scores.values() for seed in row})
-    whole = [[row[seed] for seed in seeds] for row in scores.values() if len(row) == len(seeds)]
-    freedom = (len(whole) - 1) * (len(seeds) - 1)
+    """Estimate the noise from the seeds that most rows have, and the rows that have all of those."""
+    rows_of = Counter(seed for row in scores.values() for seed in row)
+    # In an unfinished study few rows have the last seed: it counts where it adds to what is known.
+    candidates = []
+    for count in range(2, len(rows_of) + 1):
+        seeds = [seed for seed, _ in rows_of.most_common(count)]
+        whole = [[row[seed] for seed in seeds] for row in scores.values() if row.keys() >= set(seeds)]
+        candidates.append(((len(whole) - 1) * (len(seeds) - 1), seeds, whole))
+    freedom, seeds, whole = max(candidates, key=lambda candidate: candidate[0], default=(0, [], []))
     if freedom < 1:
         return Noise(0.0, 0)
     columns = [sum(values) / len(whole) for values in zip(*whole, strict=True)]
@@ -170,12 +176,14 @@ def verdicts(rows: Mapping[str, Row], results: list[Result], image_size: int) ->
     size = rows["baseline"].mask_patch_size
     random = [name for name in masks if rows[name].strategy == "random"]
     small = [name for name in random if rows[name].mask_patch_size < size]
+    large = [name for name in random if rows[name].mask_patch_size > size]
+    ratios = [name for name in random if rows[name].mask_patch_size == size and name != "baseline"]
     shaped = [name for name in masks if rows[name].strategy != "random"]
     low, high = (share * image_size for share in MODERATE_DISTANCE)
     moderate = [name for name in masks if name in distance and low <= distance[name] <= high]
     extreme = [name for name in masks if name in distance and not low <= distance[name] <= high]
     regression = [name for name in pick(target="rgb", loss_region="masked") if rows[name].loss != "l1"]
-    colors = [name for target in ("color_bins", "color_clusters", "codebook") for name in pick(target=target)]
+    others = [name for name in pick(loss_region="masked") if rows[name].target != "rgb"]
     strides = [row.prediction_stride for row in rows.values() if row.prediction_stride]
     coarse = [name for name in rows if rows[name].prediction_stride == max(strides, default=None)] if strides else []
     middling = [name for name in rows if strides and rows[name].prediction_stride in set(strides) - {max(strides)}]
@@ -183,6 +191,11 @@ def verdicts(rows: Mapping[str, Row], results: list[Result], image_size: int) ->
     comparisons: list[tuple[str, str, list[str], list[str]]] = [
         ("Pre-training is better than training from scratch", "better", base, ["scratch"]),
         (f"Random masks of {size} px are better than smaller ones at the same ratios", "better", like(small), small),
+        (f"Random masks of {size} px are no worse than larger ones at the same ratios", "no worse", like(large), large),
+        *(
+            (f"A mask ratio of 0.6 is no worse than {rows[name].mask_ratio:g}", "no worse", base, [name])
+            for name in ratios
+        ),
         (f"Random masks of {size} px are better than square and block ones", "better", like(shaped), shaped),
         (
             f"Masks of a moderate AvgDist ({low:.1f} to {high:.1f} px) are better than others",
@@ -198,7 +211,7 @@ def verdicts(rows: Mapping[str, Row], results: list[Result], image_size: int) ->
         ("Coarser predictions, except the coarsest, are as good as predicting every pixel", "equal", middling, base),
         ("The coarsest prediction is worse", "better", base, coarse),
         *((f"l1 and {rows[name].loss} are equal", "equal", base, [name]) for name in regression),
-        *((f"Regression of RGB is no worse than {name}", "no worse", base, [name]) for name in colors),
+        *((f"Regression of RGB is no worse than {name}", "no worse", base, [name]) for name in others),
         ("The loss on masked pixels is better than that on all pixels", "better", base, pick(loss_region="all")),
     ]
     return [judge(claim, kind, first, second, scores, noise) for claim, kind, first, second in comparisons]

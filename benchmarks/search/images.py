@@ -7,12 +7,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..ablation.data import FETCHED, ImageData, stratified_sample
+from ..ablation.data import DATA_SETS, FETCHED, ImageData, read_fetched, stratified_sample
 from .surfaces import DEFECTS, draw_surfaces
 
 NUM_IMAGES, NUM_TEST_IMAGES = 2100, 500
-# Of clip art, the most frequent ones; fewer in color, where larger networks are trained.
-NUM_CLASSES, NUM_COLOR_CLASSES = 10, 5
+NUM_CLASSES = 10  # of clip art in gray, the most frequent ones
 
 _Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]
 
@@ -22,27 +21,25 @@ def _surfaces() -> _Arrays:
     return images, labels, *draw_surfaces(NUM_TEST_IMAGES, seed=1), list(DEFECTS)
 
 
-def _fetched(name: str, num_classes: int = NUM_CLASSES, is_gray: bool = True) -> Callable[[], _Arrays]:
+def _fetched(file: str, num_classes: int | None = NUM_CLASSES, is_gray: bool = True) -> Callable[[], _Arrays]:
     def read() -> _Arrays:
-        path = FETCHED / f"{name}.npz"
-        if not path.exists():
-            raise ValueError(f"{path} does not exist. Fetch it with: python -m benchmarks.ablation.fetch {name}")
-        with np.load(path) as stored:
-            classes = stored["classes"]
-            kept = np.argsort(-np.bincount(stored["train_labels"]), kind="stable")[:num_classes]
-            parts = []
-            for split, count in (("train", NUM_IMAGES), ("test", NUM_TEST_IMAGES)):
-                labels = stored[f"{split}_labels"]
-                rows = np.flatnonzero(np.isin(labels, kept))
-                rank = torch.as_tensor(np.argsort(kept)[np.searchsorted(np.sort(kept), labels[rows])])
-                chosen = stratified_sample(rank, count, torch.Generator().manual_seed(0)).numpy()
-                images = stored[f"{split}_images"][rows[chosen]]
-                if images.ndim == 4 and is_gray:
-                    images = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in images])
-                parts += [images, rank.numpy()[chosen]]
-        return *parts, [str(classes[index]) for index in kept]  # type: ignore[return-value]
+        arrays, classes = read_fetched(file, num_classes, FETCHED)
+        parts: list[np.ndarray] = []
+        for images, labels, count in ((*arrays[:2], NUM_IMAGES), (*arrays[2:], NUM_TEST_IMAGES)):
+            chosen = stratified_sample(torch.as_tensor(labels), count, torch.Generator().manual_seed(0)).numpy()
+            pixels = images[chosen]
+            if pixels.ndim == 4 and is_gray:
+                pixels = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in pixels])
+            parts += [pixels, labels[chosen]]
+        return *parts, classes  # type: ignore[return-value]
 
     return read
+
+
+def _colored(name: str) -> tuple[str, Callable[[], _Arrays]]:
+    source = DATA_SETS[name]
+    assert source.file is not None
+    return source.title, _fetched(source.file, source.num_classes, is_gray=False)
 
 
 # Title, and what reads or draws it.
@@ -52,14 +49,7 @@ SETS: dict[str, tuple[str, Callable[[], _Arrays]]] = {
     "clipart": ("Open Clip Art, its ten largest subjects in gray", _fetched("clipart")),
 }
 COLOR_SETS: dict[str, tuple[str, Callable[[], _Arrays]]] = {
-    "clipart-color": (
-        "Open Clip Art, its five largest subjects in color",
-        _fetched("clipart", NUM_COLOR_CLASSES, is_gray=False),
-    ),
-    "textures-color": (
-        "windows of ten photographed textures of OpenArena in color; labels are the textures",
-        _fetched("textures-color", is_gray=False),
-    ),
+    name: _colored(name) for name in ("clipart-color", "textures-color")
 }
 
 

@@ -18,11 +18,11 @@ sys.path.insert(0, str(ROOT))  # as for `python -m` that is run from there
 from benchmarks.ablation import fetch, study
 from benchmarks.ablation.clip_art import is_blank, prepare_clip_art, stratified_split, without_duplicates
 from benchmarks.ablation.cost import _peak_resident
-from benchmarks.ablation.data import augment, load_images, stratified_sample
-from benchmarks.ablation.grid import Row, scratch_row, study_tables
+from benchmarks.ablation.data import ImageData, augment, load_images, stratified_sample
+from benchmarks.ablation.grid import Row, scratch_row, select_rows, study_tables
 from benchmarks.ablation.results import RESULTS, Result, read_results
 from benchmarks.ablation.settings import ENCODERS, study_settings
-from benchmarks.ablation.train import build_model, pretrain, run_row
+from benchmarks.ablation.train import METRICS, build_model, pretrain, run_row
 from benchmarks.ablation.verdicts import Noise, judge, pooled_noise, scores_of, student_quantile, verdicts
 
 
@@ -131,6 +131,60 @@ def test_clusters_are_those_of_the_images(images):
     assert centers[-1][0] > 0.7
 
 
+def test_a_scale_may_name_its_rows_and_runs_them_seed_by_seed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study, "run_row", lambda name, row, seed, **state: Result(name, seed, 0, 0, 0, 1.0, 0.0, 1.0))
+
+    def make_settings(scale, encoder):
+        return replace(tiny_settings(), rows=("l2", "random 8 px 0.4"))
+
+    words = ["--data", "embedded", "--dtype", "float32", "--device", "cpu", "--workers", "1", "--output", str(tmp_path)]
+    study.main([*words, "--seeds", "0", "1", "--scale", "cpu"], make_settings)
+    names = ["scratch", "random 8 px 0.4", "baseline", "l2"]
+    runs = [(line["row"], int(line["seed"])) for line in read_lines(tmp_path)]
+    assert runs == [(name, seed) for seed in (0, 1) for name in names]
+    capsys.readouterr()
+    study.main([*words, "--tables", "targets", "--list"], make_settings)
+    assert capsys.readouterr().out.split() == ["scratch", "baseline", "l2"]
+    study.main([*words, "--rows", "loss on all", "--list"], make_settings)
+    assert "loss on all" in capsys.readouterr().out
+
+
+def test_imbalanced_images_are_scored_by_class(tmp_path, monkeypatch, images):
+    """And a folder says so, names its size, and has links to studies beside it."""
+    assert images.metric == "accuracy"
+    rare = (images.test_labels == 0).nonzero()[:1, 0]
+    kept = torch.cat([rare, (images.test_labels > 0).nonzero()[:, 0]])
+    odd = ImageData("clipart-color", images.images, images.labels, images.test_images[kept], images.test_labels[kept])
+    odd.test_labels[1:] = 1
+    assert odd.metric == "accuracy"  # as it was made
+    odd = odd.to("cpu")
+    assert odd.metric == "balanced accuracy"
+    predicted = torch.ones_like(odd.test_labels)
+    assert METRICS["accuracy"](predicted, odd.test_labels) > 0.9
+    assert METRICS["balanced accuracy"](predicted, odd.test_labels) == 0.5
+    run(tmp_path, "--tables", "region", "--seeds", "0")
+    monkeypatch.setattr(study, "load_images", lambda *args: odd)
+    run(tmp_path / "odd", "--tables", "region", "--seeds", "0", "--data", "clipart-color")
+    # One image of a class counts as much as all of the other class, and not as one of all images.
+    shares = [2 * (len(kept) - 1) * float(line["knn"]) for line in read_lines(tmp_path / "odd")]
+    assert shares == pytest.approx([round(share) for share in shares], abs=1e-3)
+    report = (tmp_path / "odd" / "README.md").read_text(encoding="utf-8")
+    assert "test balanced accuracy in percent, the mean over the classes" in report
+    assert "vit encoder of 0.0" in report
+    assert "(../README.md)" in report
+    study.main(["--report_only", "--output", str(tmp_path)])
+    report = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "[vit, 32 px, clipart-color](odd/README.md)" in report
+    assert "test accuracy in percent, as mean" in report
+
+
+def test_another_processor_is_refused(tmp_path, monkeypatch):
+    run(tmp_path, "--tables", "region", "--seeds", "0")
+    monkeypatch.setattr(study, "device_name", lambda device: "Abacus")
+    with pytest.raises(ValueError, match=r"not comparable: device was .* and is Abacus. Use another --output"):
+        run(tmp_path, "--tables", "region", "--seeds", "0", "1")
+
+
 def test_other_settings_and_other_rows_are_refused(tmp_path, monkeypatch):
     run(tmp_path, "--tables", "region", "--seeds", "0")
     with pytest.raises(ValueError, match=r"dtype was float32 and is bfloat16.*another --output"):
@@ -179,6 +233,7 @@ def test_settings_fit_their_encoders(scale, encoder, images, monkeypatch):
     settings = study_settings(scale, encoder)
     tables = study_tables(settings)
     assert all("baseline" in table for table in tables.values())
+    assert len(select_rows(tables, settings.rows, scratch_row(settings))) >= len(settings.rows or ())
     # Fewer blocks are built sooner and have the same geometry.
     depth = {"vit": {"num_hidden_layers": 1}, "swin": {"depths": [1] * len(settings.encoder.get("depths", []))}}[
         encoder
@@ -274,6 +329,20 @@ def test_verdicts_follow_the_numbers():
     assert found.half_width == pytest.approx(student_quantile(8) * noise.deviation * (2 / 3) ** 0.5)
 
 
+def test_noise_of_an_unfinished_study_is_that_of_its_finished_seeds():
+    random = np.random.default_rng(0)
+    rows = {f"row {index}": (0.5 + 0.01 * random.standard_normal(3)).tolist() for index in range(10)}
+    finished = pooled_noise(scores_of(results_of(**rows)))
+    assert finished.freedom == 18
+    rows["row 0"].append(0.9)
+    assert pooled_noise(scores_of(results_of(**rows))) == finished
+    for name in rows:
+        rows[name] = (rows[name] + [0.4])[:4]
+    rows["row 1"] = rows["row 1"][:1]
+    assert pooled_noise(scores_of(results_of(**rows))).freedom == 8 * 3
+    assert pooled_noise({}) == pooled_noise({"alone": {0: 0.5, 1: 0.6}}) == Noise(0.0, 0)
+
+
 def test_quantiles_of_student():
     table = {1: 12.706, 2: 4.303, 3: 3.182, 5: 2.571, 10: 2.228, 40: 2.021}
     assert {freedom: student_quantile(freedom) for freedom in table} == pytest.approx(table, rel=0.01)
@@ -302,7 +371,7 @@ def test_claims_find_their_rows():
     ]
     assert found["Pre-training is better than training from scratch"].difference == pytest.approx(0.2, abs=0.01)
     assert len([claim for claim in found if claim.startswith("The linear head")]) == 3
-    assert len([claim for claim in found if claim.startswith("Regression of RGB")]) == 3
+    assert len([claim for claim in found if claim.startswith("Regression of RGB")]) == 6
     assert len([claim for claim in found if claim.startswith("l1 and")]) == 2
     assert all(verdict.difference is not None for verdict in found.values())
 

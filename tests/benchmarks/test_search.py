@@ -14,7 +14,7 @@ from PIL import Image
 import hf_simmim
 from benchmarks import evidence
 from benchmarks.ablation import textures
-from benchmarks.ablation.data import ImageData
+from benchmarks.ablation.data import DATA_SETS, ImageData, load_images
 from benchmarks.ablation.settings import vit
 from benchmarks.search import __main__ as search
 from benchmarks.search import images, report, study
@@ -139,9 +139,15 @@ def test_sets_are_folders_for_the_commands(tmp_path, monkeypatch):
     colored = {name: np.stack([value] * 3, axis=-1) if value.ndim == 3 else value for name, value in arrays.items()}
     np.savez(tmp_path / "clipart.npz", classes=classes, **colored)
     train, _ = images.write_set("clipart-color", tmp_path)
-    assert len(list(train.iterdir())) == images.NUM_COLOR_CLASSES
+    assert len(list(train.iterdir())) == DATA_SETS["clipart-color"].num_classes
     with Image.open(next(train.rglob("*.png"))) as image:
         assert image.mode == "RGB"
+    # The ablation study reads the same images.
+    same = load_images("clipart-color", 64, 10, 5, folder=tmp_path)
+    assert same.images.shape == (10, 3, 64, 64)
+    assert torch.equal(same.images[:, 0, 0, 0].long(), same.labels)
+    stored = sorted(np.asarray(Image.open(path)).tobytes() for path in train.rglob("*.png"))
+    assert sorted(image.permute(1, 2, 0).numpy().tobytes() for image in same.images) == stored
 
 
 @pytest.mark.parametrize("encoder", list(evidence.ENCODERS))
