@@ -1,9 +1,11 @@
 """`import hf_simmim` costs next to nothing, and still the Auto classes know the models, whatever is imported first."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+from paths import PACKAGE
 
 import hf_simmim
 from hf_simmim.model.image_processing_simmim import SimMIMImageProcessorPil
@@ -60,6 +62,37 @@ from transformers import CONFIG_MAPPING
 assert pickle.loads(pickle.dumps(CONFIG_MAPPING))["simmim"] is hf_simmim.SimMIMConfig
 """
     run(code, tmp_path)
+
+
+EACH_FIRST = """
+import os, sys
+import torch
+from transformers import AutoImageProcessor, AutoModel, Trainer
+
+for name in sys.stdin.read().split():
+    child = os.fork()
+    if not child:
+        import importlib
+        try:
+            importlib.import_module(name)
+            from hf_simmim.model import images
+            os._exit(len(images.OTHER_READERS) != 1)
+        except BaseException as error:
+            print(name, error, file=sys.stderr)
+            os._exit(1)
+    assert not os.waitpid(child, 0)[1], name
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="each module in a process of its own")
+def test_any_module_may_be_imported_first():
+    folders = ("model", "formats", "curation", "checkpoints")
+    paths = [path for folder in folders for path in sorted((PACKAGE / folder).glob("*.py"))]
+    names = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in paths]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", EACH_FIRST], input="\n".join(names), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_unknown_names_are_refused():

@@ -87,8 +87,10 @@ HOOKS: dict[str, Callable[[ModuleType], object]] = {
     f"{AUTO}.image_processing_auto": _announce_processors,
     CONFIG: _register_config,
     MODELING: _register_models,
-    # What reads images knows all formats.
-    f"{MODEL}.images": lambda images: importlib.import_module(READERS),
+    # What reads images knows all formats. These are packages, which are complete before any module in them is begun, so
+    # that readers import what they need in their own order.
+    MODEL: lambda model: importlib.import_module(READERS),
+    f"{__package__}.formats": lambda formats: importlib.import_module(READERS),
     READERS: lambda readers: readers.register_readers(),
 }
 
