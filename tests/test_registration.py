@@ -11,7 +11,6 @@ import hf_simmim
 from hf_simmim.model.image_processing_simmim import SimMIMImageProcessorPil
 
 CHECK = """
-import pickle
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, CONFIG_MAPPING, MODEL_MAPPING
 
 assert isinstance(AutoImageProcessor.from_pretrained("."), hf_simmim.SimMIMImageProcessorPil)

@@ -41,7 +41,7 @@ from .sizing import (
 
 # Where compiled blocks are tried: on processors they were slower (benchmarks/step.py, `ours compiled`).
 COMPILED_ON = ("cuda",)
-# Seconds that a training takes at least before compiled blocks are tried, which takes about a minute.
+# Seconds that a training takes at least before compiled blocks are tried, which compiles them once more.
 WORTH_COMPILING = 900
 # Options beside which blocks are not compiled without being asked.
 EXCLUDES_COMPILING = ("compile_blocks", "torch_compile", "gradient_checkpointing", "activation_checkpointing")
@@ -66,6 +66,12 @@ def num_parameters(config: Any) -> int:
     """Number of parameters of the encoder of a config."""
     with torch.device("meta"):  # without memory
         return SimMIMModel(config).num_parameters()
+
+
+def has_engine(arguments: Any) -> bool:
+    """Whether FSDP or DeepSpeed trains; accelerate's launcher names the latter in the environment only."""
+    is_launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true")
+    return bool(arguments.fsdp or arguments.deepspeed or is_launched)
 
 
 class Automatic:
@@ -164,9 +170,8 @@ class Automatic:
             config: Config of the model.
             machine: What the machine offers.
         """
-        # DeepSpeed has the precision in its config, which accelerate's launcher names in the environment only.
-        has_deepspeed = arguments.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true")
-        is_plain = not (arguments.fsdp or has_deepspeed) and arguments.mixed_precision == "no"
+        # Engines have the precision in their config.
+        is_plain = not has_engine(arguments) and arguments.mixed_precision == "no"
         if not (self.is_open("bf16", "fp16", "bf16_full_eval", "fp16_full_eval") and machine.has_bf16 and is_plain):
             return
         if machine.is_cpu and "bf16" not in self.before and num_parameters(config) < FEWEST_FOR_BFLOAT16:
@@ -277,12 +282,11 @@ class Automatic:
         return forecast(found, model, arguments, len(train), num_evaluated, machine.num_cores)
 
     def _may_compile(self, model: Any, arguments: Any) -> bool:
-        has_engine = arguments.fsdp or arguments.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED")
         return bool(
             self.is_on
             and arguments.device.type in COMPILED_ON
             and self.is_open(*EXCLUDES_COMPILING, "recompute_activations")
-            and not has_engine
+            and not has_engine(arguments)
             and repeated_blocks(model)
         )
 
