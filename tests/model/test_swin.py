@@ -3,11 +3,12 @@
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import swin_config
+from tiny import ENCODER_CONFIGS, swin_config
 from transformers import SwinModel
 
-from hf_simmim.model.swin import Swin
-from hf_simmim.model.windows import from_windows, to_windows, window_layout
+from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
+from hf_simmim.model.swin import FlushedSoftmax, Swin
+from hf_simmim.model.windows import from_windows, share_windows, to_windows, window_layout
 
 
 def make_pair(tmp_path, **kwargs) -> tuple[Swin, SwinModel]:
@@ -120,3 +121,80 @@ def test_drop_path_drops_whole_images_on_both_branches():
     assert 0.4 < dropped[:, 0].float().mean() < 0.6
     assert branch.unique().tolist() == [0.0, 2.0]
     assert torch.equal(block.drop_path.eval()(branch), branch)
+
+
+def test_weights_between_regions_are_zero_instead_of_denormal():
+    logits = torch.randn(5, 7, dtype=torch.float32)
+    logits[:, 3:5] -= 100.0
+    logits.requires_grad_()
+    plain = logits.softmax(dim=-1)
+    flushed = FlushedSoftmax.apply(logits)
+    tiny = torch.finfo(torch.float32).tiny
+    assert ((plain > 0) & (plain < tiny)).any()
+    assert not ((flushed > 0) & (flushed < tiny)).any()
+    assert (flushed - plain).abs().max() < tiny
+    direction = torch.randn_like(plain)
+    expected, gradient = (torch.autograd.grad(weights, logits, direction)[0] for weights in (plain, flushed))
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_windows_that_only_hold_mask_tokens_are_computed_once():
+    layout = window_layout((8, 12), 4, torch.device("cpu"), torch.float32)
+    is_masked = torch.zeros(2, 8, 12, dtype=torch.bool)
+    is_masked[0, :4, :8] = True  # windows 0 and 1
+    is_masked[1, :8, 2:] = True  # windows 7, 8, 10 and 11, and half of two others
+    shared = share_windows(is_masked, layout, next_is_shifted=False)
+    computed = to_windows(torch.arange(192).view(2, 8, 12, 1), 4).view(12, 16)
+    assert shared.rows.view(-1, 16).tolist() == computed[[2, 3, 4, 5, 6, 9, 0]].tolist()
+    windows = shared.places.view(12, 16)
+    assert (windows[:, 0] // 16).tolist() == [6, 6, 0, 1, 2, 3, 4, 6, 6, 5, 6, 6]
+    # Where no window, or hardly any, is equal to another, all are computed.
+    assert share_windows(torch.zeros_like(is_masked), layout, next_is_shifted=False) is None
+    is_masked[:] = False
+    is_masked[0, :4, :4] = True
+    assert share_windows(is_masked, layout, next_is_shifted=True) is None
+
+
+# What tokens of a window have in common ends with positions, dropout and padding. The last column says whether they do.
+SHARING = {
+    "swin": ("swin", {}, (32, 48), True),
+    "swin, plain windows": ("swin", {"window_size": 8}, (32, 32), True),
+    "swinv2": ("swinv2", {}, (32, 48), True),
+    "swin, positions": ("swin", {"use_absolute_embeddings": True}, (32, 48), False),
+    "swin, dropout": ("swin", {"hidden_dropout_prob": 0.1}, (32, 48), False),
+    "swin, dropped weights": ("swin", {"attention_probs_dropout_prob": 0.1}, (32, 48), False),
+    "swin, padding": ("swin", {}, (36, 44), False),
+}
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_shared_windows_keep_loss_and_gradients(name):
+    encoder, settings, size, shares = SHARING[name]
+    torch.manual_seed(0)
+    settings = {"depths": [2, 2], "num_heads": [2, 2], "window_size": 4, "patch_size": 2, **settings}
+    model = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=ENCODER_CONFIGS[encoder](**settings)))
+    model = model.double().train()
+    pixel_values = torch.randn(2, 3, *size, dtype=torch.float64)
+    mask = torch.zeros(2, size[0] // 2, size[1] // 2, dtype=torch.bool)
+    mask[0, :8], mask[1, :, 8:] = True, True
+    lengths = []
+    model.simmim.encoder.encoder.layers[0].blocks[0].register_forward_pre_hook(
+        lambda block, inputs: lengths.append(inputs[0].shape[0] * inputs[0].shape[1])
+    )
+    results = []
+    for skip in (False, True):
+        torch.manual_seed(1)
+        loss = model(pixel_values, bool_masked_pos=mask, skip_visible=skip).loss
+        loss.backward()
+        results.append((loss, {key: value.grad for key, value in model.named_parameters()}))
+        model.zero_grad()
+    assert (lengths[1] < lengths[0]) == shares
+    if not shares:
+        return
+    (expected_loss, expected), (loss, gradients) = results
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-12, atol=0)
+    for key, gradient in gradients.items():
+        if gradient is None:
+            assert expected[key] is None
+        else:
+            torch.testing.assert_close(gradient, expected[key], rtol=1e-9, atol=1e-12, msg=key)

@@ -104,7 +104,8 @@ class SimMIMForMaskedImageModeling(SimMIMPreTrainedModel):
             return_dict: Whether to return a `ModelOutput` (default) or a tuple.
             skip_visible: Whether to leave out work that only predictions of visible patches need: part of the
                 encoder's last block, and the head. Prediction and reconstruction are meaningless there then; loss and
-                gradients are the same. Has an effect on processors only, where it saves time.
+                gradients are the same. Swin's first block also computes windows of mask tokens alone only once. Has an
+                effect on processors only, where it saves time.
 
         Returns:
             Loss, prediction and reconstruction.

@@ -72,11 +72,12 @@ class Swinv2SelfAttention(WindowSelfAttention):
 
     def split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
         query_key, value = qkv.split((2, 1), dim=3)
-        # One factor brings both to unit length in float32, and multiplies queries by the scale of their head.
-        norm = torch.linalg.vector_norm(query_key, dim=-1, keepdim=True, dtype=torch.float32)
+        # One factor brings both to unit length, in float32 at least, and multiplies queries by the scale of their head.
+        wide = torch.promote_types(query_key.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(query_key, dim=-1, keepdim=True, dtype=wide)
         # Keys of padding are zero. Dividing them by a tiny number instead would let their gradient explode.
         norm = norm.masked_fill(norm == 0, 1.0)  # B, W, N, 2, heads, 1
-        logit_scale = self.logit_scale.float().clamp(max=math.log(MAX_LOGIT_SCALE)).exp()[:, 0]  # heads, 1
+        logit_scale = self.logit_scale.to(wide).clamp(max=math.log(MAX_LOGIT_SCALE)).exp()[:, 0]  # heads, 1
         query_key = query_key * (torch.stack((logit_scale, torch.ones_like(logit_scale))) / norm)
         query, key = (part.transpose(2, 3) for part in query_key.unbind(3))  # B, W, heads, N, d
         return query, key, value.squeeze(3).transpose(2, 3), 1.0

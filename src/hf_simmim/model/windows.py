@@ -11,6 +11,10 @@ import torch.nn.functional as F
 
 # The official implementation masks tokens of other regions by adding this to the attention logits, not -infinity.
 OTHER_REGION_LOGIT = -100.0
+# Windows are computed together if that leaves out at least this share of them.
+MIN_SHARED = 0.1
+# How many numbers of windows may be left: libraries prepare a product once for each shape.
+NUM_SHAPES = 16
 
 
 class WindowLayout(NamedTuple):
@@ -126,3 +130,104 @@ def reorder(tokens: torch.Tensor, layout: WindowLayout, shift: bool) -> torch.Te
     """Tokens (B, L, C) from the order of plain windows to that of shifted ones, or back."""
     orders = (layout.to_shifted, layout.to_plain) if shift else (layout.to_plain, layout.to_shifted)
     return Permute.apply(tokens, *orders)
+
+
+class SharedWindows(NamedTuple):
+    """Windows of which one stands for all that are masked as a whole: R tokens instead of B * L."""
+
+    rows: torch.Tensor  # R: indices into B * h * w tokens in reading order, window by window; the shared window is last
+    places: torch.Tensor  # B * L in the order of the next block: the row of each token
+    first: torch.Tensor  # R: a place of each row
+    shared: torch.Tensor  # places of all tokens of the shared window
+    area: int  # tokens per window
+
+
+def share_windows(is_masked: torch.Tensor, layout: WindowLayout, next_is_shifted: bool) -> SharedWindows | None:
+    """Find the windows in which every token is the mask token: a block returns the same for all of them.
+
+    Args:
+        is_masked: Bool tensor of shape (B, h, w).
+        layout: The windows.
+        next_is_shifted: Whether the block after the one that shares has shifted windows.
+
+    Returns:
+        The tokens to compute, and where they belong; None if too few windows are equal.
+    """
+    area = layout.window_size**2
+    windows = to_windows(is_masked[..., None], layout.window_size).view(-1, area)  # B * W, N
+    is_equal = windows.all(dim=1)
+    total, num_equal = len(windows), int(is_equal.sum())
+    step = max(1, total // NUM_SHAPES)
+    count = ((total - num_equal) // step + 1) * step
+    if num_equal == 0 or count > (1 - MIN_SHARED) * total:
+        return None
+    order = is_equal.long().argsort(stable=True)[:count]  # the last one is equal to all that are left out
+    index = to_windows(
+        torch.arange(is_masked.numel(), device=is_masked.device).view(*is_masked.shape, 1), layout.window_size
+    )
+    rows = index.view(-1, area)[order].flatten()
+    row_of_window = order.new_full((total,), count - 1)
+    row_of_window[order] = torch.arange(count, device=order.device)
+    places = row_of_window[:, None] * area + torch.arange(area, device=order.device)  # B * W, N
+    places = places.view(len(is_masked), -1)
+    places = (places[:, layout.to_shifted] if next_is_shifted else places).flatten()
+    first = torch.empty_like(rows)
+    first[places] = torch.arange(len(places), device=places.device)
+    return SharedWindows(rows, places, first, (places >= (count - 1) * area).nonzero()[:, 0], area)
+
+
+class TakeRows(torch.autograd.Function):
+    """Rows of a matrix, each at most once; the gradient is a copy, where autograd would add."""
+
+    @staticmethod
+    def forward(matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return matrix.index_select(0, rows)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[1])
+        ctx.num_rows = len(inputs[0])
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (rows,) = ctx.saved_tensors
+        return grad_output.new_zeros(ctx.num_rows, grad_output.shape[1]).index_copy(0, rows, grad_output), None
+
+
+class SpreadRows(torch.autograd.Function):
+    """Rows of `SharedWindows` to all places.
+
+    All tokens of the shared window are equal, and so is what each of them adds to the gradient of a weight. Which of
+    them gets the gradient of a place makes no difference, so each gets the same part of the sum.
+    """
+
+    @staticmethod
+    def forward(
+        tokens: torch.Tensor, places: torch.Tensor, first: torch.Tensor, shared: torch.Tensor, area: int
+    ) -> torch.Tensor:
+        return tokens.index_select(0, places)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[2:4])
+        ctx.area = inputs[4]
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        first, shared = ctx.saved_tensors
+        gradient = grad_output.index_select(0, first)
+        wide = torch.promote_types(grad_output.dtype, torch.float32)
+        total = grad_output.index_select(0, shared).sum(dim=0, dtype=wide)
+        gradient[-ctx.area :] = total / ctx.area
+        return gradient, None, None, None, None
+
+
+def take_rows(tokens: torch.Tensor, shared: SharedWindows) -> torch.Tensor:
+    """The tokens (1, R, C) to compute, window by window, of tokens (B, h, w, C)."""
+    return TakeRows.apply(tokens.flatten(0, 2), shared.rows)[None]
+
+
+def spread_rows(rows: torch.Tensor, shared: SharedWindows, batch_size: int) -> torch.Tensor:
+    """Computed tokens (1, R, C) to all tokens (B, L, C) in the order of the next block."""
+    tokens = SpreadRows.apply(rows[0], shared.places, shared.first, shared.shared, shared.area)
+    return tokens.view(batch_size, -1, rows.shape[2])
