@@ -2,7 +2,8 @@
 
 Each mode runs in a process of its own, and the processes take turns, so that drift of the machine cancels. All have the
 same weights (except the authors' code), images and masks; times count only if all modes have the same loss. Ours runs
-as `hf-simmim pretrain` runs it, with the memory setting of its trainings; `ours default-malloc` leaves that out.
+as `hf-simmim pretrain` runs it, with the memory setting of its trainings; `ours default-malloc` leaves that out, `ours
+denormal` the zeros in place of denormal weights of attention; `ours unshared` computes all windows of masked tokens.
 
     python benchmarks/step.py --encoder swin-tiny --batch_size 4
     python benchmarks/step.py --encoder swin-base --batch_size 128 --dtype bfloat16 --device cuda
@@ -19,14 +20,24 @@ import torch
 from measuring import alternate, is_emulated, machine, peak_memory, peak_tensors, ratio, seconds, write_result
 from peers import ENCODERS, build_inputs, build_loss
 
+from hf_simmim.model import swin
 from hf_simmim.training.acceleration import keep_freed_memory, recompute_activations
 
 MODES = [
-    *("ours", "ours default-malloc", "ours recompute", "ours compiled"),
+    *("ours", "ours default-malloc", "ours denormal", "ours unshared", "ours recompute", "ours compiled"),
     *("transformers sdpa", "transformers eager", "transformers sdpa compiled", "official"),
 ]
 # Relative difference of losses in float32; in bfloat16 only the rounding of the products is common.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2}
+
+
+class Softmax:
+    """torch's softmax over the last dimension, in place of ours."""
+
+    @staticmethod
+    def apply(logits: torch.Tensor) -> torch.Tensor:
+        """Weights of the shape of the logits."""
+        return logits.softmax(dim=-1)
 
 
 class Worker:
@@ -69,7 +80,11 @@ def work(mode: str, args: argparse.Namespace) -> None:
     if mode.startswith("ours") and not mode.endswith("default-malloc"):
         keep_freed_memory()
     inputs = {name: tensor.to(args.device) for name, tensor in build_inputs(args.encoder, args.batch_size).items()}
-    plain = mode.replace(" default-malloc", "").replace(" recompute", "")
+    if mode == "ours denormal":
+        swin.FlushedSoftmax = Softmax  # type: ignore[misc]
+    elif mode == "ours unshared":
+        swin.SwinStage.shared_windows = lambda *args: None  # type: ignore[method-assign]
+    plain = "ours" if mode.startswith("ours") and not mode.endswith(" compiled") else mode
     model, run = build_loss(plain, args.encoder, inputs, args.official)
     if mode.endswith(" recompute"):
         recompute_activations(model)

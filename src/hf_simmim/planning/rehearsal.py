@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from ..data.masked_images import MaskedImageDataset
 from ..data.transforms import normalize
-from ..training.acceleration import change_blocks, keep_freed_memory, prepare_to_fork
+from ..training.acceleration import OF_A_STEP, change_blocks, keep_freed_memory, prepare_to_fork
 from ..training.image_samples import COMPARED_IMAGES
 from ..training.optimization import create_optimizers, images_per_step, planned_steps
 from ..visualization.plots import plot_losses
@@ -190,7 +190,7 @@ def rehearse(
             for _ in range(accumulation):
                 inputs = _inputs(next(batches), processor, device)
                 with _autocast(device, dtype):
-                    loss = copied(**inputs).loss
+                    loss = copied(**inputs, **OF_A_STEP).loss
                 (loss / accumulation).backward()
             optimizer.step()
             optimizer.zero_grad()

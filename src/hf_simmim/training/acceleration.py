@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+# Arguments of the model in a step of a training, which needs its loss and nothing else.
+OF_A_STEP = {"return_reconstruction": False, "skip_visible": True}
 # Set in layers and models of transformers that compute activations again.
 FLAG = "gradient_checkpointing"
 # Options of glibc's mallopt.

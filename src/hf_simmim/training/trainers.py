@@ -31,6 +31,7 @@ from ..model.image_processing_simmim import SimMIMImageProcessor
 from ..model.masking import MASK_STRATEGIES, patch_mask
 from ..model.modeling_simmim import SimMIMForMaskedImageModeling
 from ..model.remote_code import without_code
+from .acceleration import OF_A_STEP
 from .agreement import fail_together
 from .cards.pretraining import pretraining_card
 from .console import print_readably
@@ -493,7 +494,7 @@ class SimMIMTrainer(RunTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's loss; in training the pixel error is recorded as well."""
         if model.training:
-            inputs = inputs | {"return_reconstruction": False, "skip_visible": True}
+            inputs = inputs | OF_A_STEP
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
             with torch.no_grad():
