@@ -130,14 +130,16 @@ def reconstruction_of(
     Returns:
         Pixels, or gradients if the target is their histograms; None if the prediction cannot be drawn.
     """
-    patches: Any = patch_mask(bool_masked_pos, pixel_values, model.config.patch_size)
+    # Known to the model; configs look it up by a key, which takes longer at every step.
+    patch_size = model.simmim.geometry.patch_size
+    patches: Any = patch_mask(bool_masked_pos, pixel_values, patch_size)
     shared = {
         "pixel_values": pixel_values,
         "bool_masked_pos": patches,
         "pixel_mask": pixel_mask,
         "image_mean": processor.image_mean,
         "image_std": processor.image_std,
-        "patch_size": model.config.patch_size,
+        "patch_size": patch_size,
         "loss_region": model.config.loss_region,
     }
     target = model.target
