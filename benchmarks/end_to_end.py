@@ -165,6 +165,7 @@ def main() -> None:
         shared += ["--dataloader_num_workers", args.workers, "--bf16", args.bf16, "--image_size", args.image_size]
         ours = [sys.executable, "-m", "hf_simmim", "pretrain", "--train_dir", photos, "--output_dir", f"{root}/run"]
         ours += ["--encoder", args.encoder, "--restart", "true", "--holdout", 0, "--mask_patch_size", MASK_PATCH]
+        ours += ["--target", "rgb"]
         ours += shared
         ours += ["--eval_strategy", "no", "--save_strategy", "no", "--logging_steps", 1, "--disable_tqdm", "true"]
         ours += ["--use_cpu", args.device == "cpu"]

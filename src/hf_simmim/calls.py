@@ -201,7 +201,7 @@ def reconstruct(**options: Any) -> "ReconstructionResult":
         **options: Options of `hf-simmim reconstruct`: `checkpoint`, `images`, `output`, `mask_ratio` (0 to 1), ...
 
     Returns:
-        Reconstructions and masked l1 by checkpoint, and the picture.
+        Reconstructions and their errors by checkpoint, and the picture.
 
     Raises:
         TypeError: If an option is unknown; the message names the nearest valid one.

@@ -232,6 +232,22 @@ def test_the_error_map_has_a_scale_and_pictures_open_large(page, checkpoints):
         assert text.count(f'id="large_{row}"') == 1
 
 
+def test_gradients_are_shown_beside_pixels(page, checkpoints, tmp_path):
+    gradients = save_checkpoint(tmp_path / "hog", vit_config(), 8, target="hog")
+    problem, first, other_problem, second = updated(page, gradients, checkpoints[0])
+    assert problem is other_problem is None
+    result = page.models[gradients](page.pictures[0], mask_strategy="random", mask_ratio=0.5, mask_patch_size=8, seed=0)
+    seen = shown(first)
+    assert seen["Gradient error"] == f"{result.gradient_error.item():.2f}"
+    assert "Masked l1" in shown(second)
+    titles = ["Original", "Masked", "Predicted gradients", "True gradients", "Error map"]
+    assert [title for title in seen if isinstance(seen[title], np.ndarray)] == titles
+    assert len({seen[title].shape for title in titles}) == 1
+    factor = len(seen["True gradients"]) // 64
+    assert np.array_equal(seen["True gradients"][::factor, ::factor], result.pictures("target")[0])
+    assert "<span>0</span><span>≥ 1 of 1</span>" in first
+
+
 def test_a_painting_hides_the_patches_it_touches_in_both_models(page, checkpoints):
     painting = np.zeros((100, 100, 4), np.uint8)
     painting[10:40, 5:15] = 200  # rows 0 and 1 of 4, column 0; rows 1 to 6 of 16, columns 0 to 2

@@ -48,7 +48,7 @@ FINE_TUNING = {
     **{"num_train_epochs": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "use_cpu": True},
     **{"eval_strategy": "no", "save_strategy": "no", "dataloader_num_workers": 0, "report_to": "none"},
 }
-PRETRAINING = FINE_TUNING | {"encoder": json.dumps(ENCODER), "mask_patch_size": 8, "image_size": 32}
+PRETRAINING = FINE_TUNING | {"encoder": json.dumps(ENCODER), "mask_patch_size": 8, "image_size": 32, "target": "rgb"}
 
 
 def options(pictures, output_dir, **kwargs) -> list[str]:

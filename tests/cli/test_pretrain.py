@@ -245,12 +245,15 @@ def test_every_component_trains_resumes_and_reloads(run_mim, photos, tmp_path, c
         assert torch.equal(tensor, weights[name]), name
     log = read_log(tmp_path / "run")
     assert len([entry for entry in log if "eval_loss" in entry]) == 2
-    has_pictures = components["target"] not in ("hog", "features", "codebook")
+    has_pixels = components["target"] not in ("hog", "features", "codebook")
+    has_pictures = has_pixels or components["target"] == "hog"
     assert (tmp_path / "run" / "reconstruction.png").exists() is has_pictures
-    assert all(("eval_masked_l1" in entry) is has_pictures for entry in log if "eval_loss" in entry)
+    assert all(("eval_masked_l1" in entry) is has_pixels for entry in log if "eval_loss" in entry)
+    assert all(("eval_gradient_error" in entry) is (has_pictures > has_pixels) for entry in log if "eval_loss" in entry)
     card = check_card(ModelCard.load(tmp_path / "run" / "README.md"), tmp_path / "run")
     assert table(card)["target"].startswith(f"`{components['target']}`")
     assert ("encoder sees" in table(card)) is ("encode" in components)
+    assert ("true gradients (those of the image" in str(card)) is (components["target"] == "hog")
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,32 @@ def test_a_model_that_is_helped_is_named(script, checkpoint, photos, tmp_path, c
     assert lines == [f"Predictions of {helped} are decoded with the local mean and contrast of the original."]
 
 
+def test_gradients_are_drawn_and_compared_with_pixels(run, script, checkpoint, photos, tmp_path, capsys):
+    """A checkpoint of each target, in one picture, with the error of each in its own unit."""
+    gradients = save(tmp_path / "hog", target="hog")
+    common = ("--images", photos, "--num_images", 2)
+    figures, drawn, alone = run("--checkpoint", gradients, *common, "--error_map")
+    assert drawn.gradient_error.tolist() == pytest.approx([row[1] for row in figures.values()][:2], abs=0.0006)
+    both, together, picture = run("--checkpoint", checkpoint, gradients, *common, "--error_map")
+    assert torch.equal(together[checkpoint].hidden, together[gradients].hidden)
+    assert [row[2] for row in both.values()] == [row[1] for row in figures.values()]
+    assert picture.size > alone.size
+    output = ["--images", str(photos), "--device", "cpu", "--output", str(tmp_path / "drawn.png")]
+    script.COMMAND.main(["--checkpoint", checkpoint, gradients, *output])
+    printed = capsys.readouterr().out
+    assert f"masked l1 of {checkpoint}  gradient error of {gradients}\n" in printed
+    assert "drawn.png  original | masked | prediction | predicted gradients | true gradients\n" in printed
+    with pytest.raises(SystemExit, match="columns has 'target', which predictions of rgb do not have. Use some"):
+        script.COMMAND.main(["--checkpoint", checkpoint, *output, "--columns", "target"])
+    with pytest.raises(SystemExit, match="columns has 'composite', which predictions of hog do not have"):
+        script.COMMAND.main(["--checkpoint", gradients, *output, "--columns", "composite"])
+    arguments = script.PictureArguments(checkpoint=[checkpoint, gradients], images=[str(photos)], output=output[-1])
+    result = script.run(arguments)
+    assert list(result.masked_l1) == [checkpoint]
+    assert list(result.gradient_error) == [gradients]
+    assert 0 < result.gradient_error[gradients] < 3
+
+
 def test_another_size_and_channels(run, tmp_path):
     """Four bands of a .npy file, some pixels of which are none, larger than the model was trained with."""
     checkpoint = save(tmp_path / "four", num_channels=4)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import beit_config, swin_config, vit_config
+from tiny import VIT_SIZES, beit_config, swin_config, vit_config
+from transformers import ViTConfig, ViTModel
 
 from hf_simmim import (
     SimMIMConfig,
@@ -13,7 +14,6 @@ from hf_simmim import (
     SimMIMImageProcessor,
     SimMIMModel,
 )
-from hf_simmim.evaluation.reconstruction import RECONSTRUCTION_COLUMNS as COLUMNS
 from hf_simmim.evaluation.reconstruction import Reconstruction, Reconstructor, mask_from_painting
 from hf_simmim.model.masking import average_distance
 from hf_simmim.visualization.pictures import MASK_GRAY
@@ -99,7 +99,7 @@ def test_pixels_that_are_none_are_white_and_do_not_count():
     pixel_mask = torch.ones(2, 4, 8, dtype=torch.bool)
     pixel_mask[0, :, 6:] = False
     reconstruction = half_hidden(pixel_mask=pixel_mask)
-    for column in COLUMNS:
+    for column in Reconstruction.columns:
         assert (reconstruction.pictures(column)[0, :, 6:] == 255).all()
         assert (reconstruction.pictures(column)[1, :, 6:] != 255).any()
     reconstruction.prediction[0, :, :, 6:] = 100
@@ -213,8 +213,10 @@ def test_what_cannot_be_shown_is_refused(tmp_path):
     for name, model_class in (("classifier", SimMIMForImageClassification), ("encoder", SimMIMModel)):
         with pytest.raises(ValueError, match="no prediction head .*Name a pre-training checkpoint"):
             Reconstructor(save(tmp_path / name, config, model_class))
-    with pytest.raises(ValueError, match="predicts 'hog', which cannot be decoded"):
-        Reconstructor(save(tmp_path / "hog", SimMIMConfig(encoder_config=vit_config(), target="hog")))
+    ViTModel(ViTConfig(**VIT_SIZES)).save_pretrained(tmp_path / "teacher")
+    settings = {"target": "features", "target_options": {"model": str(tmp_path / "teacher")}, "prediction_stride": 8}
+    with pytest.raises(ValueError, match="predicts 'features', which cannot be drawn.* such as 'rgb' or 'hog'"):
+        Reconstructor(save(tmp_path / "features", SimMIMConfig(encoder_config=vit_config(), **settings)))
     (save(tmp_path / "bare", config) / "preprocessor_config.json").unlink()
     with pytest.raises(ValueError, match="has no image processor"):
         Reconstructor(tmp_path / "bare")

@@ -559,7 +559,7 @@ def test_a_finished_run_of_which_the_best_weights_are_kept_is_pushed_with_them(h
 def test_another_run_in_its_place_leaves_no_pictures_of_the_first(hub, photos, tmp_path):
     pretrain.COMMAND.main(options(photos, tmp_path, max_steps=1, hub_strategy="end"))
     assert (tmp_path / "reconstruction.png").exists()
-    pretrain.COMMAND.main([*options(photos, tmp_path, max_steps=1, hub_strategy="end", target="hog"), "--restart"])
+    pretrain.COMMAND.main([*options(photos, tmp_path, max_steps=1, hub_strategy="end", holdout=0), "--restart"])
     assert not (tmp_path / "reconstruction.png").exists()
     assert "reconstruction.png" not in hub.files(REPOSITORY)["README.md"].decode()
 

@@ -76,7 +76,7 @@ def test_a_folder_alone_is_enough(monkeypatch, tmp_path, gray, rehearsed):
     assert lines["  num_channels"] == "1: gray images"
     assert (model.target, model.target_options) == ("hog", {"cell_size": 8})
     assert trainer.model.config.loss == "l2"
-    assert lines["  target"] == "hog: 57 gray images; --target rgb draws reconstructions"
+    assert lines["  target"] == "hog: 57 gray images, fewer than 10,000; --target rgb predicts pixels"
     assert " min at 32 images/s, 1.15 GB of memory" in lines["Forecast"]
 
 

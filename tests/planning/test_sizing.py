@@ -25,8 +25,12 @@ def images(side: int, channels: int = 3, count: int = 2000) -> Survey:
     return Survey(count, [(side, side)], {channels: 1}, {"8 bits": 1}, {}, 0, None, {})
 
 
+def values_of(choices) -> dict:
+    return {name: choice.value for name, choice in choices.items()}
+
+
 def values(machine, seen) -> dict:
-    return {name: choice.value for name, choice in choose_model(machine, seen).items()}
+    return values_of(choose_model(machine, seen))
 
 
 @pytest.mark.parametrize(
@@ -99,13 +103,22 @@ def test_masks_are_a_sixth_of_the_image_in_whole_patches(size, patch_size, mask)
     assert choose_mask_patch(size, patch_size).value == mask
 
 
-def test_few_gray_images_learn_from_gradients():
-    chosen = {name: choice.value for name, choice in choose_target(images(64, 1), 2100, 16).items()}
-    assert chosen == {"target": "hog", "target_options": {"cell_size": 8}}
-    assert choose_target(images(28, 1), 2100, 7)["target_options"].value == {"cell_size": 7}
-    assert choose_target(images(64, 3), 2100, 16) == {}
-    assert choose_target(images(64, 1), 60_000, 16) == {}
-    assert choose_target(images(64, 1), 2100, 3) == {}
+@pytest.mark.parametrize(("channels", "kind"), [(1, "gray images"), (3, "images in color")])
+def test_few_images_learn_from_gradients(channels, kind):
+    choices = choose_target(images(64, channels), 2100, 16, channels)
+    assert values_of(choices) == {"target": "hog", "target_options": {"cell_size": 8}}
+    assert choices["target"].reason == f"2,100 {kind}, fewer than 10,000; --target rgb predicts pixels"
+    assert choose_target(images(28, channels), 2100, 7, channels)["target_options"].value == {"cell_size": 7}
+    assert choose_target(images(64, channels), 9_999, 16, channels)
+    assert choose_target(images(64, channels), 10_000, 16, channels) == {}
+    assert choose_target(images(64, channels), 2100, 3, channels) == {}
+
+
+def test_images_of_other_channels_keep_pixels_and_that_is_said():
+    choices = choose_target(images(64, 13), 2100, 16, 13)
+    assert values_of(choices) == {"target": "rgb"}
+    assert choices["target"].reason == "gradients were not measured on images of 13 channels"
+    assert choose_target(images(64, 13), 10_000, 16, 13) == {}
 
 
 def test_length():

@@ -54,6 +54,8 @@ def options(photos: Path, output_dir: Path, **kwargs: object) -> list[str]:
         "output_dir": output_dir,
         "encoder": json.dumps(ENCODER),
         "mask_patch_size": 8,
+        # A checkpoint has its own.
+        "target": None if "checkpoint" in kwargs else "rgb",
         "per_device_train_batch_size": 8,
         "per_device_eval_batch_size": 8,
         "holdout": 8 / 48,

@@ -26,6 +26,7 @@ from hf_simmim.data.masked_images import MaskedImageDataset, collate
 from hf_simmim.data.reading import UnreadableImages
 from hf_simmim.data.sources import load_images
 from hf_simmim.evaluation.metrics import classification_metrics
+from hf_simmim.evaluation.reconstruction import Reconstruction
 from hf_simmim.hub.card import check_license
 from hf_simmim.hub.provenance import ImageSource, RunOrigin
 from hf_simmim.model.masking import average_distance, random_mask
@@ -35,7 +36,6 @@ from hf_simmim.training.cards.classification import classification_card
 from hf_simmim.training.cards.pretraining import describe_evaluation, learned_little, pretraining_card, read_metrics
 from hf_simmim.training.labeled_trainers import ClassifierTrainer
 from hf_simmim.training.trainers import SimMIMTrainer
-from hf_simmim.visualization.grids import DRAWN_COLUMNS
 
 LOG = [
     {"step": 0, "probe_knn_accuracy": 0.25, "probe_linear_accuracy": 0.3},
@@ -165,7 +165,7 @@ def evaluated(folder):
         "| linear probe, accuracy | **75.0%** after step 4, before training 30.0% |",
         "trained on 12 labeled images, tested on 12 others ([org/clothes](https://huggingface.co/datasets/org/clothes),",
         "Chance level is 25.0% for balanced classes; k-NN uses 3 neighbors.",
-        f"![{' | '.join(DRAWN_COLUMNS)}](reconstruction.png)",
+        f"![{' | '.join(Reconstruction.usual_columns)}](reconstruction.png)",
         "from left to right: original (the image), masked (",
         "](loss_curve.png)",
         "](probe.png)",

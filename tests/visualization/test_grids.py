@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from hf_simmim.evaluation.gradients import GradientReconstruction
 from hf_simmim.evaluation.reconstruction import Reconstruction
 from hf_simmim.visualization.feature_plots import draw_map, draw_neighbors
-from hf_simmim.visualization.grids import class_colors, draw_segmentations, reconstruction_grid
+from hf_simmim.visualization.grids import class_colors, columns_of, draw_segmentations, reconstruction_grid
 from hf_simmim.visualization.pictures import MASK_GRAY
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
@@ -118,6 +119,26 @@ def test_models_stand_side_by_side():
     assert (pixels[:18, 6 + 204 : 6 + 204 + 96] < 100).any()
     assert (pixels[:18, : 6 + 96] == 255).all()
     assert (pixels[:18, 6 + 204 + 97 :] == 255).all()
+
+
+def test_larger_pictures_of_gradients_set_the_size_and_true_ones_are_drawn_once():
+    """Cells of 8 px are drawn with 16; two models of the same target share a column."""
+    histograms, mask = torch.zeros(1, 9, 12, 12), torch.ones(1, 2, 2, dtype=torch.bool)
+    red = flat((255, 0, 0), 96, 96)
+    shared = {"pixel_mask": None, "image_mean": MEAN, "image_std": STD, "patch_size": 48}
+    settings = shared | {"prediction": histograms, "target": histograms, "num_bins": 9, "cell_size": 8}
+    gradients = GradientReconstruction(normalized(red), mask, **settings)
+    models = {"rgb": reconstruction(red, mask, red, 48), "first": gradients, "second": gradients}
+    pixels = np.asarray(reconstruction_grid(models, error_map=True))
+    row = pixels[HEADER + 18 + 96]
+    width = 192 + 6
+    colors = [tuple(row[6 + width * column + 90].tolist()) for column in range(9)]
+    red, empty, exact = (255, 0, 0), (0, 0, 0), (0, 0, 3)
+    assert colors == [red, (MASK_GRAY,) * 3, red, exact, empty, empty, exact, empty, exact]
+    assert columns_of(models) == [
+        ["original", "masked", "prediction"],
+        *[["original", "masked", "prediction", "target"]] * 2,
+    ]
 
 
 def test_rows_of_one_image_stay_together():

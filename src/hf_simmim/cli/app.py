@@ -4,8 +4,9 @@
     hf-simmim app --checkpoint runs/demo runs/longer --compare runs/other --examples my_photos
 
 Choose a masking strategy with its settings, or paint a mask. The page shows the original, the masked image, the
-prediction, the composite and the error, with metrics, for one checkpoint or for two below each other. It needs no
-network, and no picture leaves the machine unless --share is set. It requires gradio: pip install "hf-simmim[app]".
+prediction, the composite and the error, with metrics, for one checkpoint or for two below each other; of gradients
+(--target hog), the predicted and the true ones. It needs no network, and no picture leaves the machine unless --share
+is set. It requires gradio: pip install "hf-simmim[app]".
 """
 
 import hashlib
@@ -53,8 +54,9 @@ MAX_UPLOAD = "50mb"
 TITLE = "# Mask patches, see what the model predicts\nPick a picture, or upload your own. The page updates at once."
 MEANING = (
     '<p class="meaning"><b>Masked l1</b> is the mean absolute error of masked pixels on a scale of 0 to 255: lower is'
-    " better. <b>AvgDist</b> is the mean distance of masked pixels from the nearest visible pixel: the larger, the"
-    " harder.</p>"
+    " better. <b>Gradient error</b>, of models that predict gradients, is the mean length of the difference between"
+    " predicted and true histograms: 0 is exact, 1 what predicting nothing gets. <b>AvgDist</b> is the mean distance of"
+    " masked pixels from the nearest visible pixel: the larger, the harder.</p>"
 )
 STRATEGIES = (
     "square: at a place that the seed chooses. central_square: in the center, whatever the seed. Both mask exactly the"

@@ -20,11 +20,12 @@ from transformers.utils import logging
 from ..data.reading import open_row
 from ..data.sampling import evenly_spaced
 from ..data.sources import load_images
-from ..evaluation.reconstruction import RECONSTRUCTION_COLUMNS, Reconstruction, Reconstructor, mask_from_painting
+from ..evaluation.masked_prediction import MaskedPrediction
+from ..evaluation.reconstruction import Reconstructor, mask_from_painting
 from ..model.image_readers import upright
 from ..model.images import convert_channels, open_image
 from ..model.masking import MASK_STRATEGIES, mask_units, patch_grid, patches_with_pixels
-from ..visualization.pictures import ERROR_LIMIT, error_pictures, to_pictures
+from ..visualization.pictures import error_pictures, to_pictures
 
 logger = logging.get_logger(__name__)
 
@@ -233,7 +234,7 @@ def as_gray(model: Reconstructor, image: Any) -> tuple[Any, bool]:
     return image, False
 
 
-def notes_on(settings: MaskSettings, result: Reconstruction, is_converted: bool) -> list[str]:
+def notes_on(settings: MaskSettings, result: MaskedPrediction, is_converted: bool) -> list[str]:
     """What a visitor should know about a result: a picture without its colors, a square in the center by chance."""
     notes = [CONVERTED] if is_converted else []
     if settings.strategy == "square":
@@ -251,7 +252,7 @@ def notes_on(settings: MaskSettings, result: Reconstruction, is_converted: bool)
     return notes
 
 
-def reconstruct(model: Reconstructor, image: Any, settings: MaskSettings) -> Reconstruction:
+def reconstruct(model: Reconstructor, image: Any, settings: MaskSettings) -> MaskedPrediction:
     """Mask patches of an image and predict them.
 
     Args:
@@ -299,7 +300,7 @@ def enlarged(picture: Image.Image, side: int) -> Image.Image:
 def panel(
     name: str,
     model: Reconstructor,
-    result: Reconstruction,
+    result: MaskedPrediction,
     mask_patch_size: int | None = None,
     notes: Sequence[str] = (),
     row: int = 0,
@@ -309,7 +310,7 @@ def panel(
     Args:
         name: Name of the checkpoint.
         model: The model.
-        result: Reconstruction of one image.
+        result: MaskedPrediction of one image.
         mask_patch_size: Side of a mask patch in pixels; None for a painted mask.
         notes: What to say about the result.
         row: Number of the panel on the page.
@@ -330,12 +331,20 @@ def panel(
         facts.append(f"mask patches of {mask_patch_size} px")
     hidden, patches = int(result.bool_masked_pos.sum()), result.bool_masked_pos.numel()
     numbers = {
-        "Masked l1": f"{_number(result.masked_l1)} <small>of 255</small>",
+        _capitalized(result.error_name): f"{_number(result.masked_error, result.error_digits)}"
+        f" <small>{result.error_unit}</small>",
         "AvgDist": f"{_number(result.average_distance)} <small>px</small>",
         "Masked patches": f"{hidden} <small>of {patches}</small>",
     }
     terms = "".join(f"<div><dt>{term}</dt><dd>{value}</dd></div>" for term, value in numbers.items())
-    figures = "".join(_figure(column, result.pictures(column)[0], row) for column in RECONSTRUCTION_COLUMNS)
+    pictures = {column: result.pictures(column)[0] for column in result.columns}
+    largest = max(len(picture) for picture in pictures.values())
+    figures = ""
+    for column, picture in pictures.items():
+        zoom = largest // len(picture)
+        caption = _capitalized(result.titles[column]) if column in result.titles else CAPTIONS[column]
+        scale = _error_scale(result) if column == "error" else ""
+        figures += _figure(caption, picture.repeat(zoom, axis=0).repeat(zoom, axis=1), row, scale)
     said = "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
     return (
         f'<section class="model"><header><div><h2>{html.escape(name)}</h2><p>{" · ".join(facts)}</p></div>'
@@ -343,17 +352,21 @@ def panel(
     )
 
 
-def _number(values: torch.Tensor) -> str:
+def _number(values: torch.Tensor, digits: int = 1) -> str:
     """Value of one image as text."""
-    return "n/a" if values.isnan().any() else f"{values.item():.1f}"
+    return "n/a" if values.isnan().any() else f"{values.item():.{digits}f}"
 
 
-def _figure(column: str, pixels: np.ndarray, row: int) -> str:
-    """A picture (H, W, 3) with its caption, which opens large when it is clicked.
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _figure(caption: str, pixels: np.ndarray, row: int, scale: str = "") -> str:
+    """A picture (H, W, 3) with its caption and scale, which opens large when it is clicked.
 
     The style sheet enlarges crisp ones and fits the others.
     """
-    caption, picture = CAPTIONS[column], Image.fromarray(pixels)
+    picture = Image.fromarray(pixels)
     width = picture.width
     is_crisp = max(picture.size) < CRISP
     if not is_crisp:
@@ -373,7 +386,7 @@ def _figure(column: str, pixels: np.ndarray, row: int) -> str:
         f"<figure><figcaption>{caption}</figcaption>"
         f'<button type="button" popovertarget="large_{row}" title="Enlarge" onclick="{opens}">'
         f'<img {kind} alt="{caption}" src="data:image/png;base64,{data}"></button>'
-        f"{_error_scale() if column == 'error' else ''}</figure>"
+        f"{scale}</figure>"
     )
 
 
@@ -385,13 +398,14 @@ def _large(row: int) -> str:
     )
 
 
-def _error_scale() -> str:
-    """Color scale of an error map, from 0 to ERROR_LIMIT, with its ends."""
-    colors = error_pictures(torch.linspace(0, ERROR_LIMIT, 9).view(1, 1, -1))[0, 0].tolist()
+def _error_scale(result: MaskedPrediction) -> str:
+    """Color scale of an error map, from 0 to its limit, with its ends."""
+    limit = result.error_limit
+    colors = error_pictures(torch.linspace(0, limit, 9).view(1, 1, -1), limit)[0, 0].tolist()
     stops = ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in colors)
     return (
         f'<div class="scale"><div style="background: linear-gradient(to right, {stops})"></div>'
-        f"<span>0</span><span>≥ {ERROR_LIMIT} of 255</span></div>"
+        f"<span>0</span><span>≥ {limit:g} {result.error_unit}</span></div>"
     )
 
 

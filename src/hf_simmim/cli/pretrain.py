@@ -76,7 +76,7 @@ CROP_OPTIONS = ("crop_scale", "flip", "vertical_flip", "image_decoder")
 # Files of a run that are printed at its end.
 PRETRAINING_FILES = {
     "model.safetensors": "weights, with config.json and preprocessor_config.json for from_pretrained",
-    "reconstruction.png": "original | masked | prediction | composite",
+    "reconstruction.png": "images, what was masked, and what the model predicts there",
     "loss_curve.png": "loss and learning rate",
     "probe.png": "accuracy of frozen features over steps",
     "spectrum.png": "RankMe over steps, and singular values of the features",
@@ -527,8 +527,8 @@ class PretrainingResult:
         model: The trained model.
         processor: Image processor of the model.
         metrics: Metrics of the last evaluation: `eval_loss`, `eval_masked_l1` (0 to 255), `eval_mean_color_l1`,
-            `eval_gain_over_mean_color`, `eval_train_masked_l1` or `eval_train_loss`, `eval_rankme`, and those of the
-            probe.
+            `eval_gain_over_mean_color`, or of gradients `eval_gradient_error`; `eval_train_masked_l1` or
+            `eval_train_loss`, `eval_rankme`, and those of the probe.
         log: The log of the training, `TrainerState.log_history`.
         output_dir: Folder of the run, for `from_pretrained`.
         pictures: Paths of `reconstruction`, `loss_curve`, `probe` and `spectrum`, if they were drawn.

@@ -1,18 +1,23 @@
-"""Draw what a checkpoint predicts for masked patches: original | masked | prediction | composite, and the error.
+"""Draw what a checkpoint predicts for masked patches, pixels or gradients, beside the images, and the error.
 
     hf-simmim reconstruct --checkpoint runs/photos --images cat.jpg dogs 'birds/*.png' --error_map
     hf-simmim reconstruct --checkpoint runs/photos --images cat.jpg --mask_ratio 0.2 0.4 0.6 0.8
     hf-simmim reconstruct --checkpoint runs/early runs/late --images cat.jpg --mask painted.png
     hf-simmim reconstruct --checkpoint runs/demo                            the demo's images, in a checkout
 
-Draws a picture (--output), and prints for every image the mean absolute error of its masked pixels, 0 to 255 (masked
-l1), and their mean distance from the nearest visible pixel (AvgDist). The prediction is the whole output of the model;
-the composite shows the prediction in masked patches, and the image in the others.
+Draws a picture (--output): original | masked | prediction | composite of checkpoints that predict pixels. The
+prediction is the whole output of the model; the composite shows it in masked patches, and the image in the others.
+Checkpoints of --target hog predict histograms of gradients, which are drawn as lines along the edges: original | masked
+| predicted gradients | true gradients. What was masked is yellow in both, to be compared; what was visible is blue.
+
+Prints for every image the error of what was masked, and the mean distance of its masked pixels from the nearest visible
+pixel (AvgDist). The error is masked l1 for pixels, their mean absolute error from 0 to 255; and for gradients the
+gradient error, the mean length of the difference between predicted and true histograms: 0 for exact ones, 1 for none.
 """
 
 import glob
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +35,8 @@ from ..data.sampling import evenly_spaced
 from ..data.sources import embedded_data, folder_rows, image_paths, image_suffixes, load_images
 from ..data.transforms import center_box, crop_and_resize, upright_size
 from ..data.value_range import check_value_range
+from ..evaluation.gradients import GradientReconstruction
+from ..evaluation.masked_prediction import MaskedPrediction
 from ..evaluation.reconstruction import RECONSTRUCTION_COLUMNS as COLUMNS
 from ..evaluation.reconstruction import Reconstruction, Reconstructor, mask_from_painting
 from ..formats.address import parse_address
@@ -37,7 +44,7 @@ from ..formats.parts import expand
 from ..formats.slicing import Slicing
 from ..model.image_readers import open_with_pillow
 from ..model.masking import MASK_STRATEGIES, patch_grid, ratio_range, to_pixels
-from ..visualization.grids import reconstruction_grid
+from ..visualization.grids import columns_of, reconstruction_grid
 from .command import Command, in_words
 from .options.slices import SliceArguments
 
@@ -89,11 +96,11 @@ class PictureArguments(SliceArguments):
     columns: list[str] | None = field(
         default=None,
         metadata={
-            "help": f"Columns of the picture: some of {', '.join(COLUMNS)} (all but error if unset). With several"
-            " checkpoints, composite is left out, too."
+            "help": f"Columns of the picture: some of {', '.join(COLUMNS)} (all but error if unset). Composite is for"
+            " pixels, and left out with several checkpoints; target is for gradients."
         },
     )
-    error_map: bool = field(default=False, metadata={"help": "Also draw the error of masked pixels."})
+    error_map: bool = field(default=False, metadata={"help": "Also draw the error of masked pixels or gradients."})
     captions: bool = field(default=True, metadata={"help": "Write names and metrics into the picture."})
     output: str = field(default="reconstruction.png", metadata={"help": "The picture to write."})
     batch_size: int = field(default=32, metadata={"help": "Images per batch."})
@@ -125,12 +132,6 @@ class PictureArguments(SliceArguments):
             if column not in COLUMNS:
                 raise ValueError(f"columns has the unknown {column!r}. Use some of: {', '.join(COLUMNS)}.")
         check_output(Path(self.output))
-
-    @property
-    def drawn_columns(self) -> list[str]:
-        """Columns to draw, in order."""
-        chosen = self.columns or [*COLUMNS[:3], *(["composite"] if len(self.checkpoint or ()) == 1 else [])]
-        return [column for column in COLUMNS if column in chosen or (column == "error" and self.error_map)]
 
 
 def check_output(path: Path) -> None:
@@ -289,7 +290,19 @@ def load_models(arguments: PictureArguments) -> dict[str, Reconstructor]:
     return models
 
 
-def check_same_masks(results: dict[str, Reconstruction]) -> None:
+def check_columns(columns: Sequence[str] | None, models: dict[str, Reconstructor]) -> None:
+    """Raise a ValueError if no model has one of the columns."""
+    known = {column for model in models.values() for column in model.kind.columns}
+    for column in columns or ():
+        if column not in known:
+            predicted = " and ".join(sorted({str(model.model.config.target) for model in models.values()}))
+            raise ValueError(
+                f"columns has {column!r}, which predictions of {predicted} do not have. Use some of:"
+                f" {', '.join(name for name in COLUMNS if name in known)}."
+            )
+
+
+def check_same_masks(results: Mapping[str, MaskedPrediction]) -> None:
     """Raise a ValueError if the models do not have the same masked pixels."""
     (first_name, first), *others = results.items()
     for name, result in others:
@@ -304,28 +317,30 @@ class FigureTable:
     """Table of the metrics of every image.
 
     Args:
-        models: Names of the models.
+        kinds: What the models predict, by their names.
         names: Names of the images.
         variants: Description of each mask ratio, if there are several.
     """
 
-    def __init__(self, models: list[str], names: list[str], variants: list[str]):
-        self.models, self.names = models, names
+    def __init__(self, kinds: dict[str, type[MaskedPrediction]], names: list[str], variants: list[str]):
+        self.kinds, self.names = kinds, names
+        self.models = models = list(kinds)
         self.variants = variants if len(variants) > 1 else [""]
         self.distances: list[list[float]] = [[] for _ in self.variants]
         self.errors: list[dict[str, list[float]]] = [{name: [] for name in models} for _ in self.variants]
 
-    def add(self, part: int, results: dict[str, Reconstruction]) -> None:
+    def add(self, part: int, results: Mapping[str, MaskedPrediction]) -> None:
         """Add the metrics of a batch with one of the mask ratios."""
         self.distances[part] += next(iter(results.values())).average_distance.tolist()
         for name, result in results.items():
-            self.errors[part][name] += result.masked_l1.tolist()
+            self.errors[part][name] += result.masked_error.tolist()
 
-    def masked_l1(self) -> dict[str, float]:
-        """Mean absolute error of masked pixels over all images, 0 to 255, by model."""
+    def mean_errors(self, kind: type[MaskedPrediction]) -> dict[str, float]:
+        """Mean error over all images by model, of the models that predict this kind."""
         return {
             name: torch.tensor([value for part in self.errors for value in part[name]]).nanmean().item()
             for name in self.models
+            if self.kinds[name] is kind
         }
 
     def label(self, index: int, part: int, short: bool = False) -> str:
@@ -336,7 +351,10 @@ class FigureTable:
 
     def print(self) -> None:
         """Print a line of metrics for each image, and the means."""
-        titles = ["AvgDist", *(f"masked l1{f' of {name}' if len(self.models) > 1 else ''}" for name in self.models)]
+        titles, digits = ["AvgDist"], [2]
+        for name, kind in self.kinds.items():
+            titles.append(f"{kind.error_name}{f' of {name}' if len(self.models) > 1 else ''}")
+            digits.append(kind.error_digits + 1)
         lines = []
         for index in range(len(self.names)):
             for part in range(len(self.variants)):
@@ -350,7 +368,8 @@ class FigureTable:
         width = max(len(label) for label, _ in lines)
         print("  ".join([" " * width, *titles]))
         for label, figures in lines:
-            cells = [f"{value:.2f}".rjust(len(title)) for value, title in zip(figures, titles, strict=True)]
+            table = zip(figures, digits, titles, strict=True)
+            cells = [f"{value:.{number}f}".rjust(len(title)) for value, number, title in table]
             print("  ".join([label.ljust(width), *cells]))
 
 
@@ -361,16 +380,19 @@ class ReconstructionResult:
     Args:
         reconstructions: Drawn images with masks and predictions, by checkpoint; a notebook displays them.
         names: Names of these images.
-        masked_l1: Mean absolute error of masked pixels over all images, 0 to 255, by checkpoint.
+        masked_l1: Mean absolute error of masked pixels over all images, 0 to 255, by checkpoint that predicts pixels.
         path: The picture.
         pictures: The picture by its name.
+        gradient_error: Mean length of the difference between predicted and true histograms of masked cells, which have
+            a length of 1, over all images, by checkpoint that predicts gradients.
     """
 
-    reconstructions: dict[str, Reconstruction]
+    reconstructions: dict[str, Reconstruction | GradientReconstruction]
     names: list[str]
     masked_l1: dict[str, float]
     path: Path
     pictures: dict[str, Path]
+    gradient_error: dict[str, float] = field(default_factory=dict)
 
 
 def reconstruct_all(arguments: PictureArguments) -> ReconstructionResult:
@@ -386,6 +408,7 @@ def reconstruct_all(arguments: PictureArguments) -> ReconstructionResult:
         ValueError: If a checkpoint, an image or a mask cannot be used; the message says why and what to do.
     """
     models = load_models(arguments)
+    check_columns(arguments.columns, models)
     first, *others = models.values()
     rows = find_images(arguments.images, arguments.slicing)
     rows = readable(rows.select(evenly_spaced(len(rows), arguments.num_images)), first, arguments.whole_images)
@@ -403,8 +426,9 @@ def reconstruct_all(arguments: PictureArguments) -> ReconstructionResult:
     if arguments.mask is not None:
         masks = read_mask(arguments.mask, [first, *others], arguments.whole_images)
     drawn = set(evenly_spaced(len(rows), arguments.num_drawn))
-    kept: dict[str, dict[int, list[Reconstruction]]] = {name: defaultdict(list) for name in models}
-    table = FigureTable(list(models), rows["name"][:], [f"{ratio:g} masked" for ratio in arguments.mask_ratio or ()])
+    kept: dict[str, dict[int, list[Any]]] = {name: defaultdict(list) for name in models}
+    kinds: dict[str, type[MaskedPrediction]] = {name: model.kind for name, model in models.items()}
+    table = FigureTable(kinds, rows["name"][:], [f"{ratio:g} masked" for ratio in arguments.mask_ratio or ()])
     with tqdm(total=len(rows), desc="predicting", unit="image", leave=False, disable=None) as progress:
         for start in range(0, len(rows), arguments.batch_size):
             indices = range(start, min(start + arguments.batch_size, len(rows)))
@@ -432,21 +456,32 @@ def reconstruct_all(arguments: PictureArguments) -> ReconstructionResult:
     # The rows of an image go below each other.
     order = [part * len(drawn) + index for index in range(len(drawn)) for part in range(len(ratios))]
     pictures = {
-        name: Reconstruction.join([result for part in range(len(ratios)) for result in parts[part]]).take(order)
+        name: models[name].kind.join([result for part in range(len(ratios)) for result in parts[part]]).take(order)
         for name, parts in kept.items()
     }
     labels = [table.label(index, part, short=True) for index in sorted(drawn) for part in range(len(ratios))]
+    # In the order in which all columns are named.
+    columns = [column for column in COLUMNS if column in arguments.columns] if arguments.columns else None
+    shown: Any = pictures if others else pictures[next(iter(models))]
     grid = reconstruction_grid(
-        pictures if others else pictures[next(iter(models))],
-        arguments.drawn_columns,
+        shown,
+        columns,
         names=labels if arguments.captions else None,
         show_figures=arguments.captions,
         rows_together=len(ratios),
+        error_map=arguments.error_map,
     )
     grid.save(arguments.output)
-    print(f"{arguments.output}  {' | '.join(arguments.drawn_columns)}")
+    drawn_columns = columns_of(shown, columns, arguments.error_map)
+    titles = [
+        kind.titles.get(column, column)
+        for kind, chosen in zip(kinds.values(), drawn_columns, strict=True)
+        for column in chosen
+    ]
+    print(f"{arguments.output}  {' | '.join(dict.fromkeys(titles))}")
     path = Path(arguments.output)
-    return ReconstructionResult(pictures, labels, table.masked_l1(), path, {path.stem: path})
+    errors = table.mean_errors(Reconstruction), table.mean_errors(GradientReconstruction)
+    return ReconstructionResult(pictures, labels, errors[0], path, {path.stem: path}, errors[1])
 
 
 def run(arguments: PictureArguments) -> ReconstructionResult:

@@ -3,24 +3,31 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..model.image_processing_simmim import SimMIMImageProcessor
-from ..model.losses import masked_mean_per_image, pixel_weights
-from ..model.masking import average_distance, patch_mask, patches_with_pixels, to_pixels
+from ..model.masking import patch_mask, patches_with_pixels
 from ..model.modeling_simmim import SimMIMForMaskedImageModeling
-from ..visualization.pictures import MASK_GRAY, error_pictures, pale_pictures, to_pictures
+from ..model.targets import Target
+from ..visualization.pictures import ERROR_LIMIT, error_pictures, pale_pictures, to_pictures
+from .gradients import GradientReconstruction
+from .masked_prediction import MaskedPrediction
 
-RECONSTRUCTION_COLUMNS = ("original", "masked", "prediction", "composite", "error")
+# Of all kinds of reconstructions; each has some of them.
+RECONSTRUCTION_COLUMNS = ("original", "masked", "prediction", "composite", "target", "error")
 
 
 @dataclass(frozen=True)
-class Reconstruction:
-    """Masked images and their prediction by a model.
+class Reconstruction(MaskedPrediction):
+    """Masked images and the pixels that a model predicts.
+
+    Columns of `pictures`: the prediction is the model's whole output; where the image was visible it is gray and pale,
+    unless the model is trained there. The composite shows the prediction at masked pixels, and the image elsewhere. The
+    error is that of masked pixels, in colors; the rest of the image is pale.
 
     Args:
         pixel_values: Normalized images of shape (B, C, H, W).
@@ -33,108 +40,36 @@ class Reconstruction:
         loss_region: Pixels that the model is trained on, "masked" or "all".
     """
 
-    pixel_values: torch.Tensor
-    bool_masked_pos: torch.Tensor
-    pixel_mask: torch.Tensor | None
-    prediction: torch.Tensor
-    image_mean: Sequence[float]
-    image_std: Sequence[float]
-    patch_size: int
-    loss_region: str = "masked"
+    kind: ClassVar[str] = "pixels"
+    columns: ClassVar[tuple[str, ...]] = ("original", "masked", "prediction", "composite", "error")
+    usual_columns: ClassVar[tuple[str, ...]] = columns[:4]
+    columns_beside: ClassVar[tuple[str, ...]] = columns[:3]
+    error_name: ClassVar[str] = "masked l1"
+    error_unit: ClassVar[str] = "of 255"
+    error_digits: ClassVar[int] = 1
+    error_limit: ClassVar[float] = ERROR_LIMIT
+    figures: ClassVar[tuple[str, ...]] = ("masked_l1", "mean_color_l1")
 
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(H, W) in pixels."""
-        height, width = self.pixel_values.shape[2:]
-        return height, width
-
-    @classmethod
-    def join(cls, parts: Sequence["Reconstruction"]) -> "Reconstruction":
-        """Join several batches of one model.
-
-        Args:
-            parts: At least one.
-
-        Returns:
-            Their images one after the other.
-        """
-        pixel_mask = None
-        if any(part.pixel_mask is not None for part in parts):
-            pixel_mask = torch.cat([part.real_pixels for part in parts])
-        return replace(
-            parts[0],
-            pixel_values=torch.cat([part.pixel_values for part in parts]),
-            bool_masked_pos=torch.cat([part.bool_masked_pos for part in parts]),
-            pixel_mask=pixel_mask,
-            prediction=torch.cat([part.prediction for part in parts]),
-        )
-
-    def take(self, indices: Sequence[int]) -> "Reconstruction":
-        """Select images, in the order of the indices."""
-        order = torch.tensor(indices, dtype=torch.long)
-        return replace(
-            self,
-            pixel_values=self.pixel_values[order],
-            bool_masked_pos=self.bool_masked_pos[order],
-            pixel_mask=None if self.pixel_mask is None else self.pixel_mask[order],
-            prediction=self.prediction[order],
-        )
-
-    @property
-    def real_pixels(self) -> torch.Tensor:
-        """`pixel_mask`, True everywhere if there is none."""
-        if self.pixel_mask is None:
-            return torch.ones_like(self.pixel_values[:, 0], dtype=torch.bool)
-        return self.pixel_mask.bool()
-
-    @property
-    def hidden(self) -> torch.Tensor:
-        """Masked pixels: bool tensor of shape (B, H, W)."""
-        return to_pixels(self.bool_masked_pos, self.patch_size, self.image_size)
-
-    def pictures(self, column: str) -> np.ndarray:
-        """Images for display; missing pixels are white.
-
-        Args:
-            column: One of RECONSTRUCTION_COLUMNS. The prediction is the model's whole output; where the image was
-                visible it is gray and pale, unless the model is trained there. The composite shows the prediction at
-                masked pixels, and the image elsewhere. The error is that of masked pixels, in colors; the rest of the
-                image is pale.
-
-        Returns:
-            uint8 array of shape (B, H, W, 3).
-
-        Raises:
-            ValueError: If there is no such column.
-        """
-        if column not in RECONSTRUCTION_COLUMNS:
-            raise ValueError(f"column={column!r} is unknown. Use one of: {', '.join(RECONSTRUCTION_COLUMNS)}.")
+    def _draw(self, column: str) -> np.ndarray:
+        if column in ("original", "masked"):
+            return super()._draw(column)
         hidden = self.hidden.cpu().numpy()[..., None]
         shown = to_pictures(
             self.prediction if column == "prediction" else self.pixel_values, self.image_mean, self.image_std
         )
-        if column == "masked":
-            shown = np.where(hidden, np.uint8(MASK_GRAY), shown)
-        elif column == "prediction" and self.loss_region == "masked":
+        if column == "prediction" and self.loss_region == "masked":
             shown = np.where(hidden, shown, pale_pictures(shown, 2))
         elif column == "composite":
             shown = np.where(hidden, to_pictures(self.prediction, self.image_mean, self.image_std), shown)
         elif column == "error":
             shown = np.where(hidden, error_pictures(self.error.mean(dim=1)), pale_pictures(shown, 5))
-        return np.where(self.real_pixels.cpu().numpy()[..., None], shown, np.uint8(255))
+        return shown
 
     @property
     def error(self) -> torch.Tensor:
         """Absolute error of every pixel, masked or not, from 0 to 255: float32 tensor of shape (B, C, H, W)."""
         scale = torch.tensor(self.image_std, device=self.pixel_values.device).view(1, -1, 1, 1) * 255
         return (self.prediction.float() - self.pixel_values.float()).abs() * scale
-
-    def error_per_image(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean absolute error of masked, valid pixels from 0 to 255, and their number, (B,) each."""
-        weights = pixel_weights(
-            self.bool_masked_pos, self.patch_size, self.pixel_values.shape, pixel_mask=self.pixel_mask
-        )
-        return masked_mean_per_image(self.error, weights)
 
     def mean_color_error_per_image(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What `error_per_image` would be if all masked pixels were predicted in the mean color of the visible ones.
@@ -151,6 +86,10 @@ class Reconstruction:
         mean = total / is_visible.sum(dim=(2, 3), keepdim=True).clamp(min=1)
         return replace(self, prediction=mean.expand_as(pixel_values)).error_per_image()
 
+    def figures_per_image(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Values of `figures` and the number of pixels that each averages, (B,) each."""
+        return [*super().figures_per_image(), self.mean_color_error_per_image()]
+
     @property
     def mean_color_l1(self) -> torch.Tensor:
         """`masked_l1` of the mean color of visible pixels, (B,); see `mean_color_error_per_image`."""
@@ -160,16 +99,60 @@ class Reconstruction:
     @property
     def masked_l1(self) -> torch.Tensor:
         """Mean absolute error of masked pixels from 0 to 255, (B,), as in training; NaN if there are none."""
-        error, num_pixels = self.error_per_image()
-        return error.masked_fill(num_pixels == 0, torch.nan)
+        return self.masked_error
 
-    @property
-    def average_distance(self) -> torch.Tensor:
-        """AvgDist in pixels, (B,), as in `masking.average_distance`; NaN for images that are masked completely."""
-        mask = self.bool_masked_pos.clone()
-        is_whole = mask.flatten(1).all(1)
-        mask[is_whole] = False
-        return average_distance(mask, self.patch_size, self.image_size).masked_fill(is_whole, torch.nan)
+
+def kind_of(target: Target) -> type[Reconstruction] | type[GradientReconstruction] | None:
+    """Class of the reconstructions of a target's predictions; None if they cannot be drawn."""
+    if target.histogram_bins:
+        return GradientReconstruction
+    return Reconstruction if target.is_decodable else None
+
+
+def reconstruction_of(
+    model: SimMIMForMaskedImageModeling,
+    outputs: Any,
+    pixel_values: torch.Tensor,
+    bool_masked_pos: torch.Tensor,
+    pixel_mask: torch.Tensor | None,
+    processor: Any,
+) -> Reconstruction | GradientReconstruction | None:
+    """Combine images, masks and what a model predicted.
+
+    Args:
+        model: The model.
+        outputs: Its outputs.
+        pixel_values: Normalized images of shape (B, C, H, W).
+        bool_masked_pos: Mask of shape (B, N) or (B, h, w), True = masked.
+        pixel_mask: Bool tensor of shape (B, H, W), True = valid; None if all pixels are valid.
+        processor: The image processor, which knows the normalization.
+
+    Returns:
+        Pixels, or gradients if the target is their histograms; None if the prediction cannot be drawn.
+    """
+    # Known to the model; configs look it up by a key, which takes longer at every step.
+    patch_size = model.simmim.geometry.patch_size
+    patches: Any = patch_mask(bool_masked_pos, pixel_values, patch_size)
+    shared = {
+        "pixel_values": pixel_values,
+        "bool_masked_pos": patches,
+        "pixel_mask": pixel_mask,
+        "image_mean": processor.image_mean,
+        "image_std": processor.image_std,
+        "patch_size": patch_size,
+        "loss_region": model.config.loss_region,
+    }
+    target = model.target
+    if outputs["prediction"] is not None and target.histogram_bins:
+        return GradientReconstruction(
+            **shared,
+            prediction=outputs["prediction"].float(),
+            target=target(pixel_values),
+            num_bins=target.histogram_bins,
+            cell_size=target.stride,
+        )
+    reconstruction = outputs.get("reconstruction")
+    return None if reconstruction is None else Reconstruction(**shared, prediction=reconstruction.float())
 
 
 class Reconstructor:
@@ -182,8 +165,8 @@ class Reconstructor:
         image_size: (height, width) in pixels that images are resized to; the checkpoint's if None.
 
     Raises:
-        ValueError: If there is no such checkpoint, or it lacks a prediction head, a target that can be decoded to
-            pixels, or an image processor.
+        ValueError: If there is no such checkpoint, or it lacks a prediction head, a target that can be drawn, or an
+            image processor.
     """
 
     def __init__(
@@ -210,12 +193,13 @@ class Reconstructor:
                 f"{checkpoint} has no prediction head ({sorted(lacking)[0]} is missing), like checkpoints of"
                 " classifiers and encoders. Name a pre-training checkpoint."
             )
-        if not model.target.is_decodable:
+        kind = kind_of(model.target)
+        if kind is None:
             raise ValueError(
-                f"{checkpoint} predicts {model.config.target!r}, which cannot be decoded to pixels. Name a checkpoint"
-                " with another target, such as 'rgb'."
+                f"{checkpoint} predicts {model.config.target!r}, which cannot be drawn. Name a checkpoint with another"
+                " target, such as 'rgb' or 'hog'."
             )
-        self.model = model.to(self.device).eval()
+        self.model, self.kind = model.to(self.device).eval(), kind
         height, width = model.config.image_size
         try:
             self.processor = SimMIMImageProcessor.from_pretrained(
@@ -257,7 +241,7 @@ class Reconstructor:
         mask_patch_size: int | None = None,
         seed: int = 0,
         bool_masked_pos: torch.Tensor | np.ndarray | None = None,
-    ) -> Reconstruction:
+    ) -> Reconstruction | GradientReconstruction:
         """Mask patches of images and reconstruct them.
 
         Args:
@@ -308,16 +292,10 @@ class Reconstructor:
         if pixel_mask is not None:
             mask = mask & patches_with_pixels(pixel_mask, self.patch_size)
         outputs = self.model(pixel_values.to(self.device), bool_masked_pos=mask.to(self.device), return_loss=False)
-        return Reconstruction(
-            pixel_values=pixel_values,
-            bool_masked_pos=mask,
-            pixel_mask=pixel_mask,
-            prediction=outputs.reconstruction.float().cpu(),
-            image_mean=self.processor.image_mean,
-            image_std=self.processor.image_std,
-            patch_size=self.patch_size,
-            loss_region=self.model.config.loss_region,
+        found: Any = reconstruction_of(
+            self.model, outputs, pixel_values.to(self.device), mask, pixel_mask, self.processor
         )
+        return found.cpu()
 
 
 def mask_from_painting(painting: np.ndarray | torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:

@@ -27,6 +27,7 @@ class Target:
     is_pixels = False  # whether the prediction is the image itself
     is_decodable = True  # whether predictions can be decoded to pixels
     decode_uses = ""  # what `decode` reads from the original image
+    histogram_bins = 0  # length of a histogram, if predictions are histograms of gradients
 
     def __init__(self, config: Any, model_class: Any = None):
         self.config = config
@@ -379,7 +380,8 @@ class HOG(Target):
                 f"target='hog' with cell_size={self.stride} px does not fit the encoder's stride of"
                 f" {config.encoder_stride} px. Set cell_size in target_options to a divisor of it."
             )
-        self.num_outputs = config.num_channels * self.options["num_bins"]
+        self.histogram_bins = self.options["num_bins"]
+        self.num_outputs = config.num_channels * self.histogram_bins
         is_unknown = config.image_mean is None and config.image_std is None and config.num_channels != 3
         self.statistics = None if is_unknown else config.pixel_statistics()
 
@@ -389,7 +391,7 @@ class HOG(Target):
             # would choose one of the two bins that meet at a diagonal.
             colors = to_colors(pixel_values, self.statistics)
             pixel_values = colors.mul_(16 * 65535).round_().mul_(2**-20)
-        return hog(pixel_values, self.options["cell_size"], self.options["num_bins"])
+        return hog(pixel_values, self.stride, self.histogram_bins)
 
 
 def hog(pixel_values: torch.Tensor, cell_size: int = 8, num_bins: int = 9) -> torch.Tensor:

@@ -154,7 +154,7 @@ class Automatic:
         config = build_config(model)
         choices = {"mask_patch_size": choose_mask_patch(min(config.image_size), config.mask_step)}
         if model.checkpoint is None and self.is_open(*OBJECTIVE_OPTIONS):
-            choices |= choose_target(seen, num_images, config.encoder_stride)
+            choices |= choose_target(seen, num_images, config.encoder_stride, config.num_channels)
         for name, choice in choices.items():
             # A run that began with an older version keeps what that did.
             is_older = bool(self.before) and name not in self.before

@@ -23,7 +23,7 @@ LARGE_GPU, MANY_CORES = 22 * GIB, 16
 RATES = {"swin-mini": (2e-3, 64), "swin-tiny": (8e-4, 256), "swin-base": (8e-4, 2048)}
 # Steps of an epoch of a small set, about: short trainings need many steps rather than large ones.
 STEPS_AN_EPOCH = 64
-# Gray sets of fewer images learn from histograms of gradients (docs/search.md).
+# Sets of fewer images, gray (docs/search.md) or in color (docs/evidence.md), learn from histograms of gradients.
 FEW_IMAGES = 10_000
 # Encoders of fewer parameters learn at the rates of swin-mini.
 FEW_PARAMETERS = 10_000_000
@@ -112,21 +112,25 @@ def choose_mask_patch(size: int, step: int) -> Choice:
     return Choice(mask, f"1/{size / mask:.2g} of the side; in the paper 32 of 192 px")
 
 
-def choose_target(seen: Survey, num_images: int, encoder_stride: int) -> dict[str, Choice]:
-    """Choose what is predicted: gradients for few gray images, whose pixels short trainings hardly learn to predict.
+def choose_target(seen: Survey, num_images: int, encoder_stride: int, num_channels: int) -> dict[str, Choice]:
+    """Choose what is predicted: gradients for few images, whose pixels short trainings hardly learn to predict.
 
     Args:
         seen: What the images are like.
         num_images: Number of training images.
         encoder_stride: Stride of the encoder's last feature map in pixels.
+        num_channels: Number of channels of the model. Others than 1 and 3, as of satellites, were not measured.
 
     Returns:
-        Choices for `target` and `target_options`; none where RGB stays the target.
+        Choices for `target` and `target_options`; none where many images, or cells that do not fit, leave it RGB.
     """
     cell = next((side for side in (8, 4, 7, 6, 5) if encoder_stride % side == 0), None)
-    if seen.num_channels != 1 or num_images >= FEW_IMAGES or cell is None:
+    if num_images >= FEW_IMAGES or cell is None:
         return {}
-    reason = f"{num_images:,} gray images; --target rgb draws reconstructions"
+    if num_channels not in (1, 3):
+        return {"target": Choice("rgb", f"gradients were not measured on images of {num_channels} channels")}
+    kind = "gray images" if 1 in (seen.num_channels, num_channels) else "images in color"
+    reason = f"{num_images:,} {kind}, fewer than {FEW_IMAGES:,}; --target rgb predicts pixels"
     return {"target": Choice("hog", reason), "target_options": Choice({"cell_size": cell}, "pixels, of the patches")}
 
 

@@ -34,8 +34,7 @@ from ..evaluation.probing import (
     linear_probe,
     name_pair,
 )
-from ..evaluation.reconstruction import Reconstruction
-from ..model.masking import patch_mask
+from ..evaluation.reconstruction import reconstruction_of
 from ..visualization.grids import reconstruction_grid
 from ..visualization.plots import plot_losses, plot_probe, plot_spectrum
 from .cards.facts import best_step
@@ -54,8 +53,8 @@ class PictureCallback(TrainerCallback):
     """Draws reconstructions of the same images with the same masks, and the loss curve, at every evaluation.
 
     Writes `reconstructions/step-N.png`, and `reconstruction.png` and `loss_curve.png` of the latest state. Logs the
-    reconstructions as `reconstruction` to TensorBoard, trackio and Weights & Biases if `report_to` names them. If the
-    target cannot be decoded to pixels, only the loss curve is drawn.
+    reconstructions as `reconstruction` to TensorBoard, trackio and Weights & Biases if `report_to` names them.
+    Histograms of gradients are drawn as lines; if the target is neither these nor pixels, only the loss curve is drawn.
 
     Args:
         trainer: Trainer that the callback is added to; the images are spread evenly over its `eval_dataset`.
@@ -78,27 +77,18 @@ class PictureCallback(TrainerCallback):
         was_training = model.training
         model.eval()
         with torch.no_grad():
-            prediction = model(pixel_values, bool_masked_pos=mask, return_loss=False).reconstruction
+            outputs = model(pixel_values, bool_masked_pos=mask, return_loss=False)
         model.train(was_training)
         if not state.is_world_process_zero:
             return
         output_dir = Path(args.output_dir)
         plot_losses(state.log_history, output_dir / "loss_curve.png")
-        if prediction is None:
+        images = (pixel_values, mask, self.batch.get("pixel_mask"))
+        trained: Any = self.trainer.model
+        reconstruction = reconstruction_of(trained, outputs, *images, self.processor)
+        if reconstruction is None:
             return
-        patch_size = model.config.patch_size
-        patches: Any = patch_mask(mask, pixel_values, patch_size)
-        reconstruction = Reconstruction(
-            pixel_values=pixel_values.cpu(),
-            bool_masked_pos=patches.cpu(),
-            pixel_mask=self.batch.get("pixel_mask"),
-            prediction=prediction.float().cpu(),
-            image_mean=mean,
-            image_std=std,
-            patch_size=patch_size,
-            loss_region=model.config.loss_region,
-        )
-        grid = reconstruction_grid(reconstruction)
+        grid = reconstruction_grid(reconstruction.cpu())
         # At the end of training the best weights may be restored, which are those of an earlier step.
         if best_step(self.trainer) is None:
             (output_dir / "reconstructions").mkdir(exist_ok=True)

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +19,6 @@ from .stop_signals import StopSignals
 MAX_KEPT_NUMBERS = 2**26
 # Largest number of training images whose error is measured beside that of the validation images.
 COMPARED_IMAGES = 1000
-# What the trainer measures of each image: the loss, and errors of pixels if the target can be decoded to them.
-FIGURES = ("loss", "masked_l1", "mean_color_l1")
 
 
 class ImageSample:
@@ -127,7 +125,7 @@ class ComparedImages:
             `train_masked_l1` (0 to 255), or `train_loss` if the target cannot be decoded to pixels, and `rankme`.
         """
         table = torch.cat([measure_batch(batch) for batch in _stoppable(self.train, trainer)])
-        means = mean_figures(self.train.gather(table, trainer.accelerator))
+        means = mean_figures(self.train.gather(table, trainer.accelerator), trainer.figure_names)
         name = "masked_l1" if "masked_l1" in means else "loss"
         self.singular_values = singular_values(pooled_features(self.evaluation, trainer))
         return {f"train_{name}": means[name], "rankme": effective_rank(self.singular_values)}
@@ -160,12 +158,13 @@ def _stoppable(sample: ImageSample, trainer: Any) -> Iterator[Any]:
         signals.on_prediction_step(trainer.args, trainer.state, trainer.control)
 
 
-def mean_figures(table: torch.Tensor) -> dict[str, float]:
+def mean_figures(table: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
     """Mean over images of each figure, in double precision.
 
     Args:
-        table: Tensor (N, figures, 2): of each image and figure in the order of FIGURES, the value and the number of
-            pixels that it averages. Images without pixels, such as crops of missing pixels only, are left out.
+        table: Tensor (N, figures, 2): of each image and figure, the value and the number of pixels that it averages.
+            Images without pixels, such as crops of missing pixels only, are left out.
+        names: Names of the figures, such as `SimMIMTrainer.figure_names`.
 
     Returns:
         The means by name; NaN if no image counts.
@@ -173,7 +172,7 @@ def mean_figures(table: torch.Tensor) -> dict[str, float]:
     values, num_pixels = table.cpu().double().unbind(dim=2)
     counts = (num_pixels > 0).double()
     means = ((values * counts).sum(dim=0) / counts.sum(dim=0)).tolist()
-    return dict(zip(FIGURES, means, strict=False))
+    return dict(zip(names, means, strict=True))
 
 
 class RunningMean:

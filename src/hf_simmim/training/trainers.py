@@ -22,13 +22,14 @@ from ..data.reading import UnreadableImages
 from ..data.sampling import EpochSampler
 from ..data.streaming import SHUFFLE_WINDOW, StreamedImages, StreamSampler
 from ..data.transforms import normalize
-from ..evaluation.reconstruction import Reconstruction
+from ..evaluation.gradients import GradientReconstruction
+from ..evaluation.reconstruction import Reconstruction, kind_of, reconstruction_of
 from ..formats.jpeg import DECODERS
 from ..hub.provenance import RunOrigin
 from ..hub.pushes import HubPushes
 from ..hub.snapshots import Push
 from ..model.image_processing_simmim import SimMIMImageProcessor
-from ..model.masking import MASK_STRATEGIES, patch_mask
+from ..model.masking import MASK_STRATEGIES
 from ..model.modeling_simmim import SimMIMForMaskedImageModeling
 from ..model.remote_code import without_code
 from .acceleration import OF_A_STEP
@@ -381,7 +382,7 @@ class SimMIMTrainer(RunTrainer):
     visible pixels; `eval_gain_over_mean_color` = 1 - masked_l1 / mean_color_l1; `eval_train_masked_l1`
     (`eval_train_loss` if the target cannot be decoded), the same error of training images; and `eval_rankme`. The last
     two are those of `ComparedImages`, of at most `args.compared_images` training images (1000 if there is no such
-    argument, none for 0).
+    argument, none for 0). Of gradients they measure `eval_gradient_error`, as in `GradientReconstruction`.
 
     It takes what Trainer takes, with any `TrainingArguments`:
     `SimMIMTrainer(model=model, args=arguments, train_dataset=dataset).train()`.
@@ -496,31 +497,18 @@ class SimMIMTrainer(RunTrainer):
         if model.training:
             inputs = inputs | OF_A_STEP
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if model.training:
-            with torch.no_grad():
-                reconstruction = self._reconstruction(outputs, inputs)
-                if reconstruction is not None:
+        if model.training and self.model.target.is_pixels:
+            reconstruction = self._reconstruction(outputs, inputs)
+            if reconstruction is not None:
+                with torch.no_grad():
                     self.error_sums.add(*reconstruction.error_per_image())
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
-    def _reconstruction(self, outputs, inputs) -> Reconstruction | None:
-        """The predicted pixels of a batch; None if they are not decoded."""
-        reconstruction = outputs.get("reconstruction")
-        if reconstruction is None:
-            return None
-        pixel_values, patch_size = inputs["pixel_values"], self.model.simmim.geometry.patch_size
-        mask: Any = patch_mask(inputs["bool_masked_pos"], pixel_values, patch_size)
-        processor = self.processing_class
-        return Reconstruction(
-            pixel_values,
-            mask,
-            inputs.get("pixel_mask"),
-            reconstruction,
-            processor.image_mean,
-            processor.image_std,
-            patch_size,
-        )
+    def _reconstruction(self, outputs, inputs) -> Reconstruction | GradientReconstruction | None:
+        """The predicted pixels or gradients of a batch; None if they are not decoded."""
+        images = (inputs["pixel_values"], inputs["bool_masked_pos"], inputs.get("pixel_mask"))
+        return reconstruction_of(self.model, outputs, *images, self.processing_class)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Evaluate a batch image by image; images that only fill up the last batch do not count."""
@@ -532,7 +520,7 @@ class SimMIMTrainer(RunTrainer):
 
     @torch.no_grad()
     def _figures_per_image(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """FIGURES of each image of a batch, and the number of pixels that each averages: (B, figures, 2)."""
+        """`figure_names` of each image of a batch, and the number of pixels that each averages: (B, figures, 2)."""
         inputs = self._prepare_inputs(inputs)
         with self.compute_loss_context_manager():
             # The loss of the whole batch would compute the target again, maybe with a large network.
@@ -540,7 +528,7 @@ class SimMIMTrainer(RunTrainer):
             losses: Any = self.model.masked_loss(outputs["prediction"], **inputs, per_image=True)
         figures, reconstruction = [losses], self._reconstruction(outputs, inputs)
         if reconstruction is not None:
-            figures += [reconstruction.error_per_image(), reconstruction.mean_color_error_per_image()]
+            figures += reconstruction.figures_per_image()
         return torch.stack([torch.stack(figure, dim=1) for figure in figures], dim=1)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -611,13 +599,19 @@ class SimMIMTrainer(RunTrainer):
             self._waited = 0.0
             logs["eta_seconds"] = round((self.state.max_steps - step) / steps_per_second, 1)
 
+    @property
+    def figure_names(self) -> tuple[str, ...]:
+        """What evaluations measure of each image: the loss, and errors of predictions that can be drawn."""
+        kind = kind_of(self.model.target)
+        return ("loss", *(kind.figures if kind is not None else ()))
+
     def metric_names(self) -> set[str] | None:
         """As in `RunTrainer`, with what the class describes."""
-        names, is_decodable = super().metric_names(), self.model.target.is_decodable
-        if names is not None and is_decodable:
-            names |= {"masked_l1", "mean_color_l1", "gain_over_mean_color"}
+        names, kind = super().metric_names(), kind_of(self.model.target)
+        if names is not None:
+            names |= {*self.figure_names[1:], *(["gain_over_mean_color"] if kind is Reconstruction else [])}
         if names is not None and self._compared is not None:
-            names |= {"train_masked_l1" if is_decodable else "train_loss", "rankme"}
+            names |= {"train_masked_l1" if kind is Reconstruction else "train_loss", "rankme"}
         return names
 
     def evaluate(self, eval_dataset: Any = None, *args, **kwargs) -> dict[str, float]:
@@ -649,7 +643,7 @@ class SimMIMTrainer(RunTrainer):
         """Run Trainer's loop, with metrics that are exact means over images for any number of processes."""
         self._evaluation = []
         output = super().evaluation_loop(*args, **kwargs)
-        metrics = mean_figures(torch.cat(self._evaluation))
+        metrics = mean_figures(torch.cat(self._evaluation), self.figure_names)
         if metrics.get("mean_color_l1"):
             metrics["gain_over_mean_color"] = 1 - metrics["masked_l1"] / metrics["mean_color_l1"]
         if self._is_compared and self._compared is not None:

@@ -2,15 +2,15 @@
 
 import colorsys
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from .pictures import ERROR_LIMIT, error_pictures, font_for, shortened
+from .pictures import error_pictures, font_for, shortened
 
 SEGMENTATION_COLUMNS = ("image", "annotation", "prediction")
 NO_CLASS_GRAY = 160
@@ -84,42 +84,79 @@ def draw_segmentations(
 # Longer side in pixels: smaller images are enlarged to at least the first, larger ones reduced to the second.
 SMALLEST_SIDE, LARGEST_SIDE = 96, 384
 
-# Columns that are drawn by default.
-DRAWN_COLUMNS = ("original", "masked", "prediction", "composite")
+
+def columns_of(reconstruction: Any, columns: Sequence[str] | None = None, error_map: bool = False) -> list[list[str]]:
+    """Choose the columns that are drawn of each model.
+
+    Args:
+        reconstruction: As in `reconstruction_grid`.
+        columns: Columns to draw, in order; models leave out those that their target has not. None for the usual ones.
+        error_map: Whether to add the error.
+
+    Returns:
+        The columns of each model.
+    """
+    models = list(reconstruction.values()) if isinstance(reconstruction, Mapping) else [reconstruction]
+    chosen = []
+    for model in models:
+        wanted = list(columns or (model.usual_columns if len(models) == 1 else model.columns_beside))
+        wanted += ["error"] if error_map and "error" not in wanted else []
+        chosen.append([column for column in wanted if column in model.columns])
+    return chosen
 
 
 def reconstruction_grid(
     reconstruction: Any,
-    columns: Sequence[str] = DRAWN_COLUMNS,
+    columns: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
     show_figures: bool = False,
     rows_together: int = 1,
+    error_map: bool = False,
 ) -> Image.Image:
     """Draw reconstructions, one image per row, with groups of rows side by side for a balanced aspect ratio.
 
     Args:
-        reconstruction: A `Reconstruction`, that is images, masks and predictions; or those of several models by name,
-            of the same images and masks, whose columns are drawn side by side.
-        columns: Columns to draw, as in `Reconstruction.pictures`. An error map has a color scale below.
+        reconstruction: A `Reconstruction` or `GradientReconstruction`, that is images, masks and predictions; or those
+            of several models by name, of the same images and masks, whose columns are drawn side by side.
+        columns: Columns to draw, as in `pictures` of their classes; the usual ones of each if None. An error map has a
+            color scale below.
         names: Text to write above each image.
-        show_figures: Whether to write masked l1 and AvgDist below each image.
+        show_figures: Whether to write the error of masked pixels or gradients, and AvgDist, below each image.
         rows_together: Number of consecutive rows that stay in one group, such as those of one image.
+        error_map: Whether to draw the error, too.
 
     Returns:
         The drawn image.
     """
     models = reconstruction if isinstance(reconstruction, Mapping) else {"": reconstruction}
     first = next(iter(models.values()))
-    shared = [column for column in columns if column in ("original", "masked")]
+    chosen = columns_of(models, columns, error_map)
+    shared = [column for column in chosen[0] if column in ("original", "masked")]
     table = [_Column(column, first.pictures(column)) for column in shared]
     if show_figures and table:
-        table[-1].captions = [f"AvgDist {_format_value(value)} px" for value in first.average_distance.tolist()]
-    for name, model in models.items():
-        predicted = [_Column(column, model.pictures(column), name) for column in columns if column not in shared]
+        table[-1].captions = [f"AvgDist {_format_value(value, 1)} px" for value in first.average_distance.tolist()]
+    scales: dict[str, tuple[str, float]] = {}
+    targets: list[torch.Tensor] = []
+    for (name, model), wanted in zip(models.items(), chosen, strict=True):
+        wanted = [column for column in wanted if column not in ("original", "masked")]
+        if "target" in wanted:
+            # Once for all models that have the same.
+            if any(model.target.shape == target.shape and torch.equal(model.target, target) for target in targets):
+                wanted.remove("target")
+            targets.append(model.target)
+        predicted = [
+            _Column(model.titles.get(column, column), model.pictures(column), "" if column == "target" else name)
+            for column in wanted
+        ]
         if show_figures and predicted:
-            predicted[0].captions = [f"masked l1 {_format_value(value)}" for value in model.masked_l1.tolist()]
+            predicted[0].captions = [
+                f"{model.error_name} {_format_value(value, model.error_digits)}"
+                for value in model.masked_error.tolist()
+            ]
         table += predicted
-    return _draw_table(table, names, rows_together, _error_scale if "error" in columns else None)
+        if "error" in wanted:
+            scales[model.kind] = (f"error of masked {model.kind}, {model.error_unit}", model.error_limit)
+    return _draw_table(table, names, rows_together, list(scales.values()))
 
 
 @dataclass
@@ -132,23 +169,23 @@ class _Column:
     captions: Sequence[str] = ()
 
 
-def _format_value(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.1f}"
+def _format_value(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _draw_table(
     table: Sequence[_Column],
     names: Sequence[str] | None,
     rows_together: int,
-    draw_scale: Callable[[ImageFont.FreeTypeFont], Image.Image] | None,
+    scales: Sequence[tuple[str, float]] = (),
 ) -> Image.Image:
-    """Draw columns, in groups of rows side by side, with what `draw_scale` draws for this font below them."""
-    batch_size, height, width, _ = table[0].pictures.shape
+    """Draw columns, in groups of rows side by side, and below them scales of errors by meaning and limit."""
+    # Some columns may be larger than others by a whole number.
+    batch_size, height, width, _ = max((column.pictures.shape for column in table), key=lambda shape: shape[1])
     zoom = max(1, math.ceil(SMALLEST_SIDE / max(height, width)))
     if max(height, width) > LARGEST_SIDE:
         zoom = LARGEST_SIDE / max(height, width)
     cell_width, cell_height = max(1, round(width * zoom)), max(1, round(height * zoom))
-    resample = Image.Resampling.NEAREST if zoom >= 1 else Image.Resampling.LANCZOS
     texts = [column.title for column in table] + [text for column in table for text in column.captions]
     written = [*texts, *(names or ()), *(column.model for column in table)]
     font = font_for(written, max(13, max(cell_width, cell_height) // 15))
@@ -165,9 +202,9 @@ def _draw_table(
     rows = math.ceil(batch_size / groups / rows_together) * rows_together
     groups = math.ceil(batch_size / rows)
     canvas_width, canvas_height = groups * group_width + (groups - 1) * 2 * gap + gap, header + rows * row_height
-    scale = draw_scale(font) if draw_scale is not None else None
-    if scale is not None:
-        canvas_width, canvas_height = max(canvas_width, scale.width + 2 * gap), canvas_height + scale.height + gap
+    drawn = [_error_scale(font, meaning, limit) for meaning, limit in scales]
+    canvas_width = max(canvas_width, *(scale.width + 2 * gap for scale in drawn), 0)
+    canvas_height += sum(scale.height + gap for scale in drawn)
     canvas = Image.new("RGB", (canvas_width, canvas_height), "white")
     pen = ImageDraw.Draw(canvas)
 
@@ -186,21 +223,26 @@ def _draw_table(
                 write((middle, header - gap / 2 - line / 2), column.title, column_width)
                 if column.model:
                     write((middle, line / 2), column.model, column_width)
-            picture = Image.fromarray(column.pictures[index]).resize((cell_width, cell_height), resample)
+            picture = Image.fromarray(column.pictures[index])
+            is_crisp = picture.width <= cell_width
+            resample = Image.Resampling.NEAREST if is_crisp else Image.Resampling.LANCZOS
+            picture = picture.resize((cell_width, cell_height), resample)
             canvas.paste(picture, (round(middle - cell_width / 2), top))
             if column.captions:
                 write((middle, top + cell_height + line / 2), column.captions[index], column_width)
-    if scale is not None:
-        canvas.paste(scale, (gap, canvas_height - scale.height - gap))
+    top = header + rows * row_height
+    for scale in drawn:
+        canvas.paste(scale, (gap, top))
+        top += scale.height + gap
     return canvas
 
 
-def _error_scale(font: Any) -> Image.Image:
-    """Labeled color scale of an error map, from 0 to ERROR_LIMIT."""
-    before, after = "error of masked pixels, of 255:  0 ", f" {ERROR_LIMIT} or more"
+def _error_scale(font: Any, meaning: str, limit: float) -> Image.Image:
+    """Labeled color scale of an error map, from 0 to a limit."""
+    before, after = f"{meaning}:  0 ", f" {limit:g} or more"
     start, length = math.ceil(font.getlength(before)), font.size * 10
     scale = Image.new("RGB", (start + length + math.ceil(font.getlength(after)), round(font.size * 1.4)), "white")
-    colors = error_pictures(torch.linspace(0, ERROR_LIMIT, length).expand(1, scale.height, -1))[0]
+    colors = error_pictures(torch.linspace(0, limit, length).expand(1, scale.height, -1), limit)[0]
     scale.paste(Image.fromarray(colors), (start, 0))
     pen = ImageDraw.Draw(scale)
     for place, text in ((0, before), (start + length, after)):

@@ -87,16 +87,17 @@ def pale_pictures(pictures: np.ndarray, factor: float) -> np.ndarray:
     return (255 - (255 - pictures.mean(axis=3, keepdims=True)) / factor).astype(np.uint8)
 
 
-def error_pictures(error: torch.Tensor) -> np.ndarray:
+def error_pictures(error: torch.Tensor, limit: float = ERROR_LIMIT) -> np.ndarray:
     """Color errors from black over red to pale yellow, perceptually uniform (magma).
 
     Args:
-        error: Tensor of shape (B, H, W) of errors from 0 to 255; larger ones than ERROR_LIMIT have the same color.
+        error: Tensor of shape (B, H, W) of errors, of pixels from 0 to 255.
+        limit: Error that has the brightest color, as larger ones have.
 
     Returns:
         uint8 array of shape (B, H, W, 3).
     """
     from matplotlib import colormaps
 
-    shares = (error.float() / ERROR_LIMIT).clamp(0, 1).cpu().numpy()
+    shares = (error.float() / limit).clamp(0, 1).cpu().numpy()
     return colormaps["magma"](shares, bytes=True)[..., :3]

@@ -47,7 +47,8 @@ class PretrainingModelArguments(EncoderArguments):
         metadata={"help": "Hidden states of the encoder to fuse as input of the head (its output alone if unset)."},
     )
     target: str | None = field(
-        default=None, metadata={"help": "Prediction target (rgb if unset).", "choices": list(TARGETS)}
+        default=None,
+        metadata={"help": "Prediction target (if unset, hog for few images, else rgb).", "choices": list(TARGETS)},
     )
     target_options: dict | str | None = field(
         default=None, metadata={"help": 'Options of the target, as JSON, such as {"num_bins": 256} for color_bins.'}

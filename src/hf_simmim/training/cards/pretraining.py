@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard
 
 from ...evaluation.probing import name_pair
+from ...evaluation.reconstruction import kind_of
 from ...hub.card import (
     Table,
     augmentation_table,
@@ -22,7 +23,6 @@ from ...hub.card import (
 from ...hub.provenance import RunOrigin, hub_id, last_part
 from ...model.masking import span
 from ...model.visible import WINDOWED_ENCODERS
-from ...visualization.grids import DRAWN_COLUMNS
 from ..callbacks import ProbeCallback
 from ..optimization import images_per_step
 from .facts import CardFacts, held_out_images, hours, measured_after, render_training, session_time
@@ -32,6 +32,9 @@ COLUMN_MEANINGS = {
     "masked": "the input of the encoder",
     "prediction": "the output of the model; pale in visible patches, where it is not trained",
     "composite": "the prediction in masked patches, the image in the others",
+    "predicted gradients": "histograms of gradients as lines along the edges: yellow ones are the model's, in masked"
+    " patches, and blue ones the image's",
+    "true gradients": "those of the image, blue where it was visible",
 }
 # Options of components that are too long for a table.
 LONG_OPTIONS = ("centers", "model_config", "image_mean", "image_std")
@@ -146,9 +149,9 @@ def describe_evaluation(metrics: dict[str, float], decode_uses: str, hidden_size
         hidden_size: Number of dimensions of the features.
 
     Returns:
-        Lines to print: the validation loss with masked l1 and the mean color, the training images, and RankMe.
+        Lines to print: the validation loss with the error and its baseline, the training images, and RankMe.
     """
-    pixels = masked_l1_in_words(metrics)
+    pixels = errors_in_words(metrics)
     borrowed = f"; decoded with the {decode_uses} of the original, which the mean color does not get"
     lines = [f"Validation: loss {metrics['eval_loss']:.4f}{pixels}" + (borrowed if decode_uses and pixels else "")]
     for key, name, digits in (("eval_train_masked_l1", "masked l1", 2), ("eval_train_loss", "loss", 4)):
@@ -196,17 +199,21 @@ def read_metrics(folder: Path) -> dict[str, float]:
     return found if isinstance(found, dict) else {}
 
 
-def masked_l1_in_words(metrics: dict[str, float], emphasis: str = "") -> str:
-    """Masked l1 of an evaluation, compared with the mean color; "" if it was not measured.
+def errors_in_words(metrics: dict[str, float], emphasis: str = "") -> str:
+    """Masked l1 of an evaluation, compared with the mean color, or its gradient error; "" if neither was measured.
 
     Args:
         metrics: Metrics of the evaluation.
         emphasis: Markup around the number.
 
     Returns:
-        Text that follows that of the loss, such as ", masked l1 22.15 of 255, 59 % better than the mean color (54.0)".
+        Text that follows that of the loss, such as ", masked l1 22.15 of 255, 59 % better than the mean color (54.0)",
+        or ", gradient error 0.652 of 1".
     """
     error, gain = metrics.get("eval_masked_l1"), metrics.get("eval_gain_over_mean_color")
+    gradients = metrics.get("eval_gradient_error")
+    if _is_number(gradients):
+        return f", gradient error {emphasis}{gradients:.3f}{emphasis} of 1"
     if not _is_number(error):
         return ""
     text = f", masked l1 {emphasis}{error:.2f}{emphasis} of 255"
@@ -292,7 +299,7 @@ def _results(trainer: Any) -> Table:
         table["training loss"] = f"{training['loss']:.4g}{pixels}, up to step {training['step']:,}"
     if evaluation is not None:
         when = measured_after(trainer, "eval_loss")
-        table["validation loss"] = f"{evaluation['eval_loss']:.4g}{masked_l1_in_words(evaluation, '**')}, {when}"
+        table["validation loss"] = f"{evaluation['eval_loss']:.4g}{errors_in_words(evaluation, '**')}, {when}"
         for key, name, digits in (("eval_train_masked_l1", "masked l1", ".2f"), ("eval_train_loss", "loss", ".4g")):
             if _is_number(evaluation.get(key)):
                 table["training images, evaluated the same way"] = f"{name} {evaluation[key]:{digits}}, {when}"
@@ -325,6 +332,11 @@ def _results_intro(trainer: Any) -> str:
             parts.append(f"Predictions are decoded with the {trainer.model.target.decode_uses} of the original.")
             if "mean color" in str(table.get("validation loss")):
                 parts.append("The mean color is not.")
+    if "gradient error" in str(table.get("validation loss")):
+        parts.append(
+            "The gradient error is the mean length of the difference between predicted and true histograms of masked"
+            " cells: 0 is exact, 1 what predicting nothing gets. It says little of how useful the features are."
+        )
     if "training images, evaluated the same way" in table:
         parts.append(
             "The training images of that row are whole, with fixed masks like those of the validation images: the"
@@ -356,10 +368,11 @@ def _results_intro(trainer: Any) -> str:
 
 
 def _reconstruction(trainer: Any) -> dict[str, str] | None:
-    is_drawn = trainer.model.target.is_decodable and trainer.eval_dataset is not None
-    if not is_drawn or not (Path(str(trainer.args.output_dir)) / "reconstruction.png").exists():
+    kind = kind_of(trainer.model.target) if trainer.eval_dataset is not None else None
+    if kind is None or not (Path(str(trainer.args.output_dir)) / "reconstruction.png").exists():
         return None
-    meanings = [f"{name} ({COLUMN_MEANINGS[name]})" for name in DRAWN_COLUMNS]
+    columns = [kind.titles.get(column, column) for column in kind.usual_columns]
+    meanings = [f"{name} ({COLUMN_MEANINGS[name]})" for name in columns]
     evaluation = last_entry(trainer.state.log_history, "eval_loss")
     when = f" {measured_after(trainer, 'eval_loss')}" if evaluation is not None else ""
     decode_uses = trainer.model.target.decode_uses
@@ -369,7 +382,7 @@ def _reconstruction(trainer: Any) -> dict[str, str] | None:
         else ""
     )
     return {
-        "alt": " | ".join(DRAWN_COLUMNS),
+        "alt": " | ".join(columns),
         "caption": f"Validation images{when}, from left to right: {', '.join(meanings)}.{helped}",
     }
 
