@@ -15,7 +15,7 @@ from .data import DATA_SETS
 from .grid import TABLES, Row, mask_name, scratch_row, study_tables
 from .plot import draw_distances
 from .results import SETTINGS, Result, read_results, read_settings
-from .settings import Settings
+from .settings import TRIALS, Settings
 from .verdicts import MARGIN, Verdict, pooled_noise, scores_of, verdicts
 
 REPORT = "README.md"
@@ -223,16 +223,17 @@ def _rounding(settings: Settings) -> str:
 def _conditions(settings: Settings, shared: dict[str, Any], about: dict[str, Any], results: list[Result]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in shared["versions"].items())
     seconds = [run.seconds for run in results]
+    processes = f"{about['workers']} {'process' if about['workers'] == 1 else 'processes'}"
     encoder = ", ".join(f"{key} {value}" for key, value in settings.encoder.items())
     lines = [
         ("command", f"`{about['command']}`"),
-        ("device", f"{shared['device']} ({about['system']}), {about['workers']} processes"),
+        ("device", f"{shared['device']} ({about['system']}), {processes}"),
         ("dtype", f"{shared['dtype']}{'' if shared['dtype'] == 'float32' else ' autocast'}"),
         ("versions", f"{versions}, Python {about['python']}"),
         (
             "time",
             f"{len(results)} runs, median {statistics.median(seconds):.0f} s, in total"
-            f" {sum(seconds) / about['workers'] / 60:.0f} minutes on {about['workers']} processes",
+            f" {sum(seconds) / about['workers'] / 60:.0f} minutes on {processes}",
         ),
         ("data", f"{DATA_SETS[shared['data']].title}; random crops of 67 to 100 % of the area, flips"),
         ("encoder", encoder),
@@ -246,6 +247,9 @@ def _conditions(settings: Settings, shared: dict[str, Any], about: dict[str, Any
             f"the same with {settings.fine_tune_steps:,} steps, batch size {settings.fine_tune_batch_size}, peak"
             f" learning rate {settings.fine_tune_learning_rate:g}; a linear layer on the mean of the tokens",
         ),
-        ("settings", "tuned on the baseline and from scratch only, not on other rows"),
+        (
+            "settings",
+            f"tuned on the baseline and from scratch only, not on other rows{TRIALS.get(shared['scale'], '')}",
+        ),
     ]
     return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in lines)])
