@@ -37,7 +37,7 @@ def write_report(folder: Path) -> Path:
     """
     kept = read_settings(folder)
     shared, about = kept["shared"], kept["about"]
-    settings = Settings(**{name: shared[name] for name in Settings.__dataclass_fields__ if name in shared})
+    settings = _settings(shared)
     results = read_results(folder)
     if not results:
         raise ValueError(f"{folder} has no results yet. Run the study first.")
@@ -72,6 +72,10 @@ def write_report(folder: Path) -> Path:
     path = folder / REPORT
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
+
+
+def _settings(shared: dict[str, Any]) -> Settings:
+    return Settings(**{name: shared[name] for name in Settings.__dataclass_fields__ if name in shared})
 
 
 def _measured(rows: dict[str, Row], results: list[Result]) -> dict[str, Row]:
@@ -122,16 +126,16 @@ def _other_sizes(folder: Path) -> list[str]:
     links = []
     for path in [*sorted(folder.glob(f"*/{SETTINGS}")), *folder.parent.glob(SETTINGS)]:
         shared = read_settings(path.parent)["shared"]
-        kind, size, images = shared["encoder"]["model_type"], shared["image_size"], shared["data"]
         place = f"{path.parent.name}/" if path.parent.parent == folder else "../"
-        links.append(f"[{kind}, {size} px, {images}]({place}{REPORT})")
+        what = f"{_encoder(_settings(shared))}, {shared['image_size']} px, {shared['data']}"
+        links.append(f"[{what}]({place}{REPORT})")
     return [f"The study at another size: {', '.join(links)}."] * bool(links)
 
 
 def _verdict_table(found: list[Verdict]) -> str:
     lines = ["| claim | this run | difference in points, 95 % interval | between |", "| --- | --- | --- | --- |"]
     for verdict in found:
-        difference = "not measured"
+        difference = ""
         if verdict.difference is not None and verdict.half_width is not None:
             low, high = (verdict.difference + sign * verdict.half_width for sign in (-1, 1))
             difference = f"{100 * verdict.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"

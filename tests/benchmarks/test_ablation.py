@@ -174,7 +174,7 @@ def test_imbalanced_images_are_scored_by_class(tmp_path, monkeypatch, images):
     assert "(../README.md)" in report
     study.main(["--report_only", "--output", str(tmp_path)])
     report = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "[vit, 32 px, clipart-color](odd/README.md)" in report
+    assert "M parameters, 32 px, clipart-color](odd/README.md)" in report
     assert "test accuracy in percent, as mean" in report
 
 
@@ -334,7 +334,7 @@ def test_verdicts_follow_the_numbers():
     loud = Noise(0.2, 8)
     assert {judge("", kind, [a], [b], scores, loud).verdict for kind, a, b, _ in cases} == {"cannot tell"}
     assert judge("", "better", ["base"], ["worse"], scores, Noise(0.0, 0)).verdict == "cannot tell"
-    assert judge("", "better", ["base"], ["gone"], scores, noise).verdict == "cannot tell"
+    assert judge("", "better", ["base"], ["gone"], scores, noise).verdict == "not run"
     found = judge("", "better", ["base"], ["worse"], scores, noise)
     assert found.difference == pytest.approx(0.1)
     assert found.half_width == pytest.approx(student_quantile(8) * noise.deviation * (2 / 3) ** 0.5)
