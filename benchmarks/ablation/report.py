@@ -15,7 +15,7 @@ from .data import DATA_SETS
 from .grid import TABLES, Row, mask_name, scratch_row, study_tables
 from .plot import draw_distances
 from .results import SETTINGS, Result, read_results, read_settings
-from .settings import TRIALS, Settings
+from .settings import NUM_SEEDS, TRIALS, Settings
 from .verdicts import MARGIN, Verdict, pooled_noise, scores_of, verdicts
 
 REPORT = "README.md"
@@ -103,7 +103,7 @@ def _introduction(settings: Settings, shared: dict[str, Any], results: list[Resu
         f"The ablation study of section 4.1 of [SimMIM](https://arxiv.org/abs/2111.09886) on a small scale:"
         f" {_encoder(settings)}, {shared['data']} images ({DATA_SETS[shared['data']].title};"
         f" {shared['images'][0]:,} for training, {shared['images'][1]:,} for testing) at {settings.image_size} px,"
-        f" {seen:.1f} epochs of pre-training, {_seeds(results)}. Each row differs"
+        f" {seen:.1f} epochs of pre-training, {_seeds(results, NUM_SEEDS[shared['scale']])}. Each row differs"
         f" from the baseline (random masks of {settings.mask_patch_sizes[1]} px, mask ratio 0.6, linear head, RGB, l1"
         f" on masked pixels) only in what its name states. Numbers are test {metric} in percent{why}, as mean and"
         f" standard deviation over seeds: of the whole network fine-tuned on {settings.num_labels:,} labels, and of a"
@@ -112,11 +112,13 @@ def _introduction(settings: Settings, shared: dict[str, Any], results: list[Resu
     )
 
 
-def _seeds(results: list[Result]) -> str:
-    """Number of the seeds, and of rows that lack some, in words."""
+def _seeds(results: list[Result], planned: int) -> str:
+    """Number of the seeds, of those that the scale has, and of rows that lack some, in words."""
     seeds = {result.seed for result in results}
     rows = Counter(result.row for result in results)
     text = f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}"
+    if len(seeds) < planned:
+        text = f"{len(seeds)} of {planned} seeds"
     lacking = sum(count < len(seeds) for count in rows.values())
     return text if not lacking else f"{text} ({lacking} of {len(rows)} rows lack some of them)"
 

@@ -168,6 +168,7 @@ _SHARED: dict[str, dict[str, Any]] = {
 }
 
 
+NUM_SEEDS = {"cpu": 2, "small": 5, "gpu": 3}
 # What the report says about how the settings of a scale were chosen.
 TRIALS = {
     "small": ": by eleven pre-trainings of the baseline with seed 100, which is none of the study's, on clip art in"

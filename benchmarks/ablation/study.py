@@ -42,14 +42,13 @@ from .results import (
     read_results,
     read_settings,
 )
-from .settings import ENCODERS, Settings, study_settings
+from .settings import ENCODERS, NUM_SEEDS, Settings, study_settings
 from .train import build_model, faster_dtype, row_distance, run_row
 
 OUTPUT = Path(__file__).parents[2] / "docs" / "ablation"
 DEFAULT_OUTPUT = "docs/ablation, of other scales than cpu in a folder of their name there"
 # Data set of a scale, where it is not the largest one that is there.
 DATA = {"small": "fashion"}
-NUM_SEEDS = {"cpu": 2, "small": 5, "gpu": 3}
 _worker: dict[str, Any] = {}
 
 
