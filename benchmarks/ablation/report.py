@@ -15,7 +15,7 @@ from .data import DATA_SETS
 from .grid import TABLES, Row, mask_name, scratch_row, study_tables
 from .plot import draw_distances
 from .results import SETTINGS, Result, read_results, read_settings
-from .settings import Settings
+from .settings import NUM_SEEDS, TRIALS, Settings
 from .verdicts import MARGIN, Verdict, pooled_noise, scores_of, verdicts
 
 REPORT = "README.md"
@@ -37,7 +37,7 @@ def write_report(folder: Path) -> Path:
     """
     kept = read_settings(folder)
     shared, about = kept["shared"], kept["about"]
-    settings = Settings(**{name: shared[name] for name in Settings.__dataclass_fields__ if name in shared})
+    settings = _settings(shared)
     results = read_results(folder)
     if not results:
         raise ValueError(f"{folder} has no results yet. Run the study first.")
@@ -74,6 +74,10 @@ def write_report(folder: Path) -> Path:
     return path
 
 
+def _settings(shared: dict[str, Any]) -> Settings:
+    return Settings(**{name: shared[name] for name in Settings.__dataclass_fields__ if name in shared})
+
+
 def _measured(rows: dict[str, Row], results: list[Result]) -> dict[str, Row]:
     names = {result.row for result in results}
     return {name: row for name, row in rows.items() if name in names}
@@ -99,7 +103,7 @@ def _introduction(settings: Settings, shared: dict[str, Any], results: list[Resu
         f"The ablation study of section 4.1 of [SimMIM](https://arxiv.org/abs/2111.09886) on a small scale:"
         f" {_encoder(settings)}, {shared['data']} images ({DATA_SETS[shared['data']].title};"
         f" {shared['images'][0]:,} for training, {shared['images'][1]:,} for testing) at {settings.image_size} px,"
-        f" {seen:.1f} epochs of pre-training, {_seeds(results)}. Each row differs"
+        f" {seen:.1f} epochs of pre-training, {_seeds(results, NUM_SEEDS[shared['scale']])}. Each row differs"
         f" from the baseline (random masks of {settings.mask_patch_sizes[1]} px, mask ratio 0.6, linear head, RGB, l1"
         f" on masked pixels) only in what its name states. Numbers are test {metric} in percent{why}, as mean and"
         f" standard deviation over seeds: of the whole network fine-tuned on {settings.num_labels:,} labels, and of a"
@@ -108,11 +112,13 @@ def _introduction(settings: Settings, shared: dict[str, Any], results: list[Resu
     )
 
 
-def _seeds(results: list[Result]) -> str:
-    """Number of the seeds, and of rows that lack some, in words."""
+def _seeds(results: list[Result], planned: int) -> str:
+    """Number of the seeds, of those that the scale has, and of rows that lack some, in words."""
     seeds = {result.seed for result in results}
     rows = Counter(result.row for result in results)
     text = f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}"
+    if len(seeds) < planned:
+        text = f"{len(seeds)} of {planned} seeds"
     lacking = sum(count < len(seeds) for count in rows.values())
     return text if not lacking else f"{text} ({lacking} of {len(rows)} rows lack some of them)"
 
@@ -122,16 +128,16 @@ def _other_sizes(folder: Path) -> list[str]:
     links = []
     for path in [*sorted(folder.glob(f"*/{SETTINGS}")), *folder.parent.glob(SETTINGS)]:
         shared = read_settings(path.parent)["shared"]
-        kind, size, images = shared["encoder"]["model_type"], shared["image_size"], shared["data"]
         place = f"{path.parent.name}/" if path.parent.parent == folder else "../"
-        links.append(f"[{kind}, {size} px, {images}]({place}{REPORT})")
+        what = f"{_encoder(_settings(shared))}, {shared['image_size']} px, {shared['data']}"
+        links.append(f"[{what}]({place}{REPORT})")
     return [f"The study at another size: {', '.join(links)}."] * bool(links)
 
 
 def _verdict_table(found: list[Verdict]) -> str:
     lines = ["| claim | this run | difference in points, 95 % interval | between |", "| --- | --- | --- | --- |"]
     for verdict in found:
-        difference = "not measured"
+        difference = ""
         if verdict.difference is not None and verdict.half_width is not None:
             low, high = (verdict.difference + sign * verdict.half_width for sign in (-1, 1))
             difference = f"{100 * verdict.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
@@ -223,16 +229,17 @@ def _rounding(settings: Settings) -> str:
 def _conditions(settings: Settings, shared: dict[str, Any], about: dict[str, Any], results: list[Result]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in shared["versions"].items())
     seconds = [run.seconds for run in results]
+    processes = f"{about['workers']} {'process' if about['workers'] == 1 else 'processes'}"
     encoder = ", ".join(f"{key} {value}" for key, value in settings.encoder.items())
     lines = [
         ("command", f"`{about['command']}`"),
-        ("device", f"{shared['device']} ({about['system']}), {about['workers']} processes"),
+        ("device", f"{shared['device']} ({about['system']}), {processes}"),
         ("dtype", f"{shared['dtype']}{'' if shared['dtype'] == 'float32' else ' autocast'}"),
         ("versions", f"{versions}, Python {about['python']}"),
         (
             "time",
             f"{len(results)} runs, median {statistics.median(seconds):.0f} s, in total"
-            f" {sum(seconds) / about['workers'] / 60:.0f} minutes on {about['workers']} processes",
+            f" {sum(seconds) / about['workers'] / 60:.0f} minutes on {processes}",
         ),
         ("data", f"{DATA_SETS[shared['data']].title}; random crops of 67 to 100 % of the area, flips"),
         ("encoder", encoder),
@@ -246,6 +253,9 @@ def _conditions(settings: Settings, shared: dict[str, Any], about: dict[str, Any
             f"the same with {settings.fine_tune_steps:,} steps, batch size {settings.fine_tune_batch_size}, peak"
             f" learning rate {settings.fine_tune_learning_rate:g}; a linear layer on the mean of the tokens",
         ),
-        ("settings", "tuned on the baseline and from scratch only, not on other rows"),
+        (
+            "settings",
+            f"tuned on the baseline and from scratch only, not on other rows{TRIALS.get(shared['scale'], '')}",
+        ),
     ]
     return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in lines)])

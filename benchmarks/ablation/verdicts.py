@@ -41,7 +41,7 @@ class Verdict:
 
     Args:
         claim: The claim, in words.
-        verdict: `"agrees"`, `"disagrees"` or `"cannot tell"`.
+        verdict: `"agrees"`, `"disagrees"`, `"cannot tell"`, or `"not run"` if rows are missing.
         difference: Accuracy of the first choice minus that of the second; None if rows are missing.
         half_width: Half the width of its 95 % confidence interval; None if there is no estimate of the noise.
         between: The compared rows, in words.
@@ -122,7 +122,7 @@ def judge(claim: str, kind: str, first: Iterable[str], second: Iterable[str], sc
     groups = [[name for name in names if name in scores] for names in (first, second)]
     between = " against ".join(", ".join(group) if len(group) < 4 else f"{len(group)} rows" for group in groups)
     if not all(groups):
-        return Verdict(claim, "cannot tell", None, None, "rows were not run")
+        return Verdict(claim, "not run", None, None, "")
     # Only seeds that all rows have, since seeds differ.
     seeds = set.intersection(*(set(scores[name]) for group in groups for name in group))
     if not seeds or noise.freedom == 0:

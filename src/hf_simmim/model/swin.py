@@ -205,9 +205,9 @@ def plain_attention(
 class FlushedSoftmax(torch.autograd.Function):
     """Softmax over the last dimension that returns zero where it would return a denormal number.
 
-    The weights between regions of a shifted window are about exp(-100), which is denormal in float32: products with
-    them take 15 times as long on Intel's processors, and an eighth of a training step of Swin-T. Zero differs from them
-    by less than 1.2e-38.
+    The weights between regions of a shifted window are about exp(-100), which is denormal in float32. Processors of
+    Intel multiply such numbers many times more slowly, which took a tenth of a training step of Swin-T
+    (`benchmarks/step.py`). Zero differs from them by less than 1.2e-38.
     """
 
     @staticmethod
