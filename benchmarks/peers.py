@@ -1,5 +1,6 @@
 """Our models and those of others for masked image modeling, with the same weights, images and masks."""
 
+import contextlib
 import sys
 import types
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from transformers import (
 
 from hf_simmim import ENCODER_PRESETS, SimMIMConfig, SimMIMForMaskedImageModeling
 from hf_simmim.model.masking import random_mask
+from hf_simmim.training.acceleration import OF_A_STEP, faster_attention
 
 VIT = {"image_size": 224, "patch_size": 16, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
 # Encoder: class of its config, its settings, transformers' model, the name of its encoder, and its stride in pixels.
@@ -139,7 +141,7 @@ def build_loss(mode: str, encoder: str, inputs: Inputs, official: Path | None) -
     device = inputs["pixel_values"].device
     if family == "ours":
         model: nn.Module = build_ours(encoder).to(device)
-        arguments: dict[str, Any] = {**inputs, "return_reconstruction": False, "skip_visible": True}
+        arguments: dict[str, Any] = {**inputs, **OF_A_STEP}
     elif family == "official":
         if official is None:
             raise SystemExit("Name a clone of https://github.com/microsoft/SimMIM by --official.")
@@ -153,4 +155,9 @@ def build_loss(mode: str, encoder: str, inputs: Inputs, official: Path | None) -
     model.train()
     if mode.endswith(" compiled"):
         model.compile()
-    return model, lambda: model(**arguments)
+
+    def run() -> Any:
+        with faster_attention() if family == "ours" else contextlib.nullcontext():
+            return model(**arguments)
+
+    return model, run

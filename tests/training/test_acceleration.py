@@ -21,7 +21,7 @@ from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
 from hf_simmim.cli import pretrain
 from hf_simmim.model.swin import SwinBlock, plain_attention
 from hf_simmim.training import acceleration, resumable_trainer
-from hf_simmim.training.acceleration import CastsOfAStep, compile_blocks, recompute_activations
+from hf_simmim.training.acceleration import CastsOfAStep, compile_blocks, faster_attention, recompute_activations
 from hf_simmim.training.resumable_trainer import ResumableTrainer
 
 FAULTS = """
@@ -234,6 +234,42 @@ def test_an_error_in_a_step_leaves_no_casts(tmp_path):
         casts_of_training(model, output_dir=str(tmp_path))
     assert torch.autocast_increment_nesting() == 1
     torch.autocast_decrement_nesting()
+
+
+@pytest.mark.parametrize("encoder", ["vit", "beit"])
+def test_attention_of_a_training_is_in_float32_beside_bfloat16(encoder):
+    torch.manual_seed(0)
+    model = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=ENCODER_CONFIGS[encoder]())).train()
+    pixel_values, mask = batch(model.config, 2)
+    used, fused = [], torch.nn.functional.scaled_dot_product_attention
+
+    def noted(query, *args, **kwargs):
+        used.append(query.dtype)
+        return fused(query, *args, **kwargs)
+
+    def loss(dtype):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return model(pixel_values, bool_masked_pos=mask).loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+        expected = loss(torch.float32)
+        plain = loss(torch.bfloat16)
+        with faster_attention():
+            # A training within a training, such as a probe's, ends without ending the outer one.
+            with faster_attention():
+                pass
+            wide = loss(torch.bfloat16)
+            wide.backward()
+            with torch.no_grad():
+                loss(torch.bfloat16)
+        loss(torch.bfloat16)
+    count = len(used) // 5
+    types = [torch.float32, torch.bfloat16, torch.float32, torch.bfloat16, torch.bfloat16]
+    assert used == [dtype for dtype in types for _ in range(count)]
+    torch.testing.assert_close(plain, expected, rtol=2e-2, atol=0)
+    torch.testing.assert_close(wide, expected, rtol=2e-2, atol=0)
+    assert all(torch.isfinite(value.grad).all() for value in model.parameters() if value.grad is not None)
 
 
 def test_what_cannot_be_recomputed_is_refused():

@@ -1,4 +1,4 @@
-"""How the steps of a training use their machine: freed memory that is kept, compiled blocks, recomputed activations."""
+"""How steps of a training use their machine: freed memory that is kept, attention, compiled and recomputed blocks."""
 
 import contextlib
 import ctypes
@@ -14,7 +14,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 # Arguments of the model in a step of a training, which needs its loss and nothing else.
 OF_A_STEP = {"return_reconstruction": False, "skip_visible": True}
@@ -112,6 +114,54 @@ class CastsOfAStep(TrainerCallback):
         if self._is_kept and torch.autocast_decrement_nesting() == 0:
             torch.clear_autocast_cache()
         self._is_kept = False
+
+
+def attend_in_float32(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' fused attention, in float32 where autocast made its inputs bfloat16 on a processor.
+
+    The gradient of the fused kernel is slow in bfloat16 there: without this, steps of small ViTs take up to 1.8 times as
+    long (`benchmarks/precision.py`).
+
+    Args:
+        module: The layer.
+        query: Tensor of shape (B, heads, N, d).
+        key: Tensor of the same shape.
+        value: Tensor of the same shape.
+        attention_mask: Added to the logits, or True where they count.
+        **options: Other arguments of transformers' function.
+
+    Returns:
+        Tensor of shape (B, N, heads, d) and the dtype of `query`, and None in place of weights.
+    """
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or not query.requires_grad:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    if attention_mask is not None and attention_mask.is_floating_point():
+        attention_mask = attention_mask.float()
+    if options.get("position_bias") is not None:
+        options["position_bias"] = options["position_bias"].float()
+    with torch.autocast("cpu", enabled=False):
+        wide = query.float(), key.float(), value.float()
+        return sdpa_attention_forward(module, *wide, attention_mask, **options)[0].to(query.dtype), None
+
+
+@contextlib.contextmanager
+def faster_attention() -> Iterator[None]:
+    """Let encoders of transformers that use its fused attention use `attend_in_float32`, as long as this lasts."""
+    is_ours_to_change = ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward
+    if is_ours_to_change:
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = attend_in_float32
+    try:
+        yield
+    finally:
+        if is_ours_to_change:
+            del ALL_ATTENTION_FUNCTIONS["sdpa"]
 
 
 def repeated_blocks(model: nn.Module) -> list[Any]:

@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from ..data.sampling import IndexSampler
 from ..model.modeling_base import SimMIMPreTrainedModel
-from .acceleration import CastsOfAStep, change_blocks, keep_freed_memory, prepare_to_fork
+from .acceleration import CastsOfAStep, change_blocks, faster_attention, keep_freed_memory, prepare_to_fork
 from .agreement import fail_together, leave_before_python_ends
 from .arguments import without_paths
 from .log_sums import LogSums
@@ -148,7 +148,12 @@ class ResumableTrainer(Trainer):
             return finished
         self._is_finite, self._saved_step = True, -1
         self._run_file = run_file_text(Path(str(self.args.output_dir)))
-        with self._stop_signals.handled(), self._until_workers_end(), contextlib.closing(self._casts):
+        with (
+            self._stop_signals.handled(),
+            self._until_workers_end(),
+            contextlib.closing(self._casts),
+            faster_attention(),
+        ):
             output = super().train(*args, **kwargs)
             self._finish_writing()
             number = self._stop_signals.finish()
