@@ -126,8 +126,8 @@ def attend_in_float32(
 ) -> tuple[torch.Tensor, None]:
     """transformers' fused attention, in float32 where autocast made its inputs bfloat16 on a processor.
 
-    The gradient of the fused kernel is slow in bfloat16 there: without this, steps of small ViTs take up to 1.8 times as
-    long (`benchmarks/precision.py`).
+    The gradient of the fused kernel is slow in bfloat16 there: without this, steps of small ViTs take up to 1.8 times
+    as long (`benchmarks/precision.py`).
 
     Args:
         module: The layer.
