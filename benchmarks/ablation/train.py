@@ -61,8 +61,8 @@ def run_row(name: str, row: Row, seed: int, settings: Settings, data: ImageData,
 def faster_attention(device: str, dtype: torch.dtype) -> AbstractContextManager[None]:
     """Attention by plain products for bfloat16 on processors.
 
-    The backward pass of the fused kernel was nearly half of a step of a ViT with 64 tokens there: without it, a step
-    took about two thirds of the time (torch 2.13, a Xeon with AMX).
+    The gradient of the fused kernel is slow there (`benchmarks/precision.py`). Trainings of the package attend in
+    float32 instead; the results of the small scale were made with these products.
     """
     return sdpa_kernel(SDPBackend.MATH) if (device, dtype) == ("cpu", torch.bfloat16) else nullcontext()
 

@@ -136,6 +136,11 @@ def test_weights_between_regions_are_zero_instead_of_denormal():
     direction = torch.randn_like(plain)
     expected, gradient = (torch.autograd.grad(weights, logits, direction)[0] for weights in (plain, flushed))
     torch.testing.assert_close(gradient, expected)
+    # The last block of the first stage has shifted windows.
+    encoder = Swin(swin_config(depths=[2, 2], num_heads=[2, 2], window_size=4, patch_size=2))
+    weights = encoder(torch.randn(1, 3, 32, 32), output_attentions=True)[2][0]
+    assert (weights == 0).any()
+    assert not ((weights > 0) & (weights < tiny)).any()
 
 
 def test_windows_that_only_hold_mask_tokens_are_computed_once():
