@@ -68,13 +68,14 @@ def study_tables(
         Rows by name, by table; each table contains the baseline.
     """
     small, middle, large = settings.mask_patch_sizes
-    baseline = Row(middle)
+    baseline = baseline_row(settings)
     masks = [("random", small, ratio) for ratio in settings.random_ratios[0]]
     masks += [("random", middle, ratio) for ratio in settings.random_ratios[1]]
     masks += [("random", large, ratio) for ratio in settings.random_ratios[2]]
     masks += [(strategy, size, ratio) for strategy, size, ratio in settings.other_masks]
     light, heavy = (settings.inverse_swin[size] for size in ("light", "heavy"))
     regression: list[tuple[str, Options, str]] = [
+        ("rgb", {}, "l1"),
         ("rgb", {}, "l2"),
         ("rgb", {}, "smooth_l1"),
         ("normalized_rgb", {"window_size": settings.normalization_window}, "l1"),
@@ -108,6 +109,24 @@ def study_tables(
         name: {row_name(row, baseline): row for row in ([] if baseline in rows else [baseline]) + rows}
         for name, rows in tables.items()
     }
+
+
+def baseline_row(settings: Settings) -> Row:
+    """The row from which the others differ."""
+    row = Row(settings.mask_patch_sizes[1])
+    if settings.target == "hog":
+        return replace(row, target="hog", target_options={"cell_size": settings.hog_cell_size}, loss=None)
+    return row
+
+
+def rgb_row(row: Row) -> Row:
+    """The row that predicts RGB with l1, and has all other components of this one."""
+    return replace(row, target="rgb", target_options={}, loss="l1")
+
+
+def target_name(row: Row) -> str:
+    """Describe the target of a row: its differences from RGB with l1."""
+    return row_name(row, rgb_row(row))
 
 
 def scratch_row(settings: Settings) -> Row:

@@ -20,6 +20,7 @@ from .verdicts import MARGIN, Verdict, pooled_noise, scores_of, verdicts
 
 REPORT = "README.md"
 PLOT = "avgdist.png"
+BASELINES = {"rgb": "RGB, l1", "hog": "HOG, l2"}  # target and loss, in words
 METRICS = {"fine_tune": "fine-tuning", "linear_probe": "linear probe", "knn": "k-NN"}
 
 
@@ -104,10 +105,11 @@ def _introduction(settings: Settings, shared: dict[str, Any], results: list[Resu
         f" {_encoder(settings)}, {shared['data']} images ({DATA_SETS[shared['data']].title};"
         f" {shared['images'][0]:,} for training, {shared['images'][1]:,} for testing) at {settings.image_size} px,"
         f" {seen:.1f} epochs of pre-training, {_seeds(results, NUM_SEEDS[shared['scale']])}. Each row differs"
-        f" from the baseline (random masks of {settings.mask_patch_sizes[1]} px, mask ratio 0.6, linear head, RGB, l1"
-        f" on masked pixels) only in what its name states. Numbers are test {metric} in percent{why}, as mean and"
-        f" standard deviation over seeds: of the whole network fine-tuned on {settings.num_labels:,} labels, and of a"
-        f" linear probe and k-NN on frozen features with {settings.num_probe_images:,} labels."
+        f" from the baseline (random masks of {settings.mask_patch_sizes[1]} px, mask ratio 0.6, linear head,"
+        f" {BASELINES[settings.target]} on masked pixels) only in what its name states. Numbers are test {metric} in"
+        f" percent{why}, as mean and standard deviation over seeds: of the whole network fine-tuned on"
+        f" {settings.num_labels:,} labels, and of a linear probe and k-NN on frozen features with"
+        f" {settings.num_probe_images:,} labels."
         f"\n\nSo small a study cannot confirm or refute results on ImageNet. It shows what holds at this scale."
     )
 
@@ -207,7 +209,8 @@ def _notes(table: str, settings: Settings) -> list[str]:
             " training it for two steps."
         ]
     if table == "targets":
-        return ["The default loss is cross entropy for classes and l2 for HOG; the baseline is RGB with l1."]
+        baseline = BASELINES[settings.target].replace(", ", " with ")
+        return [f"The default loss is cross entropy for classes and l2 for HOG; the baseline is {baseline}."]
     if table == "masking":
         return [f"Ratios are rounded up to whole mask patches: {_rounding(settings)}."]
     if table == "resolution":

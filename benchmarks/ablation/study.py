@@ -2,6 +2,7 @@
 
     python -m benchmarks.ablation                                  # reduced grid on two CPU cores
     python -m benchmarks.ablation --scale small                    # larger encoder, the rows that matter most
+    python -m benchmarks.ablation --scale textures                 # few images at 64 px, where gradients are the target
     python -m benchmarks.ablation --scale gpu --data clipart       # larger encoder, 64 px, 12,000 steps of 512 images
     python -m benchmarks.ablation --tables heads --seeds 0 --output runs/heads
     python -m benchmarks.ablation --report_only                    # writes the report again
@@ -48,7 +49,7 @@ from .train import build_model, faster_dtype, row_distance, run_row
 OUTPUT = Path(__file__).parents[2] / "docs" / "ablation"
 DEFAULT_OUTPUT = "docs/ablation, of other scales than cpu in a folder of their name there"
 # Data set of a scale, where it is not the largest one that is there.
-DATA = {"small": "fashion"}
+DATA = {"small": "fashion", "textures": "textures-color"}
 _worker: dict[str, Any] = {}
 
 

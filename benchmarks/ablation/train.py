@@ -15,7 +15,7 @@ from hf_simmim.data.image_statistics import fit_color_clusters
 from hf_simmim.model.masking import MASK_STRATEGIES, average_distance
 
 from .data import ImageData, augment, stratified_sample
-from .grid import Row
+from .grid import Row, baseline_row
 from .results import Result
 from .settings import Settings
 
@@ -113,9 +113,10 @@ def row_distance(row: Row, config: SimMIMConfig) -> float:
 def faster_dtype(settings: Settings, data: ImageData) -> str:
     """The faster dtype of a training step on the device of the images: float32 or bfloat16 (autocast)."""
     device = data.images.device
-    model = build_model(Row(settings.mask_patch_sizes[1]), settings, data, seed=0)
+    row = baseline_row(settings)
+    model = build_model(row, settings, data, seed=0)
     pixel_values = data.normalize(data.images[: settings.batch_size])
-    mask = draw_masks(Row(settings.mask_patch_sizes[1]), model.config, len(pixel_values), torch.Generator(device))
+    mask = draw_masks(row, model.config, len(pixel_values), torch.Generator(device))
     times = {}
     for name in ("float32", "bfloat16"):
         start = 0.0

@@ -11,9 +11,9 @@ shows that the choice is worse, or different, and "cannot tell" otherwise.
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from .grid import Row
+from .grid import Row, rgb_row, target_name
 from .results import Result
 
 MARGIN = 0.01
@@ -171,9 +171,19 @@ def verdicts(rows: Mapping[str, Row], results: list[Result], image_size: int) ->
             if row.is_pretrained and all(getattr(row, key) == value for key, value in wanted.items())
         ]
 
-    base = ["baseline"]
-    masks = pick(head="linear", target="rgb", loss="l1", loss_region="masked", prediction_stride=None)
-    size = rows["baseline"].mask_patch_size
+    base, baseline = ["baseline"], rows["baseline"]
+    masks = [
+        name
+        for name in pick()
+        if replace(
+            rows[name],
+            mask_patch_size=baseline.mask_patch_size,
+            mask_ratio=baseline.mask_ratio,
+            strategy=baseline.strategy,
+        )
+        == baseline
+    ]
+    size = baseline.mask_patch_size
     random = [name for name in masks if rows[name].strategy == "random"]
     small = [name for name in random if rows[name].mask_patch_size < size]
     large = [name for name in random if rows[name].mask_patch_size > size]
@@ -182,8 +192,12 @@ def verdicts(rows: Mapping[str, Row], results: list[Result], image_size: int) ->
     low, high = (share * image_size for share in MODERATE_DISTANCE)
     moderate = [name for name in masks if name in distance and low <= distance[name] <= high]
     extreme = [name for name in masks if name in distance and not low <= distance[name] <= high]
-    regression = [name for name in pick(target="rgb", loss_region="masked") if rows[name].loss != "l1"]
-    others = [name for name in pick(loss_region="masked") if rows[name].target != "rgb"]
+    # RGB with l1, which is the baseline or differs from it in the target alone, and rows with other targets or losses.
+    pixels = rgb_row(baseline)
+    rgb = [name for name in pick() if rows[name] == pixels]
+    targets = [name for name in pick() if rgb_row(rows[name]) == pixels and name not in rgb]
+    regression = [name for name in targets if rows[name].target == "rgb"]
+    others = [name for name in targets if rows[name].target != "rgb"]
     strides = [row.prediction_stride for row in rows.values() if row.prediction_stride]
     coarse = [name for name in rows if rows[name].prediction_stride == max(strides, default=None)] if strides else []
     middling = [name for name in rows if strides and rows[name].prediction_stride in set(strides) - {max(strides)}]
@@ -210,8 +224,11 @@ def verdicts(rows: Mapping[str, Row], results: list[Result], image_size: int) ->
         ),
         ("Coarser predictions, except the coarsest, are as good as predicting every pixel", "equal", middling, base),
         ("The coarsest prediction is worse", "better", base, coarse),
-        *((f"l1 and {rows[name].loss} are equal", "equal", base, [name]) for name in regression),
-        *((f"Regression of RGB is no worse than {name}", "no worse", base, [name]) for name in others),
+        *((f"l1 and {rows[name].loss} are equal", "equal", rgb, [name]) for name in regression),
+        *(
+            (f"Regression of RGB is no worse than {target_name(rows[name])}", "no worse", rgb, [name])
+            for name in others
+        ),
         ("The loss on masked pixels is better than that on all pixels", "better", base, pick(loss_region="all")),
     ]
     return [judge(claim, kind, first, second, scores, noise) for claim, kind, first, second in comparisons]

@@ -389,6 +389,34 @@ def test_claims_find_their_rows():
     assert all(verdict.difference is not None for verdict in found.values())
 
 
+def test_claims_about_rgb_find_their_rows_beside_a_baseline_of_gradients():
+    settings = study_settings("textures", "swin")
+    rows = {"scratch": scratch_row(settings)}
+    for table in study_tables(settings).values():
+        rows |= table
+    assert set(settings.rows) < set(rows)
+    accuracies = {"baseline": 0.9, "scratch": 0.8, "rgb l1": 0.85, "rgb l2": 0.84, "random 16 px 0.4": 0.7}
+    distances = {"baseline": 8.6, "random 8 px 0.6": 4.5}
+    results = [
+        Result(
+            name, seed, accuracies.get(name, 0.88) + 0.001 * ((7 * index + seed) % 3), 0, 0, distances.get(name), 0, 1
+        )
+        for index, name in enumerate(["scratch", "baseline", *settings.rows])
+        for seed in range(3)
+    ]
+    found = {verdict.claim: verdict for verdict in verdicts(rows, results, settings.image_size)}
+    between = {claim: verdict.between for claim, verdict in found.items()}
+    assert between["l1 and l2 are equal"] == "rgb l1 against rgb l2"
+    assert between["Regression of RGB is no worse than hog cell_size 8"] == "rgb l1 against baseline"
+    assert between["Regression of RGB is no worse than normalized_rgb window_size 31"].startswith("rgb l1 against")
+    assert found["Regression of RGB is no worse than hog cell_size 8"].verdict == "disagrees"
+    assert between["A mask ratio of 0.6 is no worse than 0.4"] == "baseline against random 16 px 0.4"
+    assert found["A mask ratio of 0.6 is no worse than 0.4"].difference == pytest.approx(0.2, abs=0.01)
+    assert between["The loss on masked pixels is better than that on all pixels"] == "baseline against loss on all"
+    moderate = next(claim for claim in found if "moderate AvgDist" in claim)
+    assert between[moderate] == "random 8 px 0.6 against baseline"
+
+
 def picture(seed, size=64):
     """A drawing of ten rectangles in color on white."""
     random = np.random.default_rng(seed)
