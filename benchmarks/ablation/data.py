@@ -39,6 +39,9 @@ DATA_SETS = {
     "textures-color": DataSet(
         "windows of ten photographed textures of OpenArena in color; labels are the textures", "textures-color", 10
     ),
+    "deep-sky": DataSet(
+        "photographs of galaxies, star clusters and nebulae of Stellarium; labels are five kinds of them", "deep-sky", 5
+    ),
 }
 # Area (share of the image) and aspect ratio of crops, as in the paper.
 CROP_AREA = (0.67, 1.0)

