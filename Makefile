@@ -50,7 +50,7 @@ bench: .venv/installed-dev  ## Measure speed and memory on processors (15 minute
 		$(BIN)/python benchmarks/step_profile.py --encoder $$encoder --dtype $$dtype || exit 1; done; done
 	$(BIN)/python benchmarks/loading_speed.py
 	$(BIN)/python benchmarks/import_time.py
-	$(BIN)/python benchmarks/table.py
+	$(BIN)/python -m benchmarks.table
 
 lint: .venv/installed-dev  ## Check style, types, and docstrings against signatures.
 	$(BIN)/ruff check .

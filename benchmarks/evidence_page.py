@@ -8,6 +8,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from .marked_page import write_part
 from .study_runs import in_points, mean_interval
 
 RESULTS = Path(__file__).parent / "results" / "evidence"
@@ -29,7 +30,6 @@ RULE = (
     " ViT with 5 labels per class and a single pre-training of Swin, on clip art -0.4 and on textures +8.9, so a mean"
     " above zero was to be expected."
 )
-BEGIN, END = "<!-- written by benchmarks/evidence_page.py -->\n", "<!-- end -->\n"
 
 
 def _spread(values: list[float]) -> str:
@@ -195,11 +195,7 @@ def page() -> str:
 
 def main() -> None:
     """Write the page."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, mark, after = rest.partition(END)
-    if not mark:
-        raise SystemExit(f"{PAGE} has no lines {BEGIN.strip()} and {END.strip()}")
-    PAGE.write_text(before + BEGIN + page() + END + after, encoding="utf-8")
+    write_part(PAGE, Path(__file__).name, page())
 
 
 if __name__ == "__main__":

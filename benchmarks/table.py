@@ -1,16 +1,17 @@
 """Writes the tables of speed in README.md and docs/measured.md from the newest results in benchmarks/results.
 
-python benchmarks/table.py
+python -m benchmarks.table
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
+from .marked_page import write_part
+
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
 NAMES = {"swin-tiny": "Swin-T", "swin-base": "Swin-B", "vit-base": "ViT-B", "swinv2-tiny": "SwinV2-T"}
-BEGIN, END = "<!-- written by benchmarks/table.py -->\n", "<!-- end -->\n"
 
 
 def newest(name: str, *keys: str) -> list[dict[str, Any]]:
@@ -147,11 +148,7 @@ TABLES = {ROOT / "README.md": summary, ROOT / "docs" / "measured.md": page}
 
 def main() -> None:
     for path, make in TABLES.items():
-        before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-        _, mark, after = rest.partition(END)
-        if not mark:
-            raise SystemExit(f"{path} has no lines {BEGIN.strip()} and {END.strip()}")
-        path.write_text(before + BEGIN + make() + END + after, encoding="utf-8")
+        write_part(path, Path(__file__).name, make())
 
 
 if __name__ == "__main__":

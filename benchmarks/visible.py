@@ -11,17 +11,14 @@ backward pass in a process of its own for each, gradients included, less the wei
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
-import time
-from importlib.metadata import version
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 import torch
-from measuring import write_result
+from measuring import alternate, machine, peak_memory, ratio, seconds, write_result
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -60,15 +57,16 @@ class Step:
             loss = self.model(**inputs, return_reconstruction=False).loss
         loss.backward()
 
-    def seconds(self) -> float:
-        """Time of one step."""
-        start = time.perf_counter()
+    def whole(self) -> None:
+        """A step with the optimizer."""
         self.gradients()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
+
+    def pass_of_gradients(self) -> None:
+        """A step without the optimizer."""
+        self.gradients()
+        self.optimizer.zero_grad()
 
     def flops(self) -> int:
         """Floating-point operations of forward and backward pass for one image."""
@@ -79,61 +77,30 @@ class Step:
         return counter.get_total_flops()
 
 
-def held(name: str) -> int:
-    """Memory of this process in bytes: `"VmRSS"` now, `"VmHWM"` at most so far."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1024
-    raise OSError("Memory is measured on Linux only.")
-
-
-def memory(encode: str, arguments: argparse.Namespace, ratio: float) -> int:
-    """Peak memory of a forward and backward pass in bytes; run in a process of its own."""
-    step = Step(encode, arguments, ratio)
-    if step.device.type == "cuda":
-        before = torch.cuda.memory_allocated()
-        step.gradients()
-        return torch.cuda.max_memory_allocated() - before
-    before = held("VmRSS")
-    step.gradients()
-    return held("VmHWM") - before
-
-
-def measure(arguments: argparse.Namespace, ratio: float) -> dict[str, object]:
-    steps = {encode: Step(encode, arguments, ratio) for encode in WAYS}
+def measure(arguments: argparse.Namespace, mask_ratio: float) -> dict[str, Any]:
+    steps = {encode: Step(encode, arguments, mask_ratio) for encode in WAYS}
     flops = {encode: step.flops() for encode, step in steps.items()}
-    for step in steps.values():
-        step.seconds()
-    rounds = [{encode: steps[encode].seconds() for encode in WAYS} for _ in range(arguments.rounds)]
+    device = arguments.device
+    times = alternate({way: partial(seconds, step.whole, device) for way, step in steps.items()}, arguments.rounds)
     parameters = {encode: sum(part.numel() for part in step.model.parameters()) for encode, step in steps.items()}
     visible = float((~steps["visible"].mask).float().mean())
     del steps
     command = [sys.executable, *sys.argv]
     peaks = {
-        encode: int(subprocess.check_output([*command, "--memory_of", encode, str(ratio)], text=True).splitlines()[-1])
+        encode: float(subprocess.check_output([*command, "--memory_of", encode, str(mask_ratio)]).split()[-1])
         for encode in WAYS
     }
-    faster = sorted(times["all"] / times["visible"] for times in rounds)
-    rates = {e: arguments.batch_size / statistics.median(times[e] for times in rounds) for e in WAYS}
+    rates = {encode: arguments.batch_size / statistics.median(times[encode]) for encode in WAYS}
     return {
-        "mask_ratio": ratio,
+        "mask_ratio": mask_ratio,
         "visible": round(visible, 4),
         "gflops": {encode: round(count / 1e9, 2) for encode, count in flops.items()},
         "flops_ratio": round(flops["visible"] / flops["all"], 4),
         "images_per_second": {encode: float(f"{rate:.4g}") for encode, rate in rates.items()},
-        "speedup": round(statistics.median(faster), 3),
-        "speedup_range": [round(faster[0], 3), round(faster[-1], 3)],
-        "peak_mb": {encode: round(count / 1e6) for encode, count in peaks.items()},
+        "speedup": ratio(times["all"], times["visible"]),
+        "peak_mib": {encode: round(size) for encode, size in peaks.items()},
         "parameters": parameters,
     }
-
-
-def machine(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} of {os.cpu_count()} threads"
 
 
 def main() -> None:
@@ -156,29 +123,27 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
     if arguments.memory_of:
-        print(memory(arguments.memory_of[0], arguments, float(arguments.memory_of[1])))
+        step = Step(arguments.memory_of[0], arguments, float(arguments.memory_of[1]))
+        print(peak_memory(step.pass_of_gradients, arguments.device))
         return
     print(
-        "| mask ratio | GFLOPs per image, all | visible | x | images/s, all | visible | x | range | MB, all | visible |"
+        "| mask ratio | GFLOPs an image, all | visible | x | images/s, all | visible | x | range | MiB, all | visible |"
     )
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |")
     found = []
-    for ratio in arguments.ratios:
-        row = measure(arguments, ratio)
+    for mask_ratio in arguments.ratios:
+        row = measure(arguments, mask_ratio)
         found.append(row)
         cells = [row["mask_ratio"], *row["gflops"].values(), row["flops_ratio"]]
-        cells += [*row["images_per_second"].values(), row["speedup"]]
-        cells += [f"{row['speedup_range'][0]} to {row['speedup_range'][1]}", *row["peak_mb"].values()]
+        spread = row["speedup"]
+        cells += [*row["images_per_second"].values(), spread["median"], f"{spread['min']} to {spread['max']}"]
+        cells += row["peak_mib"].values()
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
-    facts = {
-        "encoder": {"model_type": "vit"} | arguments.encoder,
-        **{name: getattr(arguments, name) for name in ("image_size", "batch_size", "rounds", "device", "bf16")},
-        "machine": machine(arguments.device),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers")},
-    }
+    facts = machine(arguments.device)
     print("\n" + ", ".join(f"{key} {value}" for key, value in facts.items()))
-    write_result("visible", facts | {"results": found})
+    settings = {name: getattr(arguments, name) for name in ("image_size", "batch_size", "rounds", "bf16")}
+    encoder = {"model_type": "vit"} | arguments.encoder
+    write_result("visible", {"benchmark": "visible", **facts, "encoder": encoder, **settings, "results": found})
 
 
 if __name__ == "__main__":

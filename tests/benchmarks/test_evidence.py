@@ -8,6 +8,7 @@ import pytest
 
 import hf_simmim
 from benchmarks import evidence, evidence_page
+from benchmarks.marked_page import END, begin
 
 
 def test_evidence_on_public_weights_continues_them_once(tmp_path, monkeypatch):
@@ -74,7 +75,7 @@ def test_evidence_on_public_weights_continues_them_once(tmp_path, monkeypatch):
     (tmp_path / "evidence.md").write_text("no marks")
     with pytest.raises(SystemExit, match="has no lines"):
         evidence_page.main()
-    (tmp_path / "evidence.md").write_text(f"before\n{evidence_page.BEGIN}stale table\n{evidence_page.END}after\n")
+    (tmp_path / "evidence.md").write_text(f"before\n{begin('evidence_page.py')}stale table\n{END}after\n")
     evidence_page.main()
     page = (tmp_path / "evidence.md").read_text()
     assert page.startswith("before")

@@ -6,13 +6,14 @@ import sys
 import pytest
 from paths import ROOT
 
-from benchmarks.table import BEGIN, END, TABLES
+from benchmarks.marked_page import END, begin
+from benchmarks.table import TABLES
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.name)
 def test_the_tables_are_those_of_the_results(path):
     text = path.read_text(encoding="utf-8")
-    assert text.partition(BEGIN)[2].partition(END)[0] == TABLES[path](), "Run: python benchmarks/table.py"
+    assert text.partition(begin("table.py"))[2].partition(END)[0] == TABLES[path](), "Run: python -m benchmarks.table"
 
 
 @pytest.mark.slow
