@@ -50,6 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--encoder", choices=ENCODERS, default="vit", help="default: vit")
     parser.add_argument("--epochs", type=int, default=30, help="of pre-training (default: 30)")
     parser.add_argument("--target", help="of pre-training (default: RGB in color, else what pretrain chooses)")
+    parser.add_argument("--mask_patch_size", type=int, help="of pre-training, in pixels (default: pretrain's choice)")
     parser.add_argument("--labels_per_class", nargs="+", type=int, default=[5, 20], help="default: 5 20")
     parser.add_argument("--pretrain_seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="label subsets (default: 0 1 2)")
@@ -84,6 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
         # What `pretrain` chose in color when these studies were begun.
         target = args.target or ("rgb" if args.set in COLOR_SETS else None)
         options |= {"target": target} if target else {}
+        options |= {"mask_patch_size": args.mask_patch_size} if args.mask_patch_size else {}
         pretraining |= {"pretrain_options": options | shared, "pretrain_seeds": args.pretrain_seeds}
     # That of public weights can be another one.
     finetuning: dict[str, Any] = {"dataloader_num_workers": 0, "image_size": [SIDE]}
