@@ -5,18 +5,30 @@ python -m benchmarks.evidence_page
 
 import json
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .ablation.results import Result, read_results
+from .ablation.verdicts import scores_of
 from .marked_page import write_part
 from .study_runs import in_points, mean_interval
 
 RESULTS = Path(__file__).parent / "results" / "evidence"
 PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
+ABLATION = Path(__file__).parents[1] / "docs" / "ablation" / "textures"
+# Pairs of values in percent, by subset of labels.
+Pairs = dict[int, list[tuple[float, float]]]
 TARGETS = (
-    "Test accuracy in percent, balanced for clip art, after pre-training by `--target hog` and by `--target rgb` with"
-    " the same seeds, on the same subsets of labels: means over subsets and pre-trainings, and the difference with a"
-    " 95 % interval over the subsets. Where three pre-trainings have run, a study of one of them is left out."
+    "Test accuracy in percent, balanced where classes are imbalanced, after pre-training by `--target hog` and by"
+    " `--target rgb` with the same seeds, on the same subsets of labels: means over subsets and pre-trainings, and the"
+    " difference with a 95 % interval over the subsets. Where three pre-trainings have run, a study of one of them is"
+    " left out."
+)
+MASKS = (
+    "Test accuracy in percent, balanced for clip art, after pre-training to predict gradients in cells of 8 px, with"
+    " mask patches of 16 and of 8 px: on textures a pre-training for each subset of labels, on clip art three for all."
+    " Intervals are Student's t over the subsets."
 )
 RULE = (
     "**The rule, set before Swin had several pre-trainings and before 20 labels per class were tried:** gradients"
@@ -102,6 +114,57 @@ def learned(study: dict[str, Any]) -> list[str]:
     return lines
 
 
+def by_subset(first: dict[str, Any], second: dict[str, Any]) -> dict[int, Pairs]:
+    """Runs of two studies with the same subsets of labels and the same seeds of pre-training.
+
+    Args:
+        first: A result.
+        second: Another one.
+
+    Returns:
+        The pairs, by number of labels.
+    """
+    values = [
+        {
+            (run["num_labels"], run["seed"], run["pretraining"]): 100 * run["value"]
+            for run in found["runs"]
+            if run["arm"] == "pre-trained"
+        }
+        for found in (first, second)
+    ]
+    pairs: dict[int, Pairs] = {}
+    for key in values[0]:
+        if key in values[1]:
+            pairs.setdefault(key[0], {}).setdefault(key[1], []).append((values[0][key], values[1][key]))
+    return pairs
+
+
+def row(name: str, labels: int, pairs: Pairs) -> tuple[str, list[float]]:
+    """A row of a table of two studies.
+
+    Args:
+        name: First cell.
+        labels: Number of labels.
+        pairs: The pairs of values.
+
+    Returns:
+        The row, and the differences of the subsets of labels, means over the pre-trainings. The interval is Student's t
+        over them.
+    """
+    every = [pair for found in pairs.values() for pair in found]
+    differences = [statistics.fmean(first - second for first, second in found) for found in pairs.values()]
+    means = [f"{statistics.fmean(side):.1f}" for side in zip(*every, strict=True)]
+    better = f"{sum(first > second for first, second in every)} of {len(every)}"
+    cells = [name, str(labels), *means, in_points(*mean_interval(differences)), better]
+    return f"| {' | '.join(cells)} |", differences
+
+
+def header(title: str, first: str, second: str) -> list[str]:
+    """The first lines of such a table."""
+    titles = [title, "labels", first, second, f"{first} minus {second}", f"pairs in which {first} is better"]
+    return [f"| {' | '.join(titles)} |", f"| --- |{' ---: |' * (len(titles) - 1)}"]
+
+
 def targets(results: dict[str, dict[str, Any]], first: str = "hog", second: str = "rgb") -> list[str]:
     """Two targets against each other on the same subsets of labels, by pre-trainings of the same seeds.
 
@@ -111,43 +174,48 @@ def targets(results: dict[str, dict[str, Any]], first: str = "hog", second: str 
         second: Target that is subtracted.
 
     Returns:
-        Lines of a table, the last of all rows together; none if no study has both. Intervals are Student's t over the
-        subsets, whose values are means over the pre-trainings. A study of one pre-training is left out if there is one
-        of three (`--name three`).
+        Lines of a table, the last of all rows together; none if no study has both. A study of one pre-training is left
+        out if there is one of three (`--name three`).
     """
-    lines = [
-        f"| set, encoder | labels | {first} | {second} | {first} minus {second} | pairs in which {first} is better |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    differences: list[float] = []
-    num_pairs = num_better = 0
+    lines, differences, pairs = header("set, encoder", first, second), [], []
     for name in (name.removesuffix(f"-{first}") for name in results if name.endswith(f"-{first}")):
         if f"{name}-{second}" not in results or all(f"{name}-three-{each}" in results for each in (first, second)):
             continue
-        values = [
-            {
-                (run["num_labels"], run["seed"], run["pretraining"]): 100 * run["value"]
-                for run in results[f"{name}-{target}"]["runs"]
-                if run["arm"] == "pre-trained"
-            }
-            for target in (first, second)
-        ]
-        pairs = {key: value - values[1][key] for key, value in values[0].items() if key in values[1]}
-        for budget in dict.fromkeys(labels for labels, _, _ in pairs):
-            found = {key: value for key, value in pairs.items() if key[0] == budget}
-            subsets = dict.fromkeys(seed for _, seed, _ in found)
-            by_subset = [
-                statistics.fmean(value for (_, seed, _), value in found.items() if seed == subset) for subset in subsets
-            ]
-            means = [f"{statistics.fmean(each[key] for key in found):.1f}" for each in values]
-            better = sum(value > 0 for value in found.values())
-            cells = [name, str(budget), *means, in_points(*mean_interval(by_subset)), f"{better} of {len(found)}"]
-            lines.append(f"| {' | '.join(cells)} |")
-            differences += by_subset
-            num_better, num_pairs = num_better + better, num_pairs + len(found)
+        for labels, found in by_subset(results[f"{name}-{first}"], results[f"{name}-{second}"]).items():
+            line, means = row(name, labels, found)
+            lines.append(line)
+            differences += means
+            pairs += [pair for subset in found.values() for pair in subset]
     if not differences:
         return []
-    return [*lines, f"| all |  |  |  | {in_points(*mean_interval(differences))} | {num_better} of {num_pairs} |"]
+    better = sum(one > other for one, other in pairs)
+    return [*lines, f"| all |  |  |  | {in_points(*mean_interval(differences))} | {better} of {len(pairs)} |"]
+
+
+def masks(results: dict[str, dict[str, Any]], ablation: Iterable[Result]) -> list[str]:
+    """Mask patches of two cells of gradients against those of one, on textures and on clip art.
+
+    Args:
+        results: Results by name of the study.
+        ablation: Results of the ablation on textures.
+
+    Returns:
+        Lines of a table, the last of both sets together; none where a set is missing.
+    """
+    names = [f"clipart-color-swin-small-{part}-hog" for part in ("mask-16", "three")]
+    scores = scores_of(ablation)
+    two, one = (scores.get(name, {}) for name in ("baseline", "random 8 px 0.6"))
+    shared = [seed for seed in two if seed in one]
+    if not shared or not all(name in results for name in names):
+        return []
+    sets = {"textures, Swin": (50, {seed: [(100 * two[seed], 100 * one[seed])] for seed in shared})}
+    sets |= {"clip art, Swin": next(iter(by_subset(*(results[name] for name in names)).items()))}
+    lines, differences = header("set, encoder", "16 px", "8 px"), []
+    for name, (labels, pairs) in sets.items():
+        line, means = row(name, labels, pairs)
+        lines.append(line)
+        differences += means
+    return [*lines, f"| all |  |  |  | {in_points(*mean_interval(differences))} |  |"]
 
 
 def section(found: dict[str, Any]) -> list[str]:
@@ -173,8 +241,7 @@ def section(found: dict[str, Any]) -> list[str]:
         "\n".join(
             f"- {verdict['first']} against {verdict['second']}, {verdict['text']}" for verdict in found["verdicts"]
         ),
-        "What the pre-trainings learned:",
-        "\n".join(learned(study)),
+        *(["What the pre-trainings learned:", "\n".join(lines)] if (lines := learned(study)) else []),
         "Every run:",
         "\n".join(every_run(found)),
     ]
@@ -186,6 +253,8 @@ def page() -> str:
     parts = []
     if compared := targets(results):
         parts += ["## Histograms of gradients against RGB", TARGETS, RULE, "\n".join(compared)]
+    if compared := masks(results, read_results(ABLATION)):
+        parts += ["## Mask patches of two cells against one", MASKS, "\n".join(compared)]
     for found in results.values():
         # Those of older versions are described in docs/measured.md.
         if "study" in found:

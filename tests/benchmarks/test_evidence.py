@@ -8,6 +8,7 @@ import pytest
 
 import hf_simmim
 from benchmarks import evidence, evidence_page
+from benchmarks.ablation.results import Result
 from benchmarks.marked_page import END, begin
 
 
@@ -112,3 +113,29 @@ def test_targets_are_compared_in_pairs():
         "| all |  |  |  | +10.0 (-14.8 to +34.8) | 3 of 4 |",
     ]
     assert evidence_page.targets({"b-hog": study(0.5)}) == []
+
+
+def test_mask_patches_are_compared_over_both_sets():
+    def study(shift):
+        runs = [
+            {"num_labels": 25, "arm": "pre-trained", "seed": seed, "pretraining": pretraining, "value": value + shift}
+            for seed, value in enumerate((0.4, 0.5))
+            for pretraining in (0, 1)
+        ]
+        return {"runs": runs}
+
+    values = {"baseline": (0.9, 0.8, 0.7), "random 8 px 0.6": (0.8, 0.8), "scratch": (0.5, 0.5)}
+    ablation = [
+        Result(row, seed, value, 0, 0, None, None, 1.0)
+        for row, numbers in values.items()
+        for seed, value in enumerate(numbers)
+    ]
+    results = {"clipart-color-swin-small-mask-16-hog": study(0.02), "clipart-color-swin-small-three-hog": study(0.0)}
+    lines = evidence_page.masks(results, ablation)
+    assert lines[2].startswith("| textures, Swin | 50 | 85.0 | 80.0 | +5.0 (")
+    assert lines[2].endswith("| 1 of 2 |")
+    assert lines[3] == "| clip art, Swin | 25 | 47.0 | 45.0 | +2.0 (+2.0 to +2.0) | 4 of 4 |"
+    # Of 10, 0, 2 and 2 points.
+    assert lines[4].startswith("| all |  |  |  | +3.5 (")
+    assert evidence_page.masks(results, []) == []
+    assert evidence_page.masks({}, ablation) == []
