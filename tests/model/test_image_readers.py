@@ -15,7 +15,7 @@ import tifffile
 from PIL import Image
 
 from hf_simmim import SimMIMImageProcessorPil
-from hf_simmim.data.labeled.segmentation import read_ids
+from hf_simmim.data.labeled.annotations import read_ids
 from hf_simmim.data.reading import open_row
 from hf_simmim.data.transforms import crop_and_resize, upright_size
 from hf_simmim.model import image_readers, images
