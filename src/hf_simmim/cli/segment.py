@@ -27,6 +27,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..checkpoints.loading import load_config
+from ..data.copies import warn_of_copies
 from ..data.groups import image_groups, split_groups
 from ..data.labeled.segmentation import (
     CollatePairs,
@@ -251,6 +252,7 @@ def load_splits(arguments: SegmentationDataArguments) -> tuple[SegmentationPairs
         train = train.select(evenly_spaced(len(train.images), arguments.max_train_samples))
     if arguments.max_eval_samples is not None:
         validation = validation.select(evenly_spaced(len(validation.images), arguments.max_eval_samples))
+    warn_of_copies(train.images, validation.images)
     return train, validation
 
 
