@@ -329,7 +329,8 @@ def build_labels(
             )
     labels = SegmentationLabels(names, arguments.ignore_index, arguments.reduce_labels)
     if labels.ignore_index in range(len(names)):
-        raise ValueError(f"ignore_index={labels.ignore_index} is one of the {len(names)} classes. Use another id.")
+        remedy = "If 0 means no class, use reduce_labels." if labels.ignore_index == 0 else "Use another id."
+        raise ValueError(f"ignore_index={labels.ignore_index} is one of the {len(names)} classes. {remedy}")
     seen = check_pairs(train, labels, **common).pixels
     tested = check_pairs(validation, labels, decode_images=True, **common).pixels
     absent = [name for name, count in zip(names, seen, strict=True) if not count]
