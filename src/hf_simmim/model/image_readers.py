@@ -203,7 +203,7 @@ def upright(image: Image.Image) -> Image.Image:
     return turned
 
 
-def _turned(array: np.ndarray, orientation: int, rows: int = 0) -> np.ndarray:
+def turned(array: np.ndarray, orientation: int, rows: int = 0) -> np.ndarray:
     """Apply an orientation (1 to 8) to an array whose axes `rows` and `rows + 1` are Y and X."""
     columns = rows + 1
     if orientation in (5, 6, 7, 8):
@@ -415,7 +415,7 @@ def _read_bands(source: Source, wanted: Wanted, page: Directory, planes: list[in
         return np.stack([tiff.pages[index].asarray() for index in planes])
 
     bands = _by_tifffile(source, read)
-    return bands if is_last else _turned(bands, first_value(page, 274, 1), rows=bands.ndim - 2)
+    return bands if is_last else turned(bands, first_value(page, 274, 1), rows=bands.ndim - 2)
 
 
 class MissingCodecError(ValueError):
@@ -486,7 +486,7 @@ def _read_page(source: Source, wanted: Wanted, page: Directory, index: int) -> S
         is_planar = found.axes.startswith("S")
         if is_planar and picture_kind(page):
             array, is_planar = np.moveaxis(array, 0, -1), False
-        return _turned(array, first_value(page, 274, 1), rows=1 if is_planar else 0)
+        return turned(array, first_value(page, 274, 1), rows=1 if is_planar else 0)
 
     try:
         return with_meaning(page, _by_tifffile(source, read), wanted)
