@@ -298,6 +298,19 @@ def test_settings_that_leave_no_pixels(processor_class, photo, settings, message
     processor_class()(photo, do_rescale=False, do_normalize=False, **settings)
 
 
+def test_whole_numbers_are_not_cut_off(processor_class):
+    ramp = np.arange(64 * 64, dtype=np.int32).reshape(64, 64)
+    for numbers in (ramp - 1000, ramp * 100):
+        with pytest.raises(ValueError, match=r"holds whole numbers from -?\d+ to \d+ \(mode I\)"):
+            processor_class(do_resize=False)(Image.fromarray(numbers))
+        pixels = processor_class(do_resize=False, rescale_factor=1.0, do_normalize=False, return_tensors="np")(
+            Image.fromarray(numbers)
+        )["pixel_values"]
+        np.testing.assert_array_equal(pixels[0][0], numbers)
+    missing = np.where(ramp < 64, -9999, ramp * 16)
+    processor_class(nodata=-9999.0)(Image.fromarray(missing))
+
+
 @pytest.mark.parametrize(
     ("largest", "mean", "message"),
     [

@@ -161,7 +161,10 @@ class _SimMIMProcessing(CarriesCode, BaseImageProcessor):
         nodata = kwargs.get("nodata", self.nodata)
         factor = kwargs.get("rescale_factor") or self.rescale_factor
         if isinstance(image, Image.Image):
-            image = pixels_of(reopen(image, num_channels, factor, nodata), num_channels).view(_PixelsOfFile)
+            found = reopen(image, num_channels, factor, nodata)
+            if isinstance(found, Image.Image):
+                _refuse_cut_numbers(found)
+            image = pixels_of(found, num_channels).view(_PixelsOfFile)
         if isinstance(image, _PixelsOfFile):
             # Missing pixels are marked already, as the file stores them.
             image, input_data_format, nodata = np.asarray(image), ChannelDimension.FIRST, None
@@ -354,6 +357,16 @@ def _warn_of_range(image, factor: float, image_mean: Sequence[float]) -> None:
         logger.warning_once(
             f"An image of numbers up to {high:g} is rescaled by 1/255, which fits 255, so that they reach"
             f" {high * factor:.3g} and not 1. Pass the rescale_factor that fits, such as 1/65535 for 16 bits."
+        )
+
+
+def _refuse_cut_numbers(image: Image.Image) -> None:
+    """Refuse numbers that scaling to 8 bits would cut off."""
+    low, high = image.getextrema() if image.mode == "I" else (0, 0)
+    if low < 0 or high > 65535:  # type: ignore[operator]
+        raise ValueError(
+            f"The image holds whole numbers from {low} to {high} (mode I), whose range is unknown. Convert it to 8 or"
+            " 16 bits, pass it as an array, or set the rescale_factor that fits it."
         )
 
 
