@@ -319,6 +319,19 @@ def test_masks_overviews_thumbnails_and_later_pages_are_not_the_image(tmp_path):
     np.testing.assert_array_equal(trained(tmp_path / "pyramid.tif"), np.repeat(gray[..., None], 3, -1))
 
 
+def test_a_mask_that_is_not_applied_is_said(tmp_path, monkeypatch):
+    messages = []
+    monkeypatch.setattr(image_readers.logger, "warning_once", messages.append)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        tiff.write(RGB, photometric="rgb")
+    trained(tmp_path / "a.tif")
+    assert not messages
+    with tifffile.TiffWriter(tmp_path / "a.tif", append=True) as tiff:
+        tiff.write(COLUMNS > 10, photometric="mask", subfiletype=4)
+    trained(tmp_path / "a.tif")
+    assert messages == [image_readers.MASK_PAGE]
+
+
 @pytest.mark.parametrize("axes", ["ZYX", "TYX", "CYX", "ZCYX"])
 @pytest.mark.parametrize("program", [{"imagej": True}, {"ome": True}, {}])
 def test_depth_and_time_are_no_channels(tmp_path, axes, program):
