@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tifffile
+from fields import write_dicom
 from PIL import Image
 
 from hf_simmim.data.labeled.annotations import read_ids
@@ -40,6 +41,19 @@ def test_white_is_zero_is_refused(tmp_path):
         read(tmp_path / "a.tif")
     tifffile.imwrite(tmp_path / "a.tif", IDS > 0, photometric="minisblack")
     np.testing.assert_array_equal(read(tmp_path / "a.tif"), IDS > 0)
+
+
+def test_white_is_zero_is_refused_in_files_of_fields(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["ids"] = IDS
+        file["ids"].attrs["IMAGE_WHITE_IS_ZERO"] = np.uint8(1)
+    write_dicom(tmp_path / "a.dcm", IDS, 8, "MONOCHROME1")
+    for name in ("a.h5", "a.dcm"):
+        with pytest.raises(ValueError, match="a map of ids in which white is zero. Convert it"):
+            read(tmp_path / name)
+    write_dicom(tmp_path / "a.dcm", IDS, 8)
+    np.testing.assert_array_equal(read(tmp_path / "a.dcm"), IDS)
 
 
 @pytest.mark.parametrize("array", [IDS.astype(np.int64) + 2**32, IDS.astype(np.uint32) - 5, IDS * 1e20])

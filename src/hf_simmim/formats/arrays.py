@@ -155,6 +155,8 @@ def read_array(source: Source, part: Mapping[str, str], wanted: Wanted) -> Store
     numbers = numbers.astype(numbers.dtype.newbyteorder("="), copy=False)
     scale, offset = 1, 0
     if is_inverted:
+        if wanted.indices:
+            raise ValueError(f"{what} is a map of ids in which white is zero. Convert it, so that ids are as stored.")
         if numbers.dtype.kind != "u":
             raise ValueError(f"{what} holds signed numbers or floats in which white is zero. Convert it.")
         scale, offset = -1, int(np.iinfo(numbers.dtype).max)

@@ -101,6 +101,8 @@ def read_dicom(source: Source, part: Mapping[str, str], wanted: Wanted) -> Store
             f"The DICOM file holds {samples} samples of {meaning or 'no photometric interpretation'}, which are not"
             " read. Convert it to gray or RGB."
         )
+    if wanted.indices and meaning == "MONOCHROME1":
+        raise ValueError("The DICOM file is a map of ids in which white is zero. Convert it to MONOCHROME2.")
     try:
         with warnings.catch_warnings():
             # Of padding after the last pixel, and of headers that disagree with a code stream, which pydicom resolves.
