@@ -297,6 +297,7 @@ def one_class(folder):
         (forget_a_class, {}, "has the value 2; the 2 classes are 0 to 1"),
         (one_class, {}, "have at most one class besides ignore_index=255"),
         (None, {"ignore_index": 2}, "ignore_index=2 is one of the 3 classes"),
+        (None, {"ignore_index": 0}, "0 is one of the 3 classes. If 0 means no class, use reduce_labels"),
         (None, {"train_dir": None}, "There are no images"),
         (None, {"checkpoint": None}, "checkpoint is not set"),
         (None, {"checkpoint": "/nowhere/at/all"}, "neither the folder of a model"),

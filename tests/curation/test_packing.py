@@ -25,8 +25,9 @@ from hf_simmim.curation.parts import parse_part
 from hf_simmim.curation.shard_files import Moments, PackSettings, PackSource
 from hf_simmim.curation.shrinking import ShrinkSettings, shrink, shrink_channels, shrunk_size
 from hf_simmim.data.image_statistics import channel_statistics
+from hf_simmim.data.labeled.annotations import read_ids
 from hf_simmim.data.labeled.images import load_labeled_images
-from hf_simmim.data.labeled.segmentation import load_columns, read_ids
+from hf_simmim.data.labeled.segmentation import load_columns
 from hf_simmim.data.reading import NoReadableImageError, open_row
 from hf_simmim.data.sources import load_images, packed_files
 from hf_simmim.data.streaming import stream_images

@@ -128,6 +128,19 @@ def test_labels_that_could_mean_something_else_are_refused(feature, values, mess
         load_labeled_images(dataset_name=name, label_column="target")
 
 
+def test_classes_that_are_spelled_alike_are_named(folder, tmp_path, caplog):
+    name = save_table(tmp_path / "a", Value("string"), ["cat", "Cat ", "dog"])
+    assert load_labeled_images(dataset_name=name).class_names == ["Cat ", "cat", "dog"]
+    assert "Classes of column 'target' differ only in blanks, in capital letters" in caplog.text
+    assert "'Cat ' and 'cat'" in caplog.text
+    caplog.clear()
+    load_labeled_images(folder)
+    assert "differ only" not in caplog.text
+    (folder / "dog").rename(folder / "CAT")
+    load_labeled_images(folder)
+    assert f"Classes of {folder} differ only in blanks" in caplog.text
+
+
 def test_a_class_that_no_image_is_left_of_is_named(folder):
     (folder / "fox").mkdir()
     (folder / "fox" / "notes.txt").write_text("nothing yet")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_simmim.data.labeled.segmentation import read_ids
+from hf_simmim.data.labeled.annotations import read_ids
 from hf_simmim.evaluation.prediction import classification_table, draw_mask
 from hf_simmim.visualization.grids import class_colors
 

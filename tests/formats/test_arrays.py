@@ -6,6 +6,7 @@ from fields import RGB, noise, numbers, stored
 
 from hf_simmim.formats.parts import expand
 from hf_simmim.formats.slicing import Slicing
+from hf_simmim.model.images import open_image
 
 COLORS = noise(6, 24, 32, 3, high=256, dtype=np.uint8)
 VOLUME = noise(24, 32, 7)
@@ -144,6 +145,21 @@ def test_missing_numbers_without_a_scale_and_unsigned_bytes(tmp_path):
         file["x"].attrs["scale_factor"] = "unknown"
     with pytest.raises(ValueError, match="array x has the attribute scale_factor='unknown', which is no number"):
         stored(str(tmp_path / "b.h5"))
+
+
+def test_white_is_zero(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    write_hdf5(tmp_path / "a.h5", x=COLORS[..., 0], y=COLORS[..., 1].astype(np.uint16), z=np.ones((6, 24, 32)))
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        for name in "xyz":
+            file[name].attrs["IMAGE_WHITE_IS_ZERO"] = np.uint8(1)
+    for name, channel, largest in (("x", 0, 255), ("y", 1, 65535)):
+        address = expand([str(tmp_path / "a.h5")], Slicing(array_name=name))[2]
+        np.testing.assert_array_equal(numbers(address), largest - COLORS[2, ..., channel].astype(int))
+        missing = np.isnan(open_image(address, 1, 1 / 65535, nodata=7.0))
+        np.testing.assert_array_equal(np.squeeze(missing), COLORS[2, ..., channel] == 7)
+    with pytest.raises(ValueError, match="array z holds signed numbers or floats in which white is zero"):
+        stored(expand([str(tmp_path / "a.h5")], Slicing(array_name="z"))[0])
 
 
 def test_classic_netcdf_is_refused_with_the_remedy(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from fields import GRAY, RGB, noise, numbers, stored, write_dicom
 
 from hf_simmim.data.reading import open_row
-from hf_simmim.formats.dicom import series_of
+from hf_simmim.formats.dicom import is_lossy, series_of
 from hf_simmim.formats.parts import expand
 from hf_simmim.formats.slicing import Slicing
 from hf_simmim.model.image_readers import Wanted
@@ -322,3 +322,9 @@ def test_neighbors_in_a_series(tmp_path):
     assert (middle.kind, middle.largest) == ("RGB", 4095)
     assert np.asarray(middle.image)[0, 0].tolist() == [80, 103, 110]
     assert numbers(found[str(tmp_path / "80.dcm")])[0, 0].tolist() == [80, 80, 103]
+
+
+def test_lossy_compressions_are_known():
+    folder = Path(pydicom.__file__).parent / "data" / "test_files"
+    assert is_lossy(str(folder / "JPEG-lossy.dcm"))
+    assert not is_lossy(str(folder / "CT_small.dcm"))

@@ -15,8 +15,9 @@ from hf_simmim.cli.embed import sub_folders
 from hf_simmim.cli.options.images import PixelArguments
 from hf_simmim.curation.facts import look
 from hf_simmim.data.groups import hold_out, image_groups
+from hf_simmim.data.labeled.annotations import read_ids
 from hf_simmim.data.labeled.images import load_labeled_images
-from hf_simmim.data.labeled.segmentation import load_folder, read_ids
+from hf_simmim.data.labeled.segmentation import load_folder
 from hf_simmim.data.reading import open_row
 from hf_simmim.data.sources import folder_rows, load_images
 from hf_simmim.data.survey import survey

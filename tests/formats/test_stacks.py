@@ -7,6 +7,7 @@ from fields import noise, numbers, stored
 
 from hf_simmim.formats.parts import expand
 from hf_simmim.formats.slicing import Slicing
+from hf_simmim.model.images import open_image
 
 STACK = noise(3, 5, 2, 24, 32)
 SLICES = Slicing(stacks="slices")
@@ -44,6 +45,20 @@ def test_planes_of_one_channel_are_pictures(tmp_path):
     np.testing.assert_array_equal(numbers(addresses[3]), colors[3])
     tifffile.imwrite(tmp_path / "c.tif", STACK[0, :, 0], photometric="miniswhite", metadata={"axes": "ZYX"})
     np.testing.assert_array_equal(numbers(expand([str(tmp_path / "c.tif")], SLICES)[1]), 65535 - STACK[0, 1, 0])
+
+
+@pytest.mark.parametrize("meaning", ["minisblack", "miniswhite"])
+def test_missing_pixels_and_orientation_of_planes(tmp_path, meaning):
+    tags = [(42113, "s", 0, "7", True), (274, "H", 1, 6, True)]
+    array = STACK[0, :, 0] % 20
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric=meaning, metadata={"axes": "ZYX"}, extratags=tags)
+    for address, plane in zip(expand([str(tmp_path / "a.tif")], SLICES), array, strict=True):
+        shown = np.rot90(plane if meaning == "minisblack" else 65535 - plane, -1)
+        expected = np.where(np.rot90(plane, -1) == 7, np.nan, shown)
+        np.testing.assert_array_equal(open_image(address, 1, 1 / 65535), expected)
+    tifffile.imwrite(tmp_path / "b.tif", STACK[0], metadata={"axes": "ZCYX"}, extratags=tags[1:])
+    found = numbers(expand([str(tmp_path / "b.tif")], SLICES)[2], 2)
+    np.testing.assert_array_equal(found, np.rot90(STACK[0, 2], -1, (1, 2)))
 
 
 def test_axes_that_the_file_does_not_name(tmp_path):

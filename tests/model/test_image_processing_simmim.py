@@ -281,6 +281,58 @@ def test_one_mean_for_each_channel(processor_class, photo):
         processor_class()(photo, image_std=[0.5])
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_std": [0.5, 0.0, 0.5]}, "image_std=.* must hold finite numbers above 0, which pixels are divided by"),
+        ({"image_std": [0.5, -1.0, 0.5]}, "must hold finite numbers above 0"),
+        ({"image_mean": [0.5, float("nan"), 0.5]}, "image_mean=.* must hold finite numbers"),
+        ({"rescale_factor": 0.0}, "rescale_factor=0.0 must be a finite number above 0, .* use do_rescale=False"),
+    ],
+)
+def test_settings_that_leave_no_pixels(processor_class, photo, settings, message):
+    with pytest.raises(ValueError, match=message):
+        processor_class(**settings)(photo)
+    with pytest.raises(ValueError, match=message):
+        processor_class()(photo, **settings)
+    processor_class()(photo, do_rescale=False, do_normalize=False, **settings)
+
+
+def test_whole_numbers_are_not_cut_off(processor_class):
+    ramp = np.arange(64 * 64, dtype=np.int32).reshape(64, 64)
+    for numbers in (ramp - 1000, ramp * 100):
+        with pytest.raises(ValueError, match=r"holds whole numbers from -?\d+ to \d+ \(mode I\)"):
+            processor_class(do_resize=False)(Image.fromarray(numbers))
+        pixels = processor_class(do_resize=False, rescale_factor=1.0, do_normalize=False, return_tensors="np")(
+            Image.fromarray(numbers)
+        )["pixel_values"]
+        np.testing.assert_array_equal(pixels[0][0], numbers)
+    missing = np.where(ramp < 64, -9999, ramp * 16)
+    processor_class(nodata=-9999.0)(Image.fromarray(missing))
+
+
+@pytest.mark.parametrize(
+    ("largest", "mean", "message"),
+    [
+        (1.0, [0.5] * 3, "floats in [0, 1] is rescaled again"),
+        (1.0, [0.0] * 3, "floats in [0, 1] is rescaled again"),
+        (1.0, [0.002] * 3, None),  # computed from such images
+        (255.0, [0.5] * 3, None),
+        (65535.0, [0.5] * 3, "numbers up to 65535 is rescaled by 1/255, which fits 255"),
+        (65535.0, [100.0] * 3, None),
+    ],
+)
+def test_numbers_of_another_range_are_named(processor_class, monkeypatch, largest, mean, message):
+    said = []
+    monkeypatch.setattr(image_processing_simmim.logger, "warning_once", said.append)
+    image = np.linspace(0, largest, 12 * 12 * 3, dtype=np.float32).reshape(12, 12, 3)
+    for kind in (image, image.astype(np.uint16) if largest > 1 else image.astype(np.float64), torch.from_numpy(image)):
+        said.clear()
+        processor_class(image_mean=mean, image_std=[1.0] * 3)(kind)
+        assert len(said) == (message is not None)
+        assert message is None or message in said[0]
+
+
 @pytest.fixture
 def warnings(monkeypatch):
     messages: list[str] = []

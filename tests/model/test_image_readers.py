@@ -15,7 +15,7 @@ import tifffile
 from PIL import Image
 
 from hf_simmim import SimMIMImageProcessorPil
-from hf_simmim.data.labeled.segmentation import read_ids
+from hf_simmim.data.labeled.annotations import read_ids
 from hf_simmim.data.reading import open_row
 from hf_simmim.data.transforms import crop_and_resize, upright_size
 from hf_simmim.model import image_readers, images
@@ -317,6 +317,19 @@ def test_masks_overviews_thumbnails_and_later_pages_are_not_the_image(tmp_path):
         for step in (2, 4):
             tiff.write(gray[::step, ::step], tile=(64, 64), subfiletype=1, photometric="minisblack")
     np.testing.assert_array_equal(trained(tmp_path / "pyramid.tif"), np.repeat(gray[..., None], 3, -1))
+
+
+def test_a_mask_that_is_not_applied_is_said(tmp_path, monkeypatch):
+    messages = []
+    monkeypatch.setattr(image_readers.logger, "warning_once", messages.append)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        tiff.write(RGB, photometric="rgb")
+    trained(tmp_path / "a.tif")
+    assert not messages
+    with tifffile.TiffWriter(tmp_path / "a.tif", append=True) as tiff:
+        tiff.write(COLUMNS > 10, photometric="mask", subfiletype=4)
+    trained(tmp_path / "a.tif")
+    assert messages == [image_readers.MASK_PAGE]
 
 
 @pytest.mark.parametrize("axes", ["ZYX", "TYX", "CYX", "ZCYX"])

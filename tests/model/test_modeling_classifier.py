@@ -71,6 +71,8 @@ def test_class_weights():
         (torch.zeros(2), None, "probabilities"),
         (torch.zeros(2, 3, dtype=torch.long), None, "integers"),
         (torch.zeros(2, dtype=torch.long), "multi_label_classification", "0 or 1 for each class"),
+        (torch.tensor([[0, -1, 1], [0, 1, 0]]), "multi_label_classification", "have the value -1, .* from 0 to 1"),
+        (torch.tensor([[0, torch.nan, 1]] * 2), "multi_label_classification", "have the value nan"),
         (torch.zeros(2), "regression", "a number for each output"),
         (torch.zeros(2, 3), "classification", "single_label_classification"),
     ],

@@ -27,6 +27,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..checkpoints.loading import load_config
+from ..data.copies import warn_of_copies
 from ..data.groups import image_groups, split_groups
 from ..data.labeled.segmentation import (
     CollatePairs,
@@ -251,6 +252,7 @@ def load_splits(arguments: SegmentationDataArguments) -> tuple[SegmentationPairs
         train = train.select(evenly_spaced(len(train.images), arguments.max_train_samples))
     if arguments.max_eval_samples is not None:
         validation = validation.select(evenly_spaced(len(validation.images), arguments.max_eval_samples))
+    warn_of_copies(train.images, validation.images)
     return train, validation
 
 
@@ -327,7 +329,8 @@ def build_labels(
             )
     labels = SegmentationLabels(names, arguments.ignore_index, arguments.reduce_labels)
     if labels.ignore_index in range(len(names)):
-        raise ValueError(f"ignore_index={labels.ignore_index} is one of the {len(names)} classes. Use another id.")
+        remedy = "If 0 means no class, use reduce_labels." if labels.ignore_index == 0 else "Use another id."
+        raise ValueError(f"ignore_index={labels.ignore_index} is one of the {len(names)} classes. {remedy}")
     seen = check_pairs(train, labels, **common).pixels
     tested = check_pairs(validation, labels, decode_images=True, **common).pixels
     absent = [name for name, count in zip(names, seen, strict=True) if not count]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
-from ..data.labeled.segmentation import read_ids
+from ..data.labeled.annotations import read_ids
 from ..data.transforms import upright_size
 from ..model.image_readers import Stored, Wanted, content_of, opened, upright
 from ..model.images import as_stored, find_channels, is_deep, mark_nodata, no_pixels_error, read_stored

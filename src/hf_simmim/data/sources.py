@@ -7,6 +7,7 @@ import glob
 import os
 import re
 import tarfile
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -550,6 +551,7 @@ def read_labels(dataset: Dataset, column: str) -> tuple[list[Any], list[str] | N
     else:
         class_names = [str(item) for item in present]
         mapping = {item: index for index, item in enumerate(present)}
+        warn_of_like_classes(class_names, f"column {column!r}")
     if not isinstance(feature, List):
         return [mapping.get(value) for value in values], class_names
     chosen = [value if value is None else [mapping[item] for item in value if item in mapping] for value in values]
@@ -561,6 +563,25 @@ def is_missing_label(value: Any) -> bool:
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, int) and value == -1)
+
+
+def warn_of_like_classes(class_names: Sequence[str], place: str) -> None:
+    """Warn of classes whose names are spelled alike, which are likely to be one.
+
+    Args:
+        class_names: Names of the classes.
+        place: Where they are from, for the message.
+    """
+    spelled: dict[str, list[str]] = {}
+    for name in class_names:
+        spelled.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+    alike = [names for names in spelled.values() if len(names) > 1]
+    if alike:
+        logger.warning(
+            f"Classes of {place} differ only in blanks, in capital letters or in how a letter is encoded, and count as"
+            f" different ones: {'; '.join(' and '.join(map(repr, names)) for names in alike[:5])}. Give them one name"
+            " if they are one class."
+        )
 
 
 def _refuse_negative_classes(present: Sequence[Any], column: str, has_missing: bool) -> None:

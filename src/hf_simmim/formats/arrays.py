@@ -151,14 +151,24 @@ def read_array(source: Source, part: Mapping[str, str], wanted: Wanted) -> Store
         check_size(sizes["H"], sizes["W"], sizes.get("C", 1))
         index = tuple(int(row or 0) if axis == "N" else slice(None) for axis in axes)
         numbers = np.asarray(unpacked(array, what)[index])
+        is_inverted = bool(np.any(array.attrs.get("IMAGE_WHITE_IS_ZERO", 0)))
     numbers = numbers.astype(numbers.dtype.newbyteorder("="), copy=False)
+    scale, offset = 1, 0
+    if is_inverted:
+        if wanted.indices:
+            raise ValueError(f"{what} is a map of ids in which white is zero. Convert it, so that ids are as stored.")
+        if numbers.dtype.kind != "u":
+            raise ValueError(f"{what} holds signed numbers or floats in which white is zero. Convert it.")
+        scale, offset = -1, int(np.iinfo(numbers.dtype).max)
+        numbers = offset - numbers
     order = [axis for axis in axes if axis != "N"]
     is_picture = numbers.dtype == np.uint8 and sizes.get("C", 1) in (1, 3)
     wanted_order = [axis for axis in ("HWC" if is_picture else "CHW") if axis in order]
     numbers = np.ascontiguousarray(np.transpose(numbers, [order.index(axis) for axis in wanted_order]))
     if is_picture:
-        return Stored(Image.fromarray(numbers[..., 0] if numbers.shape[2:] == (1,) else numbers))
-    return Stored(numbers[0] if numbers.shape[0] == 1 and numbers.ndim == 3 else numbers)
+        picture = Image.fromarray(numbers[..., 0] if numbers.shape[2:] == (1,) else numbers)
+        return Stored(picture, scale=scale, offset=offset)
+    return Stored(numbers[0] if numbers.shape[0] == 1 and numbers.ndim == 3 else numbers, scale=scale, offset=offset)
 
 
 def cut_array(path: str, slicing: Slicing) -> Cut:

@@ -19,6 +19,8 @@ from .slicing import Cut, Slicing
 
 # Lossy JPEG of 12 bits.
 JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
+# Baseline JPEG, that of 12 bits, and JPEG-LS with an error; others may be lossless.
+LOSSY_SYNTAXES = {"1.2.840.10008.1.2.4.50", JPEG_EXTENDED, "1.2.840.10008.1.2.4.81"}
 # Elements by which a series is put in order.
 PLACE_TAGS = (
     *("SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient", "InstanceNumber", "Rows", "Columns"),
@@ -99,6 +101,8 @@ def read_dicom(source: Source, part: Mapping[str, str], wanted: Wanted) -> Store
             f"The DICOM file holds {samples} samples of {meaning or 'no photometric interpretation'}, which are not"
             " read. Convert it to gray or RGB."
         )
+    if wanted.indices and meaning == "MONOCHROME1":
+        raise ValueError("The DICOM file is a map of ids in which white is zero. Convert it to MONOCHROME2.")
     try:
         with warnings.catch_warnings():
             # Of padding after the last pixel, and of headers that disagree with a code stream, which pydicom resolves.
@@ -315,6 +319,13 @@ def cut_dicom(path: str, slicing: Slicing) -> Cut:
     if frames == 1:
         return Cut([window])
     return Cut([{"frame": str(frame), **window} for frame in range(frames)], "frame", frames)
+
+
+def is_lossy(source: Source) -> bool:
+    """Whether the numbers of a file are compressed in a way that changes them, now or in its past."""
+    header = _header(source, ["LossyImageCompression"])
+    syntax = getattr(getattr(header, "file_meta", None), "TransferSyntaxUID", "")
+    return header.get("LossyImageCompression") == "01" or syntax in LOSSY_SYNTAXES
 
 
 def series_uid(path: str) -> str:

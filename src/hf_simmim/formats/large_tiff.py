@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import tifffile
 from PIL import Image
+from transformers.utils import logging
 
 from ..model.image_readers import (
     GDAL_NODATA,
+    MASK_PAGE,
     PILLOW_COMPRESSIONS,
     Directory,
     MissingCodecError,
@@ -32,6 +34,8 @@ from ..model.image_readers import (
     with_meaning,
 )
 from .large_images import LargeImage, PlainNumbers, as_bands
+
+logger = logging.get_logger(__name__)
 
 JPEG = 7
 # YCbCr in JPEG 2000 of old Aperio scanners, which the file may call RGB; decoders of JPEG 2000 leave it as it is.
@@ -57,6 +61,8 @@ class TiffImage(LargeImage):
         with open(path, "rb") as file:
             directories = tiff_directories(file, 2)
         whole = next((index for index, page in enumerate(directories) if not is_part(page)), 0)
+        if any(first_value(page, 262, 1) == 4 for page in directories):
+            logger.warning_once(MASK_PAGE)
         self._page: Directory = dict(directories[whole])
         if first_value(self._page, 274, 1) != 1:
             raise TurnedError

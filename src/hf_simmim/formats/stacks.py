@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..model.image_readers import Source, Stored, Wanted, check_size, opened, tiff_directories
+from ..model.image_readers import (
+    GDAL_NODATA,
+    Source,
+    Stored,
+    Wanted,
+    check_size,
+    gdal_nodata,
+    opened,
+    tiff_directories,
+    turned,
+)
 from .library import library
 from .slicing import ONE_IMAGE, STACK_AXES, Cut, Slicing
 
@@ -84,17 +94,26 @@ def read_plane(source: Source, part: Mapping[str, str], wanted: Wanted) -> Store
         channels = sizes.get("C", 1) * (sizes["S"] if is_color else 1)
         check_size(sizes["Y"], sizes["X"], channels)
         array = _plane(tiff, series, sizes, places)
+    nodata = gdal_nodata(_tag(page, GDAL_NODATA, ""))
+    array = turned(array, int(_tag(page, 274, 1)), rows=1 if array.ndim == 3 and not is_color else 0)
+    scale, offset = 1, 0
     if meaning == "MINISWHITE":
         if array.dtype.kind != "u":
             raise ValueError("The TIFF file holds signed numbers or floats in which white is zero. Convert it.")
-        array = np.iinfo(array.dtype).max - array
+        scale, offset = -1, int(np.iinfo(array.dtype).max)
+        array = offset - array
     bits = 8 * array.dtype.itemsize
     kind = {2: "L", 3: {3: "RGB", 4: "RGBA"}.get(array.shape[-1], "") if is_color else ""}.get(array.ndim, "")
     if array.dtype.kind != "u" or bits > 16 or not kind:
-        return Stored(array)
+        return Stored(array, nodata, scale=scale, offset=offset)
     if bits == 8:
-        return Stored(Image.fromarray(np.ascontiguousarray(array)))
-    return Stored(array, None, 65535, kind)
+        return Stored(Image.fromarray(np.ascontiguousarray(array)), nodata, scale=scale, offset=offset)
+    return Stored(array, nodata, 65535, kind, scale, offset)
+
+
+def _tag(page: Any, number: int, default: Any) -> Any:
+    tag = page.tags.get(number)
+    return default if tag is None else tag.value
 
 
 def _plane(tiff: Any, series: Any, sizes: Mapping[str, int], places: Mapping[str, int]) -> np.ndarray:

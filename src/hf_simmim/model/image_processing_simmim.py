@@ -2,7 +2,9 @@
 
 import base64
 import importlib
+import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,9 @@ from .masking import MASK_STRATEGIES, mask_units, patches_with_pixels, ratio_ran
 from .remote_code import CarriesCode
 
 logger = logging.get_logger(__name__)
+
+# Rescaled numbers of a range of 0 to 1 are not larger, however they were resized.
+BRIGHTEST = 2.0
 
 
 class SimMIMImageProcessorKwargs(ImagesKwargs, total=False):
@@ -156,7 +161,10 @@ class _SimMIMProcessing(CarriesCode, BaseImageProcessor):
         nodata = kwargs.get("nodata", self.nodata)
         factor = kwargs.get("rescale_factor") or self.rescale_factor
         if isinstance(image, Image.Image):
-            image = pixels_of(reopen(image, num_channels, factor, nodata), num_channels).view(_PixelsOfFile)
+            found = reopen(image, num_channels, factor, nodata)
+            if isinstance(found, Image.Image):
+                _refuse_cut_numbers(found)
+            image = pixels_of(found, num_channels).view(_PixelsOfFile)
         if isinstance(image, _PixelsOfFile):
             # Missing pixels are marked already, as the file stores them.
             image, input_data_format, nodata = np.asarray(image), ChannelDimension.FIRST, None
@@ -173,13 +181,8 @@ class _SimMIMProcessing(CarriesCode, BaseImageProcessor):
                 image = image.movedim(-1, 0)
             image = missing_as_nan(image, nodata)
             input_data_format = ChannelDimension.FIRST
-        factor = factor if kwargs.get("do_rescale") else None
-        # If the mean is smaller than the factor, it was computed from such images.
-        if factor is not None and factor < max(kwargs.get("image_mean") or self.image_mean) and _is_rescaled(image):
-            logger.warning_once(
-                "An image of floats in [0, 1] is rescaled again, which makes it nearly black. Pass do_rescale=False"
-                " for images that are already in [0, 1]."
-            )
+        if kwargs.get("do_rescale"):
+            _warn_of_range(image, factor, kwargs.get("image_mean") or self.image_mean)
         processed = super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format, **kwargs)
         if processed.shape[0] == 1 and num_channels == 3:
             processed = processed.repeat(3, 1, 1) if isinstance(processed, torch.Tensor) else processed.repeat(3, 0)
@@ -206,6 +209,19 @@ class _SimMIMProcessing(CarriesCode, BaseImageProcessor):
         if mean is not None and std is not None and len(mean) != len(std):
             raise ValueError(
                 f"image_mean has {len(mean)} values and image_std has {len(std)}. Give both one value for each channel."
+            )
+        if kwargs.get("do_normalize") and mean is not None and not all(map(math.isfinite, mean)):
+            raise ValueError(f"image_mean={list(mean)} must hold finite numbers.")
+        if kwargs.get("do_normalize") and std is not None and not all(0 < value < math.inf for value in std):
+            raise ValueError(
+                f"image_std={list(std)} must hold finite numbers above 0, which pixels are divided by. Use 1 for a"
+                " channel without variation."
+            )
+        factor = kwargs.get("rescale_factor")
+        if kwargs.get("do_rescale") and factor is not None and not 0 < factor < math.inf:
+            raise ValueError(
+                f"rescale_factor={factor} must be a finite number above 0, such as 1/255. To keep the values of the"
+                " images, use do_rescale=False."
             )
         return kwargs
 
@@ -324,12 +340,34 @@ def _check_strategy(name: str) -> None:
         raise ValueError(f"mask_strategy={name!r} is unknown. Use one of: {', '.join(MASK_STRATEGIES)}.")
 
 
-def _is_rescaled(image) -> bool:
-    """Whether an array or tensor holds floats in [0, 1]."""
-    floating = image.is_floating_point() if isinstance(image, torch.Tensor) else image.dtype.kind == "f"
-    if floating and has_missing(image):
-        image = image[image == image]
-    return floating and bool(image.min() >= 0) and bool(image.max() <= 1)
+def _warn_of_range(image, factor: float, image_mean: Sequence[float]) -> None:
+    """Warn once of numbers that are not of the range which a factor and a mean are for."""
+    if image.dtype in (np.uint8, torch.uint8):
+        return
+    known = image[image == image] if has_missing(image) else image
+    low, high = float(known.min()), float(known.max())
+    # A mean that is not 0 but smaller than the factor was computed from images in [0, 1].
+    if low >= 0 and high <= 1 and (factor < max(image_mean) or (factor < 1 and not any(image_mean))):
+        logger.warning_once(
+            "An image of floats in [0, 1] is rescaled again, which makes it nearly black. Pass do_rescale=False"
+            " for images that are already in [0, 1]."
+        )
+    # A mean of other numbers was computed from them.
+    elif not keeps_deep_pictures(factor) and high * factor > BRIGHTEST and 0 <= min(image_mean) <= max(image_mean) <= 1:
+        logger.warning_once(
+            f"An image of numbers up to {high:g} is rescaled by 1/255, which fits 255, so that they reach"
+            f" {high * factor:.3g} and not 1. Pass the rescale_factor that fits, such as 1/65535 for 16 bits."
+        )
+
+
+def _refuse_cut_numbers(image: Image.Image) -> None:
+    """Refuse numbers that scaling to 8 bits would cut off."""
+    low, high = image.getextrema() if image.mode == "I" else (0, 0)
+    if low < 0 or high > 65535:  # type: ignore[operator]
+        raise ValueError(
+            f"The image holds whole numbers from {low} to {high} (mode I), whose range is unknown. Convert it to 8 or"
+            " 16 bits, pass it as an array, or set the rescale_factor that fits it."
+        )
 
 
 def _is_file(path: str | os.PathLike) -> bool:

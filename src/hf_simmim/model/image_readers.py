@@ -203,7 +203,7 @@ def upright(image: Image.Image) -> Image.Image:
     return turned
 
 
-def _turned(array: np.ndarray, orientation: int, rows: int = 0) -> np.ndarray:
+def turned(array: np.ndarray, orientation: int, rows: int = 0) -> np.ndarray:
     """Apply an orientation (1 to 8) to an array whose axes `rows` and `rows + 1` are Y and X."""
     columns = rows + 1
     if orientation in (5, 6, 7, 8):
@@ -262,6 +262,7 @@ TIFF_REFUSED = {8: "CIELab", 9: "ICCLab", 10: "ITULab", 32803: "raw sensor value
 TIFF_REFUSED[33003] = "YCbCr of Aperio slides (compression 33003, which OpenSlide reads if the file is named .svs)"
 TAG_TYPES = {1: "B", 2: "s", 3: "H", 4: "I", 6: "b", 7: "s", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16: "Q"}
 TAGS = {254, 255, 256, 257, 258, 259, 262, 270, 274, 277, 284, 320, 330, 338, 339, GDAL_NODATA}
+MASK_PAGE = "Masks in pages of TIFF files are ignored. Give masked pixels a value: gdalwarp -dstnodata 0 a.tif b.tif"
 
 Directory = dict[int, Any]
 
@@ -347,6 +348,8 @@ def read_tiff(source: Source, wanted: Wanted) -> Stored:
     whole = [index for index, page in enumerate(pages) if not is_part(page)] or [0]
     if not pages or not {256, 257} <= pages[whole[0]].keys():
         return Stored(open_with_pillow(source))
+    if any(first_value(page, 262, 1) == 4 for page in pages):
+        logger.warning_once(MASK_PAGE)
     page = pages[whole[0]]
     form = [page.get(tag) for tag in (256, 257, 258, 339, 277)]
     planes = [index for index in whole if [pages[index].get(tag) for tag in (256, 257, 258, 339, 277)] == form]
@@ -415,7 +418,7 @@ def _read_bands(source: Source, wanted: Wanted, page: Directory, planes: list[in
         return np.stack([tiff.pages[index].asarray() for index in planes])
 
     bands = _by_tifffile(source, read)
-    return bands if is_last else _turned(bands, first_value(page, 274, 1), rows=bands.ndim - 2)
+    return bands if is_last else turned(bands, first_value(page, 274, 1), rows=bands.ndim - 2)
 
 
 class MissingCodecError(ValueError):
@@ -475,18 +478,15 @@ def _read_page(source: Source, wanted: Wanted, page: Directory, index: int) -> S
             # Missing pixels become NaN: decoded into floats at once, and held once.
             *size, last = found.shape
             is_last = found.axes[-1] == "S"
-            array = (
-                np.moveaxis(np.empty((last, *size), np.float32), 0, -1)
-                if is_last
-                else np.empty(found.shape, np.float32)
-            )
+            array = np.empty((last, *size) if is_last else found.shape, np.float32)
+            array = np.moveaxis(array, 0, -1) if is_last else array
             array = found.asarray(out=array).reshape(found.shape)
         else:
             array = found.asarray()
         is_planar = found.axes.startswith("S")
         if is_planar and picture_kind(page):
             array, is_planar = np.moveaxis(array, 0, -1), False
-        return _turned(array, first_value(page, 274, 1), rows=1 if is_planar else 0)
+        return turned(array, first_value(page, 274, 1), rows=1 if is_planar else 0)
 
     try:
         return with_meaning(page, _by_tifffile(source, read), wanted)

@@ -239,7 +239,7 @@ def classification_loss(
         float32 scalar. The losses of the parts of a batch add up to that of the batch if `num_items_in_batch` is given.
 
     Raises:
-        ValueError: If labels and problem type do not fit each other.
+        ValueError: If labels and problem type do not fit each other, or multi-label ones are outside of [0, 1].
 
     Examples:
         >>> classification_loss(torch.zeros(2, 3), torch.tensor([0, 2]))
@@ -263,6 +263,8 @@ def classification_loss(
                 f" {tuple(logits.shape)}: {_expected(problem_type)}."
             )
         labels = labels.float()
+        if problem_type == "multi_label_classification":
+            _check_shares(labels)
         if problem_type == "single_label_classification":
             losses: Any = -labels * F.log_softmax(logits, dim=1)
         elif problem_type == "multi_label_classification":
@@ -274,6 +276,20 @@ def classification_loss(
         count = losses.numel() if num_items_in_batch is None else num_items_in_batch
         # One loss for each image with soft labels, one for each element otherwise.
         return losses.sum() / count * (logits.shape[1] if problem_type == "single_label_classification" else 1)
+
+
+def _check_shares(labels: torch.Tensor) -> None:
+    """Refuse labels (B, K) outside of [0, 1], such as -1 for not known: their loss may be negative without an end."""
+    # A value cannot be looked at while a program is traced.
+    if torch.compiler.is_compiling() or labels.is_meta:
+        return
+    # Mixed labels may be rounded.
+    others = labels[~((labels > -1e-3) & (labels < 1 + 1e-3))]
+    if len(others):
+        raise ValueError(
+            f"labels of shape {tuple(labels.shape)} have the value {others[0].item():g}, and each must be from 0 to 1."
+            " -100 for a missing label is for classes of shape (B,); leave out images whose labels are not all known."
+        )
 
 
 def _integer_loss(

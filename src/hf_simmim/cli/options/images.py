@@ -11,6 +11,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
 from ...checkpoints.loading import inherited_pixels
+from ...data.copies import warn_of_copies
 from ...data.image_statistics import channel_statistics
 from ...data.labeled.images import LabeledImages, load_labeled_images
 from ...data.sampling import evenly_spaced
@@ -470,4 +471,6 @@ def load_labeled_splits(
         validation = load_labeled_images(arguments.validation_dir, slicing=arguments.slicing)
     elif validation_split is not None:
         validation = load_labeled_images(**source, split=validation_split)
-    return train, None if validation is None else validation.with_classes(train.class_names)
+    validation = None if validation is None else validation.with_classes(train.class_names)
+    warn_of_copies(train.rows, None if validation is None else validation.rows)
+    return train, validation

@@ -30,6 +30,7 @@ from ..sources import (
     packed_rows,
     read_labels,
     shown_url,
+    warn_of_like_classes,
 )
 from ..transforms import Box, as_tensor, center_box, crop_and_resize, normalize, upright_size
 from .augmentation import Augmentation, Augmenter
@@ -213,6 +214,7 @@ def _load_folder(folder: Path, slicing: Slicing | None) -> LabeledImages:
         )
     class_names = sorted({parts[0] for parts in places})
     _refuse_lost_classes(folder, class_names)
+    warn_of_like_classes(class_names, str(folder))
     if {name.lower() for name in class_names} <= SPLIT_NAMES:
         raise ValueError(
             f"The sub-folders of {folder} are {', '.join(class_names)}, which are splits and not classes. Name one of"

@@ -1,7 +1,7 @@
 """Semantic segmentation data: image and annotation pairs, their checks, random crops and batches.
 
 Images are read as for pre-training, with any number of channels and any dtype; annotations are PNG (gray, palette, 1 or
-16 bits), TIFF or `.npy` files of class ids.
+16 bits), TIFF or `.npy` files of class ids, see `annotations.py`.
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,12 @@ from transformers.utils import logging
 from ...formats.address import Address, parse_address
 from ...formats.parts import orientations
 from ...formats.slicing import Slicing
-from ...model.images import fill_missing, has_missing, open_image, real_pixels, upright
+from ...model.images import fill_missing, has_missing, real_pixels
 from ..reading import NUM_TRIES, NoReadableImageError, describe, open_row
 from ..sampling import sample_generator
 from ..sources import load_images
 from ..transforms import Box, crop_and_resize, upright_size
+from .annotations import read_ids
 
 logger = logging.get_logger(__name__)
 
@@ -184,41 +185,6 @@ class SegmentationLabels:
                 f" {self.ignore_index} is ignored. Name all classes, set ignore_index to that value, or fix the file."
             )
         return ids
-
-
-def read_ids(row: dict[str, Any], ignore_index: int) -> np.ndarray:
-    """Read the values of an annotation, as they are stored.
-
-    Args:
-        row: Row of `SegmentationPairs.annotations`.
-        ignore_index: Value for missing pixels, such as those of GDAL's nodata.
-
-    Returns:
-        int32 array (H, W).
-
-    Raises:
-        ValueError: If the annotation cannot be read, or is not a map of integers.
-    """
-    source = row["image"]
-    try:
-        if isinstance(source, dict):
-            content = source["bytes"] if source["bytes"] is not None else source["path"]
-            source = open_image(content, 1, 1.0, indices=True)
-        if isinstance(source, Image.Image):
-            source = upright(source)
-            if source.mode not in ("1", "L", "P"):
-                raise ValueError(f"it is an image of mode {source.mode}: convert its colors to class ids")
-        array = np.asarray(source)
-        array = array.reshape(array.shape[1:]) if array.ndim == 3 and array.shape[0] == 1 else array
-        if array.ndim != 2:
-            raise ValueError(f"it has shape {array.shape} and must be a map (height, width) of class ids")
-        if array.dtype.kind == "f":
-            array = np.where(np.isfinite(array), array, ignore_index)
-            if (array != np.floor(array)).any():
-                raise ValueError("it has fractions, and class ids are integers")
-    except Exception as error:  # readers raise anything on a broken file
-        raise ValueError(f"The annotation {row['name']} cannot be used: {describe(error)}.") from error
-    return array.astype(np.int32)
 
 
 class CheckedPairs(NamedTuple):
