@@ -52,6 +52,23 @@ def test_copies_among_images_that_are_still_to_be_split(folder, caplog):
     assert "1 of 1 validation images are training images" in caplog.text
 
 
+def test_files_of_one_size_are_not_read_as_a_whole(folder, caplog, monkeypatch):
+    monkeypatch.setattr(copies, "END", 1024)
+    read = []
+    whole = copies._digest
+    monkeypatch.setattr(copies, "_digest", lambda image: read.append(Path(image["path"]).name) or whole(image))
+    # It differs from another one in the middle alone.
+    content = bytearray((folder / "a" / "0.bmp").read_bytes())
+    assert len(content) < 2048 + 100
+    content += bytes(4000)
+    (folder / "a" / "long.bmp").write_bytes(content)
+    content[-2500] ^= 1
+    (folder / "a" / "other.bmp").write_bytes(content)
+    warn_of_copies(load_labeled_images(folder).rows, None)
+    assert sorted(read) == ["long.bmp", "other.bmp"]
+    assert "copies of others" not in caplog.text
+
+
 def test_many_images_are_left_to_the_audit(folder, caplog, monkeypatch):
     monkeypatch.setattr(copies, "MAX_IMAGES", 11)
     rows = load_images(folder)

@@ -1,10 +1,12 @@
 """Images that are on both sides of a split: copies of the same bytes."""
 
 import hashlib
+import io
 import os
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, BinaryIO
 
 import pyarrow
 import pyarrow.compute
@@ -15,6 +17,8 @@ logger = logging.get_logger(__name__)
 
 # Of more images the files are not read for this: `hf-simmim audit` does it in parallel.
 MAX_IMAGES = 20_000
+# Bytes at both ends of a file, which tell apart most of those of one size, and of a block that is read at once.
+END, BLOCK = 4096, 2**20
 
 
 def warn_of_copies(train: Dataset, validation: Dataset | None) -> None:
@@ -55,16 +59,21 @@ def warn_of_copies(train: Dataset, validation: Dataset | None) -> None:
 
 
 def _digests(parts: Sequence[Dataset]) -> list[list[bytes | None]]:
-    """Digest of each file that is as long as another one; None for others, arrays, and parts of files."""
-    sizes = [_sizes(rows) for rows in parts]
-    counts = Counter(size for found in sizes for size in found)
-    return [
-        [
-            _digest(rows[index]["image"]) if size is not None and counts[size] > 1 else None
-            for index, size in enumerate(found)
+    """Digest of each file of which another one may be a copy; None for others, arrays, and parts of files.
+
+    Only those of the same size and the same ends are read as a whole: files of scientific images often have one size.
+    """
+    found: list[list[Any]] = [_sizes(rows) for rows in parts]
+    for digest in (_digest_of_ends, _digest):
+        counts = Counter(key for keys in found for key in keys)
+        found = [
+            [
+                digest(rows[index]["image"]) if key is not None and counts[key] > 1 else None
+                for index, key in enumerate(keys)
+            ]
+            for rows, keys in zip(parts, found, strict=True)
         ]
-        for rows, found in zip(parts, sizes, strict=True)
-    ]
+    return found
 
 
 def _sizes(rows: Dataset) -> list[int | None]:
@@ -86,11 +95,30 @@ def _size_of(path: str | None) -> int | None:
         return None
 
 
+def _digest_of_ends(image: dict[str, Any]) -> bytes | None:
+    """Digest of the size, the first and the last bytes of a file."""
+    return _hashed(image, _ends)
+
+
 def _digest(image: dict[str, Any]) -> bytes | None:
-    if image["bytes"] is not None:
-        return hashlib.blake2b(image["bytes"]).digest()
+    """Digest of a whole file."""
+    return _hashed(image, lambda file: iter(partial(file.read, BLOCK), b""))
+
+
+def _ends(file: BinaryIO) -> Iterator[bytes]:
+    yield file.read(END)
+    size = file.seek(0, os.SEEK_END)
+    yield size.to_bytes(8, "big")
+    file.seek(max(0, size - END))
+    yield file.read(END)
+
+
+def _hashed(image: dict[str, Any], read: Callable[[BinaryIO], Iterable[bytes]]) -> bytes | None:
     try:
-        with open(image["path"], "rb") as file:
-            return hashlib.file_digest(file, hashlib.blake2b).digest()
+        with io.BytesIO(image["bytes"]) if image["bytes"] is not None else open(image["path"], "rb") as file:
+            digest = hashlib.blake2b()
+            for block in read(file):
+                digest.update(block)
+            return digest.digest()
     except OSError:
         return None  # said where it is read
