@@ -290,6 +290,32 @@ def test_several_labels_and_numbers(script, checkpoint, tmp_path):
     assert (config.problem_type, config.num_labels) == ("regression", 1)
 
 
+def test_numbers_are_learned_in_their_units_and_earlier_runs_keep_theirs(script, checkpoint, tmp_path, monkeypatch):
+    images = [Image.fromarray(np.full((32, 32, 3), value, np.uint8)) for value in range(0, 240, 10)]
+    numbers = [100 + index / 2 for index in range(len(images))]
+    Dataset.from_dict({"image": images, "size": numbers}).to_parquet(tmp_path / "data.parquet")
+    given = {"data_files": tmp_path / "data.parquet", "label_column": "size", "save_strategy": "epoch"}
+    run = options(None, tmp_path / "run", checkpoint=checkpoint, **given)
+    assert train(run)["summary"]["mae"]["mean"] < 5
+    predictions, labels = read_answers(tmp_path / "run")
+    np.testing.assert_allclose(predictions[:, 0], labels, atol=8)
+    earlier = options(None, tmp_path / "earlier", checkpoint=checkpoint, **given)
+    with monkeypatch.context() as patches:
+        patches.setattr(finetune, "label_scale", lambda *_: (None, None))
+        train(earlier)
+    arguments = parse(earlier)
+    trainer, resumed = script.build_trainer(arguments, script.plan_runs(arguments)[0])
+    assert resumed is not None
+    assert (trainer.model.config.label_mean, trainer.model.config.label_std) == (None, None)
+    # A head in units of the deviation is kept, one in those of the labels is not.
+    for name, is_kept in (("run", True), ("earlier", False)):
+        arguments = parse(options(None, tmp_path / "next", checkpoint=tmp_path / name, **given))
+        trainer, _ = script.build_trainer(arguments, script.plan_runs(arguments)[0])
+        model = AutoModelForImageClassification.from_pretrained(tmp_path / name)
+        assert torch.equal(trainer.model.classifier.weight, model.classifier.weight) == is_kept
+        assert trainer.model.config.label_mean == pytest.approx(105.75, abs=1.5)
+
+
 def test_balanced_class_weights(script, checkpoint, tmp_path):
     labels = [0] * 12 + [1] * 4
     images = [Image.fromarray(np.full((32, 32, 3), 100 * label, np.uint8)) for label in labels]
