@@ -176,7 +176,7 @@ def test_the_papers_recipe_runs_with_all_its_parts(script, pictures, checkpoint,
     assert "3 steps are few for the paper's strong augmentation: try --recipe few_labels" in capsys.readouterr().out
 
 
-def test_few_labels_folds_and_seeds(script, pictures, checkpoint, tmp_path):
+def test_few_labels_folds_and_seeds(script, pictures, checkpoint, tmp_path, capsys):
     run = options(pictures, tmp_path, checkpoint=checkpoint, labels_per_class=4, num_folds=2, holdout=None, max_steps=1)
     results = train([*run, "--seeds", "0", "1"])
     assert [(run["seed"], run["fold"]) for run in results["runs"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -185,6 +185,7 @@ def test_few_labels_folds_and_seeds(script, pictures, checkpoint, tmp_path):
     accuracies = [run["metrics"]["accuracy"] for run in results["runs"]]
     assert results["summary"]["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
     assert results["summary"]["accuracy"]["std"] == pytest.approx(np.std(accuracies, ddof=1))
+    assert f"predict --checkpoint {tmp_path / 'seed-0-fold-0'} --image_dir" in capsys.readouterr().out
 
 
 def test_the_budgets_of_a_seed_are_held_against_the_same_images(script, pictures, checkpoint):

@@ -239,6 +239,11 @@ def print_next(command: str, options: Mapping[str, Any]) -> None:
         command: Name of the command.
         options: Its options, by name.
     """
+    if command == "finetune":
+        # Each of several runs has a folder of its own, and the model of the first is as good as any.
+        seeds, folds = options.get("seeds"), options.get("num_folds")
+        name = "-".join([f"seed-{seed}" for seed in (seeds or ())[:1]] + ["fold-0"] * (folds is not None))
+        options = {**options, "output_dir": Path(options["output_dir"], name)}
     values = {
         # Some commands take several checkpoints; the first one is meant.
         name: shlex.quote(str(value[0] if isinstance(value, (list, tuple)) else value))
