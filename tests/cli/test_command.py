@@ -12,7 +12,7 @@ import pytest
 import hf_simmim
 from hf_simmim.__main__ import main
 from hf_simmim.cli import COMMANDS
-from hf_simmim.cli.command import Command, CommandError
+from hf_simmim.cli.command import Command, CommandError, print_next
 from hf_simmim.cli.convert import ConvertArguments
 from hf_simmim.cli.options import names
 
@@ -112,6 +112,12 @@ def test_every_other_name_leads_to_an_option(other):
     commands = [importlib.import_module(f"hf_simmim.cli.{name}").COMMAND.option_names() for name in COMMANDS]
     for name in names.OTHER_NAMES[other]:
         assert any(name in options and other not in options for options in commands), name
+
+
+@pytest.mark.parametrize(("task", "trainer"), [("segmentation", "segment"), ("classification", "finetune")])
+def test_what_comes_next_is_of_the_task(task, trainer, capsys):
+    print_next("compare", {"task": task, "checkpoint": "runs/a", "train_dir": "scenes"})
+    assert f": hf-simmim {trainer} --checkpoint runs/a --train_dir scenes" in capsys.readouterr().out
 
 
 def test_a_command_is_given_its_values():

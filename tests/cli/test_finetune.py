@@ -176,7 +176,7 @@ def test_the_papers_recipe_runs_with_all_its_parts(script, pictures, checkpoint,
     assert "3 steps are few for the paper's strong augmentation: try --recipe few_labels" in capsys.readouterr().out
 
 
-def test_few_labels_folds_and_seeds(script, pictures, checkpoint, tmp_path):
+def test_few_labels_folds_and_seeds(script, pictures, checkpoint, tmp_path, capsys):
     run = options(pictures, tmp_path, checkpoint=checkpoint, labels_per_class=4, num_folds=2, holdout=None, max_steps=1)
     results = train([*run, "--seeds", "0", "1"])
     assert [(run["seed"], run["fold"]) for run in results["runs"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -185,6 +185,7 @@ def test_few_labels_folds_and_seeds(script, pictures, checkpoint, tmp_path):
     accuracies = [run["metrics"]["accuracy"] for run in results["runs"]]
     assert results["summary"]["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
     assert results["summary"]["accuracy"]["std"] == pytest.approx(np.std(accuracies, ddof=1))
+    assert f"predict --checkpoint {tmp_path / 'seed-0-fold-0'} --image_dir" in capsys.readouterr().out
 
 
 def test_the_budgets_of_a_seed_are_held_against_the_same_images(script, pictures, checkpoint):
@@ -288,6 +289,32 @@ def test_several_labels_and_numbers(script, checkpoint, tmp_path):
     assert (config.problem_type, config.num_labels) == ("multi_label_classification", 3)
     config = AutoModelForImageClassification.from_pretrained(tmp_path / "numbers").config
     assert (config.problem_type, config.num_labels) == ("regression", 1)
+
+
+def test_numbers_are_learned_in_their_units_and_earlier_runs_keep_theirs(script, checkpoint, tmp_path, monkeypatch):
+    images = [Image.fromarray(np.full((32, 32, 3), value, np.uint8)) for value in range(0, 240, 10)]
+    numbers = [100 + index / 2 for index in range(len(images))]
+    Dataset.from_dict({"image": images, "size": numbers}).to_parquet(tmp_path / "data.parquet")
+    given = {"data_files": tmp_path / "data.parquet", "label_column": "size", "save_strategy": "epoch"}
+    run = options(None, tmp_path / "run", checkpoint=checkpoint, **given)
+    assert train(run)["summary"]["mae"]["mean"] < 5
+    predictions, labels = read_answers(tmp_path / "run")
+    np.testing.assert_allclose(predictions[:, 0], labels, atol=8)
+    earlier = options(None, tmp_path / "earlier", checkpoint=checkpoint, **given)
+    with monkeypatch.context() as patches:
+        patches.setattr(finetune, "label_scale", lambda *_: (None, None))
+        train(earlier)
+    arguments = parse(earlier)
+    trainer, resumed = script.build_trainer(arguments, script.plan_runs(arguments)[0])
+    assert resumed is not None
+    assert (trainer.model.config.label_mean, trainer.model.config.label_std) == (None, None)
+    # A head in units of the deviation is kept, one in those of the labels is not.
+    for name, is_kept in (("run", True), ("earlier", False)):
+        arguments = parse(options(None, tmp_path / "next", checkpoint=tmp_path / name, **given))
+        trainer, _ = script.build_trainer(arguments, script.plan_runs(arguments)[0])
+        model = AutoModelForImageClassification.from_pretrained(tmp_path / name)
+        assert torch.equal(trainer.model.classifier.weight, model.classifier.weight) == is_kept
+        assert trainer.model.config.label_mean == pytest.approx(105.75, abs=1.5)
 
 
 def test_balanced_class_weights(script, checkpoint, tmp_path):

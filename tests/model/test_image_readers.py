@@ -332,6 +332,21 @@ def test_a_mask_that_is_not_applied_is_said(tmp_path, monkeypatch):
     assert messages == [image_readers.MASK_PAGE]
 
 
+@pytest.mark.parametrize(("kind", "is_told"), [("GIF", True), ("PNG", True), ("WEBP", True), ("MPO", False)])
+def test_the_first_frame_of_an_animation_is_read_and_said(kind, is_told, monkeypatch):
+    messages = []
+    monkeypatch.setattr(image_readers.logger, "warning_once", messages.append)
+    frames = [Image.new("RGB", (8, 6), color) for color in ("red", "blue", "blue")]
+    for count in (1, 3):
+        file = io.BytesIO()
+        frames[0].save(file, kind, save_all=True, append_images=frames[1:count])
+        picture = images.open_image(file.getvalue(), 3, 1 / 255).convert("RGB")
+        red, _, blue = picture.getpixel((4, 3))
+        assert red > 230 > 30 > blue
+        told = f"Only the first frame of animated {kind} files is read. Save others as files of their own."
+        assert messages == [told] * (count > 1 and is_told)
+
+
 @pytest.mark.parametrize("axes", ["ZYX", "TYX", "CYX", "ZCYX"])
 @pytest.mark.parametrize("program", [{"imagej": True}, {"ome": True}, {}])
 def test_depth_and_time_are_no_channels(tmp_path, axes, program):

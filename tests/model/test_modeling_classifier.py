@@ -254,6 +254,34 @@ def test_a_batch_without_labels_has_no_loss():
     assert not logits.grad.any()
 
 
+@pytest.mark.parametrize("values", [(112.0, 4.0), ([112.0, -3.0], [4.0, 0.5])])
+def test_numbers_are_predicted_in_the_units_of_the_labels(values, tmp_path):
+    torch.manual_seed(0)
+    outputs = 2 if isinstance(values[0], list) else 1
+    config = SimMIMConfig(encoder_config=swin_config(), num_labels=outputs, problem_type="regression")
+    plain = SimMIMForImageClassification(config).eval()
+    plain.save_pretrained(tmp_path)
+    model = SimMIMForImageClassification.from_pretrained(tmp_path, label_mean=values[0], label_std=values[1]).eval()
+    model.save_pretrained(tmp_path)
+    pixels, mean, std = torch.randn(3, 3, 32, 32), torch.tensor(values[0]), torch.tensor(values[1])
+    labels = mean + std * torch.randn(3, outputs)
+    expected, found = plain(pixels, labels=(labels - mean) / std), model(pixels, labels=labels)
+    torch.testing.assert_close(found.logits, expected.logits * std + mean)
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-4, atol=1e-5)
+    again = SimMIMForImageClassification.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(pixels).logits, found.logits)
+    # Half precision would round the mean.
+    halved = again.bfloat16()(pixels.bfloat16())
+    torch.testing.assert_close(halved.logits, found.logits, rtol=0, atol=0.1)
+
+
+def test_scales_of_numbers_are_checked():
+    with pytest.raises(Exception, match="label_std=0 must be a positive number"):
+        SimMIMConfig(encoder_config=swin_config(), label_std=0)
+    with pytest.raises(ValueError, match="one for each of 1 outputs"):
+        SimMIMForImageClassification(SimMIMConfig(encoder_config=swin_config(), num_labels=1, label_mean=[1.0, 2.0]))
+
+
 def test_class_weights_are_checked():
     with pytest.raises(ValueError, match="class_weights has 2 numbers"):
         SimMIMForImageClassification(SimMIMConfig(encoder_config=swin_config(), num_labels=3, class_weights=[1.0, 2.0]))

@@ -166,11 +166,13 @@ def test_a_killed_run_goes_on_counting(photos, first, tmp_path, monkeypatch):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_drift_is_that_of_the_neighbors_and_stops(photos, first, tmp_path, caplog):
+def test_drift_is_that_of_the_neighbors_and_stops(photos, first, tmp_path, caplog, capsys):
     settings = {"checkpoint": first, "encoder": None, "stop_by": "drift", "max_drift": 0.01}
     pretrain.COMMAND.main(options(photos, tmp_path / "still", **settings, learning_rate=1e-9, num_train_epochs=2))
     agreements = [e["drift_knn_agreement"] for e in read_log(tmp_path / "still") if "drift_knn_agreement" in e]
     assert agreements == [1, 1, 1]
+    # Not the best by a figure that can only fall.
+    assert "step 10 of 10, the last that were evaluated within --max_drift" in capsys.readouterr().out
     assert json.loads((tmp_path / "still" / "trainer_state.json").read_text())["best_global_step"] == 10
     pretrain.COMMAND.main(options(photos, tmp_path / "far", **settings, learning_rate=0.1, num_train_epochs=3))
     state = json.loads((tmp_path / "far" / "trainer_state.json").read_text())

@@ -211,7 +211,7 @@ def _named_options(argv: Sequence[str]) -> set[str]:
     return names | {name.removeprefix("no_") for name in names}
 
 
-# What a user does next, by command; a line whose options are unset is left out.
+# What a user does next, by command and, where it matters, its task; a line whose options are unset is left out.
 NEXT = {
     "pack": ("pre-train on these images: hf-simmim pretrain --train_dir {output_dir}",),
     "pretrain": (
@@ -222,6 +222,9 @@ NEXT = {
     "segment": ("predict on new images: hf-simmim predict --checkpoint {output_dir} --image_dir PHOTOS",),
     "probe": ("train a classifier: hf-simmim finetune --checkpoint {checkpoint} --train_dir {train_dir}",),
     "compare": ("train a classifier: hf-simmim finetune --checkpoint {checkpoint} --train_dir {train_dir}",),
+    "compare segmentation": (
+        "train on all masks: hf-simmim segment --checkpoint {checkpoint} --train_dir {train_dir}",
+    ),
     "embed": ("evaluate the features: hf-simmim probe --checkpoint {checkpoint} --train_dir LABELED_PHOTOS",),
     "reconstruct": ("mask by hand in the browser: hf-simmim app --checkpoint {checkpoint}",),
     "convert": ("see how images are arranged: hf-simmim embed --checkpoint {output_dir} --image_dir PHOTOS",),
@@ -239,6 +242,11 @@ def print_next(command: str, options: Mapping[str, Any]) -> None:
         command: Name of the command.
         options: Its options, by name.
     """
+    if command == "finetune":
+        # Each of several runs has a folder of its own, and the model of the first is as good as any.
+        seeds, folds = options.get("seeds"), options.get("num_folds")
+        name = "-".join([f"seed-{seed}" for seed in (seeds or ())[:1]] + ["fold-0"] * (folds is not None))
+        options = {**options, "output_dir": Path(options["output_dir"], name)}
     values = {
         # Some commands take several checkpoints; the first one is meant.
         name: shlex.quote(str(value[0] if isinstance(value, (list, tuple)) else value))
@@ -246,7 +254,8 @@ def print_next(command: str, options: Mapping[str, Any]) -> None:
         if value not in (None, "", [], ())
     }
     with contextlib.suppress(KeyError):
-        lines = "; or ".join(line.format(**values) for line in NEXT.get(command, ()))
+        task = f"{command} {options.get('task')}"
+        lines = "; or ".join(line.format(**values) for line in NEXT.get(task, NEXT.get(command, ())))
         if lines and int(os.environ.get("RANK", "0")) == 0:
             print(f"Next: {lines}")
 

@@ -55,6 +55,7 @@ from ..training.weight_average import WeightAverageCallback
 from ..visualization.plots import plot_confusion
 from .command import Command, existing, in_words, one_run, print_files, print_titled
 from .options.images import DecoderArguments, LabeledSourceArguments, PixelArguments, load_labeled_splits
+from .options.labels import class_weights, label_scale
 from .options.models import EncoderArguments
 
 # Share of the images held out for validation, without validation images and cross-validation.
@@ -296,38 +297,6 @@ def build_config(arguments: FineTuningModelArguments, images: LabeledImages) -> 
     return config
 
 
-def class_weights(given: list[str] | None, images: LabeledImages) -> list[float] | None:
-    """Parse the loss weights of the classes.
-
-    Args:
-        given: Numbers as text, or "balanced", or None.
-        images: Labeled training images.
-
-    Returns:
-        The weight of each class, or None.
-
-    Raises:
-        ValueError: If they are not numbers, or there are no classes.
-    """
-    if given is None:
-        return None
-    if images.class_names is None:
-        raise ValueError(f"class_weights={given} needs classes, but the labels are numbers. Leave it out.")
-    num_classes = len(images.class_names)
-    if given == ["balanced"]:
-        if images.problem_type != "single_label_classification":
-            raise ValueError("class_weights=balanced is for images of one class each. Give a number for each class.")
-        counts = np.bincount(images.labels, minlength=num_classes)
-        return (len(images) / (num_classes * np.maximum(counts, 1))).tolist()
-    try:
-        weights = [float(weight) for weight in given]
-    except ValueError:
-        weights = []
-    if len(weights) != num_classes:
-        raise ValueError(f"class_weights={given} must be balanced or {num_classes} numbers, one for each class.")
-    return weights
-
-
 def build_model(arguments: FineTuningModelArguments, config: SimMIMConfig) -> SimMIMForImageClassification:
     """Build the classifier, from the checkpoint or with random weights."""
     if arguments.from_scratch or arguments.checkpoint is None:
@@ -339,15 +308,16 @@ def build_model(arguments: FineTuningModelArguments, config: SimMIMConfig) -> Si
         loading["ignore_mismatched_sizes"] = True
         model = SimMIMForImageClassification.from_pretrained(name, config=config, **loading)
         stored = arguments.stored_config()
-        if type(model).__name__ in (stored.architectures or ()) and stored.id2label != config.id2label:
-            # The same number of classes, but other ones.
+        # The same number of classes, but other ones; or numbers as they are, not in units of their deviation.
+        is_other = stored.id2label != config.id2label or (stored.label_std is None) != (config.label_std is None)
+        if type(model).__name__ in (stored.architectures or ()) and is_other:
             model.reset_classifier()
         return model
     changes = {} if arguments.drop_path_rate is None else {"drop_path_rate": arguments.drop_path_rate}
     model = SimMIMForImageClassification.from_encoder(
         name, encoder_config=changes, num_labels=config.num_labels, **arguments.geometry(), **loading
     )
-    for key in ("id2label", "label2id", "problem_type", "class_weights"):
+    for key in ("id2label", "label2id", "problem_type", "class_weights", "label_mean", "label_std"):
         setattr(model.config, key, getattr(config, key))
     return model
 
@@ -390,6 +360,7 @@ def build_trainer(options: FineTuningOptions, run: FineTuningRun) -> tuple[Class
     data, augmentation = options.data, options.augmentation.augmentation()
     config = build_config(options.model, run.train)
     checkpoint = prepare_output_dir(arguments)
+    config.label_mean, config.label_std = label_scale(run.train, checkpoint)
     before = settings_before(checkpoint.parent) if checkpoint is not None else {}
     pixels, image_decoder = copy.copy(data), data.decoder(before)
     statistics = pixels.settle(options.model.checkpoint, config.num_channels, run.train.rows, before)

@@ -46,7 +46,7 @@ from ..planning.automatic import Automatic, Plan
 from ..planning.machine import find_machine
 from ..training.arguments import SimMIMTrainingArguments
 from ..training.callbacks import EpochCallback, PictureCallback, ProbeCallback
-from ..training.cards.facts import best_step, training_line
+from ..training.cards.facts import best_by, best_step, training_line
 from ..training.cards.pretraining import describe_evaluation
 from ..training.fingerprints import digest, initial_weights
 from ..training.image_samples import COMPARED_IMAGES
@@ -509,7 +509,7 @@ def print_results(trainer: SimMIMTrainer, metrics: dict[str, float]) -> None:
     best, callbacks = best_step(trainer), trainer.callback_handler.callbacks
     if best is not None:
         step = f"{best:,} of {trainer.state.global_step:,}"
-        print(f"The weights are those of step {step}, the best by {trainer.args.metric_for_best_model}")
+        print(f"The weights are those of step {step}, {best_by(trainer)}")
     for probe in (part for part in callbacks if isinstance(part, ProbeCallback) and len(part.pairs) > 1):
         print(f"The probe takes {name_pair(probe.chosen)}, chosen on a part of its training images")
     print_files(Path(str(trainer.args.output_dir)), PRETRAINING_FILES)

@@ -164,6 +164,11 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
             and `num_heads` (one for every 64 channels).
         class_weights (`list[float]`, *optional*):
             Factor of the loss of each class, in a classifier.
+        label_mean (`float` or `list[float]`, *optional*, defaults to 0):
+            Mean of the numbers that a model with `problem_type="regression"` learns, or of those of each output. Its
+            logits are in their units, and begin near it.
+        label_std (`float` or `list[float]`, *optional*, defaults to 1):
+            Their standard deviation, likewise. Errors are divided by it in the loss.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the truncated normal that initializes linear layers, relative position tables and the
             mask token.
@@ -202,6 +207,8 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
     encode: str = "all"
     decoder_options: dict | None = None
     class_weights: list | tuple | None = None
+    label_mean: list | tuple | float | int | None = None
+    label_std: list | tuple | float | int | None = None
     initializer_range: float = 0.02
     backbone_pyramid: bool = False
     _out_features: list[str] | None = None
@@ -320,10 +327,15 @@ class SimMIMConfig(CarriesCode, BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"prediction_stride={self.prediction_stride} must be 1 pixel or more.")
         if self.head_inputs is not None and not (self.head_inputs and all(map(is_index, self.head_inputs))):
             raise ValueError(f"head_inputs={self.head_inputs!r} must be indices of hidden states, such as [1, 2, 3].")
-        for field, is_valid, kind in (("image_mean", is_finite, "finite"), ("image_std", is_positive, "positive")):
+        for field, is_valid, kind in (
+            ("image_mean", is_finite, "finite number, or one for each channel"),
+            ("image_std", is_positive, "positive number, or one for each channel"),
+            ("label_mean", is_finite, "finite number, or one for each output"),
+            ("label_std", is_positive, "positive number, or one for each output"),
+        ):
             values = getattr(self, field)
             if values is not None and not all(map(is_valid, values if isinstance(values, (list, tuple)) else [values])):
-                raise ValueError(f"{field}={values!r} must be a {kind} number, or one for each channel.")
+                raise ValueError(f"{field}={values!r} must be a {kind}.")
 
     def validate_class_weights(self):
         """Check that class weights are finite and not negative."""

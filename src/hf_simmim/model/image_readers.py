@@ -122,15 +122,22 @@ def open_with_pillow(source: Source) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))
         raise ValueError(_too_large(int(pixels[0]) if pixels else 0, 3)) from error
     except UnidentifiedImageError as error:
-        reason = _unread_reason(source)
-        if reason:
+        if reason := _unread_reason(source):
             raise ValueError(reason) from error
         raise
+    # A flaw of a later frame does not matter.
+    with contextlib.suppress(Exception):
+        # The other images of a photo (MPO) are previews and maps of it.
+        if image.format in ("AVIF", "GIF", "PNG", "WEBP") and getattr(image, "is_animated", False):
+            logger.warning_once(
+                f"Only the first frame of animated {image.format} files is read. Save others as files of their own."
+            )
+    return image
 
 
 def _unread_reason(source: Source) -> str:
@@ -222,11 +229,10 @@ def optional_library(name: str, reason: str) -> Any:
 
 def few_bits(image: Image.Image, bits: int, wanted: Wanted, is_inverted: bool = False) -> Stored:
     """Gray of two or four bits, which Pillow stretches to 255."""
-    scale = 255 // (2**bits - 1)
+    scale, sign = 255 // (2**bits - 1), -1 if is_inverted else 1
     if wanted.keeps_depth:
-        numbers = np.asarray(upright(image)) // scale
-        return Stored(numbers, scale=-1 if is_inverted else 1, offset=2**bits - 1 if is_inverted else 0)
-    return Stored(image, scale=-scale if is_inverted else scale, offset=255 if is_inverted else 0)
+        return Stored(np.asarray(upright(image)) // scale, scale=sign, offset=2**bits - 1 if is_inverted else 0)
+    return Stored(image, scale=sign * scale, offset=255 if is_inverted else 0)
 
 
 def both_bytes(source: Source, image: Image.Image, high: str, low: str) -> np.ndarray:
@@ -392,11 +398,10 @@ def _read_bands(source: Source, wanted: Wanted, page: Directory, planes: list[in
     if channels == 1:
         _warn_of_pages(page)
         return None
-    others = {name: number for name, number in (axes or {}).items() if name not in "CSIQYX" and number > 1}
+    longer = {name: number for name, number in (axes or {}).items() if number > 1 and name not in "YX"}
+    others = [name for name in longer if name not in "CSIQ"]
     if others:
-        sizes = ", ".join(
-            f"{name}={number}" for name, number in (axes or {}).items() if number > 1 and name not in "YX"
-        )
+        sizes = ", ".join(f"{name}={number}" for name, number in longer.items())
         raise ValueError(
             f"The TIFF file is a stack of planes of {size} with the axes {sizes}, and {channels} channels are expected:"
             f" {' and '.join(others)} {'is' if len(others) == 1 else 'are'} no channels. Save each plane, or the"
@@ -495,7 +500,8 @@ def _read_page(source: Source, wanted: Wanted, page: Directory, index: int) -> S
         if image is None or len(image.getbands()) != samples or not is_unsigned:
             raise
         if max(bits) > 8 and re.fullmatch("(RGB|RGBA|CMYK);16[BLN]", _raw_mode(image)):
-            numbers = both_bytes(source, image, *(("16L", "16B") if _is_little(image) else ("16B", "16L")))
+            is_little = _raw_mode(image)[-1] in ("L", "N" if sys.byteorder == "little" else "L")
+            numbers = both_bytes(source, image, *(("16L", "16B") if is_little else ("16B", "16L")))
             return with_meaning(page, numbers, wanted)
         if max(bits) > 8 or compression in UNKNOWN_COMPRESSIONS:
             raise
@@ -525,10 +531,6 @@ def _raw_mode(image: Any) -> str:
     return str(image.tile[0].args[0]) if image.tile and isinstance(image.tile[0].args, tuple) else ""
 
 
-def _is_little(image: Any) -> bool:
-    return _raw_mode(image)[-1] in ("L", "N" if sys.byteorder == "little" else "L")
-
-
 def picture_kind(page: Directory) -> str:
     """What the samples of a page of unsigned integers are, as in `Stored.kind`, or P; empty if they are just bands."""
     bits, samples = page.get(258, (1,)), first_value(page, 277, 1)
@@ -555,8 +557,7 @@ def with_meaning(page: Directory, array: np.ndarray, wanted: Wanted) -> Stored:
     if kind == "P" and wanted.indices:
         kind = ""
     elif kind == "P":
-        colors = _palette(page)[array]
-        return Stored(colors, nodata, 65535, "RGB", compared=array)
+        return Stored(_palette(page)[array], nodata, 65535, "RGB", compared=array)
     if meaning == 6:
         if kind != "YCbCr" or bits != 8:
             raise ValueError("The TIFF file holds YCbCr of more than 8 bits, which is not read. Convert it to RGB.")
@@ -567,8 +568,7 @@ def with_meaning(page: Directory, array: np.ndarray, wanted: Wanted) -> Stored:
         if kind[-1] == "a" and not array[..., -1].any():
             array, kind = array[..., :-1], kind[:-1]
         mode = kind.replace("La", "LA")
-        height, width = array.shape[:2]
-        picture = Image.frombytes(mode, (width, height), np.ascontiguousarray(array, np.uint8).tobytes())
+        picture = Image.frombytes(mode, array.shape[1::-1], np.ascontiguousarray(array, np.uint8).tobytes())
         return Stored(picture.convert("RGBA") if mode == "RGBa" else picture, nodata, scale=scale, offset=offset)
     return Stored(array, nodata, largest if kind else 0, kind, scale, offset)
 

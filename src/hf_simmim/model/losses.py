@@ -219,6 +219,7 @@ def classification_loss(
     problem_type: str | None = None,
     class_weights: Sequence[float] | None = None,
     num_items_in_batch: torch.Tensor | float | None = None,
+    label_std: Sequence[float] | float | None = None,
 ) -> torch.Tensor:
     """Mean classification or regression loss over the images of a batch.
 
@@ -234,6 +235,7 @@ def classification_loss(
             batch add up: weights that are 1 on average keep the scale.
         num_items_in_batch: Number of labels of the whole batch that are not -100, if this is a part of it. Elements
             are counted, as by Trainer, so that an image with soft labels has K of them.
+        label_std: Divides the errors of a regression: a number, or one for each output (1 if None).
 
     Returns:
         float32 scalar. The losses of the parts of a batch add up to that of the batch if `num_items_in_batch` is given.
@@ -270,7 +272,8 @@ def classification_loss(
         elif problem_type == "multi_label_classification":
             losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
         else:
-            losses = (logits - labels).square()
+            errors = logits - labels
+            losses = (errors if label_std is None else errors / torch.tensor(label_std, device=errors.device)).square()
         if weights is not None:
             losses = losses * weights
         count = losses.numel() if num_items_in_batch is None else num_items_in_batch

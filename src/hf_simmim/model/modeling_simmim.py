@@ -236,7 +236,8 @@ class SimMIMForImageClassification(SimMIMPreTrainedModel):
     processes and accumulated batches.
 
     Args:
-        config: The SimMIM config, with `num_labels`, and optionally `problem_type` and `class_weights`.
+        config: The SimMIM config, with `num_labels`, and optionally `problem_type` and `class_weights`, or `label_mean`
+            and `label_std` of the numbers to learn.
     """
 
     # Trainer passes the number of labels of the whole batch to forward.
@@ -253,6 +254,10 @@ class SimMIMForImageClassification(SimMIMPreTrainedModel):
                 f"class_weights has {len(weights)} numbers, but the model has {config.num_labels} labels. Give one"
                 " number for each label."
             )
+        for name in ("label_mean", "label_std"):
+            values = getattr(config, name)
+            if isinstance(values, (list, tuple)) and len(values) != config.num_labels:
+                raise ValueError(f"{name}={values!r} must be a number, or one for each of {config.num_labels} outputs.")
         self.simmim = SimMIMModel(config, use_mask_token=False)
         ends_in_norm = encoder_layers(config).ends_in_norm
         epsilon = getattr(config.encoder_config, "layer_norm_eps", 1e-6)
@@ -307,7 +312,8 @@ class SimMIMForImageClassification(SimMIMPreTrainedModel):
             return_dict: Whether to return a `ModelOutput` (default) or a tuple.
 
         Returns:
-            Loss (None without labels), logits of shape (B, K), and the requested hidden states and attentions.
+            Loss (None without labels), logits of shape (B, K), of a regression in the units of its labels, and the
+            requested hidden states and attentions.
 
         Raises:
             ValueError: If the channels or the labels do not fit.
@@ -315,11 +321,21 @@ class SimMIMForImageClassification(SimMIMPreTrainedModel):
         outputs = self.simmim(
             pixel_values, output_hidden_states=output_hidden_states, output_attentions=output_attentions
         )
+        config = self.config
         logits = self.classifier(self.norm(outputs.pooler_output))
+        kind = config.problem_type or ("regression" if config.num_labels == 1 else None)
+        if kind == "regression" and (config.label_mean is not None or config.label_std is not None):
+            # In float32: bfloat16 has no numbers between 112 and 112.5.
+            logits = logits.float()
+            mean, std = (
+                logits.new_tensor(default if values is None else values)
+                for values, default in ((config.label_mean, 0.0), (config.label_std, 1.0))
+            )
+            logits = logits * std + mean
         loss: Any = None
         if labels is not None:
             loss = classification_loss(
-                logits, labels, self.config.problem_type, self.config.class_weights, num_items_in_batch
+                logits, labels, config.problem_type, config.class_weights, num_items_in_batch, config.label_std
             )
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions

@@ -60,7 +60,10 @@ class ClassifierTrainer(LabeledTrainer):
             # Trainer averages over batches, some of which repeat images to have the same size in all processes.
             model: Any = self.model
             logits, labels = torch.from_numpy(output.predictions), torch.from_numpy(output.label_ids)
-            loss = classification_loss(logits, labels, model.config.problem_type, model.config.class_weights)
+            config = model.config
+            loss = classification_loss(
+                logits, labels, config.problem_type, config.class_weights, label_std=config.label_std
+            )
             name = f"{kwargs.get('metric_key_prefix', 'eval')}_loss"
             output = output._replace(metrics={**(output.metrics or {}), name: loss.item()})
         return output

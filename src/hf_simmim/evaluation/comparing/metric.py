@@ -46,11 +46,11 @@ class DecidingMetric:
         """
         return f"{100 * value:.1f}" if self.is_share else f"{value:.3g}"
 
-    def gain(self, value: float) -> str:
-        """A gain as text, with its sign: percentage points, or the metric's own unit.
+    def change(self, value: float) -> str:
+        """A difference as text, with its sign: percentage points, or the metric's own unit.
 
         Args:
-            value: The gain, positive if better.
+            value: The difference of two values, negative where an error is smaller.
 
         Returns:
             The text, without a unit.

@@ -88,13 +88,16 @@ class Verdict:
 
     def __str__(self) -> str:
         unit = " percentage points of" if self.metric.is_share else " of"
-        points = f"{self.metric.gain(self.difference)}{unit} {self.metric.title}"
+        # As in the table: an error that is smaller has a negative difference.
+        sign = self.metric.sign
+        points = f"{self.metric.change(sign * self.difference)}{unit} {self.metric.title}"
         start = f"{self.num_labels:,} labels"
         if self.refusal:
             return f"{start}: cannot tell {self.refusal[0]} ({points}). Use {self.remedy}."
         if self.low is None or self.high is None:
             return f"{start}: {self.answer} ({points})."
-        interval = f"95 % CI {self.metric.gain(self.low)} to {self.metric.gain(self.high)}"
+        low, high = sorted((sign * self.low, sign * self.high))
+        interval = f"95 % CI {self.metric.change(low)} to {self.metric.change(high)}"
         seeds = f"better in {self.num_better} of {self.num_seeds} seeds"
         if self.num_pretrainings > 1:
             seeds += f", {self.num_pretrainings} pre-trainings"
@@ -398,6 +401,6 @@ def table(scores: Mapping[int, Scores], metric: DecidingMetric = ACCURACY) -> st
             for column in values
         ]
         if has_difference:
-            figures.append(metric.gain(statistics.fmean(values[0]) - statistics.fmean(values[1])))
+            figures.append(metric.change(statistics.fmean(values[0]) - statistics.fmean(values[1])))
         lines.append(f"| {budget:,} | {' | '.join(figures)} |")
     return "\n".join(lines)

@@ -27,6 +27,7 @@ from ...hub.card import (
 )
 from ...hub.provenance import LOCAL_KINDS, RunOrigin
 from ..optimization import SimMIMSchedule, create_schedule, images_per_step, planned_steps, warmup_updates
+from ..stopping import StopCallback
 
 
 def total_steps(trainer: Any) -> int:
@@ -311,6 +312,22 @@ def best_step(trainer: Any) -> int | None:
     return trainer.state.best_global_step or None
 
 
+def best_by(trainer: Any, mark: str = "") -> str:
+    """Say by what the weights of `best_step` were chosen.
+
+    Args:
+        trainer: The trainer.
+        mark: What stands on both sides of a name.
+
+    Returns:
+        "the best by NAME", or which ones a limit of drift leaves.
+    """
+    rules = [callback.rule for callback in trainer.callback_handler.callbacks if isinstance(callback, StopCallback)]
+    if any(rule.kind == "drift" for rule in rules):
+        return f"the last that were evaluated within {mark}--max_drift{mark}"
+    return f"the best by {mark}{trainer.args.metric_for_best_model}{mark}"
+
+
 def measured_after(trainer: Any, key: str) -> str:
     """Say which weights the last entry of the log with a key measured.
 
@@ -336,7 +353,7 @@ def steps(trainer: Any, num_steps: int) -> str:
     best = best_step(trainer)
     chosen = ""
     if best is not None and best != state.global_step:
-        chosen = f"; weights of step {best:,}, the best by `{trainer.args.metric_for_best_model}`"
+        chosen = f"; weights of step {best:,}, {best_by(trainer, '`')}"
     return done + epochs + chosen
 
 
