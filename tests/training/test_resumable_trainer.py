@@ -231,9 +231,25 @@ def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(tmp_path, kind, opt
         assert torch.equal(one, other)
 
 
+def test_workers_end_with_the_training_and_with_evaluations_after_it(tmp_path):
+    """Else they are ended by the garbage collector, which may wait for 5 s for each of them, in a later run."""
+    options = {"eval_strategy": "steps", "eval_steps": 1}
+    trainer = make_trainer("fine-tuning", tmp_path, num_workers=1, max_steps=2, **options)
+    num_workers = []
+    trainer.add_callback(AtStep(2, lambda model: num_workers.append(len(multiprocessing.active_children()))))
+    trainer.train()
+    assert num_workers == [2]
+    assert not multiprocessing.active_children()
+    for _ in range(2):
+        trainer.evaluate()
+        assert not multiprocessing.active_children()
+
+
 def test_workers_that_are_ended_after_the_training_are_no_error(tmp_path):
     trainer = make_trainer("fine-tuning", tmp_path, num_workers=1, max_steps=2)
     trainer.train()
+    batches = iter(trainer.get_eval_dataloader())
+    next(batches)
     workers = multiprocessing.active_children()
     assert workers
     for worker in workers:

@@ -6,6 +6,7 @@ import gc
 import math
 import shutil
 import warnings
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,19 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerState
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
 from ..data.sampling import IndexSampler
 from ..model.modeling_base import SimMIMPreTrainedModel
-from .acceleration import CastsOfAStep, change_blocks, faster_attention, keep_freed_memory, prepare_to_fork
+from .acceleration import (
+    CastsOfAStep,
+    change_blocks,
+    end_workers,
+    faster_attention,
+    keep_freed_memory,
+    prepare_to_fork,
+)
 from .agreement import fail_together, leave_before_python_ends
 from .arguments import without_paths
 from .log_sums import LogSums
@@ -78,6 +86,8 @@ class ResumableTrainer(Trainer):
         self._stop_signals = StopSignals()
         self._has_changed_blocks = False
         self._is_training = False
+        # Those that are in use; their workers persist during a training.
+        self._loaders: weakref.WeakSet[Any] = weakref.WeakSet()
         super().__init__(*args, **kwargs)
         if self.args.device.type == "cpu":
             keep_freed_memory()
@@ -105,9 +115,27 @@ class ResumableTrainer(Trainer):
     def _get_dataloader(self, *args, **kwargs):
         loader = super()._get_dataloader(*args, **kwargs)
         self._stop_signals.guard(loader)
-        if self.args.dataloader_num_workers and self._is_training:
-            prepare_to_fork(self.args.device.type)
+        if self.args.dataloader_num_workers:
+            self._loaders.add(loader)
+            if self._is_training:
+                prepare_to_fork(self.args.device.type)
         return loader
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate as Trainer does; outside of a training, workers end with the evaluation.
+
+        Args:
+            *args: Passed to Trainer.
+            **kwargs: Passed to Trainer.
+
+        Returns:
+            As Trainer does.
+        """
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            if not self._is_training:
+                end_workers(self._loaders)
 
     @property
     def _data_seed(self) -> int:
@@ -177,6 +205,7 @@ class ResumableTrainer(Trainer):
             yield
         finally:
             self._is_training = False
+            end_workers(self._loaders)
             # Frozen by `prepare_to_fork`.
             gc.unfreeze()
 
