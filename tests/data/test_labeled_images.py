@@ -128,6 +128,14 @@ def test_labels_that_could_mean_something_else_are_refused(feature, values, mess
         load_labeled_images(dataset_name=name, label_column="target")
 
 
+def test_images_and_masks_are_no_classes(tmp_path):
+    for name in ("images", "Masks"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (8, 8)).save(tmp_path / name / "a.png")
+    with pytest.raises(ValueError, match="are Masks and images, which are no classes. .* use `hf-simmim segment`"):
+        load_labeled_images(tmp_path)
+
+
 def test_classes_that_are_spelled_alike_are_named(folder, tmp_path, caplog):
     name = save_table(tmp_path / "a", Value("string"), ["cat", "Cat ", "dog"])
     assert load_labeled_images(dataset_name=name).class_names == ["Cat ", "cat", "dog"]

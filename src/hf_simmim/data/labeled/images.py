@@ -56,6 +56,8 @@ TEXT_SUFFIXES = {
     ".pdf",
 }
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "eval"}
+# Folders of segmentation data.
+PAIR_NAMES = {"images", "masks"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +217,13 @@ def _load_folder(folder: Path, slicing: Slicing | None) -> LabeledImages:
     class_names = sorted({parts[0] for parts in places})
     _refuse_lost_classes(folder, class_names)
     warn_of_like_classes(class_names, str(folder))
-    if {name.lower() for name in class_names} <= SPLIT_NAMES:
+    names = {name.lower() for name in class_names}
+    if names == PAIR_NAMES:
+        raise ValueError(
+            f"The sub-folders of {folder} are {' and '.join(class_names)}, which are no classes. For segmentation use"
+            " `hf-simmim segment`."
+        )
+    if names <= SPLIT_NAMES:
         raise ValueError(
             f"The sub-folders of {folder} are {', '.join(class_names)}, which are splits and not classes. Name one of"
             f" them, such as {folder / class_names[0]}."
