@@ -16,7 +16,7 @@ from .grid import TABLES, Row, mask_name, scratch_row, study_tables
 from .plot import draw_distances
 from .results import SETTINGS, Result, read_results, read_settings
 from .settings import NUM_SEEDS, TRIALS, Settings
-from .verdicts import MARGIN, Verdict, pooled_noise, scores_of, verdicts
+from .verdicts import MARGIN, Verdict, judge, pooled_noise, scores_of, verdicts
 
 REPORT = "README.md"
 PLOT = "avgdist.png"
@@ -139,12 +139,16 @@ def _other_sizes(folder: Path) -> list[str]:
 def _verdict_table(found: list[Verdict]) -> str:
     lines = ["| claim | this run | difference in points, 95 % interval | between |", "| --- | --- | --- | --- |"]
     for verdict in found:
-        difference = ""
-        if verdict.difference is not None and verdict.half_width is not None:
-            low, high = (verdict.difference + sign * verdict.half_width for sign in (-1, 1))
-            difference = f"{100 * verdict.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-        lines.append(f"| {verdict.claim} | **{verdict.verdict}** | {difference} | {verdict.between} |")
+        lines.append(f"| {verdict.claim} | **{verdict.verdict}** | {_difference(verdict)} | {verdict.between} |")
     return "\n".join(lines)
+
+
+def _difference(verdict: Verdict) -> str:
+    """Difference in points with its interval; empty if it is not known."""
+    if verdict.difference is None or verdict.half_width is None:
+        return ""
+    low, high = (verdict.difference + sign * verdict.half_width for sign in (-1, 1))
+    return f"{100 * verdict.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def _noise_text(results: list[Result], rows: dict[str, Row]) -> str:
@@ -164,7 +168,10 @@ def _table(
     rows: dict[str, Row], results: list[Result], costs: dict[str, Cost] | None = None, has_distance: bool = False
 ) -> str:
     costs = costs or {}
-    titles = ["row", *(["AvgDist, px"] if has_distance else []), *METRICS.values(), "runs"]
+    scores = scores_of(results)
+    noise = pooled_noise(scores)
+    titles = ["row", *(["AvgDist, px"] if has_distance else []), *METRICS.values()]
+    titles += ["fine-tuning, baseline minus row", "runs"]
     titles += ["parameters", "step", "peak memory"] if costs else []
     lines = [f"| {' | '.join(titles)} |", f"| --- |{' ---: |' * (len(titles) - 1)}"]
     for name in rows:
@@ -173,7 +180,8 @@ def _table(
         if has_distance:
             cells.append(f"{runs[0].avg_dist:.2f}" if runs[0].avg_dist is not None else "")
         cells += [_mean_and_spread([getattr(run, metric) for run in runs]) for metric in METRICS]
-        cells.append(str(len(runs)))
+        compared = judge("", "better", ["baseline"], [name], scores, noise)
+        cells += ["" if name == "baseline" else _difference(compared), str(len(runs))]
         if costs:
             cells += _cost_cells(costs.get(name), costs["baseline"])
         lines.append(f"| {' | '.join(cells)} |")

@@ -20,6 +20,7 @@ from benchmarks.ablation.clip_art import is_blank, prepare_clip_art, stratified_
 from benchmarks.ablation.cost import _peak_resident
 from benchmarks.ablation.data import ImageData, augment, load_images, stratified_sample
 from benchmarks.ablation.grid import Row, scratch_row, select_rows, study_tables
+from benchmarks.ablation.report import _table
 from benchmarks.ablation.results import RESULTS, Result, read_results
 from benchmarks.ablation.settings import ENCODERS, study_settings
 from benchmarks.ablation.train import METRICS, build_model, faster_attention, pretrain, run_row
@@ -387,6 +388,20 @@ def test_claims_find_their_rows():
     assert len([claim for claim in found if claim.startswith("Regression of RGB")]) == 6
     assert len([claim for claim in found if claim.startswith("l1 and")]) == 2
     assert all(verdict.difference is not None for verdict in found.values())
+
+
+def test_tables_have_the_difference_of_each_row_to_the_baseline():
+    values = {"baseline": (0.9, 0.7, 0.8), "scratch": (0.8, 0.6, 0.71)}
+    results = [
+        Result(row, seed, value, 0, 0, None, None, 1.0) for row in values for seed, value in enumerate(values[row])
+    ]
+    rows = dict.fromkeys(values, Row(8))
+    lines = _table(rows, results).splitlines()
+    assert "| fine-tuning, baseline minus row | runs |" in lines[0]
+    assert lines[2].endswith("|  | 3 |")
+    # 10, 10 and 9 points; the same deviation as `pooled_noise`.
+    width = student_quantile(2) * pooled_noise(scores_of(results)).deviation * (2 / 3) ** 0.5
+    assert lines[3].endswith(f"| +9.7 ({9.6667 - 100 * width:+.1f} to {9.6667 + 100 * width:+.1f}) | 3 |")
 
 
 def test_claims_about_rgb_find_their_rows_beside_a_baseline_of_gradients():

@@ -121,10 +121,11 @@ class ResumableTrainer(Trainer):
                 prepare_to_fork(self.args.device.type)
         return loader
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate as Trainer does; outside of a training, workers end with the evaluation.
 
         Args:
+            dataloader: Loader of the images.
             *args: Passed to Trainer.
             **kwargs: Passed to Trainer.
 
@@ -132,10 +133,10 @@ class ResumableTrainer(Trainer):
             As Trainer does.
         """
         try:
-            return super().evaluation_loop(*args, **kwargs)
+            return super().evaluation_loop(dataloader, *args, **kwargs)
         finally:
             if not self._is_training:
-                end_workers(self._loaders)
+                end_workers([dataloader])
 
     @property
     def _data_seed(self) -> int:
