@@ -7,9 +7,9 @@
     python -m benchmarks.evidence clipart-color --encoder vit-small --public
 
 All settings but encoder, epochs and seeds are those that the commands choose. Weights that can be had for free are two
-further arms with --public: as they are, and pre-trained further on the images, once. Without a name they are those of
-`benchmarks.public_weights`, for images in color. Prints the table, the verdicts, and the machine with its versions;
-plot and all runs are in the folder of the runs.
+further arms with --public: as they are, and pre-trained further on the images, once for all encoders. Without a name
+they are those of `benchmarks.public_weights`, for images in color. Prints the table, the verdicts, and the machine with
+its versions; plot and all runs are in the folder of the runs.
 """
 
 import argparse
@@ -63,6 +63,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--continued_epochs", type=int, help="of pre-training from --public, 0 for none (default: --epochs)"
     )
+    parser.add_argument(
+        "--continued_target", choices=["rgb", "hog"], help="of pre-training from --public (default: pretrain's choice)"
+    )
     parser.add_argument("--finetune_epochs", type=int, help="of fine-tuning (default: the recipe's)")
     parser.add_argument("--checkpoint", help="pre-trained model, instead of pre-training here")
     parser.add_argument("--paper", action="store_true", help="fine-tune by the paper's settings, not by few_labels")
@@ -71,7 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, help="folder that also gets the results, by the name of the study")
     args = parser.parse_args(arguments)
     train, test = write_set(args.set)
-    names = [args.set, args.encoder, *filter(None, [args.name, args.target])]
+    further = f"continued-{args.continued_target}" if args.continued_target else None
+    names = [args.set, args.encoder, *filter(None, [args.name, args.target, further])]
     output = args.folder / ("-".join(names) + "-paper" * args.paper)
     # The defaults of `hf-simmim finetune` are the paper's.
     empty = args.folder / "empty.json"
@@ -98,7 +102,8 @@ def main(arguments: list[str] | None = None) -> None:
         pretraining["public"] = public
         if epochs != 0:
             shared |= {"num_train_epochs": epochs or args.epochs, "seed": args.pretrain_seeds[0]}
-            continued = continue_from(public, train, args.folder / f"{args.set}-continued", shared)
+            shared |= {"target": args.continued_target} if args.continued_target else {}
+            continued = continue_from(public, train, args.folder / f"{args.set}-{further or 'continued'}", shared)
             pretraining["arms"].append("continued")
             pretraining["continued"] = str(continued)
     answer = hf_simmim.compare(
@@ -117,6 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
         parameters = hf_simmim.SimMIMModel(model).num_parameters()
     title = f"{args.set}, {args.encoder} of {parameters / 1e6:.2f} M parameters"
     title += f", target {args.target}" if args.target else ""
+    title += f", public weights continued by {args.continued_target}" if args.continued_target else ""
     machine = (
         f"{device_name('cpu')}, {torch.get_num_threads()} threads, torch {torch.__version__}, transformers"
         f" {transformers.__version__}, hf_simmim {hf_simmim.__version__}, Python {platform.python_version()}"

@@ -67,6 +67,10 @@ def test_evidence_on_public_weights_continues_them_once(tmp_path, monkeypatch):
     # A study of the same set and encoder beside it.
     evidence.main([*options, "--name", "20-labels", "--target", "hog"])
     assert Path(taken["output_dir"]).name == "clipart-color-vit-20-labels-hog"
+    evidence.main([*options, "--continued_target", "hog"])
+    assert taken["continued"] == str(tmp_path / "clipart-color-continued-hog")
+    assert Path(taken["output_dir"]).name == "clipart-color-vit-continued-hog"
+    assert [run.get("target") for run in trained] == [None, "hog"]
     evidence.main([*options, "--continued_epochs", "0"])
     assert taken["arms"] == ["scratch", "pretrained", "public"]
     assert "continued" not in taken
@@ -113,6 +117,28 @@ def test_targets_are_compared_in_pairs():
         "| all |  |  |  | +10.0 (-14.8 to +34.8) | 3 of 4 |",
     ]
     assert evidence_page.targets({"b-hog": study(0.5)}) == []
+
+
+def test_continued_public_weights_are_compared_by_set():
+    def study(*values):
+        runs = [
+            {"num_labels": 25, "arm": arm, "seed": seed, "pretraining": None, "value": value}
+            for seed, value in enumerate(values)
+            for arm in ("continued", "pre-trained")
+        ]
+        return {"study": {"title": "sky, vit, target hog"}, "runs": runs}
+
+    results = {"sky-vit-continued-hog": study(0.6, 0.8), "sky-vit-continued-rgb": study(0.5, 0.7)}
+    row = "25 | 70.0 | 60.0 | +10.0 (+10.0 to +10.0) | 2 of 2 |"
+    assert evidence_page.continued(results)[2:] == [
+        f"| sky | {row}",
+        "| all |  |  |  | +10.0 (+10.0 to +10.0) | 2 of 2 |",
+    ]
+    # The same weights beside another encoder do not count again, and the pre-trained models are not theirs.
+    again = {f"sky-swin-continued-{target}": results[f"sky-vit-continued-{target}"] for target in ("hog", "rgb")}
+    assert len(evidence_page.continued(results | again)) == 4
+    assert evidence_page.targets(results) == []
+    assert evidence_page.continued({"sky-vit-continued-hog": study(0.6)}) == []
 
 
 def test_mask_patches_are_compared_over_both_sets():
