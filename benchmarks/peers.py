@@ -21,7 +21,7 @@ from transformers import (
 
 from hf_simmim import ENCODER_PRESETS, SimMIMConfig, SimMIMForMaskedImageModeling
 from hf_simmim.model.masking import random_mask
-from hf_simmim.training.acceleration import OF_A_STEP, faster_attention
+from hf_simmim.training.acceleration import OF_A_STEP, faster_kernels
 
 VIT = {"image_size": 224, "patch_size": 16, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
 # Encoder: class of its config, its settings, transformers' model, the name of its encoder, and its stride in pixels.
@@ -157,7 +157,7 @@ def build_loss(mode: str, encoder: str, inputs: Inputs, official: Path | None) -
         model.compile()
 
     def run() -> Any:
-        with faster_attention() if family == "ours" else contextlib.nullcontext():
+        with faster_kernels() if family == "ours" else contextlib.nullcontext():
             return model(**arguments)
 
     return model, run

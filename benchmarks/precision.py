@@ -14,7 +14,7 @@ from transformers import ViTConfig
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
 from hf_simmim.model.masking import random_mask
-from hf_simmim.training.acceleration import OF_A_STEP, faster_attention, keep_freed_memory
+from hf_simmim.training.acceleration import OF_A_STEP, faster_kernels, keep_freed_memory
 
 
 def vit(width: int, size: int, patch_size: int) -> SimMIMConfig:
@@ -61,7 +61,7 @@ def main() -> None:
         for _ in range(WARM_UP_ROUNDS + args.rounds):
             for mode, (dtype, is_ours) in MODES.items():
                 start = time.process_time()
-                with faster_attention() if is_ours else contextlib.nullcontext():
+                with faster_kernels() if is_ours else contextlib.nullcontext():
                     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
                         loss = model(images, bool_masked_pos=mask, **OF_A_STEP).loss
                     loss.backward()

@@ -24,9 +24,11 @@ from torch.utils._pytree import tree_leaves
 
 from hf_simmim.training.acceleration import keep_freed_memory
 
+# Takes tokens (..., C) and weights (D, C).
+ONEDNN_LINEAR = "mkldnn::_linear_pointwise"
 # Operators of each part; others, such as views, only take the time of their call.
 PARTS = {
-    "products of tokens and weights": ("mm", "addmm"),
+    "products of tokens and weights": ("mm", "addmm", ONEDNN_LINEAR),
     "products of attention": ("bmm", "baddbmm"),
     "softmax": ("_softmax", "_softmax_backward_data"),
     "norms and activations": ("native_layer_norm", "native_layer_norm_backward", "gelu", "gelu_backward"),
@@ -95,6 +97,8 @@ def operations(name: str, shapes: tuple[Any, ...]) -> float:
     first, second = [shape for shape in shapes if len(shape) >= 2][-2:]
     if name in ("bmm", "baddbmm"):
         return 2.0 * first[0] * first[1] * first[2] * second[2]
+    if name == ONEDNN_LINEAR:
+        return 2.0 * math.prod(first) * second[0]
     return 2.0 * first[0] * first[1] * second[1]
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import weakref
+from collections import Counter
 
 import pytest
 import torch
@@ -21,7 +22,13 @@ from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
 from hf_simmim.cli import pretrain
 from hf_simmim.model.swin import SwinBlock, plain_attention
 from hf_simmim.training import acceleration, resumable_trainer
-from hf_simmim.training.acceleration import CastsOfAStep, compile_blocks, faster_attention, recompute_activations
+from hf_simmim.training.acceleration import (
+    CastsOfAStep,
+    compile_blocks,
+    faster_kernels,
+    linear_by_onednn,
+    recompute_activations,
+)
 from hf_simmim.training.resumable_trainer import ResumableTrainer
 
 FAULTS = """
@@ -255,9 +262,9 @@ def test_attention_of_a_training_is_in_float32_beside_bfloat16(encoder):
         patch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
         expected = loss(torch.float32)
         plain = loss(torch.bfloat16)
-        with faster_attention():
+        with faster_kernels():
             # A training within a training, such as a probe's, ends without ending the outer one.
-            with faster_attention():
+            with faster_kernels():
                 pass
             wide = loss(torch.bfloat16)
             wide.backward()
@@ -270,6 +277,150 @@ def test_attention_of_a_training_is_in_float32_beside_bfloat16(encoder):
     torch.testing.assert_close(plain, expected, rtol=2e-2, atol=0)
     torch.testing.assert_close(wide, expected, rtol=2e-2, atol=0)
     assert all(torch.isfinite(value.grad).all() for value in model.parameters() if value.grad is not None)
+
+
+class Operators(TorchDispatchMode):
+    """Counts calls by the name of the operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls[function._schema.name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+ONEDNN = "mkldnn::_linear_pointwise"
+needs_onednn = pytest.mark.skipif(acceleration.ONEDNN_LINEAR is None, reason="torch is built without oneDNN")
+
+
+@pytest.fixture
+def onednn(monkeypatch):
+    """Products by oneDNN, whatever the processor and however small."""
+    monkeypatch.setattr(acceleration, "onednn_multiplies_faster", lambda: True)
+    monkeypatch.setattr(acceleration, "LEAST_PRODUCT", 0)
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(6, 5), (2, 3, 5), (2, 3, 4, 5)])
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("strided", [True, False])
+def test_linear_layers_by_onednn_compute_the_same(onednn, shape, has_bias, strided):
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(shape, generator=generator)
+    if strided:
+        tokens = tokens.transpose(0, -2).contiguous().transpose(0, -2)
+    weight, bias = (torch.randn(size, generator=generator) for size in ((7, 5), (7,)))
+    grad = torch.randn(*shape[:-1], 7, generator=generator)
+    found = []
+    for linear in (torch.nn.functional.linear, linear_by_onednn):
+        inputs = [value.detach().clone().requires_grad_() for value in (tokens, weight, bias)[: 2 + has_bias]]
+        with Operators() as operators:
+            output = linear(*inputs)
+            output.backward(grad)
+        assert operators.calls[ONEDNN] == (2 if linear is linear_by_onednn else 0)
+        found.append([output.detach(), *(value.grad for value in inputs)])
+    for expected, value in zip(*found, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
+
+
+@needs_onednn
+def test_only_plain_products_in_float32_are_replaced(onednn, monkeypatch):
+    tokens, weight = torch.randn(4, 8), torch.randn(3, 8)
+
+    def calls(*inputs):
+        with Operators() as operators:
+            output = linear_by_onednn(*inputs)
+        torch.testing.assert_close(output, acceleration.PLAIN_LINEAR(*inputs))
+        return operators.calls[ONEDNN]
+
+    assert calls(tokens, weight) == 1
+    assert calls(tokens.double(), weight.double()) == 0
+    assert calls(tokens.bfloat16(), weight.bfloat16()) == 0
+    assert calls(tokens[0], weight) == 0
+    assert calls(tokens, weight[0]) == 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert calls(tokens, weight) == 0
+        with torch.autocast("cpu", enabled=False):
+            assert calls(tokens, weight) == 1
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        linear_by_onednn(tokens, weight[:, :4])
+    # What does not train has no gradient.
+    frozen, trained = nn.Parameter(weight, requires_grad=False), tokens.clone().requires_grad_()
+    linear_by_onednn(trained, frozen).sum().backward()
+    torch.testing.assert_close(trained.grad, weight.sum(0).expand(4, -1))
+    assert frozen.grad is None
+    # Less than pays.
+    monkeypatch.setattr(acceleration, "LEAST_PRODUCT", 97)
+    assert calls(tokens, weight) == 0
+    monkeypatch.setattr(acceleration, "LEAST_PRODUCT", 96)
+    assert calls(tokens, weight) == 1
+
+
+@needs_onednn
+@pytest.mark.parametrize("encoder", ["swin", "swinv2", "vit"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_steps_with_products_by_onednn_compute_the_same(onednn, encoder, recompute):
+    torch.manual_seed(0)
+    model = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=ENCODER_CONFIGS[encoder]())).train()
+    pixel_values, mask = batch(model.config)
+    if recompute:
+        recompute_activations(model)
+
+    def step():
+        model.zero_grad()
+        with Operators() as operators:
+            loss = model(pixel_values, bool_masked_pos=mask, skip_visible=True).loss
+            loss.backward()
+        gradients = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+        return loss.detach(), gradients, operators.calls
+
+    plain, expected, calls = step()
+    assert ONEDNN not in calls
+    with faster_kernels():
+        with faster_kernels():
+            pass  # a training within a training
+        loss, gradients, calls = step()
+    # Layers whose input has no gradient, such as the patch embedding, call it once, others twice.
+    assert calls[ONEDNN] > calls["aten::mm"] > 0
+    torch.testing.assert_close(loss, plain, rtol=1e-5, atol=0)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+    assert torch.nn.functional.linear is acceleration.PLAIN_LINEAR
+
+
+def test_kernels_are_chosen_by_the_processor_and_can_be_left_as_they_are(monkeypatch):
+    for faster, plain, expected in [(True, "", True), (False, "", False), (True, "1", False)]:
+        monkeypatch.setattr(acceleration, "onednn_multiplies_faster", lambda faster=faster: faster)
+        monkeypatch.setenv("HF_SIMMIM_PLAIN_KERNELS", plain)
+        attention = acceleration.ALL_ATTENTION_FUNCTIONS["sdpa"]
+        with faster_kernels():
+            assert (torch.nn.functional.linear is linear_by_onednn) == expected
+            assert (acceleration.ALL_ATTENTION_FUNCTIONS["sdpa"] is attention) == bool(plain)
+        assert torch.nn.functional.linear is acceleration.PLAIN_LINEAR
+
+
+@pytest.mark.parametrize(
+    ("maker", "capability", "faster"),
+    [("AuthenticAMD", "AVX512", True), ("AuthenticAMD", "AVX2", False), ("GenuineIntel", "AVX512", False)],
+)
+def test_processors_that_gain_by_onednn(monkeypatch, maker, capability, faster):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(acceleration, "ONEDNN_LINEAR", object())
+    choose = acceleration.onednn_multiplies_faster.__wrapped__
+    monkeypatch.setattr(acceleration.Path, "read_text", lambda *args, **kwargs: f"vendor_id : {maker}")
+    assert choose() == faster
+
+    def missing(*args, **kwargs):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(acceleration.Path, "read_text", missing)
+    monkeypatch.setattr(acceleration.platform, "processor", lambda: f"AMD64 Family 25 Model 17, {maker}")
+    assert choose() == faster
+    monkeypatch.setattr(acceleration, "ONEDNN_LINEAR", None)
+    assert not choose()
 
 
 def test_what_cannot_be_recomputed_is_refused():

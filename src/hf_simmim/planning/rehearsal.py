@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from ..data.masked_images import MaskedImageDataset
 from ..data.transforms import normalize
-from ..training.acceleration import OF_A_STEP, change_blocks, faster_attention, keep_freed_memory, prepare_to_fork
+from ..training.acceleration import OF_A_STEP, change_blocks, faster_kernels, keep_freed_memory, prepare_to_fork
 from ..training.image_samples import COMPARED_IMAGES
 from ..training.optimization import create_optimizers, images_per_step, planned_steps
 from ..visualization.plots import plot_losses
@@ -165,7 +165,7 @@ def rehearse(
         torch.cuda.reset_peak_memory_stats(device)
     needed = (NUM_WARMUP + num_steps) * accumulation * arguments.per_device_train_batch_size
     keys = list(itertools.islice(itertools.cycle(range(len(dataset))), needed))
-    with torch.random.fork_rng(), faster_attention(), contextlib.ExitStack() as at_the_end:
+    with torch.random.fork_rng(), faster_kernels(), contextlib.ExitStack() as at_the_end:
         copied = copy.deepcopy(model).to(device).train()
         change_blocks(copied, arguments)
         if arguments.gradient_checkpointing:

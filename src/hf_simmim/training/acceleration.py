@@ -1,16 +1,20 @@
-"""How steps of a training use their machine: freed memory that is kept, attention, compiled and recomputed blocks."""
+"""How steps of a training use their machine: memory that is kept, kernels, compiled and recomputed blocks."""
 
 import contextlib
 import ctypes
 import functools
 import gc
 import os
+import platform
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch._dynamo
+import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -32,6 +36,13 @@ NEVER = 2**31 - 1
 PRODUCTS = ("mm", "addmm", "linear", "convolution")
 FUSED_ATTENTION = ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
 KEPT = [*PRODUCTS, *(f"_scaled_dot_product_{name}" for name in FUSED_ATTENTION)]
+# torch's own; and oneDNN's operator for it, which not every build of torch has.
+PLAIN_LINEAR = F.linear
+ONEDNN_LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+# Multiplications from which oneDNN's operator was no slower, whatever the shape.
+LEAST_PRODUCT = 2**24
+# Any value turns `faster_kernels` off.
+PLAIN_KERNELS = "HF_SIMMIM_PLAIN_KERNELS"
 
 
 def keep_freed_memory() -> bool:
@@ -168,17 +179,102 @@ def attend_in_float32(
         return sdpa_attention_forward(module, *wide, attention_mask, **options)[0].to(query.dtype), None
 
 
+@functools.cache
+def onednn_multiplies_faster() -> bool:
+    """Whether oneDNN multiplies float32 matrices faster than MKL, with which torch does on x86.
+
+    It does on an AMD EPYC with AVX-512 (`ours plain-products` of `benchmarks/step.py` is without). On other processors
+    it was not measured.
+    """
+    if ONEDNN_LINEAR is None or not torch.backends.mkl.is_available():
+        return False
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    try:
+        maker = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        maker = platform.processor()
+    return "AuthenticAMD" in maker
+
+
+class OneDNNLinear(torch.autograd.Function):
+    """A linear layer whose output and whose gradient of the input are products by oneDNN."""
+
+    @staticmethod
+    def forward(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return ONEDNN_LINEAR(tokens, weight, bias, "none", [], "")
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        tokens, weight, _ = inputs
+        ctx.save_for_backward(tokens if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        tokens, weight = ctx.saved_tensors
+        grad_tokens = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_tokens = ONEDNN_LINEAR(grad_output, weight.t(), None, "none", [], "")
+        rows = grad_output.flatten(0, -2)
+        if ctx.needs_input_grad[1]:
+            # Neither order of these two is faster by oneDNN for all shapes.
+            grad_weight = rows.t() @ tokens.flatten(0, -2)
+        if ctx.needs_input_grad[2]:
+            grad_bias = rows.sum(0)
+        return grad_tokens, grad_weight, grad_bias
+
+
+def linear_by_onednn(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`torch.nn.functional.linear`, by oneDNN where its operator can replace it and is no slower.
+
+    Args:
+        tokens: Tensor of shape (..., C).
+        weight: Tensor of shape (D, C).
+        bias: Tensor of shape (D,).
+
+    Returns:
+        Tensor of shape (..., D), within rounding of that of torch.
+    """
+    # Compiled code, wrappers such as sharded weights, and all that is no plain product in float32 stay with torch.
+    if (
+        torch.compiler.is_compiling()
+        or type(tokens) is not torch.Tensor
+        or any(type(value) not in (torch.Tensor, nn.Parameter) for value in (weight, bias) if value is not None)
+        or not (tokens.dtype == weight.dtype == torch.float32 and tokens.device.type == weight.device.type == "cpu")
+        or tokens.dim() < 2
+        or weight.dim() != 2
+        or tokens.shape[-1] != weight.shape[1]
+        or tokens.numel() * weight.shape[0] < LEAST_PRODUCT
+        or torch.is_autocast_enabled("cpu")
+        or torch.get_float32_matmul_precision() != "highest"
+    ):
+        return PLAIN_LINEAR(tokens, weight, bias)
+    return OneDNNLinear.apply(tokens, weight, bias)
+
+
 @contextlib.contextmanager
-def faster_attention() -> Iterator[None]:
-    """Let encoders of transformers that use its fused attention use `attend_in_float32`, as long as this lasts."""
-    is_ours_to_change = ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward
-    if is_ours_to_change:
+def faster_kernels() -> Iterator[None]:
+    """Let models use the faster ones of torch's kernels on processors, as long as this lasts.
+
+    Encoders of transformers that use its fused attention use `attend_in_float32`, and linear layers `linear_by_onednn`
+    where that is faster. The environment variable HF_SIMMIM_PLAIN_KERNELS=1 leaves both as they are.
+    """
+    changes_attention = ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward
+    changes_products = F.linear is PLAIN_LINEAR and onednn_multiplies_faster()
+    if os.environ.get(PLAIN_KERNELS):
+        changes_attention = changes_products = False
+    if changes_attention:
         ALL_ATTENTION_FUNCTIONS["sdpa"] = attend_in_float32
+    if changes_products:
+        F.linear = linear_by_onednn  # type: ignore[assignment]
     try:
         yield
     finally:
-        if is_ours_to_change:
+        if changes_attention:
             del ALL_ATTENTION_FUNCTIONS["sdpa"]
+        if changes_products:
+            F.linear = PLAIN_LINEAR
 
 
 def repeated_blocks(model: nn.Module) -> list[Any]:
@@ -301,6 +397,7 @@ def recompute_activations(model: nn.Module) -> int:
     if not blocks:
         raise ValueError("This encoder has no blocks that repeat. Leave --recompute_activations out.")
     kept = [getattr(torch.ops.aten, name).default for name in KEPT if hasattr(torch.ops.aten, name)]
+    kept += [] if ONEDNN_LINEAR is None else [ONEDNN_LINEAR.default]
     run: Any = functools.partial(checkpoint, use_reentrant=False, context_fn=functools.partial(_keeping, kept))
     for block in blocks:
         block.gradient_checkpointing, block._gradient_checkpointing_func = True, run

@@ -24,7 +24,7 @@ from .acceleration import (
     CastsOfAStep,
     change_blocks,
     end_workers,
-    faster_attention,
+    faster_kernels,
     keep_freed_memory,
     prepare_to_fork,
 )
@@ -181,7 +181,7 @@ class ResumableTrainer(Trainer):
             self._stop_signals.handled(),
             self._until_workers_end(),
             contextlib.closing(self._casts),
-            faster_attention(),
+            faster_kernels(),
         ):
             output = super().train(*args, **kwargs)
             self._finish_writing()
