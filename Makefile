@@ -48,7 +48,7 @@ bench: .venv/installed-dev  ## Measure speed and memory on processors (15 minute
 	for encoder in "swin-tiny --batch_size 4" "swin-base --batch_size 2" "vit-base --batch_size 2"; do for dtype in float32 bfloat16; do \
 		$(BIN)/python benchmarks/step.py --encoder $$encoder --dtype $$dtype --rounds 7 --modes ours "transformers sdpa" "transformers eager" || exit 1; \
 		$(BIN)/python benchmarks/step_profile.py --encoder $$encoder --dtype $$dtype || exit 1; done; done
-	$(BIN)/python benchmarks/loading_speed.py
+	$(BIN)/python benchmarks/loading_speed.py --seconds 0.25
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python -m benchmarks.table
 

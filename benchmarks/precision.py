@@ -35,7 +35,7 @@ CASES = {
 }
 
 
-# How a step is computed: its dtype, and whether attention is as a training has it or as torch has it.
+# How a step is computed: its dtype, and whether attention is as a training has it or as transformers has it.
 MODES = {"float32": ("float32", True), "bfloat16": ("bfloat16", True), "all bfloat16": ("bfloat16", False)}
 
 

@@ -26,10 +26,15 @@ from hf_simmim.training.acceleration import keep_freed_memory
 
 # Takes tokens (..., C) and weights (D, C).
 ONEDNN_LINEAR = "mkldnn::_linear_pointwise"
+# Products of queries with keys and of weights with values, and the four of their gradients.
+FUSED_ATTENTION = {
+    "_scaled_dot_product_flash_attention_for_cpu": 2,
+    "_scaled_dot_product_flash_attention_for_cpu_backward": 4,
+}
 # Operators of each part; others, such as views, only take the time of their call.
 PARTS = {
     "products of tokens and weights": ("mm", "addmm", ONEDNN_LINEAR),
-    "products of attention": ("bmm", "baddbmm"),
+    "products of attention": ("bmm", "baddbmm", *FUSED_ATTENTION),
     "softmax": ("_softmax", "_softmax_backward_data"),
     "norms and activations": ("native_layer_norm", "native_layer_norm_backward", "gelu", "gelu_backward"),
     "data movement": (
@@ -94,6 +99,9 @@ def memory_rate() -> float:
 
 def operations(name: str, shapes: tuple[Any, ...]) -> float:
     """Arithmetic operations of a product, from the shapes of its arguments."""
+    if name in FUSED_ATTENTION:
+        batch_size, heads, length, dim = shapes[0]
+        return 2.0 * FUSED_ATTENTION[name] * batch_size * heads * length**2 * dim
     first, second = [shape for shape in shapes if len(shape) >= 2][-2:]
     if name in ("bmm", "baddbmm"):
         return 2.0 * first[0] * first[1] * first[2] * second[2]

@@ -244,7 +244,9 @@ def test_an_error_in_a_step_leaves_no_casts(tmp_path):
 
 
 @pytest.mark.parametrize("encoder", ["vit", "beit"])
-def test_attention_of_a_training_is_in_float32_beside_bfloat16(encoder):
+@pytest.mark.parametrize("multiplies", [False, True])
+def test_attention_of_a_training_is_not_the_fused_one_in_bfloat16(encoder, multiplies, monkeypatch):
+    monkeypatch.setattr(acceleration, "MULTIPLIES_BFLOAT16", multiplies)
     torch.manual_seed(0)
     model = SimMIMForMaskedImageModeling(SimMIMConfig(encoder_config=ENCODER_CONFIGS[encoder]())).train()
     pixel_values, mask = batch(model.config, 2)
@@ -271,8 +273,12 @@ def test_attention_of_a_training_is_in_float32_beside_bfloat16(encoder):
             with torch.no_grad():
                 loss(torch.bfloat16)
         loss(torch.bfloat16)
-    count = len(used) // 5
+    # Products that are fast in bfloat16 take the place of the fused function; others stay with it, in float32.
+    by_products = multiplies and encoder == "vit"
     types = [torch.float32, torch.bfloat16, torch.float32, torch.bfloat16, torch.bfloat16]
+    types = types[:2] + types[3:] if by_products else types
+    count = len(used) // len(types)
+    assert count > 0
     assert used == [dtype for dtype in types for _ in range(count)]
     torch.testing.assert_close(plain, expected, rtol=2e-2, atol=0)
     torch.testing.assert_close(wide, expected, rtol=2e-2, atol=0)
@@ -421,6 +427,43 @@ def test_processors_that_gain_by_onednn(monkeypatch, maker, capability, faster):
     assert choose() == faster
     monkeypatch.setattr(acceleration, "ONEDNN_LINEAR", None)
     assert not choose()
+
+
+@pytest.mark.parametrize(
+    ("change", "is_fused"),
+    [
+        ({}, False),
+        ({"scaling": 0.2}, False),
+        ({"attention_mask": torch.zeros(1, 1, 9, 9)}, True),
+        ({"position_bias": torch.zeros(1, 2, 9, 9)}, True),
+        ({"is_causal": True}, True),
+    ],
+)
+def test_attention_by_products_is_that_of_the_fused_kernel(monkeypatch, change, is_fused):
+    monkeypatch.setattr(acceleration, "MULTIPLIES_BFLOAT16", True)
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(3, 2, 9, 8, generator=generator) for _ in range(3)]
+    grad = torch.randn(3, 9, 2, 8, generator=generator)
+    options = {"attention_mask": None, "is_causal": False} | change
+
+    def attend(function, dtype):
+        own = [value.to(dtype, copy=True).requires_grad_() for value in inputs]
+        with Operators() as operators:
+            output, weights = function(nn.Identity(), *own, **options)
+            output.backward(grad.to(dtype))
+        assert weights is None
+        assert output.dtype == dtype
+        assert any("flash" in name for name in operators.calls) == (is_fused or dtype == torch.float32)
+        return [output.detach(), *(value.grad for value in own)]
+
+    found = attend(acceleration.attend_beside_bfloat16, torch.bfloat16)
+    expected = attend(acceleration.sdpa_attention_forward, torch.float32)
+    for value, other in zip(found, expected, strict=True):
+        assert (value.float() - other).norm() < 0.02 * other.norm()
+    # Longer sequences would keep too many weights.
+    monkeypatch.setattr(acceleration, "LONGEST_IN_PRODUCTS", 8)
+    is_fused = True
+    attend(acceleration.attend_beside_bfloat16, torch.bfloat16)
 
 
 def test_what_cannot_be_recomputed_is_refused():

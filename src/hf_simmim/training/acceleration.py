@@ -22,6 +22,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..model.plain_layers import MULTIPLIES_BFLOAT16
+
 # Arguments of the model in a step of a training, which needs its loss and nothing else.
 OF_A_STEP = {"return_reconstruction": False, "skip_visible": True}
 # Set in layers and models of transformers that compute activations again.
@@ -41,6 +43,8 @@ PLAIN_LINEAR = F.linear
 ONEDNN_LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 # Multiplications from which oneDNN's operator was no slower, whatever the shape.
 LEAST_PRODUCT = 2**24
+# Tokens of a sequence up to which the weights of attention are kept: 24 MiB of an image and a layer of ViT-B.
+LONGEST_IN_PRODUCTS = 1024
 # Any value turns `faster_kernels` off.
 PLAIN_KERNELS = "HF_SIMMIM_PLAIN_KERNELS"
 
@@ -144,7 +148,7 @@ class CastsOfAStep(TrainerCallback):
         self._is_kept = False
 
 
-def attend_in_float32(
+def attend_beside_bfloat16(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -152,10 +156,11 @@ def attend_in_float32(
     attention_mask: torch.Tensor | None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' fused attention, in float32 where autocast made its inputs bfloat16 on a processor.
+    """transformers' fused attention, by faster kernels where autocast made its inputs bfloat16 on a processor.
 
-    The gradient of the fused kernel is slow in bfloat16 there: without this, steps of small ViTs take up to 1.8 times
-    as long (`benchmarks/precision.py`).
+    The gradient of the fused kernel is slow in bfloat16 there. Plain products are fastest where the processor has them
+    in bfloat16; the weights of attention are kept for the gradients then, so sequences may not be too long. Otherwise
+    the fused kernel computes in float32 (`benchmarks/precision.py`).
 
     Args:
         module: The layer.
@@ -170,6 +175,21 @@ def attend_in_float32(
     """
     if query.device.type != "cpu" or query.dtype != torch.bfloat16 or not query.requires_grad:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    is_causal = options.get("is_causal")
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    others = [value for name, value in options.items() if name not in ("dropout", "scaling", "is_causal")]
+    is_plain = attention_mask is None and not is_causal and all(value is None or value is False for value in others)
+    if (
+        is_plain
+        and MULTIPLIES_BFLOAT16
+        and query.shape[:2] == key.shape[:2]
+        and max(query.shape[2], key.shape[2]) <= LONGEST_IN_PRODUCTS
+    ):
+        scale = options.get("scaling") or query.shape[-1] ** -0.5
+        with torch.autocast("cpu", enabled=False):
+            weights = ((query * scale) @ key.transpose(2, 3)).softmax(dim=-1)
+            weights = F.dropout(weights, options.get("dropout") or 0.0)
+            return (weights @ value).transpose(1, 2).contiguous(), None
     if attention_mask is not None and attention_mask.is_floating_point():
         attention_mask = attention_mask.float()
     if options.get("position_bias") is not None:
@@ -257,15 +277,15 @@ def linear_by_onednn(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Ten
 def faster_kernels() -> Iterator[None]:
     """Let models use the faster ones of torch's kernels on processors, as long as this lasts.
 
-    Encoders of transformers that use its fused attention use `attend_in_float32`, and linear layers `linear_by_onednn`
-    where that is faster. The environment variable HF_SIMMIM_PLAIN_KERNELS=1 leaves both as they are.
+    Encoders of transformers that use its fused attention use `attend_beside_bfloat16`, and linear layers
+    `linear_by_onednn` where that is faster. The environment variable HF_SIMMIM_PLAIN_KERNELS=1 leaves both as they are.
     """
     changes_attention = ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward
     changes_products = F.linear is PLAIN_LINEAR and onednn_multiplies_faster()
     if os.environ.get(PLAIN_KERNELS):
         changes_attention = changes_products = False
     if changes_attention:
-        ALL_ATTENTION_FUNCTIONS["sdpa"] = attend_in_float32
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = attend_beside_bfloat16
     if changes_products:
         F.linear = linear_by_onednn  # type: ignore[assignment]
     try:
