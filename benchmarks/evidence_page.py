@@ -213,14 +213,15 @@ def continued(results: dict[str, dict[str, Any]], first: str = "hog", second: st
     """
     studies: dict[str, dict[str, Any]] = {}
     for name, result in results.items():
-        for target in (first, second):
-            if name.endswith(f"-continued-{target}"):
-                image_set = result["study"]["title"].split(",")[0]
-                studies.setdefault(image_set, {}).setdefault(target, result)
+        if any(run["arm"] == "continued" for run in result.get("runs", ())):
+            image_set = result["study"]["title"].split(",")[0]
+            # Without a choice it was RGB.
+            target = name.rpartition("-continued-")[2] if "-continued-" in name else "rgb"
+            studies.setdefault(image_set, {}).setdefault(target, result)
     found = {
         image_set: by_subset(by_target[first], by_target[second], "continued")
         for image_set, by_target in studies.items()
-        if len(by_target) == len({first, second})
+        if {first, second} <= by_target.keys()
     }
     return table(header("set", first, second), found)
 

@@ -139,6 +139,9 @@ def test_continued_public_weights_are_compared_by_set():
     assert len(evidence_page.continued(results | again)) == 4
     assert evidence_page.targets(results) == []
     assert evidence_page.continued({"sky-vit-continued-hog": study(0.6)}) == []
+    # Nothing was chosen, so it was RGB.
+    before = {"sky-vit-continued-hog": study(0.6), "sky-vit": study(0.5)}
+    assert len(evidence_page.continued(before)) == 4
 
 
 def test_mask_patches_are_compared_over_both_sets():

@@ -19,6 +19,7 @@ from hf_simmim.data.labeled.annotations import read_ids
 from hf_simmim.data.reading import open_row
 from hf_simmim.data.transforms import crop_and_resize, upright_size
 from hf_simmim.model import image_readers, images
+from hf_simmim.model.tiff import MASK_PAGE, MAX_OTHER_PAGES, tiff_directories
 
 EIGHT_BITS, SIXTEEN_BITS = 1 / 255, 1 / 65535
 ROWS, COLUMNS = np.mgrid[0:48, 0:64]
@@ -321,7 +322,7 @@ def test_masks_overviews_thumbnails_and_later_pages_are_not_the_image(tmp_path):
 
 def test_a_mask_that_is_not_applied_is_said(tmp_path, monkeypatch):
     messages = []
-    monkeypatch.setattr(image_readers.logger, "warning_once", messages.append)
+    monkeypatch.setattr("hf_simmim.model.tiff.logger.warning_once", messages.append)
     with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
         tiff.write(RGB, photometric="rgb")
     trained(tmp_path / "a.tif")
@@ -329,7 +330,7 @@ def test_a_mask_that_is_not_applied_is_said(tmp_path, monkeypatch):
     with tifffile.TiffWriter(tmp_path / "a.tif", append=True) as tiff:
         tiff.write(COLUMNS > 10, photometric="mask", subfiletype=4)
     trained(tmp_path / "a.tif")
-    assert messages == [image_readers.MASK_PAGE]
+    assert messages == [MASK_PAGE]
 
 
 @pytest.mark.parametrize(("kind", "is_told"), [("GIF", True), ("PNG", True), ("WEBP", True), ("MPO", False)])
@@ -379,16 +380,16 @@ def test_many_pages_are_not_walked(tmp_path, monkeypatch):
         for _ in range(300):
             tiff.write(RGB, photometric="rgb", contiguous=False, metadata=None)
     found: list[int] = []
-    original = image_readers.tiff_directories
+    original = tiff_directories
 
     def count(file, limit):
         pages = original(file, limit)
         found.append(len(pages))
         return pages
 
-    monkeypatch.setattr(image_readers, "tiff_directories", count)
+    monkeypatch.setattr("hf_simmim.model.tiff.tiff_directories", count)
     np.testing.assert_array_equal(trained(tmp_path / "a.tif"), RGB)
-    assert found == [3 + image_readers.MAX_OTHER_PAGES]
+    assert found == [3 + MAX_OTHER_PAGES]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("imagecodecs") is not None, reason="imagecodecs is installed")

@@ -5,17 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
-from ..model.image_readers import (
-    TIFF_MAGICS,
-    Source,
-    Stored,
-    Wanted,
-    first_value,
-    is_part,
-    opened,
-    tiff_directories,
-    upright,
-)
+from ..model.image_readers import Source, Stored, Wanted, opened, upright
+from ..model.tiff import TIFF_MAGICS, first_value, is_part, tiff_directories
 from .address import Address
 from .large_images import LargeImage
 

@@ -11,7 +11,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
-from ..model.image_readers import TIFF_MAGICS, MissingCodecError, Stored, Wanted, check_size
+from ..model.image_readers import Stored, Wanted, check_size
+from ..model.tiff import TIFF_MAGICS, MissingCodecError
 from .address import Address, parse_address
 from .bands import BandsImage
 from .large_images import LargeImage

@@ -15,19 +15,16 @@ import tifffile
 from PIL import Image
 from transformers.utils import logging
 
-from ..model.image_readers import (
+from ..model.image_readers import Stored, Wanted, check_size, open_with_pillow
+from ..model.tiff import (
     GDAL_NODATA,
     MASK_PAGE,
     PILLOW_COMPRESSIONS,
     Directory,
     MissingCodecError,
-    Stored,
-    Wanted,
-    check_size,
     first_value,
     gdal_nodata,
     is_part,
-    open_with_pillow,
     picture_kind,
     tiff_directories,
     tiff_picture,
@@ -38,8 +35,6 @@ from .large_images import LargeImage, PlainNumbers, as_bands
 logger = logging.get_logger(__name__)
 
 JPEG = 7
-# YCbCr in JPEG 2000 of old Aperio scanners, which the file may call RGB; decoders of JPEG 2000 leave it as it is.
-APERIO_YCBCR = 33003
 # Slides in TIFF files whose image is not the tiles of the first page side by side, by tifffile's names of them.
 OTHER_SLIDES = {"bif": "Ventana", "ndpi": "Hamamatsu", "scn": "Leica"}
 # Lengths of OME's units in micrometers.
@@ -90,7 +85,7 @@ class TiffImage(LargeImage):
         frame = series.keyframe
         self._samples = frame.samplesperpixel
         self._pages: list[list[Any]] = [list(level.pages) for level in series.levels]
-        if int(frame.compression) == APERIO_YCBCR:
+        if int(frame.compression) == APERIO:
             self._tiff.close()
             raise SlideOnlyError("The TIFF file is a slide in YCbCr and JPEG 2000 (compression 33003)")
         if self._tiff.is_svs or self._tiff.is_philips:

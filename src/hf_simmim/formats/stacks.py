@@ -8,17 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..model.image_readers import (
-    GDAL_NODATA,
-    Source,
-    Stored,
-    Wanted,
-    check_size,
-    gdal_nodata,
-    opened,
-    tiff_directories,
-    turned,
-)
+from ..model.image_readers import Source, Stored, Wanted, check_size, opened, turned
+from ..model.tiff import GDAL_NODATA, gdal_nodata, tiff_directories
 from .library import library
 from .slicing import ONE_IMAGE, STACK_AXES, Cut, Slicing
 

@@ -22,7 +22,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available, logging
 
-from .image_readers import GDAL_NODATA, Wanted, gdal_nodata
+from .image_readers import Wanted
 from .images import (
     channel_error,
     channels_first,
@@ -41,6 +41,7 @@ from .images import (
 )
 from .masking import MASK_STRATEGIES, mask_units, patches_with_pixels, ratio_range
 from .remote_code import CarriesCode
+from .tiff import GDAL_NODATA, gdal_nodata
 
 logger = logging.get_logger(__name__)
 

@@ -32,7 +32,6 @@ from transformers.image_utils import ChannelDimension
 from transformers.utils import logging
 
 from .image_readers import (
-    TIFF_MAGICS,
     Source,
     Stored,
     Wanted,
@@ -45,9 +44,9 @@ from .image_readers import (
     opened,
     optional_library,
     read_fits,
-    read_tiff,
     upright,
 )
+from .tiff import TIFF_MAGICS, read_tiff
 
 PixelArray = TypeVar("PixelArray", np.ndarray, torch.Tensor)
 

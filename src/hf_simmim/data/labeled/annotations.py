@@ -8,8 +8,9 @@ from PIL import Image
 
 from ...formats.address import parse_address
 from ...formats.dicom import is_dicom, is_lossy
-from ...model.image_readers import TIFF_MAGICS, Source, content_of, first_value, is_part, opened, tiff_directories
+from ...model.image_readers import Source, content_of, opened
 from ...model.images import open_image, upright
+from ...model.tiff import TIFF_MAGICS, first_value, is_part, tiff_directories
 from ..reading import describe
 
 # JPEG, and the compressions of slides and cameras that are not exact.
