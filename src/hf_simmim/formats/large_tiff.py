@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from ..model.image_readers import Stored, Wanted, check_size, open_with_pillow
 from ..model.tiff import (
+    APERIO,
     GDAL_NODATA,
     MASK_PAGE,
     PILLOW_COMPRESSIONS,

@@ -42,7 +42,7 @@ GDAL_NODATA = 42113
 PILLOW_COMPRESSIONS = {1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32946}
 TIFF_KINDS = {0: "L", 1: "L", 2: "RGB", 3: "P", 4: "L", 5: "CMYK", 6: "YCbCr"}
 TIFF_REFUSED = {8: "CIELab", 9: "ICCLab", 10: "ITULab", 32803: "raw sensor values", 32844: "LogL", 32845: "LogLuv"}
-# A compression whose pixels are not what the photometric interpretation says.
+# YCbCr in JPEG 2000 of old Aperio scanners, which the file may call RGB; decoders of JPEG 2000 leave it as it is.
 APERIO = 33003
 APERIO_PIXELS = "YCbCr of Aperio slides (compression 33003, which OpenSlide reads if the file is named .svs)"
 TAG_TYPES = {1: "B", 2: "s", 3: "H", 4: "I", 6: "b", 7: "s", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16: "Q"}
