@@ -18,7 +18,7 @@ import torch.multiprocessing as mp
 from measuring import WARM_UP_ROUNDS, machine, ratio, write_result
 from peers import ENCODERS, build_inputs, build_loss
 
-from hf_simmim.training.acceleration import keep_freed_memory
+from hf_simmim.training.acceleration import faster_kernels, keep_freed_memory
 
 NUM_PROCESSES = 2
 
@@ -39,7 +39,8 @@ def make_step(args: argparse.Namespace, batch_size: int, is_parallel: bool) -> A
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
     def step() -> None:
-        model(**inputs, return_reconstruction=False, skip_visible=True).loss.backward()
+        with faster_kernels():
+            model(**inputs, return_reconstruction=False, skip_visible=True).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

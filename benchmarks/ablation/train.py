@@ -3,16 +3,15 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_simmim import SimMIMConfig, SimMIMForMaskedImageModeling
 from hf_simmim.data.image_statistics import fit_color_clusters
 from hf_simmim.model.masking import MASK_STRATEGIES, average_distance
+from hf_simmim.training.acceleration import faster_kernels
 
 from .data import ImageData, augment, stratified_sample
 from .grid import Row, baseline_row
@@ -49,22 +48,13 @@ def run_row(name: str, row: Row, seed: int, settings: Settings, data: ImageData,
     start = time.perf_counter()
     model = build_model(row, settings, data, seed)
     loss = distance = None
-    with faster_attention(data.images.device.type, dtype):
+    with faster_kernels():
         if row.is_pretrained:
             loss = pretrain(model, row, settings, data, seed, dtype)
             distance = row_distance(row, model.config)
         linear_probe, knn = probes(model, settings, data, seed, dtype, data.metric)
         accuracy = fine_tune(model, settings, data, seed, dtype, data.metric)
     return Result(name, seed, accuracy, linear_probe, knn, distance, loss, time.perf_counter() - start)
-
-
-def faster_attention(device: str, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """Attention by plain products for bfloat16 on processors.
-
-    The gradient of the fused kernel is slow there (`benchmarks/precision.py`). Trainings of the package attend in
-    float32 instead; the results of the small scale were made with these products.
-    """
-    return sdpa_kernel(SDPBackend.MATH) if (device, dtype) == ("cpu", torch.bfloat16) else nullcontext()
 
 
 def build_model(row: Row, settings: Settings, data: ImageData, seed: int) -> SimMIMForMaskedImageModeling:
@@ -123,7 +113,7 @@ def faster_dtype(settings: Settings, data: ImageData) -> str:
         for index in range(4):
             if index == 2:  # after two warm-up steps
                 start = time.perf_counter()
-            with faster_attention(device.type, getattr(torch, name)):
+            with faster_kernels():
                 with torch.autocast(device.type, torch.bfloat16, enabled=name == "bfloat16"):
                     loss = model(pixel_values, bool_masked_pos=mask, return_reconstruction=False).loss
                 loss.backward()

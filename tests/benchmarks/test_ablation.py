@@ -23,7 +23,7 @@ from benchmarks.ablation.grid import Row, scratch_row, select_rows, study_tables
 from benchmarks.ablation.report import _table
 from benchmarks.ablation.results import RESULTS, Result, read_results
 from benchmarks.ablation.settings import ENCODERS, study_settings
-from benchmarks.ablation.train import METRICS, build_model, faster_attention, pretrain, run_row
+from benchmarks.ablation.train import METRICS, build_model, pretrain, run_row
 from benchmarks.ablation.verdicts import Noise, judge, pooled_noise, scores_of, student_quantile, verdicts
 
 
@@ -196,17 +196,6 @@ def test_other_settings_and_other_rows_are_refused(tmp_path, monkeypatch):
     (tmp_path / RESULTS).write_text(text.replace('""loss_region"": ""all""', '""loss_region"": ""none""'))
     with pytest.raises(ValueError, match="'loss on all' with other components"):
         run(tmp_path, "--tables", "region", "--seeds", "0")
-
-
-def test_attention_of_bfloat16_on_processors_is_not_fused():
-    """There the fused kernel is slower."""
-    kernels = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        parts = torch.randn(3, 2, 2, 8, 16, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
-        with faster_attention("cpu", dtype):
-            kernels[dtype] = torch.nn.functional.scaled_dot_product_attention(*parts).grad_fn.name()
-    assert "Flash" in kernels[torch.float32]
-    assert "Flash" not in kernels[torch.bfloat16]
 
 
 @pytest.mark.slow
