@@ -35,7 +35,7 @@ from ..evaluation.comparing.cost import training_cost as logged_cost
 from ..evaluation.comparing.labels_saved import LabelsSaved
 from ..evaluation.comparing.metric import DecidingMetric, choose_metric
 from ..evaluation.comparing.report import Results, conclude, means_by_seed, write_report
-from ..evaluation.comparing.test_set import TestSet, missing_classes
+from ..evaluation.comparing.test_set import TestSet, missing_classes, refuse_equal_budgets
 from ..evaluation.comparing.verdicts import Verdict
 from ..evaluation.quiet_runs import quiet
 from ..evaluation.run_progress import RunProgress
@@ -105,7 +105,7 @@ def check_runs(arguments: CompareArguments) -> TestSet:
     if len(arguments.choices) > 1:
         sources.append(arguments.tuning_source())
     test_set: Any = None
-    images = ""
+    images, num_images = "", {}
     for budget in arguments.labels_per_class:
         for source in sources:
             options = run_options(arguments, budget) | source | {"seeds": arguments.seeds[:1]}
@@ -119,7 +119,8 @@ def check_runs(arguments: CompareArguments) -> TestSet:
             if source is sources[0]:
                 if planned.fold is not None:
                     raise ValueError("the recipe has num_folds, but a comparison has a single test set. Leave it out.")
-                test_set = planned.evaluation
+                test_set, num_images[budget] = planned.evaluation, len(planned.train)
+    refuse_equal_budgets(num_images)
     # Removing an unreadable image would change which images are held out, and pre-training would have seen some.
     for channels in sorted({config.num_channels for config in known_configs(arguments).values()}):
         dataset = ImageDataset(test_set.rows, (8, 8), channels)
@@ -130,16 +131,18 @@ def check_runs(arguments: CompareArguments) -> TestSet:
     if test_set.class_names is not None:
         counts = np.bincount(labels) if np.ndim(labels) == 1 else np.asarray(labels).sum(axis=0)
         refusals = missing_classes(test_set.class_names, counts.tolist())
-    return TestSet(list(test_set.rows["name"]), labels, images, metric, why, refusals)
+    label = ("label", "" if test_set.class_names is None else " per class")
+    return TestSet(list(test_set.rows["name"]), labels, images, metric, why, refusals, label)
 
 
 def _check_segmentations(arguments: CompareArguments) -> TestSet:
     """As `check_runs`, for images with a class for each pixel."""
+    num_images = {}
     for budget in arguments.labels_per_class:
         data, numbers, *_ = segment.COMMAND.parse(options_of(run_source(arguments) | run_options(arguments, budget)))
         train, test = segment.load_splits(data)
-        if budget:
-            segment.draw_images(train, budget, arguments.seeds[0])
+        num_images[budget] = len((segment.draw_images(train, budget, arguments.seeds[0]) if budget else train).images)
+    refuse_equal_budgets(num_images)
     refusals: list[tuple[str, str]] = []
     # Masks that cannot be used are refused now, not after a pre-training.
     for channels in {config.num_channels for config in known_configs(arguments).values()}:
@@ -149,7 +152,7 @@ def _check_segmentations(arguments: CompareArguments) -> TestSet:
     parts = [part for pairs in (train, test) for part in pairs]
     images = "; ".join(json.dumps(digest(part)) for part in parts)
     metric, _ = choose_metric("segmentation", arguments.metric or "mean_iou", [])
-    return TestSet(list(test.images["name"]), [], images, metric, "", refusals)
+    return TestSet(list(test.images["name"]), [], images, metric, "", refusals, ("annotated image", ""))
 
 
 def known_configs(arguments: CompareArguments) -> dict[str, Any]:
@@ -527,10 +530,9 @@ def run_arms(arguments: CompareArguments, models: list[Model], test_set: TestSet
             options = run_options(arguments, budget)
             options |= {"checkpoint": model.checkpoint, "from_scratch": model.from_scratch}
             folder = output_dir / f"{budget or 'all'}-labels" / model.folder
-            what = "annotated images" if arguments.task == "segmentation" else "labels per class"
-            labels = f"{budget} {what}" if budget else "all labels"
             which = arm if model.pretraining is None else f"{arm}, pre-training of seed {model.pretraining}"
-            _say(f"{labels}, {which}: {len(arguments.seeds)} runs, see {folder / 'log.txt'}")
+            count = len(arguments.seeds)
+            _say(f"{test_set.budget(budget)}, {which}: {count} run{'s' * (count > 1)}, see {folder / 'log.txt'}")
             digested = model_digest(model.checkpoint, with_weights=not model.from_scratch)
             inputs = {"images": test_set.images, "model": digested}
             if arm not in choices:
