@@ -254,6 +254,8 @@ def test_segmentation(script, tmp_path, capsys, monkeypatch):
     script.COMMAND.main(run)
     with pytest.raises(SystemExit, match="labels_per_class=11 and 0 are the same budget, of 11 images"):
         script.COMMAND.main([*run, "--labels_per_class", "11", "0"])
+    with pytest.raises(SystemExit, match="one annotated image is too few. Use 2 or more"):
+        script.COMMAND.main([*run, "--labels_per_class", "1", "0"])
     # A class that no test mask has allows no verdict.
     assert script.check_runs(*script.COMMAND.parse(run)).refusals == []
     (scenes / "classes.txt").write_text("ground\ndisc\nsquare\nstar\n")
