@@ -104,6 +104,10 @@ def test_from_pictures_to_a_verdict(script, pictures, tmp_path, capsys, monkeypa
     assert json.loads((tmp_path / "comparison.json").read_text()) == results
     with pytest.raises(TypeError):
         script.COMMAND.main([*run, "--finetune_options", json.dumps(FINE_TUNING | {"num_train_epochs": 2})])
+    # The finished pre-training would be taken for one of two epochs.
+    message = r"pretrained holds a finished run with other options: num_train_epochs 1 before, 2 now\. Set another"
+    with pytest.raises(SystemExit, match=message):
+        script.COMMAND.main([*run, "--pretrain_options", json.dumps(PRETRAINING | {"num_train_epochs": 2})])
 
 
 @pytest.fixture(scope="module")

@@ -250,15 +250,19 @@ def pretrained_checkpoint(
 
     Returns:
         Folder of the checkpoint.
+
+    Raises:
+        CommandError: If the folder holds one of other options.
     """
     options = pretraining_options(arguments, arm, seed)
-    folder = Path(options["output_dir"])
-    path = Path(arguments.output_dir, "deciding_images.json")
+    folder, path = Path(options["output_dir"]), Path(arguments.output_dir, "deciding_images.json")
     options["leave_out"] = str(path)
     inputs = {"images": test_set.images}
     if arm == "continued":
         inputs["model"] = str(model_digest(str(arguments.public), with_weights=True))
     record = RunRecord(folder, options, inputs)
+    with in_words():
+        record.check_options()
     if record.results is None:
         with PartialState().main_process_first():
             if PartialState().is_main_process:
@@ -284,9 +288,8 @@ def prepare_models(arguments: CompareArguments, test_set: TestSet) -> list[Model
     found: dict[str, list[Model]] = {}
     for arm in arguments.arm_keys:
         if arguments.pretrains(arm):
-            seeds = arguments.seeds_of(arm)
-            checkpoints = [(pretrained_checkpoint(arguments, test_set, arm, seed), seed) for seed in seeds]
-            found[arm] = [Model(ARM_NAMES[arm], checkpoint, seed) for checkpoint, seed in checkpoints]
+            name, seeds = ARM_NAMES[arm], arguments.seeds_of(arm)
+            found[arm] = [Model(name, pretrained_checkpoint(arguments, test_set, arm, seed), seed) for seed in seeds]
         elif arm != "scratch":
             found[arm] = [Model(ARM_NAMES[arm], str(given[arm]))]
     if "scratch" in arguments.arm_keys:
@@ -541,8 +544,7 @@ def run_arms(arguments: CompareArguments, models: list[Model], test_set: TestSet
                 if len(arguments.choices) > 1:
                     results.spend(arm, STEPS[1], cost)
             choice = choices[arm]
-            options |= choice
-            options |= run_source(arguments) | {"seeds": arguments.seeds}
+            options |= {**choice, **run_source(arguments), "seeds": arguments.seeds}
             runs = fine_tune(arguments, options, folder, inputs, progress=(progress, (budget, False)))["runs"]
             results.spend(arm, STEPS[2], read_cost(folder))
             missing = [run["seed"] for run in runs if metric.key not in run["metrics"]]
@@ -558,8 +560,7 @@ def run_arms(arguments: CompareArguments, models: list[Model], test_set: TestSet
             chosen = f", {described(choice)}" if choice else ""
             figures = list(values.values())
             spread = f" ± {metric.shown(statistics.stdev(figures))}" if len(figures) > 1 else ""
-            unit = " %" if metric.is_share else ""
-            mean = metric.shown(statistics.fmean(figures))
+            mean, unit = metric.shown(statistics.fmean(figures)), " %" if metric.is_share else ""
             _say(f"  test {metric.title} {mean}{spread}{unit} (n = {results.num_images:,}){chosen}")
     return results
 
@@ -607,8 +608,7 @@ class ComparisonResult:
 
 def run(arguments: CompareArguments) -> ComparisonResult:
     """Pre-train what is not given, fine-tune all models, and compare them."""
-    named = arguments.checkpoint or arguments.public or arguments.continued
-    with in_words(named):
+    with in_words(arguments.checkpoint or arguments.public or arguments.continued):
         make_folder(arguments.output_dir)
         test_set = check_runs(arguments)
         notes = differing_architectures(arguments)
