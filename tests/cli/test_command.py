@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -118,6 +119,32 @@ def test_every_other_name_leads_to_an_option(other):
 def test_what_comes_next_is_of_the_task(task, trainer, capsys):
     print_next("compare", {"task": task, "checkpoint": "runs/a", "train_dir": "scenes"})
     assert f": hf-simmim {trainer} --checkpoint runs/a --train_dir scenes" in capsys.readouterr().out
+
+
+def test_what_comes_next_names_the_labeled_images(capsys):
+    """As they were named: a data set has a column of labels, and a folder of volumes an axis."""
+    columns = {"data_files": ["a b.parquet", "c.parquet"], "label_column": "age", "train_split": "train"}
+    print_next("probe", {"checkpoint": ["runs/a", "runs/b"], **columns, "stacks": "ZC"})
+    print_next("compare", {"task": "classification", "checkpoint": "runs/a", "train_dir": "scans", "slice_axis": 0})
+    print_next("compare", {"task": "classification", "checkpoint": "runs/a", "train_dir": None})
+    first, second = capsys.readouterr().out.splitlines()
+    shown = "--data_files 'a b.parquet' c.parquet --label_column age --stacks ZC"
+    assert first == f"Next: train a classifier: hf-simmim finetune --checkpoint runs/a {shown}"
+    assert second.endswith("finetune --checkpoint runs/a --train_dir scans --slice_axis 0")
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("classification", "hf-simmim finetune --checkpoint runs/a --train_dir LABELED_PHOTOS"),
+        ("regression", "hf-simmim finetune --checkpoint runs/a --data_files PHOTOS.parquet --label_column NUMBERS"),
+        ("segmentation", "hf-simmim segment --checkpoint runs/a --train_dir SCENES"),
+    ],
+)
+def test_what_comes_after_predictions_is_of_their_kind(task, words, capsys):
+    run = Command("predict", "", None, (), lambda: SimpleNamespace(task=task, checkpoint="runs/a"), ())
+    run.main([])
+    assert words in capsys.readouterr().out
 
 
 def test_a_command_is_given_its_values():

@@ -104,6 +104,10 @@ def test_from_pictures_to_a_verdict(script, pictures, tmp_path, capsys, monkeypa
     assert json.loads((tmp_path / "comparison.json").read_text()) == results
     with pytest.raises(TypeError):
         script.COMMAND.main([*run, "--finetune_options", json.dumps(FINE_TUNING | {"num_train_epochs": 2})])
+    # The finished pre-training would be taken for one of two epochs.
+    message = r"pretrained holds a finished run with other options: num_train_epochs 1 before, 2 now\. Set another"
+    with pytest.raises(SystemExit, match=message):
+        script.COMMAND.main([*run, "--pretrain_options", json.dumps(PRETRAINING | {"num_train_epochs": 2})])
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +190,7 @@ def test_four_arms_and_two_pre_trainings(script, pictures, public, tmp_path, cap
 
 
 @pytest.mark.parametrize(("column", "name"), [("several", "average_precision"), ("numbers", "r2")])
-def test_several_labels_and_numbers(script, checkpoint, tmp_path, monkeypatch, column, name):
+def test_several_labels_and_numbers(script, checkpoint, tmp_path, monkeypatch, capsys, column, name):
     """Answers as `test_finetune.py` finds them: those of the pre-trained arm have less noise."""
 
     def answer(argv, on_run):
@@ -220,6 +224,10 @@ def test_several_labels_and_numbers(script, checkpoint, tmp_path, monkeypatch, c
     assert verdict.widths["test images"] > 0
     assert verdict.answer == "yes"
     assert result.recommendation == "Recommendation: pre-train on these images."
+    assert "all labels, pre-trained: 4 runs" in capsys.readouterr().out
+    # Numbers have no classes.
+    test_set = script.check_runs(*script.COMMAND.parse([*run, "--labels_per_class", "1", "0"]))
+    assert test_set.budget(1) == ("1 label" if column == "numbers" else "1 label per class")
 
 
 def test_segmentation(script, tmp_path, capsys, monkeypatch):
@@ -248,6 +256,10 @@ def test_segmentation(script, tmp_path, capsys, monkeypatch):
         assert results["values"]["4"]["from scratch"][str(seed)] == pytest.approx(mean)
     monkeypatch.setattr(script, "_segment", None)
     script.COMMAND.main(run)
+    with pytest.raises(SystemExit, match="labels_per_class=11 and 0 are the same budget, of 11 images"):
+        script.COMMAND.main([*run, "--labels_per_class", "11", "0"])
+    with pytest.raises(SystemExit, match="one annotated image is too few. Use 2 or more"):
+        script.COMMAND.main([*run, "--labels_per_class", "1", "0"])
     # A class that no test mask has allows no verdict.
     assert script.check_runs(*script.COMMAND.parse(run)).refusals == []
     (scenes / "classes.txt").write_text("ground\ndisc\nsquare\nstar\n")
@@ -528,6 +540,8 @@ def test_images_that_decide_do_not_choose_among_pre_trainings(script, pictures):
         ({"pretrain_seeds": [1, 1]}, "contains duplicates"),
         ({"scratch_like": "public"}, "scratch_like='public' is not one of the arms"),
         ({"continued_options": "{}", "metric": "r2"}, "metric='r2' is not one of single-label images"),
+        # Of the 40 pictures, eight are left.
+        ({"holdout": 0.8}, "labels_per_class=4 and 0 are the same budget, of 8 images. Leave one of them out"),
     ],
 )
 def test_mistakes_are_refused(script, pictures, tmp_path, change, message, monkeypatch):

@@ -37,7 +37,7 @@ def test_the_command_trains_as_planned(photos, capsys):
     data, model, arguments = pretrain.COMMAND.parse(options)
     assert (data.train_dir, arguments.output_dir) == ("my photos", "out")
     assert arguments.num_train_epochs == result.plan.automatic.values["num_train_epochs"]
-    assert arguments.per_device_train_batch_size == 16
+    assert (arguments.per_device_train_batch_size, arguments.per_device_eval_batch_size) == (16, 16)
     assert json.loads(model.encoder)["model_type"] == "vit"
 
 
@@ -56,3 +56,9 @@ def test_a_recipe_stays_a_recipe(photos, capsys):
         "--use_cpu": "True",
         "--dataloader_num_workers": "0",
     }
+
+
+def test_a_single_image_leaves_none_for_validation(tmp_path):
+    random_photo(np.random.default_rng(0), (40, 32)).save(tmp_path / "one.png")
+    with pytest.raises(SystemExit, match=r"of 1 image leaves none\. Use 0 to hold out none"):
+        plan.COMMAND.main([str(tmp_path)])

@@ -130,6 +130,21 @@ def test_predictions_are_those_of_the_evaluation(classifier, pictures, tmp_path,
     assert other["probability_red"] != result.table()["probability_red"]
 
 
+def test_classes_may_be_called_like_other_lines(classifier, pictures, tmp_path, capsys):
+    """The number of images is not that of a class of this name."""
+    shutil.copytree(classifier, tmp_path / "renamed")
+    config = json.loads((classifier / "config.json").read_text())
+    config["id2label"] = {"0": "Images", "1": "Output", "2": "red"}
+    config["label2id"] = {name: int(index) for index, name in config["id2label"].items()}
+    (tmp_path / "renamed" / "config.json").write_text(json.dumps(config))
+    result = run(tmp_path / "renamed", tmp_path / "a.csv", image_dir=pictures)
+    lines = re.findall(r"^( *\S+): +(.+)$", capsys.readouterr().out, re.M)
+    assert ("Images", "18") in lines
+    assert ("Output", str(tmp_path / "a.csv")) in lines
+    shown = {title.strip(): int(text.split()[0]) for title, text in lines if title.startswith("  ")}
+    assert shown == result.counts
+
+
 def test_parquet_data_sets_and_python(classifier, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "GROUP_SIZE", 4)
     csv = run(classifier, tmp_path / "a.csv", image_dir=pictures, max_images=7)
@@ -152,6 +167,7 @@ def test_masks_are_those_of_the_evaluation(is_resized, segmenter, pretrained, sc
         segmenter = train_segmenter(tmp_path / "whole", pretrained, scenes, short_side=0)
     result = run(segmenter, tmp_path / "masks", image_dir=scenes / "images", batch_size=4)
     rows = result.table().to_pylist()
+    assert result.task == "segmentation"
     assert [row["mask"] for row in rows] == [f"scene {index:03d}.png" for index in range(6)]
     pairs, labels, metric = load_folder(scenes), SegmentationLabels(list(CLASS_NAMES)), MeanIoU(CLASS_NAMES, 255)
     for row, picture, annotation in zip(rows, pairs.images, pairs.annotations, strict=True):
@@ -236,6 +252,7 @@ def test_several_labels_and_numbers(pictures, tmp_path):
     assert sum(result.counts.values()) == pytest.approx(len(names) * 15 / 2, abs=2)
     assert any("; " in text for text in result.table()["predicted"].to_pylist())
     result = run(tmp_path / "regression", tmp_path / "b.csv", image_dir=pictures)
+    assert result.task == "regression"
     assert result.table().column_names == ["name", *(f"value_{name}" for name in names)]
     assert result.counts == {}
 

@@ -302,6 +302,12 @@ def one_class(folder):
         (None, {"checkpoint": None}, "checkpoint is not set"),
         (None, {"checkpoint": "/nowhere/at/all"}, "neither the folder of a model"),
         (None, {"per_device_train_batch_size": 16}, "9 images are fewer than the batch size of 16"),
+        (None, {"per_device_train_batch_size": 1}, "which must be two or more. Use 2"),
+        (
+            None,
+            {"per_device_train_batch_size": 4, "dataloader_drop_last": False},
+            "9 images leave a single one for the last batch",
+        ),
         (None, {"out_features": "stage7"}, "subset of stage_names"),
         (None, {"max_steps": 2, "warmup_steps": 2}, "warmup_steps=2 covers all 2 steps"),
         (None, {"holdout": 0.01}, "leaves none for validation"),

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from hf_simmim.cli import pretrain
+from hf_simmim.cli.options.probes import load_probe
 from hf_simmim.data.labeled.images import LabeledImageDataset, load_labeled_images
 from hf_simmim.data.labeled.splits import holdout
 from hf_simmim.data.sampling import evenly_spaced
@@ -148,6 +149,22 @@ def test_images_are_read_once_if_they_are_few(photos, labeled, tmp_path, monkeyp
     images = load_labeled_images(labeled)
     parts = [[images.rows["name"][index] for index in part] for part in holdout(images.labels, 0.25, seed=0)]
     assert set(reads) == {Path(part[index]).name for part in parts for index in evenly_spaced(len(part), 9)}
+
+
+@pytest.mark.parametrize(("count", "parts"), [(1, None), (2, (1, 1)), (3, (2, 1)), (4, (3, 1))])
+def test_the_probe_takes_few_labels(labeled, tmp_path, count, parts):
+    """Two images of each class are enough to fit it to one and to test it on the other."""
+    for place in labeled.iterdir():
+        (tmp_path / place.name).mkdir()
+        for path in sorted(place.iterdir())[:count]:
+            shutil.copy(path, tmp_path / place.name)
+    arguments = pretrain.PretrainingDataArguments(probe_dir=str(tmp_path))
+    if parts is None:
+        with pytest.raises(ValueError, match="has 1 image, too few for both parts of the split"):
+            load_probe(arguments)
+        return
+    found = load_probe(arguments)
+    assert [np.bincount(part.labels).tolist() for part in found] == [[number] * 2 for number in parts]
 
 
 def test_unreadable_images_are_left_out(photos, labeled, tmp_path, caplog):

@@ -188,6 +188,7 @@ def test_drift_is_that_of_the_neighbors_and_stops(photos, first, tmp_path, caplo
         ({"stop_by": "drift"}, "Add --checkpoint"),
         ({"stop_by": "rank", "holdout": 0}, "needs evaluations, and there are none. Use --holdout"),
         ({"stop_by": "rank", "eval_strategy": "no"}, "needs evaluations"),
+        ({"stop_by": "rank", "max_eval_samples": 1}, "has 1 of the four or more validation images that it needs"),
         ({"stop_by": "rank", "save_strategy": "steps"}, "eval_strategy=epoch and save_strategy=steps every 500"),
         ({"stop_by": "rank", "metric_for_best_model": "loss"}, "Leave one out"),
         ({"stop_by": "rank", "patience": 0}, "patience=0 must be 1 or more"),

@@ -30,6 +30,7 @@ from ..training.arguments import SimMIMTrainingArguments
 from ..training.run_lock import unlock_runs
 from ..training.saving.checkpoints import TrainingStoppedError
 from .options.names import nearest
+from .options.slices import SliceArguments
 from .recipes import CommandError, options_of, recipe_names, recipe_options
 
 PROGRAM = "hf-simmim"
@@ -93,7 +94,10 @@ class Command:
             result = self.run(*parts)
         except CommandError as error:
             raise SystemExit(f"error: {error}") from error
-        print_next(self.name, {name: value for part in parts for name, value in vars(part).items()})
+        options = {name: value for part in parts for name, value in vars(part).items()}
+        # What no option names, such as a model that was trained on the way.
+        found = {name: getattr(result, name, None) for name in ("task", "checkpoint") if options.get(name) is None}
+        print_next(self.name, options | found)
         return result
 
     def __call__(self, **options: Any) -> Any:
@@ -220,8 +224,8 @@ NEXT = {
     ),
     "finetune": ("predict on new images: hf-simmim predict --checkpoint {output_dir} --image_dir PHOTOS",),
     "segment": ("predict on new images: hf-simmim predict --checkpoint {output_dir} --image_dir PHOTOS",),
-    "probe": ("train a classifier: hf-simmim finetune --checkpoint {checkpoint} --train_dir {train_dir}",),
-    "compare": ("train a classifier: hf-simmim finetune --checkpoint {checkpoint} --train_dir {train_dir}",),
+    "probe": ("train a classifier: hf-simmim finetune --checkpoint {checkpoint} {labeled}",),
+    "compare": ("train a classifier: hf-simmim finetune --checkpoint {checkpoint} {labeled}",),
     "compare segmentation": (
         "train on all masks: hf-simmim segment --checkpoint {checkpoint} --train_dir {train_dir}",
     ),
@@ -231,8 +235,32 @@ NEXT = {
     "predict": (
         "train with corrected labels: hf-simmim finetune --checkpoint {checkpoint} --train_dir LABELED_PHOTOS",
     ),
+    # Sub-folders are classes, and hold no numbers.
+    "predict regression": (
+        "train with corrected numbers: hf-simmim finetune --checkpoint {checkpoint} --data_files PHOTOS.parquet"
+        " --label_column NUMBERS",
+    ),
+    "predict segmentation": (
+        "train with corrected masks: hf-simmim segment --checkpoint {checkpoint} --train_dir SCENES",
+    ),
     "app": ("arrange images by their features: hf-simmim embed --checkpoint {checkpoint} --image_dir PHOTOS",),
 }
+
+
+# Options that name labeled images, without their defaults.
+LABELED: dict[str, Any] = {
+    **dict.fromkeys(("train_dir", "dataset_name", "dataset_config", "data_files", "image_column", "label_column")),
+    "train_split": "train",
+    **{option.name: option.default for option in dataclasses.fields(SliceArguments)},
+}
+
+
+def _labeled_images(options: Mapping[str, Any]) -> str:
+    """Options of a command line that name the labeled images of another one; empty if it named none."""
+    if not any(options.get(name) for name in ("train_dir", "dataset_name", "data_files")):
+        return ""
+    given = {name: options.get(name) for name, default in LABELED.items() if options.get(name) not in (None, default)}
+    return shlex.join(options_of(given))
 
 
 def print_next(command: str, options: Mapping[str, Any]) -> None:
@@ -247,12 +275,13 @@ def print_next(command: str, options: Mapping[str, Any]) -> None:
         seeds, folds = options.get("seeds"), options.get("num_folds")
         name = "-".join([f"seed-{seed}" for seed in (seeds or ())[:1]] + ["fold-0"] * (folds is not None))
         options = {**options, "output_dir": Path(options["output_dir"], name)}
+    labeled = _labeled_images(options)
     values = {
         # Some commands take several checkpoints; the first one is meant.
         name: shlex.quote(str(value[0] if isinstance(value, (list, tuple)) else value))
         for name, value in options.items()
         if value not in (None, "", [], ())
-    }
+    } | ({"labeled": labeled} if labeled else {})
     with contextlib.suppress(KeyError):
         task = f"{command} {options.get('task')}"
         lines = "; or ".join(line.format(**values) for line in NEXT.get(task, NEXT.get(command, ())))

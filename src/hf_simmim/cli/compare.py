@@ -35,7 +35,7 @@ from ..evaluation.comparing.cost import training_cost as logged_cost
 from ..evaluation.comparing.labels_saved import LabelsSaved
 from ..evaluation.comparing.metric import DecidingMetric, choose_metric
 from ..evaluation.comparing.report import Results, conclude, means_by_seed, write_report
-from ..evaluation.comparing.test_set import TestSet, missing_classes
+from ..evaluation.comparing.test_set import TestSet, missing_classes, refuse_equal_budgets
 from ..evaluation.comparing.verdicts import Verdict
 from ..evaluation.quiet_runs import quiet
 from ..evaluation.run_progress import RunProgress
@@ -105,7 +105,7 @@ def check_runs(arguments: CompareArguments) -> TestSet:
     if len(arguments.choices) > 1:
         sources.append(arguments.tuning_source())
     test_set: Any = None
-    images = ""
+    images, num_images = "", {}
     for budget in arguments.labels_per_class:
         for source in sources:
             options = run_options(arguments, budget) | source | {"seeds": arguments.seeds[:1]}
@@ -119,7 +119,8 @@ def check_runs(arguments: CompareArguments) -> TestSet:
             if source is sources[0]:
                 if planned.fold is not None:
                     raise ValueError("the recipe has num_folds, but a comparison has a single test set. Leave it out.")
-                test_set = planned.evaluation
+                test_set, num_images[budget] = planned.evaluation, len(planned.train)
+    refuse_equal_budgets(num_images)
     # Removing an unreadable image would change which images are held out, and pre-training would have seen some.
     for channels in sorted({config.num_channels for config in known_configs(arguments).values()}):
         dataset = ImageDataset(test_set.rows, (8, 8), channels)
@@ -130,16 +131,18 @@ def check_runs(arguments: CompareArguments) -> TestSet:
     if test_set.class_names is not None:
         counts = np.bincount(labels) if np.ndim(labels) == 1 else np.asarray(labels).sum(axis=0)
         refusals = missing_classes(test_set.class_names, counts.tolist())
-    return TestSet(list(test_set.rows["name"]), labels, images, metric, why, refusals)
+    label = ("label", "" if test_set.class_names is None else " per class")
+    return TestSet(list(test_set.rows["name"]), labels, images, metric, why, refusals, label)
 
 
 def _check_segmentations(arguments: CompareArguments) -> TestSet:
     """As `check_runs`, for images with a class for each pixel."""
+    num_images = {}
     for budget in arguments.labels_per_class:
         data, numbers, *_ = segment.COMMAND.parse(options_of(run_source(arguments) | run_options(arguments, budget)))
         train, test = segment.load_splits(data)
-        if budget:
-            segment.draw_images(train, budget, arguments.seeds[0])
+        num_images[budget] = len((segment.draw_images(train, budget, arguments.seeds[0]) if budget else train).images)
+    refuse_equal_budgets(num_images)
     refusals: list[tuple[str, str]] = []
     # Masks that cannot be used are refused now, not after a pre-training.
     for channels in {config.num_channels for config in known_configs(arguments).values()}:
@@ -149,7 +152,7 @@ def _check_segmentations(arguments: CompareArguments) -> TestSet:
     parts = [part for pairs in (train, test) for part in pairs]
     images = "; ".join(json.dumps(digest(part)) for part in parts)
     metric, _ = choose_metric("segmentation", arguments.metric or "mean_iou", [])
-    return TestSet(list(test.images["name"]), [], images, metric, "", refusals)
+    return TestSet(list(test.images["name"]), [], images, metric, "", refusals, ("annotated image", ""))
 
 
 def known_configs(arguments: CompareArguments) -> dict[str, Any]:
@@ -247,15 +250,19 @@ def pretrained_checkpoint(
 
     Returns:
         Folder of the checkpoint.
+
+    Raises:
+        CommandError: If the folder holds one of other options.
     """
     options = pretraining_options(arguments, arm, seed)
-    folder = Path(options["output_dir"])
-    path = Path(arguments.output_dir, "deciding_images.json")
+    folder, path = Path(options["output_dir"]), Path(arguments.output_dir, "deciding_images.json")
     options["leave_out"] = str(path)
     inputs = {"images": test_set.images}
     if arm == "continued":
         inputs["model"] = str(model_digest(str(arguments.public), with_weights=True))
     record = RunRecord(folder, options, inputs)
+    with in_words():
+        record.check_options()
     if record.results is None:
         with PartialState().main_process_first():
             if PartialState().is_main_process:
@@ -281,9 +288,8 @@ def prepare_models(arguments: CompareArguments, test_set: TestSet) -> list[Model
     found: dict[str, list[Model]] = {}
     for arm in arguments.arm_keys:
         if arguments.pretrains(arm):
-            seeds = arguments.seeds_of(arm)
-            checkpoints = [(pretrained_checkpoint(arguments, test_set, arm, seed), seed) for seed in seeds]
-            found[arm] = [Model(ARM_NAMES[arm], checkpoint, seed) for checkpoint, seed in checkpoints]
+            name, seeds = ARM_NAMES[arm], arguments.seeds_of(arm)
+            found[arm] = [Model(name, pretrained_checkpoint(arguments, test_set, arm, seed), seed) for seed in seeds]
         elif arm != "scratch":
             found[arm] = [Model(ARM_NAMES[arm], str(given[arm]))]
     if "scratch" in arguments.arm_keys:
@@ -527,10 +533,9 @@ def run_arms(arguments: CompareArguments, models: list[Model], test_set: TestSet
             options = run_options(arguments, budget)
             options |= {"checkpoint": model.checkpoint, "from_scratch": model.from_scratch}
             folder = output_dir / f"{budget or 'all'}-labels" / model.folder
-            what = "annotated images" if arguments.task == "segmentation" else "labels per class"
-            labels = f"{budget} {what}" if budget else "all labels"
             which = arm if model.pretraining is None else f"{arm}, pre-training of seed {model.pretraining}"
-            _say(f"{labels}, {which}: {len(arguments.seeds)} runs, see {folder / 'log.txt'}")
+            count = len(arguments.seeds)
+            _say(f"{test_set.budget(budget)}, {which}: {count} run{'s' * (count > 1)}, see {folder / 'log.txt'}")
             digested = model_digest(model.checkpoint, with_weights=not model.from_scratch)
             inputs = {"images": test_set.images, "model": digested}
             if arm not in choices:
@@ -539,8 +544,7 @@ def run_arms(arguments: CompareArguments, models: list[Model], test_set: TestSet
                 if len(arguments.choices) > 1:
                     results.spend(arm, STEPS[1], cost)
             choice = choices[arm]
-            options |= choice
-            options |= run_source(arguments) | {"seeds": arguments.seeds}
+            options |= {**choice, **run_source(arguments), "seeds": arguments.seeds}
             runs = fine_tune(arguments, options, folder, inputs, progress=(progress, (budget, False)))["runs"]
             results.spend(arm, STEPS[2], read_cost(folder))
             missing = [run["seed"] for run in runs if metric.key not in run["metrics"]]
@@ -556,8 +560,7 @@ def run_arms(arguments: CompareArguments, models: list[Model], test_set: TestSet
             chosen = f", {described(choice)}" if choice else ""
             figures = list(values.values())
             spread = f" ± {metric.shown(statistics.stdev(figures))}" if len(figures) > 1 else ""
-            unit = " %" if metric.is_share else ""
-            mean = metric.shown(statistics.fmean(figures))
+            mean, unit = metric.shown(statistics.fmean(figures)), " %" if metric.is_share else ""
             _say(f"  test {metric.title} {mean}{spread}{unit} (n = {results.num_images:,}){chosen}")
     return results
 
@@ -605,8 +608,7 @@ class ComparisonResult:
 
 def run(arguments: CompareArguments) -> ComparisonResult:
     """Pre-train what is not given, fine-tune all models, and compare them."""
-    named = arguments.checkpoint or arguments.public or arguments.continued
-    with in_words(named):
+    with in_words(arguments.checkpoint or arguments.public or arguments.continued):
         make_folder(arguments.output_dir)
         test_set = check_runs(arguments)
         notes = differing_architectures(arguments)

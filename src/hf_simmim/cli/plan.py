@@ -53,7 +53,11 @@ def run(
         trainer, _ = build_trainer(data, model, arguments, always=True)
         arguments.output_dir = output_dir
         print_plan(trainer, None, model.checkpoint)
-    options |= trainer.plan.automatic.values
+    automatic = trainer.plan.automatic
+    options |= automatic.values
+    if "per_device_train_batch_size" in automatic.choices and automatic.is_open("per_device_eval_batch_size"):
+        # It follows a batch that is chosen, and not one that is named, as now.
+        options["per_device_eval_batch_size"] = arguments.per_device_eval_batch_size
     options.pop("hours", None)
     command = shlex.join([PROGRAM, "pretrain", *options_of(options)])
     print(f"\nTo train as planned:\n{command}")

@@ -350,7 +350,8 @@ class PredictionRun:
         frequent = self.counts.most_common(MAX_PRINTED)
         for index, count in frequent:
             pixels = f", {self.shares[index] / num_images:.1%} of the pixels" if self.is_segmentation else ""
-            lines[self.class_names[index]] = f"{count:,} images{pixels}"
+            # Indented, as a class may be called like another line.
+            lines[f"  {self.class_names[index]}"] = f"{count:,} image{'s' * (count > 1)}{pixels}"
         if len(self.counts) > len(frequent):
             lines["Other classes"] = f"{len(self.counts) - len(frequent)}"
         print_titled({f"{title}:": text for title, text in (lines | {"Output": str(output)}).items()})
@@ -366,6 +367,7 @@ class PredictionResult:
         names: Names of the images that were predicted, row by row.
         counts: Number of images that have a class, by its name; empty for models that predict numbers.
         unreadable: Names of the images that were left out, with reasons.
+        task: What the model predicts: `"classification"`, `"regression"` or `"segmentation"`.
     """
 
     path: Path
@@ -373,6 +375,7 @@ class PredictionResult:
     names: list[str]
     counts: dict[str, int]
     unreadable: dict[str, str]
+    task: str = "classification"
 
     def table(self) -> pyarrow.Table:
         """Read the table; `to_pandas()` makes a data frame of it."""
@@ -427,7 +430,9 @@ def predict_all(images: ImageArguments, arguments: PredictionArguments) -> Predi
     run.print_summary(path)
     counts = {run.class_names[index]: count for index, count in run.counts.most_common()}
     table = path / TABLE_NAME if is_segmentation else path
-    return PredictionResult(table, path, run.predicted, counts, dict(unreadable.reasons))
+    is_regression = not is_segmentation and problem_type(model.config) == "regression"
+    task = "segmentation" if is_segmentation else "regression" if is_regression else "classification"
+    return PredictionResult(table, path, run.predicted, counts, dict(unreadable.reasons), task)
 
 
 def run(images: ImageArguments, arguments: PredictionArguments) -> PredictionResult:

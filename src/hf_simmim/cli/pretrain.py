@@ -248,9 +248,10 @@ def load_splits(arguments: PretrainingDataArguments, output_dir: str, checkpoint
         validation = load_images(**source, split=validation_split)
     elif arguments.holdout and not lower_share > 0:
         if not 0 < arguments.holdout < 1 or round(len(train) * arguments.holdout) < 1:
+            share = f"a share in (0, 1) of at least {1 / len(train):.2g}, or " if len(train) > 1 else ""
             raise ValueError(
-                f"holdout={arguments.holdout} of {len(train)} images leaves none. Use a share in (0, 1) of at least"
-                f" {1 / len(train):.2g}, or 0 to hold out none."
+                f"holdout={arguments.holdout} of {len(train)} image{'s' * (len(train) > 1)} leaves none. Use {share}0"
+                " to hold out none."
             )
         train, validation = hold_out(train, arguments.holdout, arguments.holdout_seed)
     if arguments.max_train_samples is not None:

@@ -55,7 +55,7 @@ from ..training.callbacks import EpochCallback
 from ..training.cards.facts import training_line
 from ..training.fingerprints import digest, initial_weights
 from ..training.labeled_trainers import SegmentationTrainer
-from ..training.optimization import images_per_step, planned_steps, warmup_updates
+from ..training.optimization import check_batches, planned_steps, warmup_updates
 from ..training.run_folder import (
     begin_run,
     describe_resuming,
@@ -452,11 +452,7 @@ def build_trainer(
         "evaluation images": digest(validation.images),
     }
     settings = settle_settings(arguments, settings, checkpoint)
-    if len(train.images) < images_per_step(arguments):
-        raise ValueError(
-            f"{len(train.images)} images are fewer than the batch size of {images_per_step(arguments)}. Use a smaller"
-            " --per_device_train_batch_size."
-        )
+    check_batches(arguments, len(train.images))
     steps = planned_steps(arguments, len(train.images))
     if arguments.warmup_is_default:
         arguments.warmup_steps = min(RECIPE_WARMUP, steps // 10)

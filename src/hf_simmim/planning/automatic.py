@@ -412,8 +412,8 @@ class Plan:
         steps = planned_steps(arguments, num_images)
         if self.expected is not None and steps < FEWEST_STEPS:
             notes.append(
-                f"{steps} steps are few: pre-trainings that short gain little or nothing. Use more epochs, more images"
-                " or a smaller batch."
+                f"{steps} step{'s are' if steps != 1 else ' is'} few: pre-trainings that short gain little or nothing."
+                " Use more epochs, more images or a smaller batch."
             )
         if arguments.hours and self.expected is not None and self.expected.hours > 1.25 * arguments.hours:
             notes.append(

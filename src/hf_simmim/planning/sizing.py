@@ -154,10 +154,11 @@ def choose_batch(
     wanted = 2 ** max(0, round(math.log2(max(1, num_images / STEPS_AN_EPOCH))))
     batch = max(1, min(max(wanted, 16), LARGEST_BATCH[like], num_images))
     batch = max(1, batch // machine.num_devices) * machine.num_devices
+    steps = num_images // batch
     rate, its_batch = RATES[like]
     rate = float(f"{rate * math.sqrt(min(1, batch / its_batch)):.2g}")
     return {
-        "batch_size": Choice(batch, f"{num_images // batch:,} steps an epoch"),
+        "batch_size": Choice(batch, f"{steps:,} step{'s' * (steps != 1)} an epoch"),
         "learning_rate": Choice(rate, f"for {like} at a batch size of {batch}"),
     }
 

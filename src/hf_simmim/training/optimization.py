@@ -374,6 +374,37 @@ def images_per_step(arguments: TrainingArguments) -> int:
     return arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
 
 
+def check_batches(arguments: TrainingArguments, num_images: int) -> None:
+    """Refuse batches that a decoder with batch normalization cannot be trained with.
+
+    Args:
+        arguments: Training arguments.
+        num_images: Length of the training set.
+
+    Raises:
+        ValueError: If there are fewer images than in a batch, or one is alone in a batch.
+    """
+    images = images_per_step(arguments)
+    if num_images < images:
+        raise ValueError(
+            f"{num_images} images are fewer than the batch size of {images}. Use a smaller"
+            " --per_device_train_batch_size."
+        )
+    size = arguments.train_batch_size
+    if size == 1:
+        raise ValueError(
+            "per_device_train_batch_size=1: the decoder normalizes by the images of a batch, which must be two or more."
+            " Use 2, and as many images."
+        )
+    # Several processes fill the last batch.
+    if not arguments.dataloader_drop_last and arguments.world_size == 1 and num_images % size == 1:
+        raise ValueError(
+            f"{num_images} images leave a single one for the last batch, and the decoder normalizes by the images of a"
+            f" batch, which must be two or more. Use another --per_device_train_batch_size than {size}, or"
+            " --dataloader_drop_last true."
+        )
+
+
 def planned_steps(arguments: TrainingArguments, num_images: int) -> int:
     """Number of updates that Trainer will make.
 

@@ -276,6 +276,11 @@ def _check_writable(output_dir: Path, process: int) -> None:
 
 
 RECORD_FILE = "done.json"
+# Beginnings of options that change nothing of a finished run, or name what its own checks compare.
+FREE_OPTIONS = (
+    *("output_dir", "leave_out", "train_dir", "dataset_name", "data_files", "checkpoint", "image_decoder", "use_cpu"),
+    *("dataloader_", "logging_", "save_", "report_to", "disable_tqdm", "push_to_hub", "hub_"),
+)
 
 
 class RunRecord:
@@ -301,6 +306,27 @@ class RunRecord:
         """Results of the run; None if it is not finished."""
         noted = self._noted()
         return None if noted is None else noted["results"]
+
+    def check_options(self) -> None:
+        """Refuse other options than those of a finished run, whose results would be taken for theirs.
+
+        Raises:
+            ValueError: If an option differs.
+        """
+        if not self.path.exists():
+            return
+        noted = json.loads(self.path.read_text(encoding="utf-8"))
+        before, now = noted["options"], self.beginning["options"]
+        changed = [
+            f"{name} {before.get(name, 'unset')} before, {now.get(name, 'unset')} now"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name) and not name.startswith(FREE_OPTIONS)
+        ]
+        if noted["results"] is not None and changed:
+            raise ValueError(
+                f"{self.path.parent} holds a finished run with other options: {'; '.join(changed)}. Set another"
+                " --output_dir."
+            )
 
     def note(self, results: dict[str, Any] | None) -> None:
         """Record that the run has started (None) or finished; call it in the first process only."""

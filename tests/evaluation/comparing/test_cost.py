@@ -77,4 +77,26 @@ def test_time_of_an_earlier_training_is_that_of_its_log(tmp_path):
     assert training_cost(tmp_path) == Cost()
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": [{"loss": 1}, {"train_runtime": 12.5}]}))
     assert training_cost(tmp_path) == Cost(12.5)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rate", "expected"),
+    [
+        (200.0, 0.2, 200.0),  # all 40 steps
+        (50.0, 0.2, 350.0),  # the last 10, after 30 of ten seconds each
+        (0.1, 0.0, 400.0),  # none: a finished run was started again
+    ],
+)
+def test_time_before_a_training_resumed_counts(tmp_path, seconds, rate, expected):
+    """Trainer measures the last session alone."""
+    speeds = [{"step": step, "images_per_second": 1.6} for step in range(10, 41, 10)]
+    end = {"step": 40, "train_runtime": seconds, "train_steps_per_second": rate}
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": [*speeds, end]}))
+    if expected != seconds:
+        assert training_cost(tmp_path) == Cost()
+    (tmp_path / "run.json").write_text(json.dumps({"images_per_step": 16}))
+    assert training_cost(tmp_path).seconds == pytest.approx(expected, abs=0.2)
+
+
+def test_counters_that_are_not_there(tmp_path):
     assert processor_counters(tmp_path / "nowhere") == []

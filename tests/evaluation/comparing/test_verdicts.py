@@ -87,6 +87,10 @@ def test_conclusions():
     assert mixed.startswith("It depends")
     assert "helps with 100 labels" in mixed
     assert "does not help with 500 labels" in mixed
+    one = judge(1, CLEAR)
+    assert str(one).startswith("1 label: yes")
+    assert "helps with 1 label," in conclusion([one, no])
+    assert "helps with 1 and 100 labels," in conclusion([one, yes, no])
 
 
 def test_parts_of_the_interval_are_combined():

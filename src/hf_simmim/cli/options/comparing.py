@@ -134,6 +134,11 @@ class CompareArguments(LabeledSourceArguments):
                 "task='segmentation' has no cross-validation. Leave out --learning_rates and --layer_decays, and set a"
                 ' rate in --finetune_options, such as {"learning_rate": 1e-4}.'
             )
+        if self.task == "segmentation" and 1 in self.labels_per_class:
+            raise ValueError(
+                f"labels_per_class={self.labels_per_class}: the decoder normalizes by the images of a batch, so one"
+                " annotated image is too few. Use 2 or more."
+            )
         if self.task == "segmentation" and self.label_column is not None:
             raise ValueError(
                 f"label_column={self.label_column!r}: the column of masks is named in --finetune_options, such as"

@@ -108,7 +108,9 @@ def load_probe(arguments: ProbeArguments) -> list[LabeledImages] | None:
         raise ValueError("The probe's labels must be one class for each image. Name another column.")
     if test is not None:
         return [images, test]
-    parts = holdout(images.labels, PROBE_TEST_SHARE, 0, images.class_names, images.groups)
+    # Of few images, one of each class.
+    share = min(max(PROBE_TEST_SHARE, len(set(images.labels)) / len(images)), 0.5)
+    parts = holdout(images.labels, share, 0, images.class_names, images.groups)
     return [images.select(part) for part in parts]
 
 

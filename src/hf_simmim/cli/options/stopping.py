@@ -137,13 +137,18 @@ def add_stopping(trainer: SimMIMTrainer, checkpoint: str | None) -> None:
         checkpoint: Weights that the training starts from, or None.
 
     Raises:
-        ValueError: If it is to stop by drift, with fewer than four validation images.
+        ValueError: If it is to stop by drift or rank, with fewer than four validation images.
     """
     arguments: Any = trainer.args
     if arguments.max_hours is not None:
         trainer.add_callback(TimeBudget(arguments.max_hours))
     if trainer.eval_dataset is None:
         return
+    if arguments.stop_by == "rank" and len(trainer.eval_dataset) < 4:
+        raise ValueError(
+            f"stop_by='rank' has {len(trainer.eval_dataset)} of the four or more validation images that it needs:"
+            " RankMe is at most their number. Use a larger --holdout, or --validation_dir."
+        )
     if checkpoint is not None and (arguments.stop_by == "drift" or len(trainer.eval_dataset) > 3):
         trainer.add_callback(DriftCallback(trainer))
     trainer.add_callback(SpectrumCallback(trainer))

@@ -67,18 +67,35 @@ def read_cost(folder: Path) -> Cost:
 def training_cost(folder: Path) -> Cost:
     """Time of a training of which only the log is left, as Trainer wrote it; unknown if there is no log.
 
+    Trainer measures the last session alone. Steps before a run resumed are added by the speeds that were logged,
+    without evaluations.
+
     Args:
         folder: Folder of the training.
 
     Returns:
-        The cost, without energy.
+        The cost, without energy; unknown as well if the speed before a run resumed is.
     """
     try:
         log = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-        seconds = [float(entry["train_runtime"]) for entry in log if "train_runtime" in entry]
-    except (OSError, ValueError, KeyError, TypeError):
+        last = [entry for entry in log if "train_runtime" in entry][-1]
+        seconds = float(last["train_runtime"])
+        if "train_steps_per_second" not in last:
+            return Cost(seconds)
+        resumed = last["step"] - seconds * last["train_steps_per_second"]
+        # The speed has three decimals.
+        slack = 0.5 + 0.0005 * seconds
+        if resumed < slack:
+            return Cost(seconds)
+        images = json.loads((folder / "run.json").read_text(encoding="utf-8"))["images_per_step"]
+        done = 0
+        for entry in log:
+            if entry.get("images_per_second") and entry["step"] < resumed + slack:
+                seconds += (entry["step"] - done) * images / entry["images_per_second"]
+                done = entry["step"]
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
         return Cost()
-    return Cost(seconds[-1]) if seconds else Cost()
+    return Cost(seconds) if done else Cost()
 
 
 def processor_counters(powercap: Path = POWERCAP) -> list[Counter]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .metric import DecidingMetric
-from .verdicts import SUBJECTS, Key, Scores, Verdict, by_run
+from .verdicts import SUBJECTS, Key, Scores, Verdict, by_run, counted
 
 NUM_RESAMPLES = 1000
 
@@ -42,7 +42,7 @@ class LabelsSaved:
         subject, other = SUBJECTS[self.better], SUBJECTS[self.other].rstrip(",")
         if self.saved is None:
             return f"Labels saved: cannot tell, {self.reason}."
-        amount = f"{'at least' if self.is_at_least else 'about'} {_rounded(self.saved):,} of {self.num_labels:,} labels"
+        amount = f"{'at least' if self.is_at_least else 'about'} {_rounded(self.saved):,} of {counted(self.num_labels)}"
         interval = f"95 % interval of other seeds {_rounded(self.low):,} to {_rounded(self.high):,}"
         return f"Labels saved: {subject} saves {amount} ({interval}), compared with {other}."
 

@@ -1,6 +1,6 @@
 """The images that decide a comparison, and by which metric."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ class TestSet:
         metric: The metric that decides.
         why: Why it is another one than accuracy; empty if it is accuracy or was asked for.
         refusals: Why no verdict is possible with this test set, and what to use instead.
+        label: What a label budget counts, and of what each, in words; of one.
     """
 
     # Not a test of pytest.
@@ -29,6 +30,12 @@ class TestSet:
     metric: DecidingMetric
     why: str
     refusals: list[tuple[str, str]]
+    label: tuple[str, str] = ("label", " per class")
+
+    def budget(self, number: int) -> str:
+        """A label budget in words, such as "5 labels per class"; 0 is all of them."""
+        one, each = self.label
+        return f"{number:,} {one}{'s' * (number != 1)}{each}" if number else f"all {one}s"
 
 
 def missing_classes(class_names: Sequence[str], counts: Sequence[int]) -> list[tuple[str, str]]:
@@ -46,3 +53,22 @@ def missing_classes(class_names: Sequence[str], counts: Sequence[int]) -> list[t
         return []
     named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
     return [(f"since the test set has no image of {named}", "a test set with all classes")]
+
+
+def refuse_equal_budgets(num_images: Mapping[int, int]) -> None:
+    """Refuse label budgets that are the same number of images: results are kept by it.
+
+    Args:
+        num_images: Number of training images of each budget.
+
+    Raises:
+        ValueError: If two budgets have as many.
+    """
+    budgets: dict[int, int] = {}
+    for budget, number in num_images.items():
+        if number in budgets:
+            raise ValueError(
+                f"labels_per_class={budgets[number]} and {budget} are the same budget, of {number:,} images. Leave one"
+                " of them out (0 is all labels)."
+            )
+        budgets[number] = budget

@@ -91,7 +91,7 @@ class Verdict:
         # As in the table: an error that is smaller has a negative difference.
         sign = self.metric.sign
         points = f"{self.metric.change(sign * self.difference)}{unit} {self.metric.title}"
-        start = f"{self.num_labels:,} labels"
+        start = counted(self.num_labels)
         if self.refusal:
             return f"{start}: cannot tell {self.refusal[0]} ({points}). Use {self.remedy}."
         if self.low is None or self.high is None:
@@ -110,6 +110,11 @@ class Verdict:
             f" {'it helps' if is_default else 'it is better'}",
         }[self.answer]
         return f"{start}: {meaning}, {points} ({interval}; {seeds})."
+
+
+def counted(num_labels: int) -> str:
+    """A number of labels in words, such as "1 label"."""
+    return f"{num_labels:,} label{'s' * (num_labels != 1)}"
 
 
 def _words(pair: Pair, alone: str, against: str) -> str:
@@ -301,12 +306,16 @@ def conclusion(verdicts: Sequence[Verdict]) -> str:
         ("no", "does not help", "does not beat"),
         ("cannot tell", "shows no clear difference", "shows no clear difference from"),
     ):
-        counts = [f"{verdict.num_labels:,}" for verdict in verdicts if verdict.answer == answer]
-        if counts:
+        budgets = [verdict.num_labels for verdict in verdicts if verdict.answer == answer]
+        if budgets:
             other = "" if pair == ARMS else f" {SUBJECTS[pair[1]].rstrip(',')}"
-            parts.append(f"{alone if pair == ARMS else against}{other} with {' and '.join(counts)} labels")
+            parts.append(f"{alone if pair == ARMS else against}{other} with {_listed(budgets)}")
     subject = "pre-training" if pair == ARMS else SUBJECTS[pair[0]]
     return f"It depends: {subject} {', '.join(parts)}."
+
+
+def _listed(budgets: Sequence[int]) -> str:
+    return " and ".join([*(f"{budget:,}" for budget in budgets[:-1]), counted(budgets[-1])])
 
 
 def _remedy(verdicts: Sequence[Verdict]) -> str:
@@ -357,14 +366,14 @@ def recommend(arms: Sequence[str], verdicts: Sequence[Verdict]) -> str:
     left = {
         budget: survivors(arms, [verdict for verdict in verdicts if verdict.num_labels == budget]) for budget in budgets
     }
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, list[int]] = {}
     for budget, kept in left.items():
         if len(kept) == 1:
             text = ADVICE[kept[0]]
         else:
             choices = [ADVICE[arm] for arm in kept]
             text = f"one cannot tell whether to {', to '.join(choices[:-1])} or to {choices[-1]}"
-        groups.setdefault(text, []).append(f"{budget:,}")
+        groups.setdefault(text, []).append(budget)
     if len(groups) == 1:
         text, kept = next(iter(groups)), left[budgets[-1]]
         if len(kept) == 1:
@@ -374,7 +383,7 @@ def recommend(arms: Sequence[str], verdicts: Sequence[Verdict]) -> str:
             f"No recommendation: {text}. Use {_remedy(open_pairs)} to know; until then {ADVICE[kept[0]]}, which costs"
             " least."
         )
-    parts = [f"with {' and '.join(counts)} labels {text}" for text, counts in groups.items()]
+    parts = [f"with {_listed(counts)} {text}" for text, counts in groups.items()]
     is_open = all(len(kept) > 1 for kept in left.values())
     return f"{'No recommendation' if is_open else 'Recommendation'}: {'; '.join(parts)}."
 

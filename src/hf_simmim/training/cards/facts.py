@@ -369,7 +369,8 @@ def start(origin: RunOrigin) -> str:
 def training_line(arguments: Any, num_steps: int) -> str:
     """Steps, batch size, peak learning rate and devices, for the plan that a command prints."""
     rate = f"{arguments.learning_rate:.3g}".replace("e-0", "e-")
-    epochs = f" ({arguments.num_train_epochs:g} epochs)" if arguments.max_steps <= 0 else ""
+    number = arguments.num_train_epochs
+    epochs = f" ({number:g} epoch{'s' * (number != 1)})" if arguments.max_steps <= 0 else ""
     kind = "GPU" if arguments.device.type == "cuda" else arguments.device.type.upper()
     return (
         f"{counted(num_steps, 'step')}{epochs}, batch size {images_per_step(arguments)}, peak learning rate {rate},"
