@@ -5,6 +5,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 
 import pytest
@@ -148,6 +149,11 @@ def test_a_killed_run_goes_on_counting(photos, first, tmp_path, monkeypatch):
         with pytest.raises(SystemExit):
             pretrain.COMMAND.main(options(photos, tmp_path / "killed", **settings))
     assert (tmp_path / "killed" / "checkpoint-10").exists()
+    # The best weights would be those of two probes.
+    others = shutil.copytree(photos, tmp_path / "others")
+    next(others.rglob("*.jpg"), next(others.rglob("*.png"), None)).unlink()
+    with pytest.raises(SystemExit, match="another probe (training|test) images"):
+        pretrain.COMMAND.main(options(photos, tmp_path / "killed", **settings | {"probe_dir": others}))
     pretrain.COMMAND.main(options(photos, tmp_path / "killed", **settings))
     states = [json.loads((tmp_path / run / "trainer_state.json").read_text()) for run in ("whole", "killed")]
     # Three evaluations after the features that it began with.

@@ -64,7 +64,7 @@ from .command import Command, existing, in_words, one_run, print_files, print_ti
 from .options.continuing import ContinuingArguments, limit_training, settle_rates
 from .options.images import DecoderArguments, PixelArguments, StreamingArguments, stream_splits
 from .options.objective import COMPONENT_OPTIONS, ENCODE_OPTIONS, UNFITTED, PretrainingModelArguments
-from .options.probes import ProbeArguments, add_probe, load_probe, probe_source
+from .options.probes import ProbeArguments, add_probe, load_probe, probe_fingerprints, probe_source
 from .options.stopping import StoppingArguments, add_stopping, check_schedule, check_stopping
 from .options.windows import WindowArguments
 
@@ -387,6 +387,8 @@ def build_trainer(
         **{key: getattr(arguments, key) for key in ("train_layers", "lora")},
         # A resumed run may begin to stop by something, or cease.
         **({"stop_by": arguments.stop_by} if arguments.stop_by != "none" else {}),
+        # The best weights are those of one probe, before and after.
+        **(probe_fingerprints(probe) if probe is not None and arguments.stop_by == "probe" else {}),
         "initial weights": initial_weights(model_arguments.checkpoint),
         "windows": train_images.facts() if isinstance(train_images, WindowRows) else None,
         "training images": digest(train_images),

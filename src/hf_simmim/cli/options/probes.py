@@ -9,6 +9,7 @@ from ...data.sampling import evenly_spaced
 from ...evaluation.probing import POOLINGS
 from ...hub.provenance import ImageSource, evaluation_source, last_part
 from ...training.callbacks import ProbeCallback
+from ...training.fingerprints import Fingerprint, digest
 from ...training.trainers import SimMIMTrainer
 from .images import SourceArguments, load_labeled_splits
 
@@ -112,6 +113,19 @@ def load_probe(arguments: ProbeArguments) -> list[LabeledImages] | None:
     share = min(max(PROBE_TEST_SHARE, len(set(images.labels)) / len(images)), 0.5)
     parts = holdout(images.labels, share, 0, images.class_names, images.groups)
     return [images.select(part) for part in parts]
+
+
+def probe_fingerprints(images: list[LabeledImages]) -> dict[str, Fingerprint]:
+    """Fingerprints of the images of a probe, by which a resumed run notices others.
+
+    Args:
+        images: Result of `load_probe`.
+
+    Returns:
+        The fingerprints, by what is compared.
+    """
+    train, test = images
+    return {"probe training images": digest(train.rows), "probe test images": digest(test.rows)}
 
 
 def probe_source(arguments: ProbeArguments) -> ImageSource | None:
