@@ -4,6 +4,7 @@ python -m benchmarks.evidence_page
 """
 
 import json
+import shutil
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,8 @@ from .study_runs import in_points, mean_interval
 
 RESULTS = Path(__file__).parent / "results" / "evidence"
 PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
+# The study whose plot stands on the page: that of several numbers of labels.
+PLOTTED = "deep-sky-vit-small-hog"
 ABLATION = Path(__file__).parents[1] / "docs" / "ablation" / "textures"
 # Pairs of values in percent, by subset of labels.
 Pairs = dict[int, list[tuple[float, float]]]
@@ -298,6 +301,7 @@ def section(found: dict[str, Any]) -> list[str]:
         "\n".join(
             f"- {verdict['first']} against {verdict['second']}, {verdict['text']}" for verdict in found["verdicts"]
         ),
+        *(saved["text"] for saved in found["labels_saved"] if saved["saved"] is not None),
         *(["What the pre-trainings learned:", "\n".join(lines)] if (lines := learned(study)) else []),
         "Every run:",
         "\n".join(every_run(found)),
@@ -327,8 +331,11 @@ def page() -> str:
 
 
 def main() -> None:
-    """Write the page."""
+    """Write the page, and its plot."""
     write_part(PAGE, Path(__file__).name, page())
+    plot = RESULTS / f"{PLOTTED}.png"
+    if plot.exists():
+        shutil.copy(plot, PAGE.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ def test_evidence_on_public_weights_continues_them_once(tmp_path, monkeypatch):
         **{"metric": "balanced_accuracy", "num_deciding_images": 500, "recommendation": "Use public.", "notes": []},
         "verdicts": [{"first": "public", "second": "from scratch", "text": "25 labels: it helps."}],
         "runs": [run | {"seed": 0}, run | {"seed": 1, "value": 0.6}, run | {"arm": "from scratch", "seed": 0}],
+        "labels_saved": [{"saved": None, "text": "None."}, {"saved": 17, "text": "Labels saved: about 17 of 25."}],
         "costs": {"public": {"fine-tuning": {"seconds": 90.0, "joules": {}}}},
     }
 
@@ -96,6 +97,8 @@ def test_evidence_on_public_weights_continues_them_once(tmp_path, monkeypatch):
     assert "- public against from scratch, 25 labels: it helps." in page
     assert "masked pixels 25% worse than the mean color." in page
     assert (results / "clipart-color-vit-small.png").exists()
+    assert "Labels saved: about 17 of 25." in page
+    assert "None." not in page
     assert "against RGB" not in page
 
 
