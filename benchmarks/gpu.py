@@ -117,6 +117,7 @@ def steps(args: argparse.Namespace) -> Lines:
         ]
         command += ["--batch_size", str(batch_size), "--rounds", "2" if args.quick else "8", "--modes", *modes]
         command += ["--dtype", "float32" if args.quick else "bfloat16"]
+        command += ["--print_only"] if args.quick else []
         result = subprocess.run(command, capture_output=True, text=True)
         output = result.stdout if result.returncode == 0 else result.stdout + result.stderr[-1500:]
         yield from output.strip().splitlines()

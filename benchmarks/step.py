@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--official", type=Path, help="clone of https://github.com/microsoft/SimMIM")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=15, help="rounds of timing (default: %(default)s)")
+    parser.add_argument("--print_only", action="store_true", help="keep no line in benchmarks/results")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -141,7 +142,8 @@ def main() -> None:
     finally:
         for worker in workers.values():
             worker.close()
-    write_result("step", result)
+    if not args.print_only:
+        write_result("step", result)
 
 
 def measure(workers: dict[str, Worker], args: argparse.Namespace) -> dict[str, Any]:
