@@ -46,9 +46,9 @@ test-torchvision: .venv/installed-dev  ## Test what needs torchvision (its image
 
 bench: .venv/installed-dev  ## Measure speed and memory on processors (15 minutes on a quiet machine), and write the table of docs/measured.md.
 	for encoder in "swin-tiny --batch_size 4" "swin-base --batch_size 2" "vit-base --batch_size 2"; do for dtype in float32 bfloat16; do \
-		$(BIN)/python benchmarks/step.py --encoder $$encoder --dtype $$dtype --rounds 7 --modes ours "transformers sdpa" "transformers eager" || exit 1; \
+		$(BIN)/python benchmarks/step.py --encoder $$encoder --dtype $$dtype --rounds 6 --modes ours "transformers sdpa" "transformers eager" || exit 1; \
 		$(BIN)/python benchmarks/step_profile.py --encoder $$encoder --dtype $$dtype || exit 1; done; done
-	$(BIN)/python benchmarks/loading_speed.py --seconds 0.25
+	$(BIN)/python benchmarks/loading_speed.py --rounds 5 --seconds 0.25
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python -m benchmarks.table
 
