@@ -39,7 +39,6 @@ ENCODERS = {
     "swin-small": swin(4, 64, [2, 2, 2], [2, 4, 8], 4),
 }
 SIDE = 64  # pixels
-ARMS = ["scratch", "pretrained", "public", "continued"]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -60,9 +59,6 @@ def main(arguments: list[str] | None = None) -> None:
         nargs="?",
         const="",
         help="public weights, which are two further arms: a folder or a name; without one, EfficientNet-Lite0",
-    )
-    parser.add_argument(
-        "--arms", nargs="+", choices=ARMS, default=ARMS, help="these alone, of those that the other options allow"
     )
     parser.add_argument(
         "--continued_epochs", type=int, help="of pre-training from --public, 0 for none (default: --epochs)"
@@ -110,10 +106,6 @@ def main(arguments: list[str] | None = None) -> None:
             continued = continue_from(public, train, args.folder / f"{args.set}-{further or 'continued'}", shared)
             pretraining["arms"].append("continued")
             pretraining["continued"] = str(continued)
-    pretraining["arms"] = [arm for arm in pretraining["arms"] if arm in args.arms]
-    if "pretrained" not in args.arms:
-        for name in ("checkpoint", "pretrain_options", "pretrain_seeds"):
-            pretraining.pop(name, None)
     answer = hf_simmim.compare(
         train_dir=str(train),
         validation_dir=str(test),

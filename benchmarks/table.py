@@ -71,7 +71,7 @@ def profiles() -> list[str]:
         total = sum(parts.values())
         shown = {
             "products": parts["products of tokens and weights"],
-            "attention": parts.get("products of attention", 0) + parts.get("softmax", 0),
+            "attention": parts["products of attention"] + parts.get("softmax", 0),
             "norms": parts["norms and activations"],
         }
         cells = [*shown.values(), total - sum(shown.values())]

@@ -460,6 +460,9 @@ def test_attention_by_products_is_that_of_the_fused_kernel(monkeypatch, change, 
     expected = attend(acceleration.sdpa_attention_forward, torch.float32)
     for value, other in zip(found, expected, strict=True):
         assert (value.float() - other).norm() < 0.02 * other.norm()
+    if not is_fused:
+        dropped = [value.bfloat16().requires_grad_() for value in inputs]
+        assert not acceleration.attend_beside_bfloat16(nn.Identity(), *dropped, **options, dropout=1.0)[0].any()
     # Longer sequences would keep too many weights.
     monkeypatch.setattr(acceleration, "LONGEST_IN_PRODUCTS", 8)
     is_fused = True
