@@ -7,9 +7,9 @@
     python -m benchmarks.evidence clipart-color --encoder vit-small --public
 
 All settings but encoder, epochs and seeds are those that the commands choose. Weights that can be had for free are two
-further arms with --public: as they are, and pre-trained further on the images, once for all encoders. Without a name
-they are those of `benchmarks.public_weights`, for images in color. Prints the table, the verdicts, and the machine with
-its versions; plot and all runs are in the folder of the runs.
+further arms with --public: as they are, and pre-trained further on the images, with each of --pretrain_seeds. Without a
+name they are those of `benchmarks.public_weights`, for images in color. Prints the table, the verdicts, and the machine
+with its versions; plot and all runs are in the folder of the runs.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--continued_epochs", type=int, help="of pre-training from --public, 0 for none (default: --epochs)"
     )
     parser.add_argument(
-        "--continued_target", choices=["rgb", "hog"], help="of pre-training from --public (default: pretrain's choice)"
+        "--continued_target", choices=["rgb", "hog"], help="of pre-training from --public (default: rgb)"
     )
     parser.add_argument("--finetune_epochs", type=int, help="of fine-tuning (default: the recipe's)")
     parser.add_argument("--checkpoint", help="pre-trained model, instead of pre-training here")
@@ -82,30 +82,33 @@ def main(arguments: list[str] | None = None) -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     empty.write_text("{}", encoding="utf-8")
     encoder = ENCODERS[args.encoder] | {"image_size": SIDE, "num_channels": 3 if args.set in COLOR_SETS else 1}
-    shared: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "dataloader_num_workers": 0}
-    pretraining: dict[str, Any] = {"arms": ["scratch", "pretrained"], "checkpoint": args.checkpoint}
+    options: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "dataloader_num_workers": 0}
+    comparison: dict[str, Any] = {"arms": ["scratch", "pretrained"], "checkpoint": args.checkpoint}
     if args.checkpoint is None:
-        options = {"encoder": json.dumps(encoder), "num_train_epochs": args.epochs, "compute_statistics": True}
+        options |= {"encoder": json.dumps(encoder), "num_train_epochs": args.epochs, "compute_statistics": True}
         # What `pretrain` chose in color when these studies were begun.
         target = args.target or ("rgb" if args.set in COLOR_SETS else None)
         options |= {"target": target} if target else {}
         options |= {"mask_patch_size": args.mask_patch_size} if args.mask_patch_size else {}
-        pretraining |= {"pretrain_options": options | shared, "pretrain_seeds": args.pretrain_seeds}
     # That of public weights can be another one.
     finetuning: dict[str, Any] = {"dataloader_num_workers": 0, "image_size": [SIDE]}
     if args.finetune_epochs:
         finetuning["num_train_epochs"] = args.finetune_epochs
-    continued = None
+    is_continued = args.public is not None and args.continued_epochs != 0
     if args.public is not None:
-        public, epochs = args.public or str(save_weights()), args.continued_epochs
-        pretraining["arms"].append("public")
-        pretraining["public"] = public
-        if epochs != 0:
-            shared |= {"num_train_epochs": epochs or args.epochs, "seed": args.pretrain_seeds[0]}
-            shared |= {"target": args.continued_target} if args.continued_target else {}
-            continued = continue_from(public, train, args.folder / f"{args.set}-{further or 'continued'}", shared)
-            pretraining["arms"].append("continued")
-            pretraining["continued"] = str(continued)
+        comparison["arms"].append("public")
+        comparison["public"] = args.public or str(save_weights())
+    if is_continued:
+        comparison["arms"].append("continued")
+        # With the normalization that the weights bring.
+        comparison["continued_options"] = {
+            "num_train_epochs": args.continued_epochs or args.epochs,
+            "target": args.continued_target or "rgb",
+            "image_size": [SIDE],
+            "compute_statistics": False,
+        }
+    if args.checkpoint is None or is_continued:
+        comparison |= {"pretrain_options": options, "pretrain_seeds": args.pretrain_seeds}
     answer = hf_simmim.compare(
         train_dir=str(train),
         validation_dir=str(test),
@@ -114,7 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
         seeds=args.seeds,
         finetune_recipe=str(empty) if args.paper else None,
         finetune_options=finetuning,
-        **pretraining,
+        **comparison,
     )
     print("\n" + (output / "comparison.md").read_text(encoding="utf-8"))
     model = hf_simmim.SimMIMConfig(encoder_config=encoder)
@@ -130,31 +133,10 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{title}: {answer.conclusion}\n{machine}")
     if args.results is not None:
         command = shlex.join(["python", "-m", "benchmarks.evidence", *(arguments or sys.argv[1:])])
-        folders = [*sorted(output.glob("pretrained*")), *([continued] if continued else [])]
+        folders = [folder for arm in ("pretrained", "continued") for folder in sorted(output.glob(f"{arm}-seed-*"))]
         metrics = {folder.name: read_metrics(folder) for folder in folders}
         study = {"title": title, "command": command, "machine": machine, "pretrainings": metrics}
         save_results(output, args.results, study)
-
-
-def continue_from(public: str, train: Path, folder: Path, options: dict[str, Any]) -> Path:
-    """Pre-train public weights further on the images of a set, unless that is done; for all encoders the same.
-
-    Args:
-        public: Folder or name of the weights.
-        train: Folder of the images.
-        folder: Folder of the new weights.
-        options: Further options of `hf-simmim pretrain`.
-
-    Returns:
-        The folder.
-    """
-    done = folder / "complete"
-    if not done.exists():
-        hf_simmim.pretrain(
-            train_dir=str(train), output_dir=str(folder), checkpoint=public, image_size=[SIDE], **options
-        )
-        done.touch()
-    return folder
 
 
 def save_results(output: Path, folder: Path, study: dict[str, Any]) -> None:

@@ -48,7 +48,8 @@ RULE = (
 CONTINUED = (
     "Test accuracy in percent, balanced where classes are imbalanced, of public weights that are pre-trained further by"
     " `--continued_target hog` and `rgb`, once each with the same seed, on the same subsets of labels. Intervals are"
-    " Student's t over the subsets, so they are about these two trainings of a set."
+    " Student's t over the subsets, so they are about these two trainings of a set. On textures the one by RGB ran after"
+    " the rule had failed, in a study of all arms."
 )
 CONTINUED_RULE = (
     "**The rule, set before any public weights were continued by gradients** (known were those continued by RGB: on"
@@ -138,11 +139,11 @@ def by_subset(first: dict[str, Any], second: dict[str, Any], arm: str = "pre-tra
         arm: Name of the arm in results.
 
     Returns:
-        The pairs, by number of labels.
+        The pairs, by number of labels. Where one pre-training is all that there is, it is that of the first seed.
     """
     values = [
         {
-            (run["num_labels"], run["seed"], run["pretraining"]): 100 * run["value"]
+            (run["num_labels"], run["seed"], run["pretraining"] or 0): 100 * run["value"]
             for run in found["runs"]
             if run["arm"] == arm
         }

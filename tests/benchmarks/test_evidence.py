@@ -1,4 +1,4 @@
-"""The evidence in color: its public weights are continued once, and its results become a page."""
+"""The evidence in color: what is compared, and how its results become a page."""
 
 import json
 from pathlib import Path
@@ -12,8 +12,8 @@ from benchmarks.ablation.results import Result
 from benchmarks.marked_page import END, begin
 
 
-def test_evidence_on_public_weights_continues_them_once(tmp_path, monkeypatch):
-    taken, trained = {}, []
+def test_evidence_on_public_weights_has_all_arms_after_each_pretraining(tmp_path, monkeypatch):
+    taken = {}
     run = {"num_labels": 25, "arm": "public", "pretraining": None, "value": 0.5}
     result = {
         **{"metric": "balanced_accuracy", "num_deciding_images": 500, "recommendation": "Use public.", "notes": []},
@@ -27,20 +27,15 @@ def test_evidence_on_public_weights_continues_them_once(tmp_path, monkeypatch):
         taken.clear()
         taken.update(options)
         folder = Path(options["output_dir"])
-        folder.mkdir(exist_ok=True)
+        for name in ("continued-seed-0", "continued-seed-1"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            (folder / name / "results.json").write_text('{"eval_gain_over_mean_color": -0.25}')
         (folder / "comparison.md").write_text("the table")
         (folder / "comparison.json").write_text(json.dumps(result))
         (folder / "comparison.png").touch()
         return SimpleNamespace(conclusion="the verdict")
 
-    def pretrain(**options):
-        trained.append(options)
-        folder = Path(options["output_dir"])
-        folder.mkdir(parents=True)
-        (folder / "results.json").write_text('{"eval_gain_over_mean_color": -0.25}')
-
     monkeypatch.setattr(hf_simmim, "compare", compare)
-    monkeypatch.setattr(hf_simmim, "pretrain", pretrain)
     monkeypatch.setattr(evidence, "save_weights", lambda: tmp_path / "lite0")
     monkeypatch.setattr(evidence, "write_set", lambda name: (tmp_path / "train", tmp_path / "test"))
     results = tmp_path / "results"
@@ -58,23 +53,26 @@ def test_evidence_on_public_weights_continues_them_once(tmp_path, monkeypatch):
         evidence.main([*options, "--encoder", encoder])
         assert taken["arms"] == ["scratch", "pretrained", "public", "continued"]
         assert taken["public"] == str(tmp_path / "lite0")
-        assert taken["continued"] == str(tmp_path / "clipart-color-continued")
+        assert taken["pretrain_seeds"] == [0, 1, 2]
+        # By RGB, as pretrain chooses for other weights than its own, and with their normalization.
+        own = {"num_train_epochs": 5, "target": "rgb", "image_size": [64], "compute_statistics": False}
+        assert taken["continued_options"] == own
         # All arms at one size, whatever that of the public weights.
         assert taken["finetune_options"]["image_size"] == [64]
         assert json.loads(taken["pretrain_options"]["encoder"])["num_channels"] == 3
-    # Both encoders are compared with the same weights.
-    assert [(run["checkpoint"], run["num_train_epochs"]) for run in trained] == [(str(tmp_path / "lite0"), 5)]
-    assert not {"learning_rate", "layer_decay", "mask_patch_size"} & trained[0].keys()
     # A study of the same set and encoder beside it.
     evidence.main([*options, "--name", "20-labels", "--target", "hog"])
     assert Path(taken["output_dir"]).name == "clipart-color-vit-20-labels-hog"
     evidence.main([*options, "--continued_target", "hog"])
-    assert taken["continued"] == str(tmp_path / "clipart-color-continued-hog")
+    assert taken["continued_options"]["target"] == "hog"
+    assert taken["pretrain_options"]["target"] == "rgb"
     assert Path(taken["output_dir"]).name == "clipart-color-vit-continued-hog"
-    assert [run.get("target") for run in trained] == [None, "hog"]
+    evidence.main([*options, "--checkpoint", "weights"])
+    assert taken["checkpoint"] == "weights"
+    assert "encoder" not in taken["pretrain_options"]
     evidence.main([*options, "--continued_epochs", "0"])
     assert taken["arms"] == ["scratch", "pretrained", "public"]
-    assert "continued" not in taken
+    assert "continued_options" not in taken
     monkeypatch.setattr(evidence_page, "RESULTS", results)
     monkeypatch.setattr(evidence_page, "PAGE", tmp_path / "evidence.md")
     (results / "older.json").write_text("{}")
@@ -92,7 +90,7 @@ def test_evidence_on_public_weights_continues_them_once(tmp_path, monkeypatch):
     assert "| public | 55.0 ± 7.1 |  | 1.5 |" in page
     assert "| 25 | public |  | 50.0, 60.0 |" in page
     assert "- public against from scratch, 25 labels: it helps." in page
-    assert "masked pixels 25% worse than the mean color." in page
+    assert "- `continued-seed-1`: masked pixels 25% worse than the mean color." in page
     assert (results / "clipart-color-vit-small.png").exists()
     assert "Labels saved: about 17 of 25." in page
     assert "None." not in page

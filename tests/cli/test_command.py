@@ -119,6 +119,9 @@ def test_every_other_name_leads_to_an_option(other):
 def test_what_comes_next_is_of_the_task(task, trainer, capsys):
     print_next("compare", {"task": task, "checkpoint": "runs/a", "train_dir": "scenes"})
     assert f": hf-simmim {trainer} --checkpoint runs/a --train_dir scenes" in capsys.readouterr().out
+    # Where training from scratch was no worse.
+    print_next("compare", {"task": task, "checkpoint": "runs/a", "train_dir": "scenes", "from_scratch": True})
+    assert "--checkpoint runs/a --from_scratch --train_dir scenes" in capsys.readouterr().out
 
 
 def test_what_comes_next_names_the_labeled_images(capsys):

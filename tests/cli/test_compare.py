@@ -78,7 +78,7 @@ def test_from_pictures_to_a_verdict(script, pictures, tmp_path, capsys, monkeypa
     printed = capsys.readouterr().out
     assert results["conclusion"] in printed
     # Two budgets, two arms and two seeds, and the time of the others from the first on.
-    progress = re.findall(r"^  run (\d) of 8 finished(, about \d+ s left)?$", printed, re.M)
+    progress = re.findall(r"^  run (\d) of 8 finished(, about \d+ (?:s|min) left)?$", printed, re.M)
     assert [int(number) for number, _ in progress] == list(range(1, 9))
     assert [bool(left) for _, left in progress] == [True] * 7 + [False]
     assert results["conclusion"] in (tmp_path / "comparison.md").read_text()
@@ -224,7 +224,9 @@ def test_several_labels_and_numbers(script, checkpoint, tmp_path, monkeypatch, c
     assert verdict.widths["test images"] > 0
     assert verdict.answer == "yes"
     assert result.recommendation == "Recommendation: pre-train on these images."
-    assert "all labels, pre-trained: 4 runs" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "all labels, pre-trained: 4 runs" in printed
+    assert f"Next: train the model to use: hf-simmim finetune --checkpoint {checkpoint} --" in printed
     # Numbers have no classes.
     test_set = script.check_runs(*script.COMMAND.parse([*run, "--labels_per_class", "1", "0"]))
     assert test_set.budget(1) == ("1 label" if column == "numbers" else "1 label per class")
@@ -238,6 +240,8 @@ def test_segmentation(script, tmp_path, capsys, monkeypatch):
     script.COMMAND.main(run)
     printed = capsys.readouterr().out
     assert "4 annotated images, pre-trained: 2 runs" in printed
+    # One cannot tell, and training from scratch costs least.
+    assert f"hf-simmim segment --checkpoint {tmp_path}/run/pretrained --from_scratch --train_dir {scenes}" in printed
     assert re.search(r"test mean IoU \d+\.\d ± \d+\.\d % \(n = 33\)", printed)
     results = json.loads((tmp_path / "run" / "comparison.json").read_text())
     assert results["metric"] == "mean_iou"

@@ -97,7 +97,7 @@ class Command:
         options = {name: value for part in parts for name, value in vars(part).items()}
         # What no option names, such as a model that was trained on the way.
         found = {name: getattr(result, name, None) for name in ("task", "checkpoint") if options.get(name) is None}
-        print_next(self.name, options | found)
+        print_next(self.name, options | found | getattr(result, "next_options", {}))
         return result
 
     def __call__(self, **options: Any) -> Any:
@@ -225,9 +225,9 @@ NEXT = {
     "finetune": ("predict on new images: hf-simmim predict --checkpoint {output_dir} --image_dir PHOTOS",),
     "segment": ("predict on new images: hf-simmim predict --checkpoint {output_dir} --image_dir PHOTOS",),
     "probe": ("train a classifier: hf-simmim finetune --checkpoint {checkpoint} {labeled}",),
-    "compare": ("train a classifier: hf-simmim finetune --checkpoint {checkpoint} {labeled}",),
+    "compare": ("train the model to use: hf-simmim finetune --checkpoint {checkpoint}{scratch} {labeled}",),
     "compare segmentation": (
-        "train on all masks: hf-simmim segment --checkpoint {checkpoint} --train_dir {train_dir}",
+        "train on all masks: hf-simmim segment --checkpoint {checkpoint}{scratch} --train_dir {train_dir}",
     ),
     "embed": ("evaluate the features: hf-simmim probe --checkpoint {checkpoint} --train_dir LABELED_PHOTOS",),
     "reconstruct": ("mask by hand in the browser: hf-simmim app --checkpoint {checkpoint}",),
@@ -282,6 +282,7 @@ def print_next(command: str, options: Mapping[str, Any]) -> None:
         for name, value in options.items()
         if value not in (None, "", [], ())
     } | ({"labeled": labeled} if labeled else {})
+    values["scratch"] = " --from_scratch" if options.get("from_scratch") else ""
     with contextlib.suppress(KeyError):
         task = f"{command} {options.get('task')}"
         lines = "; or ".join(line.format(**values) for line in NEXT.get(task, NEXT.get(command, ())))

@@ -30,8 +30,15 @@ from ..cli import finetune, pretrain, segment
 from ..data.labeled.segmentation import PixelSettings
 from ..data.reading import ImageDataset, check_images
 from ..evaluation.comparing.answers import ANSWERS_FILE
-from ..evaluation.comparing.cost import COST_FILE, Cost, CostMeter, cost_sentences, find_counters, read_cost
-from ..evaluation.comparing.cost import training_cost as logged_cost
+from ..evaluation.comparing.cost import (
+    COST_FILE,
+    Cost,
+    CostMeter,
+    cost_sentences,
+    find_counters,
+    read_cost,
+    training_cost,
+)
 from ..evaluation.comparing.labels_saved import LabelsSaved
 from ..evaluation.comparing.metric import DecidingMetric, choose_metric
 from ..evaluation.comparing.report import Results, conclude, means_by_seed, write_report
@@ -206,14 +213,14 @@ def pretraining_options(
     Returns:
         The options.
     """
-    options = arguments.unlabeled_source() | _options(arguments.pretrain_options)
+    options = arguments.unlabeled_source() | dict(arguments.pretrain_options or {})
     if arguments.pretrain_recipe is not None:
         options["recipe"] = arguments.pretrain_recipe
     if arm == "continued":
         # The weights bring their architecture.
         options.pop("encoder", None)
-        options |= {"checkpoint": arguments.public} | _options(arguments.continued_options)
-        if "mask_patch_size" not in _options(arguments.continued_options):
+        options |= {"checkpoint": arguments.public} | dict(arguments.continued_options or {})
+        if "mask_patch_size" not in (arguments.continued_options or {}):
             options["mask_patch_size"] = fitting_mask_patch(options)
     if seed is not None:
         options["seed"] = seed
@@ -297,9 +304,7 @@ def prepare_models(arguments: CompareArguments, test_set: TestSet) -> list[Model
     return [model for arm in arguments.arm_keys for model in found[arm]]
 
 
-@functools.cache
-def _counters() -> dict[str, Any]:
-    return find_counters()
+_counters = functools.cache(find_counters)
 
 
 def _metered(folder: Path) -> AbstractContextManager[Any]:
@@ -418,10 +423,6 @@ def _delete_checkpoints(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _options(given: Any) -> dict[str, Any]:
-    return dict(given or {})
-
-
 def run_options(arguments: CompareArguments, budget: int) -> dict[str, Any]:
     """Options of `hf-simmim finetune`, or of `segment`, for all runs with so many labels; 0 for all.
 
@@ -445,7 +446,7 @@ def run_options(arguments: CompareArguments, budget: int) -> dict[str, Any]:
         options |= {"labels_per_class": budget} if budget else {}
         recipe = arguments.finetune_recipe or (FEW_LABELS if arguments.names_images else None)
     options |= {"recipe": recipe} if recipe is not None else {}
-    return options | _options(arguments.finetune_options)
+    return options | dict(arguments.finetune_options or {})
 
 
 def run_source(arguments: CompareArguments) -> dict[str, Any]:
@@ -525,7 +526,7 @@ def run_arms(arguments: CompareArguments, models: list[Model], test_set: TestSet
     progress = RunProgress[Kind](planned_runs(arguments))
     for model in models:
         if model.arm in (ARM_NAMES["pretrained"], ARM_NAMES["continued"]):
-            results.spend(model.arm, STEPS[0], pretraining_cost(Path(model.checkpoint)))
+            results.spend(model.arm, STEPS[0], training_cost(Path(model.checkpoint)))
     for budget in arguments.labels_per_class:
         choices: dict[str, dict[str, float]] = {}
         for model in models:
@@ -565,12 +566,6 @@ def run_arms(arguments: CompareArguments, models: list[Model], test_set: TestSet
     return results
 
 
-def pretraining_cost(folder: Path) -> Cost:
-    """Cost of a pre-training: as measured here, or as its training logged it; unknown for a model on the Hub."""
-    measured = read_cost(folder)
-    return measured if measured.seconds is not None else logged_cost(folder)
-
-
 def _say(text: str) -> None:
     if PartialState().is_main_process:
         print(text, flush=True)
@@ -592,6 +587,7 @@ class ComparisonResult:
         metric: Name of the metric that decides.
         labels_saved: Labels that the better arm of each pair saves.
         costs: Time and energy by arm and step.
+        next_options: Options of `hf-simmim finetune` or `segment` that choose the model to use.
     """
 
     conclusion: str
@@ -604,6 +600,7 @@ class ComparisonResult:
     metric: str = "accuracy"
     labels_saved: list[LabelsSaved] = field(default_factory=list)
     costs: dict[str, dict[str, Cost]] = field(default_factory=dict)
+    next_options: dict[str, Any] = field(default_factory=dict)
 
 
 def run(arguments: CompareArguments) -> ComparisonResult:
@@ -631,6 +628,7 @@ def run(arguments: CompareArguments) -> ComparisonResult:
         print("\n".join(["", *cost_sentences(results.costs), *notes, report.recommendation]))
         what = f"test {test_set.metric.title} over the number of labels, all models, every seed"
         print(f"{output_dir / 'comparison.png'}  {what}")
+    advised = next(model for model in models if model.arm == report.advised)
     return ComparisonResult(
         conclusion=report.conclusion,
         verdicts=[verdict for verdicts in report.verdicts.values() for verdict in verdicts],
@@ -642,6 +640,7 @@ def run(arguments: CompareArguments) -> ComparisonResult:
         metric=test_set.metric.name,
         labels_saved=report.labels_saved,
         costs=results.costs,
+        next_options={"checkpoint": advised.checkpoint, "from_scratch": advised.from_scratch},
     )
 
 

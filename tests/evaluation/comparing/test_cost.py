@@ -77,6 +77,9 @@ def test_time_of_an_earlier_training_is_that_of_its_log(tmp_path):
     assert training_cost(tmp_path) == Cost()
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": [{"loss": 1}, {"train_runtime": 12.5}]}))
     assert training_cost(tmp_path) == Cost(12.5)
+    with CostMeter(tmp_path, {}):
+        pass
+    assert training_cost(tmp_path).seconds < 12.5
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def read_cost(folder: Path) -> Cost:
 
 
 def training_cost(folder: Path) -> Cost:
-    """Time of a training of which only the log is left, as Trainer wrote it; unknown if there is no log.
+    """Cost of a training: as it was measured, else the time that its log tells; unknown if there is neither.
 
     Trainer measures the last session alone. Steps before a run resumed are added by the speeds that were logged,
     without evaluations.
@@ -74,8 +74,11 @@ def training_cost(folder: Path) -> Cost:
         folder: Folder of the training.
 
     Returns:
-        The cost, without energy; unknown as well if the speed before a run resumed is.
+        The cost; by the log without energy, and unknown as well if the speed before a run resumed is.
     """
+    measured = read_cost(folder)
+    if measured.seconds is not None:
+        return measured
     try:
         log = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
         last = [entry for entry in log if "train_runtime" in entry][-1]

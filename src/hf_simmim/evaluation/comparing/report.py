@@ -23,6 +23,7 @@ from .verdicts import (
     conclusion,
     judge,
     recommend,
+    survivors,
     table,
 )
 
@@ -79,6 +80,7 @@ class Report:
         conclusions: Conclusion of each pair, in a sentence.
         labels_saved: Labels that the better arm of each pair saves.
         recommendation: Which arm to use, or that one cannot tell, in a sentence.
+        advised: The arm to use for now, with the most labels.
         metric: The metric.
         notes: Sentences on what is compared.
         costs: Total cost by arm.
@@ -88,6 +90,7 @@ class Report:
     conclusions: list[str]
     labels_saved: list[LabelsSaved]
     recommendation: str
+    advised: str
     metric: DecidingMetric
     notes: list[str]
     costs: dict[str, Cost] = field(default_factory=dict)
@@ -141,12 +144,14 @@ def conclude(
             judge(budget, results.scores[budget], results.num_images, pair, metric, resampled, refusals)
             for pair in all_pairs(arms)
         ]
+    of_the_most = [verdict for verdict in verdicts if verdict.num_labels == max(results.scores)]
     of_pairs = {pair: [verdict for verdict in verdicts if verdict.pair == pair] for pair in all_pairs(arms)}
     return Report(
         of_pairs,
         [conclusion(of_pair) for of_pair in of_pairs.values()],
         [labels_saved(results.scores, of_pair, metric) for of_pair in of_pairs.values()],
         recommend(arms, verdicts),
+        survivors(arms, of_the_most)[0],
         metric,
         list(notes),
         {arm: total_cost(steps) for arm, steps in results.costs.items()},
