@@ -123,13 +123,15 @@ def test_what_evaluations_do_not_measure_selects_no_model(photos, labeled, tmp_p
 
 
 def test_not_every_evaluation_has_to_be_measured(photos, labeled, tmp_path):
-    data, model, training = pretrain.COMMAND.parse(options(photos, tmp_path, probe_dir=labeled, num_train_epochs=4))
-    trainer, _ = pretrain.build_trainer(data, model, training)
-    callback = next(c for c in trainer.callback_handler.callbacks if isinstance(c, ProbeCallback))
-    callback.every = 2
-    trainer.train()
-    steps = [entry["step"] for entry in trainer.state.log_history if "probe_knn_accuracy" in entry]
-    assert steps == [0, 10, 20]
+    """Those before an interruption count."""
+    settings = options(photos, tmp_path, probe_dir=labeled, num_train_epochs=4, save_total_limit=4)
+    for checkpoint in (None, str(tmp_path / "checkpoint-15")):
+        trainer, _ = pretrain.build_trainer(*pretrain.COMMAND.parse(settings))
+        callback = next(c for c in trainer.callback_handler.callbacks if isinstance(c, ProbeCallback))
+        callback.every = 2
+        trainer.train(resume_from_checkpoint=checkpoint)
+        steps = [entry["step"] for entry in trainer.state.log_history if "probe_knn_accuracy" in entry]
+        assert steps == [0, 10, 20]
 
 
 def test_images_are_read_once_if_they_are_few(photos, labeled, tmp_path, monkeypatch):

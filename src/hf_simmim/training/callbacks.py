@@ -174,7 +174,9 @@ class ProbeCallback(TrainerCallback):
         self.num_evaluations = 0
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        """Measure the encoder before training, as a baseline."""
+        """Measure the encoder before training, as a baseline; a resumed training goes on counting evaluations."""
+        evaluated = [entry["step"] for entry in state.log_history if any(name.startswith("eval_") for name in entry)]
+        self.num_evaluations = len(set(evaluated))
         if state.global_step == 0:
             untimed = getattr(self.trainer, "untimed", contextlib.nullcontext)
             with untimed():
