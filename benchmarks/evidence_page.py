@@ -4,7 +4,6 @@ python -m benchmarks.evidence_page
 """
 
 import json
-import shutil
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,13 +11,27 @@ from typing import Any
 
 from .ablation.results import Result, read_results
 from .ablation.verdicts import scores_of
+from .evidence_plot import ARMS, draw_arms, subset_means
 from .marked_page import write_part
 from .study_runs import in_points, mean_interval
 
 RESULTS = Path(__file__).parent / "results" / "evidence"
 PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
-# The study whose plot stands on the page: that of several numbers of labels.
-PLOTTED = "deep-sky-vit-small-hog"
+# Studies of all arms after several pre-trainings of each end in this (`--name arms --target hog`).
+ALL_ARMS = "-arms-hog"
+NAMES = {"clipart-color": "clip art", "textures-color": "textures", "vit-small": "ViT", "swin-small": "Swin"}
+# What the table of all arms says of them.
+DIFFERENCES = (
+    ("pre-trained", "from scratch"),
+    ("public", "from scratch"),
+    ("pre-trained", "public"),
+    ("continued", "public"),
+)
+ARMS_TEXT = (
+    "Test accuracy in percent, balanced but for textures: means over five subsets of labels, of the pre-trained and the"
+    " continued models each after three pre-trainings. Differences in percentage points, with the 95 % intervals of"
+    " [the verdicts](compare.md), which also count the test images; those without zero are bold."
+)
 ABLATION = Path(__file__).parents[1] / "docs" / "ablation" / "textures"
 # Pairs of values in percent, by subset of labels.
 Pairs = dict[int, list[tuple[float, float]]]
@@ -48,8 +61,8 @@ RULE = (
 CONTINUED = (
     "Test accuracy in percent, balanced where classes are imbalanced, of public weights that are pre-trained further by"
     " `--continued_target hog` and `rgb`, once each with the same seed, on the same subsets of labels. Intervals are"
-    " Student's t over the subsets, so they are about these two trainings of a set. On textures the one by RGB ran after"
-    " the rule had failed, in a study of all arms."
+    " Student's t over the subsets, so they are about these two trainings of a set. On textures the one by RGB ran"
+    " after the rule had failed, in a study of all arms."
 )
 CONTINUED_RULE = (
     "**The rule, set before any public weights were continued by gradients** (known were those continued by RGB: on"
@@ -216,7 +229,8 @@ def continued(results: dict[str, dict[str, Any]], first: str = "hog", second: st
         Lines of a table, with a row for each set; none if no set has both.
     """
     studies: dict[str, dict[str, Any]] = {}
-    for name, result in results.items():
+    # A study of all arms counts where no other one has its target.
+    for name, result in sorted(results.items(), key=lambda item: item[0].endswith(ALL_ARMS)):
         if any(run["arm"] == "continued" for run in result.get("runs", ())):
             image_set = result["study"]["title"].split(",")[0]
             # Without a choice it was RGB.
@@ -251,6 +265,41 @@ def table(lines: list[str], found: dict[str, dict[int, Pairs]]) -> list[str]:
         return []
     better = sum(one > other for one, other in pairs)
     return [*lines, f"| all |  |  |  | {in_points(*mean_interval(differences))} | {better} of {len(pairs)} |"]
+
+
+def study_title(study: dict[str, Any]) -> str:
+    """Set and encoder of a study in words, such as "clip art, Swin"."""
+    image_set, encoder = study["title"].split(", ")[:2]
+    encoder = encoder.split(" of ")[0]
+    return f"{NAMES.get(image_set, image_set.replace('-', ' '))}, {NAMES.get(encoder, encoder)}"
+
+
+def all_arms(studies: dict[str, dict[str, Any]]) -> list[str]:
+    """All arms of some studies, and what is between them.
+
+    Args:
+        studies: Results by title.
+
+    Returns:
+        Lines of a table, with a row for each study and number of labels; none without a study.
+    """
+    titles = ["set, encoder", "labels", *ARMS, *(f"{first} minus {second}" for first, second in DIFFERENCES)]
+    lines = [f"| {' | '.join(titles)} |", f"| --- |{' ---: |' * (len(titles) - 1)}"]
+    for title, found in studies.items():
+        for budget, arms in subset_means(found).items():
+            means = [f"{statistics.fmean(arms[arm].values()):.1f}" for arm in ARMS]
+            verdicts = {
+                (verdict["first"], verdict["second"]): [100 * verdict[name] for name in ("difference", "low", "high")]
+                for verdict in found["verdicts"]
+                if verdict["num_labels"] == budget
+            }
+            cells = []
+            for pair in DIFFERENCES:
+                difference, low, high = verdicts[pair]
+                text = f"{difference:+.1f} ({low:+.1f} to {high:+.1f})"
+                cells.append(f"**{text}**" if low > 0 or high < 0 else text)
+            lines.append(f"| {' | '.join([title, str(budget), *means, *cells])} |")
+    return lines if studies else []
 
 
 def masks(results: dict[str, dict[str, Any]], ablation: Iterable[Result]) -> list[str]:
@@ -309,10 +358,25 @@ def section(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def page() -> str:
-    """What stands in docs/evidence.md between its marks."""
+def read_studies() -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """All results by name of the study, and those of all arms by title."""
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    return results, {study_title(found["study"]): found for name, found in results.items() if name.endswith(ALL_ARMS)}
+
+
+def page(results: dict[str, dict[str, Any]], studies: dict[str, dict[str, Any]]) -> str:
+    """What stands in docs/evidence.md between its marks.
+
+    Args:
+        results: Results by name of the study.
+        studies: Those of all arms, by title.
+
+    Returns:
+        The text.
+    """
     parts = []
+    if compared := all_arms(studies):
+        parts += ["## All arms", ARMS_TEXT, "\n".join(compared)]
     if compared := targets(results):
         parts += ["## Histograms of gradients against RGB", TARGETS, RULE, "\n".join(compared)]
     if compared := continued(results):
@@ -333,10 +397,10 @@ def page() -> str:
 
 def main() -> None:
     """Write the page, and its plot."""
-    write_part(PAGE, Path(__file__).name, page())
-    plot = RESULTS / f"{PLOTTED}.png"
-    if plot.exists():
-        shutil.copy(plot, PAGE.with_suffix(".png"))
+    results, studies = read_studies()
+    write_part(PAGE, Path(__file__).name, page(results, studies))
+    if studies:
+        draw_arms(studies, PAGE.with_suffix(".png"))
 
 
 if __name__ == "__main__":

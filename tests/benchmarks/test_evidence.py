@@ -5,10 +5,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 import hf_simmim
 from benchmarks import evidence, evidence_page
 from benchmarks.ablation.results import Result
+from benchmarks.evidence_plot import draw_arms
 from benchmarks.marked_page import END, begin
 
 
@@ -97,6 +99,37 @@ def test_evidence_on_public_weights_has_all_arms_after_each_pretraining(tmp_path
     assert "against RGB" not in page
 
 
+def test_all_arms_are_a_table_and_a_picture(tmp_path):
+    values = {"from scratch": 0.5, "pre-trained": 0.6, "public": 0.8, "continued": 0.7}
+    runs = [
+        {"num_labels": budget, "arm": arm, "seed": seed, "pretraining": pretraining, "value": value + 0.02 * seed}
+        for arm, value in values.items()
+        for budget in (50, 20)
+        for seed in (0, 1)
+        for pretraining in ((0, 1) if arm in ("pre-trained", "continued") else (None,))
+    ]
+    # The mean of a subset counts once, whatever its pre-trainings.
+    runs[0]["value"] += 0.1
+    verdicts = [
+        {
+            **{"first": first, "second": second, "num_labels": budget},
+            **{"difference": 0.1, "low": 0.001 * (budget - 30), "high": 0.4},
+        }
+        for first, second in evidence_page.DIFFERENCES
+        for budget in (20, 50)
+    ]
+    study = {"title": "textures-color, vit-small of 2.25 M parameters, target hog"}
+    found = {"study": study, "metric": "accuracy", "runs": runs, "verdicts": verdicts}
+    title = evidence_page.study_title(study)
+    assert title == "textures, ViT"
+    few, many = evidence_page.all_arms({title: found})[2:]
+    assert few.startswith("| textures, ViT | 20 | 51.0 | 61.0 | 81.0 | 71.0 | +10.0 (-1.0 to +40.0) |")
+    assert many.startswith("| textures, ViT | 50 | 56.0 | 61.0 | 81.0 | 71.0 | **+10.0 (+2.0 to +40.0)** |")
+    assert evidence_page.all_arms({}) == []
+    draw_arms({title: found, "the same": found}, tmp_path / "arms.png")
+    assert Image.open(tmp_path / "arms.png").size[0] > 600
+
+
 def test_targets_are_compared_in_pairs():
     def study(*values):
         pairs = [(seed, pretraining) for seed in (0, 1) for pretraining in (0, 1)]
@@ -143,6 +176,13 @@ def test_continued_public_weights_are_compared_by_set():
     # Nothing was chosen, so it was RGB.
     before = {"sky-vit-continued-hog": study(0.6), "sky-vit": study(0.5)}
     assert len(evidence_page.continued(before)) == 4
+    # Several pre-trainings of all arms count where there is no other, by the first of them.
+    several = study(0.4)
+    several["runs"] += [run | {"pretraining": 1} for run in several["runs"]]
+    later = {"sky-swin-arms-hog": several}
+    assert evidence_page.continued(before | later) == evidence_page.continued(before)
+    row = evidence_page.continued({"sky-vit-continued-hog": study(0.6)} | later)[2]
+    assert row == "| sky | 25 | 60.0 | 40.0 | +20.0 | 1 of 1 |"
 
 
 def test_mask_patches_are_compared_over_both_sets():
