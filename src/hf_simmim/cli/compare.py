@@ -213,14 +213,14 @@ def pretraining_options(
     Returns:
         The options.
     """
-    options = arguments.unlabeled_source() | dict(arguments.pretrain_options or {})
+    options = arguments.unlabeled_source() | arguments.further("pretrain")
     if arguments.pretrain_recipe is not None:
         options["recipe"] = arguments.pretrain_recipe
     if arm == "continued":
         # The weights bring their architecture.
         options.pop("encoder", None)
-        options |= {"checkpoint": arguments.public} | dict(arguments.continued_options or {})
-        if "mask_patch_size" not in (arguments.continued_options or {}):
+        options |= {"checkpoint": arguments.public} | arguments.further("continued")
+        if "mask_patch_size" not in arguments.further("continued"):
             options["mask_patch_size"] = fitting_mask_patch(options)
     if seed is not None:
         options["seed"] = seed
@@ -446,7 +446,7 @@ def run_options(arguments: CompareArguments, budget: int) -> dict[str, Any]:
         options |= {"labels_per_class": budget} if budget else {}
         recipe = arguments.finetune_recipe or (FEW_LABELS if arguments.names_images else None)
     options |= {"recipe": recipe} if recipe is not None else {}
-    return options | dict(arguments.finetune_options or {})
+    return options | arguments.further("finetune")
 
 
 def run_source(arguments: CompareArguments) -> dict[str, Any]:

@@ -254,6 +254,10 @@ class CompareArguments(LabeledSourceArguments):
         """
         return list(self.pretrain_seeds) if self.pretrain_seeds and self.pretrains(arm) else [None]
 
+    def further(self, what: str) -> dict[str, Any]:
+        """Further options, as they were given: of `"pretrain"`, `"continued"` or `"finetune"`."""
+        return dict(getattr(self, f"{what}_options") or {})
+
     @property
     def scratch_model(self) -> str:
         """The arm whose architecture the arm scratch has, by its name on the command line."""
