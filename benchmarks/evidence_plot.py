@@ -100,5 +100,6 @@ def draw_arms(studies: Mapping[str, Mapping[str, Any]], path: Path) -> None:
             axes.set_ylabel(METRICS[found["metric"]])
             axes.grid(axis="y", alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
-    panels[1, 0].legend(frameon=False, fontsize=8, title="mean ± standard\ndeviation of subsets", title_fontsize=8)
+    title = "mean ± standard\ndeviation of subsets"
+    panels[1, -1].legend(frameon=False, fontsize=8, loc="lower right", title=title, title_fontsize=8)
     figure.savefig(path, dpi=110)
