@@ -18,7 +18,7 @@ from .study_runs import in_points, mean_interval
 RESULTS = Path(__file__).parent / "results" / "evidence"
 PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
 # Studies of all arms after several pre-trainings of each end in this (`--name arms --target hog`).
-ALL_ARMS = "-arms-hog"
+SUFFIX_OF_ALL_ARMS = "-arms-hog"
 NAMES = {"clipart-color": "clip art", "textures-color": "textures", "vit-small": "ViT", "swin-small": "Swin"}
 # What the table of all arms says of them.
 DIFFERENCES = (
@@ -230,7 +230,7 @@ def continued(results: dict[str, dict[str, Any]], first: str = "hog", second: st
     """
     studies: dict[str, dict[str, Any]] = {}
     # A study of all arms counts where no other one has its target.
-    for name, result in sorted(results.items(), key=lambda item: item[0].endswith(ALL_ARMS)):
+    for name, result in sorted(results.items(), key=lambda item: item[0].endswith(SUFFIX_OF_ALL_ARMS)):
         if any(run["arm"] == "continued" for run in result.get("runs", ())):
             image_set = result["study"]["title"].split(",")[0]
             # Without a choice it was RGB.
@@ -361,7 +361,9 @@ def section(found: dict[str, Any]) -> list[str]:
 def read_studies() -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """All results by name of the study, and those of all arms by title."""
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
-    return results, {study_title(found["study"]): found for name, found in results.items() if name.endswith(ALL_ARMS)}
+    return results, {
+        study_title(found["study"]): found for name, found in results.items() if name.endswith(SUFFIX_OF_ALL_ARMS)
+    }
 
 
 def page(results: dict[str, dict[str, Any]], studies: dict[str, dict[str, Any]]) -> str:

@@ -10,9 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from hf_simmim.evaluation.comparing.verdicts import ALL_ARMS as ARMS
 from hf_simmim.visualization.plots import ARM_COLORS, ARM_MARKERS
 
-ARMS = ("from scratch", "pre-trained", "public", "continued")
 WIDTH, HEIGHT = 3.3, 3.6  # of a panel, in inches
 METRICS = {"accuracy": "test accuracy (%)", "balanced_accuracy": "balanced test accuracy (%)"}
 

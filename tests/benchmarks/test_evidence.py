@@ -123,8 +123,8 @@ def test_all_arms_are_a_table_and_a_picture(tmp_path):
     title = evidence_page.study_title(study)
     assert title == "textures, ViT"
     few, many = evidence_page.all_arms({title: found})[2:]
-    assert few.startswith("| textures, ViT | 20 | 51.0 | 61.0 | 81.0 | 71.0 | +10.0 (-1.0 to +40.0) |")
-    assert many.startswith("| textures, ViT | 50 | 56.0 | 61.0 | 81.0 | 71.0 | **+10.0 (+2.0 to +40.0)** |")
+    assert few.startswith("| textures, ViT | 20 | 51.0 | 81.0 | 61.0 | 71.0 | +10.0 (-1.0 to +40.0) |")
+    assert many.startswith("| textures, ViT | 50 | 56.0 | 81.0 | 61.0 | 71.0 | **+10.0 (+2.0 to +40.0)** |")
     assert evidence_page.all_arms({}) == []
     draw_arms({title: found, "the same": found}, tmp_path / "arms.png")
     assert Image.open(tmp_path / "arms.png").size[0] > 600
