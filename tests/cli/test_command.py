@@ -1,6 +1,7 @@
 """The command line as a whole: which commands there are, their help, and what is refused."""
 
 import contextlib
+import dataclasses
 import importlib
 import json
 import random
@@ -122,6 +123,15 @@ def test_what_comes_next_is_of_the_task(task, trainer, capsys):
     # Where training from scratch was no worse.
     print_next("compare", {"task": task, "checkpoint": "runs/a", "train_dir": "scenes", "from_scratch": True})
     assert "--checkpoint runs/a --from_scratch --train_dir scenes" in capsys.readouterr().out
+
+
+def test_what_comes_next_is_of_the_model_to_use(tmp_path, capsys):
+    """Whatever was given: here the pre-trained model, beside better public weights."""
+    compare = importlib.import_module("hf_simmim.cli.compare").COMMAND
+    advised = SimpleNamespace(next_options={"checkpoint": "public/weights", "from_scratch": False})
+    given = ["--checkpoint", "runs/a", "--public", "public/weights", "--train_dir", str(tmp_path)]
+    dataclasses.replace(compare, run=lambda arguments: advised).main(given)
+    assert f"hf-simmim finetune --checkpoint public/weights --train_dir {tmp_path}\n" in capsys.readouterr().out
 
 
 def test_what_comes_next_names_the_labeled_images(capsys):
