@@ -574,14 +574,20 @@ def panel_of(window, row: int = 0) -> str:
     return window.evaluate("row => document.querySelector(`#panel_${row} .model`)?.outerHTML ?? ''", row)
 
 
-def after(window, action, row: int = 0) -> dict:
-    """What a panel shows once an action has changed it."""
+def after(window, action, row: int = 0, tries: int = 1) -> dict:
+    """What a panel shows once an action has changed it; one that can come too early is tried again every 5 seconds."""
+    from playwright.sync_api import TimeoutError as NothingChanged
+
     before = panel_of(window, row)
-    action()
-    window.wait_for_function(
-        "([row, before]) => (document.querySelector(`#panel_${row} .model`)?.outerHTML ?? '') != before",
-        arg=[row, before],
-    )
+    for left in reversed(range(tries)):
+        action()
+        with contextlib.suppress(NothingChanged) if left else contextlib.nullcontext():
+            window.wait_for_function(
+                "([row, before]) => (document.querySelector(`#panel_${row} .model`)?.outerHTML ?? '') != before",
+                arg=[row, before],
+                timeout=5000 if left else None,
+            )
+            break
     window.wait_for_timeout(300)  # several events of one action
     return shown(panel_of(window, row))
 
@@ -694,26 +700,31 @@ def test_a_visit(visit, checkpoints, photos, tmp_path):
     # Paint a stroke in the middle, and another one.
     window.get_by_label("painted").check()
     window.get_by_text("Nothing is painted").first.wait_for()
-    window.wait_for_timeout(1000)  # until the canvas has its picture
     canvas = window.locator("#painting canvas").first
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
-    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
 
-    def stroke(x: float, y: float):
-        window.mouse.move(middle[0], middle[1])
-        window.mouse.down()
-        window.mouse.move(middle[0] + x, middle[1] + y, steps=2)
-        window.mouse.up()
+    def stroke(x: float, y: float) -> dict:
+        """From the middle; what is painted before the canvas has its picture is lost, and painted again."""
 
-    seen = after(window, lambda: stroke(20, 0))
+        def paint():
+            canvas.scroll_into_view_if_needed()
+            box = canvas.bounding_box()
+            middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+            window.mouse.move(*middle)
+            window.mouse.down()
+            window.mouse.move(middle[0] + x, middle[1] + y, steps=2)
+            window.mouse.up()
+
+        window.wait_for_timeout(1000)
+        return after(window, paint, tries=12)
+
+    seen = stroke(20, 0)
     window.screenshot(path=tmp_path / "stroke.png", full_page=True)
     first_stroke = int(seen["Masked patches"])
     gray = (seen["Masked"] == MASK_GRAY).all(axis=2)
     assert 1 <= first_stroke <= 6
     assert gray[16:24, 16:24].all()
     assert not gray[[0, 0, -1, -1], [0, -1, 0, -1]].any()
-    seen = after(window, lambda: stroke(0, 80))
+    seen = stroke(0, 80)
     assert int(seen["Masked patches"]) > first_stroke
     assert (seen["Masked"] == MASK_GRAY).all(axis=2)[-8:, 16:].any()
     assert "mask patches" not in panel_of(window, 1)
@@ -727,10 +738,7 @@ def test_a_visit(visit, checkpoints, photos, tmp_path):
         window.locator(f"#panel_{row} .model").wait_for(state="hidden")
     window.wait_for_timeout(1000)
     assert panel_of(window, 0) == panel_of(window, 1) == ""
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
-    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    seen = after(window, lambda: stroke(20, 0))
+    seen = stroke(20, 0)
     assert (seen["Original"] == (0, 0, 255)).all()
     assert 1 <= int(seen["Masked patches"]) <= 6
     assert not window.locator("#problem_1").is_visible()
