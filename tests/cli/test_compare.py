@@ -78,7 +78,7 @@ def test_from_pictures_to_a_verdict(script, pictures, tmp_path, capsys, monkeypa
     printed = capsys.readouterr().out
     assert results["conclusion"] in printed
     # Two budgets, two arms and two seeds, and the time of the others from the first on.
-    progress = re.findall(r"^  run (\d) of 8 finished(, about \d+ s left)?$", printed, re.M)
+    progress = re.findall(r"^  run (\d) of 8 finished(, about \d+ (?:s|min) left)?$", printed, re.M)
     assert [int(number) for number, _ in progress] == list(range(1, 9))
     assert [bool(left) for _, left in progress] == [True] * 7 + [False]
     assert results["conclusion"] in (tmp_path / "comparison.md").read_text()
