@@ -124,7 +124,16 @@ def test_images_of_other_channels_keep_pixels_and_that_is_said():
 def test_length():
     # 20 minutes for 2,000 images on processors, of which the start and evaluations take a part.
     assert choose_epochs(2000, 100, LAPTOP).value == 60
-    assert choose_epochs(2000, 100, LAPTOP, other_seconds=240).value == 48
+    assert choose_epochs(2000, 100, LAPTOP, other_seconds=lambda epochs: 240).value == 48
+    # Few epochs have few evaluations: 100 s of training and 5 of evaluations, not 20.
+    assert choose_epochs(2000, 100, LAPTOP, hours=106 / 3600, other_seconds=lambda epochs: epochs).value == 5
+
+    # Beyond twenty epochs every second one has an evaluation, so 22 fit where 20 do not.
+    def alternate(epochs: int) -> float:
+        return 10 * epochs if epochs <= 20 else 5 * epochs
+
+    assert choose_epochs(2000, 100, LAPTOP, hours=560 / 3600, other_seconds=alternate).value == 22
+    assert choose_epochs(2000, 100, LAPTOP, hours=510 / 3600, other_seconds=alternate).value == 17
     assert choose_epochs(2000, 0.1, LAPTOP).value == 5
     assert choose_epochs(20_000, 100, LAPTOP).value == 60
     assert "20 min" in choose_epochs(2000, 100, LAPTOP).reason

@@ -232,7 +232,7 @@ class Automatic:
         Raises:
             ValueError: If the model does not fit the memory.
         """
-        train, evaluation = datasets
+        train, validation = datasets
         is_open = self.is_on and self.is_open("num_train_epochs", "max_steps")
         hours = arguments.hours
         if self.expected_before is not None:
@@ -262,14 +262,18 @@ class Automatic:
             arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = smaller, parts
         # The processes must train equally long, and run the same code.
         found = everyones(found)[0]
-        num_evaluated = 0 if evaluation is None else len(evaluation)
+        num_evaluated = 0 if validation is None else len(validation)
 
         def settle_length() -> int:
             if hours is not None or is_open:
-                each = found.evaluation_seconds(num_evaluated, arguments) + SAVE_SECONDS
-                choice = choose_epochs(
-                    len(train), found.images_per_second, machine, hours, START_SECONDS + NUM_EVENTS * each
-                )
+                evaluation = found.evaluation_seconds(num_evaluated, arguments)
+
+                def others(epochs: int) -> float:
+                    """Seconds of the start, an evaluation before the first step, and evaluations and saves."""
+                    events = epochs // epochs_between_events(epochs)
+                    return START_SECONDS + evaluation + events * (evaluation + SAVE_SECONDS)
+
+                choice = choose_epochs(len(train), found.images_per_second, machine, hours, others)
                 self._set_length(arguments, choice, len(train))
             return planned_steps(arguments, len(train))
 
@@ -327,7 +331,7 @@ class Automatic:
     def _set_length(self, arguments: Any, choice: Choice, num_images: int) -> None:
         """Set the number of epochs, and evaluations and saves that are not too many."""
         self.set(arguments, "num_train_epochs", choice)
-        every = max(1, math.ceil(arguments.num_train_epochs / NUM_EVENTS))
+        every = epochs_between_events(arguments.num_train_epochs)
         if every == 1:
             return
         steps = max(1, every * num_images // images_per_step(arguments))
@@ -338,6 +342,11 @@ class Automatic:
                 setattr(arguments, f"{name}_steps", steps)
                 self.choices[strategy] = Choice("steps", f"every {every} epochs")
                 self.choices[f"{name}_steps"] = Choice(steps, f"every {every} epochs")
+
+
+def epochs_between_events(epochs: float) -> int:
+    """Epochs from one evaluation and save to the next, so that they are at most NUM_EVENTS."""
+    return max(1, math.ceil(epochs / NUM_EVENTS))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ the guide for large sets of images on GPUs; smaller sets and processors get smal
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,7 +165,11 @@ def choose_batch(
 
 
 def choose_epochs(
-    num_images: int, images_per_second: float, machine: Machine, hours: float | None = None, other_seconds: float = 0
+    num_images: int,
+    images_per_second: float,
+    machine: Machine,
+    hours: float | None = None,
+    other_seconds: Callable[[int], float] = lambda epochs: 0,
 ) -> Choice:
     """Choose the length of the training.
 
@@ -173,7 +178,7 @@ def choose_epochs(
         images_per_second: Measured speed of training over all devices.
         machine: What the machine offers.
         hours: Time that may be used; if None, that of the paper's schedules on a device, or less on processors.
-        other_seconds: What evaluations, saves and the start take of it.
+        other_seconds: Function that returns what start, evaluations and saves of a number of epochs take of it.
 
     Returns:
         The choice for `num_train_epochs`.
@@ -185,7 +190,16 @@ def choose_epochs(
     limit = hours
     if limit is None:
         limit = min(CPU_HOURS, max(1.0, num_images / CPU_IMAGES) * CPU_MINUTES / 60)
-    fitting = int(max(0.0, limit * 3600 - other_seconds) * images_per_second / num_images)
+    most = min(LONGEST_EPOCHS + 1, int(limit * 3600 * images_per_second / num_images))
+    # From above: more epochs may need less, with an evaluation after every second one.
+    fitting = next(
+        (
+            epochs
+            for epochs in range(most, 0, -1)
+            if epochs * num_images / images_per_second + other_seconds(epochs) <= limit * 3600
+        ),
+        0,
+    )
     epochs = max(FEWEST_EPOCHS if hours is None else 1, min(fitting, LONGEST_EPOCHS if hours else wanted))
     time = f"{limit:g} h" if hours else f"{limit * 60:.0f} min" if limit < 2 else f"{limit:.0f} h"
     asked = "--hours" if hours else "the default on processors; set --hours for another"
