@@ -175,7 +175,7 @@ def measure(
 
 def run_study(args: argparse.Namespace, runs: FinishedRuns) -> None:
     """Run what is not finished."""
-    folders = {name: write_folders(name, args.folder) for name in SETS}
+    folders = {name: write_folders(name, args.folder) for name, _ in PAIRS}
     for source, target in PAIRS:
         if source not in args.sources:
             continue
@@ -260,7 +260,8 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--sources", nargs="+", choices=SETS, default=list(SETS), help="sets of the first weights")
+    sources = [source for source, _ in PAIRS]
+    parser.add_argument("--sources", nargs="+", choices=sources, default=sources, help="sets of the first weights")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
     parser.add_argument("--epochs", type=float, default=10, help="of the training with labels (default: 10)")
     parser.add_argument("--steps", type=int, default=400, help="of the training without (default: 400)")

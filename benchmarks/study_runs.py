@@ -26,6 +26,11 @@ from .measuring import RESULTS, complete_lines, machine
 SETS = {
     "fashion": ("embedded", 28, "Fashion-MNIST, the embedded 6,000 training and 1,000 test images, gray, 28 px"),
     "clipart": ("clipart", 64, "Open Clip Art, 3,442 training and 860 test images of ten subjects, color, 64 px"),
+    "textures": (
+        "textures-color",
+        64,
+        "OpenArena, 2,100 training and 500 test windows of ten photographed textures, color, 64 px",
+    ),
 }
 
 

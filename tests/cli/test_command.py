@@ -117,29 +117,23 @@ def test_every_other_name_leads_to_an_option(other):
 
 
 @pytest.mark.parametrize(("task", "trainer"), [("segmentation", "segment"), ("classification", "finetune")])
-def test_what_comes_next_is_of_the_task(task, trainer, capsys):
-    print_next("compare", {"task": task, "checkpoint": "runs/a", "train_dir": "scenes"})
-    assert f": hf-simmim {trainer} --checkpoint runs/a --train_dir scenes" in capsys.readouterr().out
-    # Where training from scratch was no worse.
-    print_next("compare", {"task": task, "checkpoint": "runs/a", "train_dir": "scenes", "from_scratch": True})
-    assert "--checkpoint runs/a --from_scratch --train_dir scenes" in capsys.readouterr().out
-
-
-def test_what_comes_next_is_of_the_model_to_use(tmp_path, capsys):
-    """Whatever was given: here the pre-trained model, beside better public weights."""
+def test_what_comes_next_is_of_the_task_and_the_model_to_use(task, trainer, tmp_path, capsys):
+    """Whatever was given: here the pre-trained model, beside better public weights; trained as it was compared."""
     compare = importlib.import_module("hf_simmim.cli.compare").COMMAND
-    advised = SimpleNamespace(next_options={"checkpoint": "public/weights", "from_scratch": False})
-    given = ["--checkpoint", "runs/a", "--public", "public/weights", "--train_dir", str(tmp_path)]
+    advised = SimpleNamespace(next_options={"checkpoint": "public/weights", "from_scratch": True, "recipe": "a b"})
+    given = ["--checkpoint", "runs/a", "--public", "public/weights", "--train_dir", str(tmp_path), "--task", task]
     dataclasses.replace(compare, run=lambda arguments: advised).main(given)
-    assert f"hf-simmim finetune --checkpoint public/weights --train_dir {tmp_path}\n" in capsys.readouterr().out
+    command = f"hf-simmim {trainer} --checkpoint public/weights --from_scratch True --recipe 'a b'"
+    assert f": {command} --train_dir {tmp_path}\n" in capsys.readouterr().out
 
 
 def test_what_comes_next_names_the_labeled_images(capsys):
     """As they were named: a data set has a column of labels, and a folder of volumes an axis."""
     columns = {"data_files": ["a b.parquet", "c.parquet"], "label_column": "age", "train_split": "train"}
     print_next("probe", {"checkpoint": ["runs/a", "runs/b"], **columns, "stacks": "ZC"})
-    print_next("compare", {"task": "classification", "checkpoint": "runs/a", "train_dir": "scans", "slice_axis": 0})
-    print_next("compare", {"task": "classification", "checkpoint": "runs/a", "train_dir": None})
+    advised = {"checkpoint": "runs/a"}
+    print_next("compare", {"task": "classification", "train_dir": "scans", "slice_axis": 0}, advised)
+    print_next("compare", {"task": "classification", "train_dir": None}, advised)
     first, second = capsys.readouterr().out.splitlines()
     shown = "--data_files 'a b.parquet' c.parquet --label_column age --stacks ZC"
     assert first == f"Next: train a classifier: hf-simmim finetune --checkpoint runs/a {shown}"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -241,7 +242,10 @@ def test_segmentation(script, tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "4 annotated images, pre-trained: 2 runs" in printed
     # One cannot tell, and training from scratch costs least.
-    assert f"hf-simmim segment --checkpoint {tmp_path}/run/pretrained --from_scratch --train_dir {scenes}" in printed
+    words = next_words(printed, "segment")
+    assert words[:4] == ["--checkpoint", f"{tmp_path}/run/pretrained", "--from_scratch", "True"]
+    assert words[-2:] == ["--train_dir", str(scenes)]
+    assert words[words.index("--decoder_channels") + 1] == "16"
     assert re.search(r"test mean IoU \d+\.\d ± \d+\.\d % \(n = 33\)", printed)
     results = json.loads((tmp_path / "run" / "comparison.json").read_text())
     assert results["metric"] == "mean_iou"
@@ -336,7 +340,13 @@ def test_fewer_images_are_of_all_classes(script, pictures):
 ARM_FOLDERS = ("pre-trained", "from-scratch")
 
 
-def test_tuning_never_sees_the_images_that_decide(script, pictures, tmp_path, monkeypatch):
+def next_words(printed: str, command: str) -> list[str]:
+    """The command line that is printed at the end, after the name of the command."""
+    (line,) = re.findall(rf"^Next: .*: hf-simmim {command} (.*)$", printed, re.M)
+    return shlex.split(line)
+
+
+def test_tuning_never_sees_the_images_that_decide(script, pictures, tmp_path, monkeypatch, capsys):
     """What the runs and their cross-validation are asked for, and which images that gives."""
     seen = plan_only(script, monkeypatch)
     torch.manual_seed(0)
@@ -351,6 +361,12 @@ def test_tuning_never_sees_the_images_that_decide(script, pictures, tmp_path, mo
     assert len(seen["tuning"]) == 2 * 2 * 4 * 2  # budgets, arms, choices, folds
     # The labeled images of the first seed.
     assert {frozenset(images) for images in few} == {frozenset(seen["deciding"][0][0])}
+    # What comes next trains the cheapest model, as no other is better, by the recipe of the comparison and its choice.
+    parts = script.finetune.COMMAND.parse(next_words(capsys.readouterr().out, "finetune"))
+    given = {name: value for part in parts for name, value in vars(part).items()}
+    expected = {"train_dir": str(pictures), "labels_per_class": None, "from_scratch": True, "rand_augment": "none"}
+    expected |= {"learning_rate": 0.001, "layer_decay": 0.5, "num_train_epochs": 1}
+    assert {name: given[name] for name in expected} == expected
 
 
 def plan_only(script, monkeypatch) -> dict[str, list]:

@@ -97,7 +97,7 @@ class Command:
         options = {name: value for part in parts for name, value in vars(part).items()}
         # What no option names, such as a model that was trained on the way.
         found = {name: getattr(result, name, None) for name in ("task", "checkpoint") if options.get(name) is None}
-        print_next(self.name, options | found | getattr(result, "next_options", {}))
+        print_next(self.name, options | found, getattr(result, "next_options", {}))
         return result
 
     def __call__(self, **options: Any) -> Any:
@@ -225,10 +225,8 @@ NEXT = {
     "finetune": ("predict on new images: hf-simmim predict --checkpoint {output_dir} --image_dir PHOTOS",),
     "segment": ("predict on new images: hf-simmim predict --checkpoint {output_dir} --image_dir PHOTOS",),
     "probe": ("train a classifier: hf-simmim finetune --checkpoint {checkpoint} {labeled}",),
-    "compare": ("train the model to use: hf-simmim finetune --checkpoint {checkpoint}{scratch} {labeled}",),
-    "compare segmentation": (
-        "train on all masks: hf-simmim segment --checkpoint {checkpoint}{scratch} --train_dir {train_dir}",
-    ),
+    "compare": ("train the model to use: hf-simmim finetune {advised} {labeled}",),
+    "compare segmentation": ("train on all masks: hf-simmim segment {advised} --train_dir {train_dir}",),
     "embed": ("evaluate the features: hf-simmim probe --checkpoint {checkpoint} --train_dir LABELED_PHOTOS",),
     "reconstruct": ("mask by hand in the browser: hf-simmim app --checkpoint {checkpoint}",),
     "convert": ("see how images are arranged: hf-simmim embed --checkpoint {output_dir} --image_dir PHOTOS",),
@@ -263,12 +261,13 @@ def _labeled_images(options: Mapping[str, Any]) -> str:
     return shlex.join(options_of(given))
 
 
-def print_next(command: str, options: Mapping[str, Any]) -> None:
+def print_next(command: str, options: Mapping[str, Any], advised: Mapping[str, Any] | None = None) -> None:
     """Print what to do after a command, in the first process.
 
     Args:
         command: Name of the command.
         options: Its options, by name.
+        advised: Options of the next command that it found.
     """
     if command == "finetune":
         # Each of several runs has a folder of its own, and the model of the first is as good as any.
@@ -282,7 +281,7 @@ def print_next(command: str, options: Mapping[str, Any]) -> None:
         for name, value in options.items()
         if value not in (None, "", [], ())
     } | ({"labeled": labeled} if labeled else {})
-    values["scratch"] = " --from_scratch" if options.get("from_scratch") else ""
+    values["advised"] = shlex.join(options_of(advised or {}))
     with contextlib.suppress(KeyError):
         task = f"{command} {options.get('task')}"
         lines = "; or ".join(line.format(**values) for line in NEXT.get(task, NEXT.get(command, ())))

@@ -55,10 +55,6 @@ from .options.comparing import ARM_NAMES, TASKS, CompareArguments
 from .options.models import describe_models
 from .recipes import CommandError, options_of
 
-# Recipe of finetune for all arms, if none is named: that of the paper takes too few steps on few labels.
-FEW_LABELS = "few_labels"
-# Of segmentations, unless options say otherwise.
-FEW_EPOCHS, FEW_BATCH = 100.0, 8
 # Of a run: images per class, and whether it is of a cross-validation.
 Kind = tuple[int, bool]
 # Steps of an arm, whose costs are told.
@@ -436,17 +432,9 @@ def run_options(arguments: CompareArguments, budget: int) -> dict[str, Any]:
     # Progress bars of many short runs would hide the results; Trainer prints to the log instead. The test set is not
     # used before the end.
     options: dict[str, Any] = {"disable_tqdm": True, "eval_strategy": "no"}
-    if arguments.task == "segmentation":
-        options |= {"num_train_images": budget} if budget else {}
-        if arguments.finetune_recipe is None:
-            batch = min(FEW_BATCH, budget or FEW_BATCH)
-            options |= {"num_train_epochs": FEW_EPOCHS, "per_device_train_batch_size": batch}
-        recipe = arguments.finetune_recipe
-    else:
-        options |= {"labels_per_class": budget} if budget else {}
-        recipe = arguments.finetune_recipe or (FEW_LABELS if arguments.names_images else None)
-    options |= {"recipe": recipe} if recipe is not None else {}
-    return options | arguments.further("finetune")
+    if budget:
+        options["num_train_images" if arguments.task == "segmentation" else "labels_per_class"] = budget
+    return options | arguments.training_options(budget)
 
 
 def run_source(arguments: CompareArguments) -> dict[str, Any]:
@@ -552,6 +540,7 @@ def run_arms(arguments: CompareArguments, models: list[Model], test_set: TestSet
             if missing:
                 raise CommandError(f"{metric.title} is missing in {folder}, seeds {missing}. Use another --metric.")
             num_labels, results.num_images = runs[0]["num_train_images"], runs[0]["num_eval_images"]
+            results.choices.setdefault(num_labels, {})[arm] = choice
             values = {run["seed"]: run["metrics"][metric.key] for run in runs}
             keyed = {seed if model.pretraining is None else (model.pretraining, seed): values[seed] for seed in values}
             results.scores.setdefault(num_labels, {}).setdefault(arm, {}).update(keyed)
@@ -587,7 +576,8 @@ class ComparisonResult:
         metric: Name of the metric that decides.
         labels_saved: Labels that the better arm of each pair saves.
         costs: Time and energy by arm and step.
-        next_options: Options of `hf-simmim finetune` or `segment` that choose the model to use.
+        next_options: Options of `hf-simmim finetune` or `segment` that train the model to use as it was trained here,
+            with what it chose with the most labels.
     """
 
     conclusion: str
@@ -640,7 +630,12 @@ def run(arguments: CompareArguments) -> ComparisonResult:
         metric=test_set.metric.name,
         labels_saved=report.labels_saved,
         costs=results.costs,
-        next_options={"checkpoint": advised.checkpoint, "from_scratch": advised.from_scratch},
+        next_options={
+            "checkpoint": advised.checkpoint,
+            **({"from_scratch": True} if advised.from_scratch else {}),
+            **arguments.training_options(),
+            **results.choices[max(results.choices)][advised.arm],
+        },
     )
 
 

@@ -15,6 +15,11 @@ TASKS = ("classification", "segmentation")
 # Name of each arm in results and folders, by its name on the command line.
 ARM_NAMES = {"pretrained": "pre-trained", "scratch": "from scratch", "public": "public", "continued": "continued"}
 
+# Recipe of finetune for all arms, if none is named: that of the paper takes too few steps on few labels.
+FEW_LABELS = "few_labels"
+# Of segmentations, unless options say otherwise.
+FEW_EPOCHS, FEW_BATCH = 100.0, 8
+
 SLICE_OPTIONS = tuple(option.name for option in fields(SliceArguments))
 _LABELED = (
     *("train_dir", "validation_dir", "dataset_name", "dataset_config", "data_files", "train_split"),
@@ -292,6 +297,26 @@ class CompareArguments(LabeledSourceArguments):
     def labeled_source(self) -> dict[str, Any]:
         """Options of `hf-simmim finetune` that name the images."""
         return {name: value for name, value in asdict(self).items() if name in _LABELED and value is not None}
+
+    def training_options(self, budget: int = 0) -> dict[str, Any]:
+        """Options of `hf-simmim finetune`, or of `segment`, that say how all arms are trained.
+
+        Args:
+            budget: Labeled images per class, or in all; 0 for all.
+
+        Returns:
+            The options, without model, images, seeds, folder and what each arm chooses for itself.
+        """
+        options: dict[str, Any] = {}
+        recipe = self.finetune_recipe
+        if self.task == TASKS[0] and recipe is None and self.names_images:
+            recipe = FEW_LABELS
+        elif self.task != TASKS[0] and recipe is None:
+            options = {
+                "num_train_epochs": FEW_EPOCHS,
+                "per_device_train_batch_size": min(FEW_BATCH, budget or FEW_BATCH),
+            }
+        return options | ({"recipe": recipe} if recipe is not None else {}) | self.further("finetune")
 
     @property
     def choices(self) -> list[dict[str, float]]:

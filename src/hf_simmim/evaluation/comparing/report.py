@@ -40,6 +40,7 @@ class Results:
         labels: Labels of the test images, as the runs kept them.
         costs: Cost by arm and step.
         num_images: Size of the test set.
+        choices: What was chosen by cross-validation, by number of labeled images and arm; nothing without a choice.
     """
 
     scores: dict[int, dict[str, dict[Key, float]]] = field(default_factory=dict)
@@ -47,6 +48,7 @@ class Results:
     labels: np.ndarray | None = None
     costs: dict[str, dict[str, Cost]] = field(default_factory=dict)
     num_images: int = 0
+    choices: dict[int, dict[str, dict[str, float]]] = field(default_factory=dict)
 
     def spend(self, arm: str, step: str, cost: Cost) -> None:
         """Add a cost."""
