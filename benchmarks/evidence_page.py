@@ -29,8 +29,9 @@ DIFFERENCES = (
 )
 ARMS_TEXT = (
     "Test accuracy in percent, balanced but for textures: means over five subsets of labels, of the pre-trained and the"
-    " continued models each after three pre-trainings. Differences in percentage points, with the 95 % intervals of"
-    " [the verdicts](compare.md), which also count the test images; those without zero are bold."
+    " continued models each after three pre-trainings, the pre-trained ones by gradients (`--target hog`), the"
+    " continued ones by RGB. Differences in percentage points, with the 95 % intervals of [the verdicts](compare.md),"
+    " which also count the test images; those without zero are bold."
 )
 ABLATION = Path(__file__).parents[1] / "docs" / "ablation" / "textures"
 # Pairs of values in percent, by subset of labels.
