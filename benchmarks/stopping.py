@@ -212,6 +212,7 @@ def differences(lines: Sequence[dict[str, Any]], choice: Choice, last: Choice) -
 
 def print_report(args: argparse.Namespace, lines: Sequence[dict[str, Any]]) -> None:
     """Print a table for each set and one for all, every run, and the machine."""
+    lines = [line for line in lines if line["set"] in args.sets]
     pretrainings = [
         line
         for line in lines

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -70,6 +71,18 @@ def test_better_is_more_than_noise(rule, log, best, waited):
     assert StopRule(rule.kind, 1, rule.min_gain, counts_start=rule.counts_start).judge(log).is_over == (waited >= 1)
     # The best weights are measured once more at the end.
     assert rule.judge([*log, {**log[0], "step": log[-1]["step"], rule.figure: 1e3}]) == standing
+
+
+def test_a_probe_at_its_ceiling_is_doubted_once(caplog):
+    """Of 250 images 246 right: perfect within its interval, so that nothing could be better than it."""
+    log = probed(0.9, 0.984, 0.99, num_images=250)
+    assert StopRule("probe").doubt(log[:1]) is StopRule("rank").doubt(log) is None
+    callback = StopCallback(SimpleNamespace(is_in_train=True), StopRule("probe"))
+    for step in range(3):
+        state = SimpleNamespace(log_history=log[: step + 1], is_world_process_zero=True, global_step=step + 1)
+        callback.on_evaluate(None, state, None)
+    (told,) = caplog.messages
+    assert told.startswith("Step 2: the linear probe is right about 98.4% of its test images, so it can hardly rise")
 
 
 def test_drift_ends_at_the_limit():

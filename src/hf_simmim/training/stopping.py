@@ -20,6 +20,8 @@ logger = logging.get_logger(__name__)
 STOP_FIGURES = {"probe": "probe_linear_accuracy", "rank": "eval_rankme", "drift": "drift_knn_agreement"}
 # Gain of RankMe that counts as better, as a share of the best.
 RANK_TOLERANCE = 0.01
+# Upper end of the probe's interval from which on it can hardly rise.
+CEILING = 0.99
 # Evaluations in a row before each of which the training loss rose.
 NUM_RISES = 3
 # Key of the seconds that were trained, in the state of a trainer.
@@ -104,6 +106,24 @@ class StopRule:
                 waited += 1
         return Standing(best, waited, waited >= self.patience)
 
+    def doubt(self, log: Log) -> str | None:
+        """Say if the figure can hardly rise, so that it does not tell what features still learn.
+
+        Args:
+            log: `TrainerState.log_history`.
+
+        Returns:
+            A sentence; None without doubt.
+        """
+        for entry in log if self.kind == "probe" else ():
+            if entry.get("probe_linear_high", 0.0) >= CEILING:
+                return (
+                    f"Step {entry['step']:,}: the linear probe is right about {entry[self.figure]:.1%} of its test"
+                    " images, so it can hardly rise, and does not tell what features still learn. Stop by a harder one"
+                    " (--probe_dir with other labels, or fewer images of each class), or leave --stop_by out."
+                )
+        return None
+
     def is_near(self, agreement: float) -> bool:
         """Whether an agreement of neighbors is within the limit of drift."""
         return agreement >= 1 - self.max_drift
@@ -131,6 +151,7 @@ class StopCallback(TrainerCallback):
 
     def __init__(self, trainer: Any, rule: StopRule):
         self.trainer, self.rule = trainer, rule
+        self.has_doubted = False
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Train no further where the run ended; refuse a checkpoint that does not have what drift is measured by."""
@@ -160,6 +181,10 @@ class StopCallback(TrainerCallback):
         """Judge what was logged until now; the first process decides."""
         if not self.trainer.is_in_train:
             return
+        doubt = None if self.has_doubted else self.rule.doubt(state.log_history)
+        if doubt is not None and state.is_world_process_zero:
+            logger.warning(doubt)
+        self.has_doubted |= doubt is not None
         standing = self.rule.judge(state.log_history)
         is_over = [standing.is_over]
         broadcast_object_list(is_over)
