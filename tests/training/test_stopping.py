@@ -114,6 +114,8 @@ def test_a_run_ends_keeps_the_best_and_is_complete(photos, tmp_path, capsys, cap
     ranks = {entry["step"]: entry["eval_rankme"] for entry in log[:-1] if "eval_rankme" in entry}
     assert list(ranks)[:3] == [5, 10, 15]
     assert "the training ends, because rankme was" in caplog.text
+    assert "compare these weights with checkpoint-15 (hf-simmim embed" in caplog.text
+    assert (tmp_path / "checkpoint-15").is_dir()
     best = max((5, 10, 15), key=ranks.get)
     state = json.loads((tmp_path / "trainer_state.json").read_text())
     assert (state["global_step"], state["best_global_step"]) == (15, best)
