@@ -232,7 +232,7 @@ class StopCallback(TrainerCallback):
         if best["step"] == 0:
             text += " None was better than the weights that it started from: use those."
         if rule.kind == "rank":
-            # So it was in all runs of docs/reading.md.
+            # In the runs of docs/reading.md it was high at first, fell, and rose slowly.
             text += (
                 " It is often highest in the first evaluations, before much is learned: compare these weights with"
                 f" checkpoint-{step} (hf-simmim embed, or probe with labels), or train without --stop_by."
