@@ -124,9 +124,9 @@ def test_many_classes_are_not_ranked_and_fast():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, len(names), 300)
     logits = rng.normal(size=(300, len(names))).astype(np.float32)
-    start = time.process_time()
+    start = time.perf_counter()
     figures = PerClassScores(names).compute(predictions=logits, references=labels)
-    assert time.process_time() - start < 5
+    assert time.perf_counter() - start < 5
     assert set(figures) == {"macro_precision", "macro_recall", "macro_f1", "per_class"}
     assert set(figures["per_class"]["0"]) == {"precision", "recall", "f1", "support"}
     few = PerClassScores(names[:MAX_RANKED_CLASSES])
@@ -339,10 +339,10 @@ def test_processes_measure_at_once_without_sharing_anything(tmp_path, monkeypatc
 def test_many_logits_are_fast():
     rng = np.random.default_rng(0)
     logits, labels = rng.random((10_000, 1000), dtype=np.float32), rng.integers(0, 1000, 10_000)
-    start = time.process_time()
+    start = time.perf_counter()
     evaluation = EvalPrediction(predictions=logits, label_ids=labels)
     figures = classification_metrics([str(index) for index in range(1000)])(evaluation)
-    assert time.process_time() - start < 5
+    assert time.perf_counter() - start < 5
     # Without the ranks of so many classes.
     assert set(figures) == {"accuracy", "balanced_accuracy", "top5_accuracy", "macro_precision", "macro_f1"}
 

@@ -281,7 +281,8 @@ def print_next(command: str, options: Mapping[str, Any], advised: Mapping[str, A
         for name, value in options.items()
         if value not in (None, "", [], ())
     } | ({"labeled": labeled} if labeled else {})
-    values["advised"] = shlex.join(options_of(advised or {}))
+    if advised:
+        values["advised"] = shlex.join(options_of(advised))
     with contextlib.suppress(KeyError):
         task = f"{command} {options.get('task')}"
         lines = "; or ".join(line.format(**values) for line in NEXT.get(task, NEXT.get(command, ())))
