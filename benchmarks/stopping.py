@@ -226,8 +226,9 @@ def print_report(args: argparse.Namespace, lines: Sequence[dict[str, Any]]) -> N
         print(f"\n{name}: {SETS[name][2]}\n")
         print(
             "| kept checkpoint | epochs, by seed | hours up to it | hours trained | test accuracy, % | minus the last |"
+            " by seed |"
         )
-        print("| --- | --- | ---: | ---: | ---: | ---: |")
+        print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
         rows: dict[str, list[tuple[dict[str, Any], Choice, list[float], list[float]]]] = {}
         for line in (line for line in pretrainings if line["set"] == name):
             own = [each for each in tuned if each["set"] == name and each["seed"] == line["seed"] and _same(each, line)]
@@ -246,9 +247,10 @@ def print_report(args: argparse.Namespace, lines: Sequence[dict[str, Any]]) -> N
             together.setdefault(rule, []).extend(means)
             accuracy = statistics.fmean(value for _, _, values, _ in cells for value in values)
             gain = "" if rule == LAST else in_points(*mean_interval(means))
-            print(f"| {rule} | {epochs} | {hours[0]:.3f} | {hours[1]:.3f} | {accuracy:.1f} | {gain} |")
+            each = "" if rule == LAST else " ".join(f"{mean:+.1f}" for mean in means)
+            print(f"| {rule} | {epochs} | {hours[0]:.3f} | {hours[1]:.3f} | {accuracy:.1f} | {gain} | {each} |")
         if scratch := [100 * line["accuracy"] for line in tuned if line["set"] == name and line["seed"] is None]:
-            print(f"| {SCRATCH} | | 0 | 0 | {statistics.fmean(scratch):.1f} | |")
+            print(f"| {SCRATCH} | | 0 | 0 | {statistics.fmean(scratch):.1f} | | |")
     print(f"\nAll {len(pretrainings)} pre-trainings, minus the last:")
     for rule, means in together.items():
         if rule != LAST:
